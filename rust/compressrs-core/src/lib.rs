@@ -1,0 +1,21 @@
+//! The arithmetic of compressrs: slices in, slices out, no Python.
+//!
+//! - [`optim`]: update rules of optimizers, applied to many tensors at once;
+//! - [`prune`]: exact magnitude thresholds and masks;
+//! - [`sparse`]: CSR matrices and their products;
+//! - [`distill`]: softmax with temperature and distillation losses.
+//!
+//! These stand on [`element`] (storage and compute types), [`simd`] (one body
+//! for every instruction set), [`lanes`] (reductions in a fixed order),
+//! [`mod@exp`] and [`parallel`] (our thread pool). Results have the same bits for
+//! every instruction set and every number of threads.
+
+pub mod distill;
+pub mod element;
+pub mod exp;
+pub mod lanes;
+pub mod optim;
+pub mod parallel;
+pub mod prune;
+pub mod simd;
+pub mod sparse;

@@ -1,0 +1,200 @@
+//! Run-time choice of the instruction set, made once per process.
+//!
+//! A kernel is a struct of its arguments that implements [`Kernel`]; its body is
+//! `#[inline(always)]` and plain Rust. [`dispatch`] calls it through a wrapper
+//! that carries `#[target_feature]`, so that the compiler vectorizes the one body
+//! for each [`Level`]. `mul_add` and the fixed lanes of [`crate::lanes`] make the
+//! bits the same on all of them.
+//!
+//! # Why hand-made wrappers
+//!
+//! The `multiversion` and `pulp` crates were tried on the Adam update (`f32`,
+//! 16,384 elements, AVX-512). All three give the same inner loop, since in each
+//! the work is done by `#[target_feature]` around an inlined body, and the same
+//! time. The wrappers below are what remains once that is so: they need no
+//! dependency, take generic kernels (which `multiversion` 0.9 cannot clone), and
+//! one place decides the level, so that [`ENV`] can lower it (neither crate
+//! offers that; the bit-for-bit tests need it).
+
+use std::sync::OnceLock;
+
+/// Name of the environment variable that forces a lower level.
+pub const ENV: &str = "COMPRESSRS_SIMD";
+
+/// An instruction set that kernels are compiled for, from the least to the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the compilation target guarantees. Without a fused multiply-add in
+    /// the target (x86-64 before Haswell) the C library's `fma` serves: right,
+    /// but slow.
+    Portable,
+    /// 128-bit NEON, part of every aarch64 target.
+    Neon,
+    /// 256-bit AVX2 with FMA.
+    Avx2,
+    /// 512-bit AVX-512 (F, BW, DQ, VL).
+    Avx512,
+}
+
+impl Level {
+    const ALL: [Level; 4] = [Level::Portable, Level::Neon, Level::Avx2, Level::Avx512];
+
+    /// The name used in [`ENV`] and in `show_config`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Neon => "neon",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Level::Portable => true,
+            Level::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                Level::Avx2.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => false,
+        }
+    }
+
+    /// The levels of this machine, from the least to the most.
+    pub fn supported() -> impl Iterator<Item = Level> {
+        Level::ALL.into_iter().filter(|l| l.is_supported())
+    }
+
+    fn choose(request: Option<&str>) -> Result<Level, String> {
+        let names = || Level::supported().map(Level::name).collect::<Vec<_>>().join(", ");
+        match request.map(str::trim) {
+            None | Some("") => Ok(Level::supported().last().unwrap_or(Level::Portable)),
+            Some(name) => Level::supported()
+                .find(|l| l.name().eq_ignore_ascii_case(name))
+                .ok_or_else(|| format!("{ENV} must be one of {} on this machine, got {name:?}", names())),
+        }
+    }
+}
+
+/// The level in force: the best supported one, or the one that [`ENV`] names.
+///
+/// Read once; later changes of the environment have no effect.
+///
+/// # Errors
+/// [`ENV`] names something that is not a level of this machine.
+#[inline]
+pub fn level() -> Result<Level, &'static str> {
+    static LEVEL: OnceLock<Result<Level, String>> = OnceLock::new();
+    LEVEL
+        .get_or_init(|| Level::choose(std::env::var(ENV).ok().as_deref()))
+        .as_ref()
+        .copied()
+        .map_err(String::as_str)
+}
+
+/// A kernel: arguments and a body that is compiled once per level.
+pub trait Kernel {
+    /// What the kernel returns.
+    type Output;
+    /// The body. Implementations must be `#[inline(always)]`, and so must all
+    /// that they call in a loop, or they are compiled for the base target only.
+    fn run(self) -> Self::Output;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Kernel;
+
+    /// # Safety
+    /// The machine must have the features named.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run()
+    }
+
+    /// # Safety
+    /// The machine must have the features named.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run()
+    }
+}
+
+/// Runs a kernel at the level in force.
+///
+/// # Panics
+/// If [`ENV`] names no level of this machine; callers that must not panic ask
+/// [`level`] first.
+#[inline]
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    match level() {
+        // SAFETY: `level` returns only supported levels.
+        Ok(level) => unsafe { run_at(level, kernel) },
+        Err(message) => panic!("{message}"),
+    }
+}
+
+/// Runs a kernel at a given level, for tests and benches that compare them.
+///
+/// # Panics
+/// If this machine does not support `level`.
+pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    assert!(level.is_supported(), "{} is not supported here", level.name());
+    // SAFETY: just checked.
+    unsafe { run_at(level, kernel) }
+}
+
+/// # Safety
+/// The machine must support `level`.
+#[inline]
+unsafe fn run_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's promise.
+        Level::Avx512 => unsafe { x86::avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's promise.
+        Level::Avx2 => unsafe { x86::avx2(kernel) },
+        // NEON is part of the aarch64 base target.
+        _ => kernel.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_level_is_the_default_and_a_name_lowers_it() {
+        let best = Level::supported().last().unwrap();
+        assert_eq!(Level::choose(None), Ok(best));
+        assert_eq!(Level::choose(Some("")), Ok(best));
+        assert_eq!(Level::choose(Some("Portable")), Ok(Level::Portable));
+        for level in Level::supported() {
+            assert_eq!(Level::choose(Some(level.name())), Ok(level));
+        }
+    }
+
+    #[test]
+    fn an_unknown_or_unsupported_level_is_an_error() {
+        for name in ["avx1024", "neon,avx2"] {
+            let message = Level::choose(Some(name)).unwrap_err();
+            assert!(message.contains(name) && message.contains("portable"), "{message}");
+        }
+        let foreign = if cfg!(target_arch = "x86_64") { "neon" } else { "avx512" };
+        assert!(Level::choose(Some(foreign)).is_err());
+    }
+}
