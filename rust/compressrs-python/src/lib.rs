@@ -1,1 +1,41 @@
+//! `compressrs._core`: the door between NumPy arrays and the arithmetic of
+//! [`compressrs_core`].
+//!
+//! Functions here check their arguments, give up the GIL, call the core, and
+//! turn every failure into an exception that names the argument. They contain no
+//! arithmetic. The Python package wraps them; they are not public themselves.
 
+mod buffers;
+mod distill;
+mod errors;
+mod optim;
+mod prune;
+mod sparse;
+mod threads;
+
+/// See the crate's documentation.
+#[pyo3::pymodule]
+mod _core {
+    use pyo3::exceptions::PyImportError;
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::distill::{kd_loss, softmax};
+    #[pymodule_export]
+    use crate::optim::{Stepper, rule_states};
+    #[pymodule_export]
+    use crate::prune::{apply_mask, magnitude_threshold, mask_below, mask_smallest};
+    #[pymodule_export]
+    use crate::sparse::{csr_check, csr_from_dense, csr_matmul, csr_to_dense, sddmm};
+    #[pymodule_export]
+    use crate::threads::{get_num_threads, set_num_threads, shutdown, simd_level, simd_levels};
+
+    /// Wrong settings in the environment are reported at import, not in the
+    /// middle of a kernel.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        compressrs_core::simd::level().map_err(PyImportError::new_err)?;
+        compressrs_core::parallel::num_threads().map_err(PyImportError::new_err)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

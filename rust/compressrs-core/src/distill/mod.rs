@@ -8,7 +8,7 @@ mod kd;
 mod softmax;
 
 pub use kd::{KdLoss, kd_loss};
-pub use softmax::{log_softmax, softmax};
+pub use softmax::{Softmax, softmax};
 
 /// Elements that are summed in the compute type.
 const CHUNK: usize = 4096;

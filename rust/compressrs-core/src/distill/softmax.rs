@@ -1,13 +1,25 @@
 //! Softmax and its logarithm.
 
 use super::{CHUNK, GRAIN};
-use crate::element::{Element, Float};
+use crate::element::Float;
 use crate::lanes::{LANES, max_of, sum_tree};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
-/// `out[i, j] = exp(z[i, j] / T) / sum_k exp(z[i, k] / T)` for rows of length
-/// `classes`.
+/// What [`softmax`] computes for each row of length `classes`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// Length of a row.
+    pub classes: usize,
+    /// `T`.
+    pub temperature: f64,
+    /// Whether to take the logarithm, `(z - max) / T - log(sum exp((z - max) / T))`,
+    /// which is exact where the probability itself would be 0.
+    pub log: bool,
+}
+
+/// `out[i, j] = exp(z[i, j] / T) / sum_k exp(z[i, k] / T)`, or its logarithm; in
+/// place where `z` is None.
 ///
 /// The row's maximum is subtracted before the division by `T`, so that no finite
 /// logit overflows at any temperature. A row that holds NaN or +inf, or nothing
@@ -15,89 +27,70 @@ use crate::simd::{self, Kernel};
 ///
 /// # Panics
 /// If the lengths differ or are no multiple of `classes`.
-pub fn softmax<E: Element>(z: &[E], classes: usize, temperature: f64, out: &mut [E]) {
-    rows::<E, false>(z, classes, temperature, out);
-}
-
-/// The logarithm of [`softmax`], without taking one of a small number:
-/// `(z - max) / T - log(sum exp((z - max) / T))`.
-///
-/// # Panics
-/// If the lengths differ or are no multiple of `classes`.
-pub fn log_softmax<E: Element>(z: &[E], classes: usize, temperature: f64, out: &mut [E]) {
-    rows::<E, true>(z, classes, temperature, out);
-}
-
-fn rows<E: Element, const LOG: bool>(z: &[E], classes: usize, temperature: f64, out: &mut [E]) {
-    assert_eq!(z.len(), out.len());
-    if z.is_empty() {
+pub fn softmax<C: Float>(what: Softmax, z: Option<&[C]>, out: &mut [C]) {
+    if out.is_empty() {
         return;
     }
-    assert_eq!(z.len() % classes, 0);
+    let classes = what.classes;
+    assert_eq!(out.len() % classes, 0);
+    assert!(z.is_none_or(|z| z.len() == out.len()));
+    let rows = 0..out.len() / classes;
     let shared = SharedMut::new(out);
-    parallel::for_each(0..z.len() / classes, GRAIN.div_ceil(classes), 1, |rows| {
+    parallel::for_each(rows, GRAIN.div_ceil(classes), 1, |rows| {
         let part = rows.start * classes..rows.end * classes;
         // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
         let out = unsafe { shared.slice(part.clone()) };
-        simd::dispatch(Rows::<E, LOG> { z: &z[part], classes, temperature, out });
+        simd::dispatch(Rows { what, z: z.map(|z| &z[part]), out });
     });
 }
 
-struct Rows<'a, E: Element, const LOG: bool> {
-    z: &'a [E],
-    classes: usize,
-    temperature: f64,
-    out: &'a mut [E],
+struct Rows<'a, C> {
+    what: Softmax,
+    z: Option<&'a [C]>,
+    out: &'a mut [C],
 }
 
-impl<E: Element, const LOG: bool> Kernel for Rows<'_, E, LOG> {
+impl<C: Float> Kernel for Rows<'_, C> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let scale = E::Compute::from_f64(self.temperature.recip());
-        let rows = self.z.chunks_exact(self.classes);
-        for (z, out) in rows.zip(self.out.chunks_exact_mut(self.classes)) {
-            let top = max_of(z);
-            let sum = if LOG {
-                exp_sum(z, top, scale, |_, _| ())
-            } else {
-                exp_sum(z, top, scale, |i, e| out[i] = E::store(e))
-            };
-            if LOG {
-                let log_sum = E::Compute::from_f64(sum.ln());
-                for (out, z) in out.iter_mut().zip(z) {
-                    *out = E::store((z.load() - top) * scale - log_sum);
+        let scale = C::from_f64(self.what.temperature.recip());
+        let classes = self.what.classes;
+        for (i, row) in self.out.chunks_exact_mut(classes).enumerate() {
+            // One copy while the row is in cache makes this one path.
+            if let Some(z) = self.z {
+                row.copy_from_slice(&z[i * classes..(i + 1) * classes]);
+            }
+            let top = max_of(row);
+            if self.what.log {
+                let log_sum = C::from_f64(exp_sum::<C, false>(row, top, scale).ln());
+                for x in row {
+                    *x = (*x - top) * scale - log_sum;
                 }
             } else {
-                let factor = E::Compute::from_f64(sum.recip());
-                for out in out {
-                    *out = E::store(out.load() * factor);
+                let factor = C::from_f64(exp_sum::<C, true>(row, top, scale).recip());
+                for x in row {
+                    *x = *x * factor;
                 }
             }
         }
     }
 }
 
-/// The sum of `e_i = exp((z_i - top) scale)`, each of which `each` is shown.
+/// The sum of `exp((x - top) scale)`; writes the terms to the row where `KEEP`.
 #[inline(always)]
-fn exp_sum<E: Element>(
-    z: &[E],
-    top: E::Compute,
-    scale: E::Compute,
-    mut each: impl FnMut(usize, E::Compute),
-) -> f64 {
-    let zero = E::Compute::from_f64(0.0);
+fn exp_sum<C: Float, const KEEP: bool>(row: &mut [C], top: C, scale: C) -> f64 {
     let mut sum = 0.0;
-    for start in (0..z.len()).step_by(CHUNK) {
-        let chunk = &z[start..z.len().min(start + CHUNK)];
-        let mut lanes = [zero; LANES];
-        for block in (0..chunk.len()).step_by(LANES) {
-            let width = LANES.min(chunk.len() - block);
-            for l in 0..width {
-                let e = ((chunk[block + l].load() - top) * scale).exp_fast();
-                each(start + block + l, e);
-                lanes[l] += e;
+    for chunk in row.chunks_mut(CHUNK) {
+        let mut lanes = [C::zero(); LANES];
+        for block in chunk.chunks_mut(LANES) {
+            for (x, lane) in block.iter_mut().zip(&mut lanes) {
+                let e = ((*x - top) * scale).exp_fast();
+                *lane += e;
+                if KEEP {
+                    *x = e;
+                }
             }
         }
         sum += sum_tree(lanes).to_f64();

@@ -36,7 +36,6 @@ impl Adam {
     /// # Errors
     /// `lr`, `eps` or `weight_decay` is negative or not finite, or a beta is not
     /// in `[0, 1)`.
-    #[expect(clippy::too_many_arguments, reason = "the rule's own hyperparameters")]
     pub fn new(
         lr: f64,
         (beta1, beta2): (f64, f64),

@@ -27,8 +27,8 @@ pub struct Tensor<'a, E: Element> {
     /// The rule's state, as many buffers as [`Update`] takes, each of the
     /// parameter's length; the rest is empty.
     pub states: [&'a mut [E::Compute]; MAX_STATES],
-    /// Where false, the parameter and its state are set to 0.
-    pub mask: Option<&'a [bool]>,
+    /// Where 0, the parameter and its state are set to 0.
+    pub mask: Option<&'a [u8]>,
 }
 
 /// A tensor as tasks share it.
@@ -38,7 +38,7 @@ struct Shared<'a, E: Element> {
     param: SharedMut<E>,
     grad: &'a [E],
     states: [SharedMut<E::Compute>; MAX_STATES],
-    mask: Option<&'a [bool]>,
+    mask: Option<&'a [u8]>,
     /// Index of the first element, counted over all tensors.
     start: usize,
 }
@@ -123,7 +123,7 @@ struct Elementwise<'a, E: Element, F, const S: usize> {
     param: &'a mut [E],
     grad: &'a [E],
     states: [&'a mut [E::Compute]; S],
-    mask: Option<&'a [bool]>,
+    mask: Option<&'a [u8]>,
 }
 
 impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Kernel for Elementwise<'_, E, F, S> {
@@ -137,7 +137,7 @@ impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Kernel for Elementwi
                 let mask = &mask[..self.param.len()];
                 self.update(
                     #[inline(always)]
-                    |i| mask[i],
+                    |i| mask[i] != 0,
                 );
             }
         }

@@ -11,7 +11,7 @@ const ALIGN: usize = 64;
 struct Below<'a, E> {
     w: &'a [E],
     threshold: E,
-    mask: &'a mut [bool],
+    mask: &'a mut [u8],
 }
 
 impl<E: Element> Kernel for Below<'_, E> {
@@ -20,7 +20,7 @@ impl<E: Element> Kernel for Below<'_, E> {
     fn run(self) {
         let threshold = self.threshold.magnitude();
         for (keep, w) in self.mask.iter_mut().zip(self.w) {
-            *keep = w.magnitude() >= threshold;
+            *keep = u8::from(w.magnitude() >= threshold);
         }
     }
 }
@@ -29,7 +29,7 @@ impl<E: Element> Kernel for Below<'_, E> {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn mask_below<E: Element>(w: &[E], threshold: E, mask: &mut [bool]) {
+pub fn mask_below<E: Element>(w: &[E], threshold: E, mask: &mut [u8]) {
     assert_eq!(w.len(), mask.len());
     let shared = SharedMut::new(mask);
     parallel::for_each(0..w.len(), GRAIN, ALIGN, |part| {
@@ -44,11 +44,11 @@ pub fn mask_below<E: Element>(w: &[E], threshold: E, mask: &mut [bool]) {
 ///
 /// # Panics
 /// If there are fewer than `k` values, or lengths differ.
-pub fn mask_smallest<E: Element>(arrays: &[&[E]], k: usize, masks: &mut [&mut [bool]]) {
+pub fn mask_smallest<E: Element>(arrays: &[&[E]], k: usize, masks: &mut [&mut [u8]]) {
     assert_eq!(arrays.len(), masks.len());
     let Some(Rank { value, smaller }) = rank(arrays, k) else {
         assert_eq!(arrays.iter().map(|a| a.len()).sum::<usize>(), k, "values to remove");
-        masks.iter_mut().for_each(|mask| mask.fill(false));
+        masks.iter_mut().for_each(|mask| mask.fill(0));
         return;
     };
     let mut ties = k - smaller;
@@ -57,7 +57,7 @@ pub fn mask_smallest<E: Element>(arrays: &[&[E]], k: usize, masks: &mut [&mut [b
         if ties > 0 {
             for (keep, w) in mask.iter_mut().zip(*w) {
                 if w.magnitude() == value.magnitude() {
-                    *keep = false;
+                    *keep = 0;
                     ties -= 1;
                     if ties == 0 {
                         break;
@@ -70,7 +70,7 @@ pub fn mask_smallest<E: Element>(arrays: &[&[E]], k: usize, masks: &mut [&mut [b
 
 struct Apply<'a, E> {
     w: &'a mut [E],
-    mask: &'a [bool],
+    mask: &'a [u8],
 }
 
 impl<E: Element> Kernel for Apply<'_, E> {
@@ -78,7 +78,7 @@ impl<E: Element> Kernel for Apply<'_, E> {
     #[inline(always)]
     fn run(self) {
         for (w, &keep) in self.w.iter_mut().zip(self.mask) {
-            *w = if keep { *w } else { E::default() };
+            *w = if keep != 0 { *w } else { E::default() };
         }
     }
 }
@@ -87,7 +87,7 @@ impl<E: Element> Kernel for Apply<'_, E> {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn apply_mask<E: Element>(w: &mut [E], mask: &[bool]) {
+pub fn apply_mask<E: Element>(w: &mut [E], mask: &[u8]) {
     assert_eq!(w.len(), mask.len());
     let len = w.len();
     let shared = SharedMut::new(w);

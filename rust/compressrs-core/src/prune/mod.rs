@@ -1,6 +1,7 @@
 //! Choosing what to remove: exact magnitude thresholds, and masks.
 //!
-//! A mask is a slice of `bool`, true where a value is kept.
+//! A mask is a slice of bytes, not 0 where a value is kept: the bytes of a NumPy
+//! boolean array, which need not be those that Rust allows in a `bool`.
 
 mod mask;
 mod threshold;

@@ -11,7 +11,7 @@ const GRAIN: usize = 128 * 1024;
 /// stored, so that it does not vanish.
 #[inline(always)]
 fn is_kept<T: Float>(x: T, threshold: T) -> bool {
-    x != T::zero() && !(x.abs() < threshold)
+    x != T::zero() && (x.abs() >= threshold || x.is_nan())
 }
 
 /// Offsets of the rows of the matrix that [`fill`] makes of `dense`: one more

@@ -118,8 +118,7 @@ impl<'a, T: Float> Dense<'a, T> {
     #[inline(always)]
     pub(super) fn row_from<const W: usize>(&self, i: usize, j: usize) -> &'a [T; W] {
         let start = i * self.row_stride + j;
-        let row = &self.data[start..start + W];
-        row.as_array().unwrap_or_else(|| unreachable!())
+        self.data[start..].first_chunk().expect("a row within the matrix")
     }
 }
 
@@ -229,7 +228,7 @@ impl<T> SharedRows<T> {
         let start = i * self.stride + j;
         // SAFETY: the caller's promise.
         let row = unsafe { self.data.slice(start..start + W) };
-        row.as_mut_array().unwrap_or_else(|| unreachable!())
+        row.first_chunk_mut().expect("W elements")
     }
 
     /// From the start of the first row to the end of column `columns` of the last.

@@ -1,0 +1,141 @@
+"""Arrays of others as NumPy arrays, and trees of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: An array, or nested lists and dicts of arrays.
+ArrayTree: TypeAlias = Any
+
+
+def as_array(x: object, name: str) -> Array:
+    """View `x` as an array without copying it.
+
+    Takes arrays, memory maps, and what speaks DLPack (CPU tensors of PyTorch and
+    JAX) or the buffer protocol.
+
+    Raises
+    ------
+    TypeError
+        If there is no such view.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    # A tensor that requires gradients is exported only once it is detached.
+    detach = getattr(x, "detach", None)
+    if detach is not None:
+        x = detach()
+    try:
+        if hasattr(x, "__dlpack__"):
+            return np.from_dlpack(x)  # type: ignore[arg-type]
+        return np.asarray(x, copy=False)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a NumPy array or give a view of its memory "
+            f"(DLPack on the CPU, buffer protocol), got {type(x).__name__}"
+        ) from error
+
+
+def is_branch(x: object) -> bool:
+    """Whether `x` is a dict, list or tuple, rather than an array."""
+    return isinstance(x, (Mapping, list, tuple))
+
+
+def children(tree: ArrayTree) -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of each child of a branch: ``['key']`` or ``[i]``."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield f"[{key!r}]", value
+    else:
+        for i, value in enumerate(tree):
+            yield f"[{i}]", value
+
+
+def flatten(tree: ArrayTree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and value of each leaf, depth first."""
+    if is_branch(tree):
+        for step, child in children(tree):
+            yield from flatten(child, path + step)
+    else:
+        yield path, tree
+
+
+def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
+    """Return the leaves of `tree`, which must have the branches of `structure`.
+
+    Raises
+    ------
+    ValueError
+        If the branches differ; `name` is the tree's in the message.
+    """
+    if not is_branch(structure):
+        return [tree]
+    if isinstance(structure, Mapping):
+        if not isinstance(tree, Mapping) or tree.keys() != structure.keys():
+            got = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+            need = sorted(map(str, structure))
+            raise ValueError(f"{name} must be a dict with the keys {need}, got {got}")
+        leaves = []
+        for key, child in structure.items():
+            leaves += flatten_like(child, tree[key], f"{name}[{key!r}]")
+        return leaves
+    if not isinstance(tree, (list, tuple)) or len(tree) != len(structure):
+        got = str(len(tree)) if isinstance(tree, (list, tuple)) else type(tree).__name__
+        raise ValueError(f"{name} must be a list of length {len(structure)}, got {got}")
+    leaves = []
+    for i, (child, value) in enumerate(zip(structure, tree, strict=True)):
+        leaves += flatten_like(child, value, f"{name}[{i}]")
+    return leaves
+
+
+def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], list[Array]]:
+    """Return the names and the arrays of all leaves.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is not an array.
+    """
+    names, arrays = [], []
+    for path, leaf in flatten(tree):
+        names.append(name + path)
+        arrays.append(as_array(leaf, name + path))
+    return names, arrays
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays are views of the same elements."""
+    return a is b or (
+        a.shape == b.shape
+        and a.strides == b.strides
+        and a.dtype == b.dtype
+        and a.__array_interface__["data"] == b.__array_interface__["data"]
+    )
+
+
+def number(value: object, name: str, low: float = -np.inf, *, below: float | None = None) -> float:
+    """Return `value` as a float, if it is finite, at least `low`, and less than `below`.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is out of range; the message gives the range.
+    """
+    try:
+        x = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (np.isfinite(x) and x >= low and (below is None or x < below)):
+        bounds = "" if low == -np.inf else f" >= {low:g}"
+        need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
+        raise ValueError(f"{name} must be {need}, got {value!r}")
+    return x
+

@@ -1,0 +1,277 @@
+"""The smallest layers that can be trained, pruned and distilled.
+
+A layer has ``forward(x)``, ``backward(dy)`` (which fills `grads` and returns the
+gradient with respect to `x`), and dicts of arrays `params` and `grads` of the
+same structure, which is what the optimizers take::
+
+    model = Sequential(Linear(64, 32), ReLU(), Linear(32, 10))
+    opt = compressrs.optim.Adam(model.params)
+    loss, dy = compressrs.distill.kd_loss(model(x), teacher(x))
+    model.backward(dy)
+    opt.step(model.grads)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs._arrays import Array, as_array
+from compressrs.sparse import CSRMatrix, sddmm
+
+#: A seed, a generator, or None for one that differs from run to run.
+RandomState: TypeAlias = int | np.random.Generator | None
+
+
+class Layer(Protocol):
+    """What `Sequential` strings together."""
+
+    params: dict[str, Any]
+    grads: dict[str, Any]
+
+    def forward(self, x: Array) -> Array:
+        """Return the output for a batch of rows."""
+
+    def backward(self, dy: Array) -> Array:
+        """Return the gradient with respect to the last input."""
+
+
+class Linear:
+    r"""A dense layer, :math:`y = x W^\top + b`.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool, default True
+        Whether there is a :math:`b`.
+    dtype : dtype, default float32
+        float32 or float64.
+    rng : int, Generator or None
+        Seed or source of the initial values, uniform in
+        :math:`\pm 1 / \sqrt{\text{in\_features}}` as in PyTorch.
+
+    Attributes
+    ----------
+    weight : array, shape (out_features, in_features)
+    bias : array, shape (out_features,), or None
+    params, grads : dict of array
+        Keys ``"weight"`` and ``"bias"``.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> layer = cr.nn.Linear(3, 2, rng=0)
+    >>> layer(np.ones((5, 3), np.float32)).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: RandomState = None,
+    ) -> None:
+        if in_features < 1 or out_features < 1:
+            raise ValueError(
+                f"in_features and out_features must be at least 1, got {in_features}, {out_features}"
+            )
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        generator = np.random.default_rng(rng)
+        bound = in_features**-0.5
+        self.weight = generator.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
+        self.bias = generator.uniform(-bound, bound, out_features).astype(dtype) if bias else None
+        self.params = {"weight": self.weight}
+        if self.bias is not None:
+            self.params["bias"] = self.bias
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self._x: Array | None = None
+
+    def forward(self, x: Array) -> Array:
+        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
+        self._x = _batch(x, self.weight.shape[1], self.weight.dtype)
+        y = self._x @ self.weight.T
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
+        x, dy = _saved(self._x, dy, self.weight.shape[0], self.weight.dtype)
+        np.matmul(dy.T, x, out=self.grads["weight"])
+        if self.bias is not None:
+            np.sum(dy, axis=0, out=self.grads["bias"])
+        return dy @ self.weight
+
+
+class SparseLinear:
+    r"""A layer whose weight is a CSR matrix, :math:`y = x A^\top + b`.
+
+    It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
+    ``dy @ A``, weight gradient `compressrs.sparse.sddmm`, and the optimizer works
+    on ``A.data``. The pattern does not change.
+
+    Parameters
+    ----------
+    weight : CSRMatrix, shape (out_features, in_features)
+    bias : array, shape (out_features,), optional
+        Of the weight's dtype. Both are used, not copied.
+
+    Attributes
+    ----------
+    params, grads : dict of array
+        Keys ``"weight"``, the weight's `data`, and ``"bias"``.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> dense = cr.nn.Linear(3, 2, rng=0)
+    >>> dense.weight[0] = 0
+    >>> layer = cr.nn.SparseLinear.from_linear(dense)
+    >>> layer.weight.nnz
+    3
+    """
+
+    def __init__(self, weight: CSRMatrix, bias: Array | None = None) -> None:
+        if not isinstance(weight, CSRMatrix):
+            raise TypeError(f"weight must be a CSRMatrix, got {type(weight).__name__}")
+        if bias is not None:
+            bias = as_array(bias, "bias")
+            if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+                raise ValueError(
+                    f"bias must be {weight.dtype} of shape {weight.shape[:1]}, "
+                    f"got {bias.dtype} of shape {bias.shape}"
+                )
+        self.weight = weight
+        self.bias = bias
+        self.params = {"weight": weight.data}
+        if bias is not None:
+            self.params["bias"] = bias
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self._x: Array | None = None
+
+    @classmethod
+    def from_linear(cls, layer: Linear, threshold: float = 0.0) -> SparseLinear:
+        """Store what is not 0 in a dense layer, and not below `threshold`; copies it."""
+        bias = None if layer.bias is None else layer.bias.copy()
+        return cls(CSRMatrix.from_dense(layer.weight, threshold), bias)
+
+    def forward(self, x: Array) -> Array:
+        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
+        self._x = _batch(x, self.weight.shape[1], self.weight.dtype)
+        y = self._x @ self.weight.T
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
+        x, dy = _saved(self._x, dy, self.weight.shape[0], self.weight.dtype)
+        sddmm(self.weight, dy.T, x, out=self.grads["weight"])
+        if self.bias is not None:
+            np.sum(dy, axis=0, out=self.grads["bias"])
+        return dy @ self.weight
+
+
+class ReLU:
+    """The larger of the input and 0; NaN stays NaN."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+        self.grads: dict[str, Any] = {}
+        self._positive: Array | None = None
+
+    def forward(self, x: Array) -> Array:
+        """Return ``max(x, 0)``."""
+        x = as_array(x, "x")
+        self._positive = x > 0
+        return np.maximum(x, 0)
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Return `dy` where the input was positive, else 0."""
+        dy = as_array(dy, "dy")
+        if self._positive is None:
+            raise RuntimeError("backward needs a forward before it")
+        if dy.shape != self._positive.shape:
+            raise ValueError(f"dy must have shape {self._positive.shape}, got {dy.shape}")
+        return np.where(self._positive, dy, dy.dtype.type(0))
+
+
+class Sequential:
+    """Layers one after another.
+
+    Attributes
+    ----------
+    layers : tuple of layer
+    params, grads : dict of dict of array
+        Those of the layers that have some, by their position as a string.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU(), cr.nn.Linear(4, 2, rng=1))
+    >>> model(np.ones((5, 3), np.float32)).shape
+    (5, 2)
+    >>> {key: list(value) for key, value in model.params.items()}
+    {'0': ['weight', 'bias'], '2': ['weight', 'bias']}
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+        self.params = {str(i): layer.params for i, layer in enumerate(layers) if layer.params}
+        self.grads = {str(i): layer.grads for i, layer in enumerate(layers) if layer.params}
+
+    def forward(self, x: Array) -> Array:
+        """Return the last layer's output."""
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Fill all `grads` and return the gradient with respect to the input."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _batch(x: Array, features: int, dtype: npt.DTypeLike) -> Array:
+    x = as_array(x, "x")
+    if x.ndim != 2 or x.shape[1] != features:
+        raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
+    if x.dtype != dtype:
+        raise TypeError(f"x must have dtype {dtype} like the weight, got {x.dtype}")
+    return x
+
+
+def _saved(x: Array | None, dy: Array, features: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    if x is None:
+        raise RuntimeError("backward needs a forward before it")
+    dy = as_array(dy, "dy")
+    if dy.shape != (len(x), features):
+        raise ValueError(f"dy must have shape {(len(x), features)}, got {dy.shape}")
+    if dy.dtype != dtype:
+        raise TypeError(f"dy must have dtype {dtype} like the weight, got {dy.dtype}")
+    return x, dy

@@ -1,0 +1,79 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from compressrs._arrays import ArrayTree
+from compressrs.optim.base import Optimizer
+
+
+class Adam(Optimizer):
+    r"""Adam: steps scaled by running moments of the gradient.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        \theta &\leftarrow \theta - \gamma \frac{m / (1 - \beta_1^t)}
+        {\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Epsilon stands outside the root. With amsgrad, the largest :math:`v` so far
+    takes the place of :math:`v` in the last line. For weight decay that does not
+    go through the moments see `AdamW`.
+
+    Parameters
+    ----------
+    params : array, list, nested dict of arrays, or list of group dicts
+        See `Optimizer`.
+    lr : float, default 1e-3
+        Learning rate :math:`\gamma \ge 0`.
+    betas : pair of float, default (0.9, 0.999)
+        :math:`\beta_1, \beta_2`, each in [0, 1).
+    eps : float, default 1e-8
+        :math:`\epsilon \ge 0`.
+    weight_decay : float, default 0
+        L2 penalty :math:`\lambda \ge 0`.
+    amsgrad : bool, default False
+        Divide by the largest second moment so far.
+    maximize : bool, default False
+        Ascend instead of descend.
+
+    References
+    ----------
+    Kingma & Ba, "Adam: a method for stochastic optimization", arXiv 1412.6980,
+    algorithm 1; Reddi, Kale & Kumar, arXiv 1904.09237, for amsgrad.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = cr.optim.Adam(w, lr=0.1)
+    >>> opt.step(2 * w)  # the first step goes by the sign of the gradient
+    >>> w.round(6)
+    array([ 0.9, -1.9])
+    """
+
+    _rule = "adam"
+    _hyperparameters = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+
+    def __init__(
+        self,
+        params: ArrayTree,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "maximize": maximize,
+            },
+        )

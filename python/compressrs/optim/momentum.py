@@ -1,0 +1,74 @@
+"""Classical momentum."""
+
+from __future__ import annotations
+
+from compressrs._arrays import ArrayTree
+from compressrs.optim.base import Optimizer
+
+
+class Momentum(Optimizer):
+    r"""Classical (heavy-ball) momentum, with the learning rate inside the velocity.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        v &\leftarrow \beta v - \alpha g \\
+        \theta &\leftarrow \theta + \beta v - \alpha g \text{ if nesterov, else } \theta + v
+
+    For a constant learning rate this is ``SGD(momentum=...)``; when the rate
+    changes, past gradients keep the rate they came with.
+
+    Parameters
+    ----------
+    params : array, list, nested dict of arrays, or list of group dicts
+        See `Optimizer`.
+    lr : float, default 1e-3
+        Learning rate :math:`\alpha \ge 0`.
+    momentum : float, default 0.9
+        :math:`\beta` in [0, 1).
+    weight_decay : float, default 0
+        L2 penalty :math:`\lambda \ge 0`.
+    nesterov : bool, default False
+        Take the gradient's share of the next step in advance.
+    maximize : bool, default False
+        Ascend instead of descend.
+
+    References
+    ----------
+    Polyak, "Some methods of speeding up the convergence of iteration methods",
+    1964; Sutskever et al., ICML 2013, equations 1 to 4. The form of Keras and
+    scikit-learn.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = cr.optim.Momentum(w, lr=0.1, momentum=0.5)
+    >>> opt.step(2 * w)
+    >>> opt.step(2 * w)
+    >>> w
+    array([ 0.54, -1.08])
+    """
+
+    _rule = "momentum"
+    _hyperparameters = ("lr", "momentum", "weight_decay", "nesterov", "maximize")
+
+    def __init__(
+        self,
+        params: ArrayTree,
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+        )

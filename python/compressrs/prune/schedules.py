@@ -1,0 +1,94 @@
+"""Sparsity as a function of the training step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TypeAlias
+
+from compressrs._arrays import number
+
+#: Anything that gives the sparsity of a training step, counted from 0.
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class CubicSchedule:
+    r"""The gradual schedule of Zhu & Gupta: fast at first, slower towards the end.
+
+    .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
+
+    for :math:`t \in \{t_0, t_0 + \Delta t, \dots, t_0 + n \Delta t\}`; between these
+    steps the sparsity stays. Before `begin` it is 0, from `end` on it is `final`.
+
+    Parameters
+    ----------
+    initial : float, default 0.0
+        Sparsity :math:`s_i` at `begin`, in [0, 1).
+    final : float
+        Sparsity :math:`s_f` at `end`, in [0, 1).
+    begin : int, default 0
+        First pruning step :math:`t_0`.
+    end : int
+        Last pruning step :math:`t_0 + n \Delta t`, after `begin`.
+    frequency : int, default 1
+        Steps :math:`\Delta t` from one pruning to the next.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a number, or a step not an integer.
+    ValueError
+        If a parameter is out of range.
+
+    References
+    ----------
+    Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> schedule = cr.prune.CubicSchedule(final=0.8, begin=10, end=20, frequency=5)
+    >>> [round(schedule(t), 3) for t in (0, 10, 14, 15, 20, 30)]
+    [0.0, 0.0, 0.0, 0.7, 0.8, 0.8]
+    """
+
+    def __init__(
+        self,
+        initial: float = 0.0,
+        final: float = 0.95,
+        begin: int = 0,
+        end: int = 1000,
+        frequency: int = 1,
+    ) -> None:
+        self.initial = number(initial, "initial", 0, below=1)
+        self.final = number(final, "final", 0, below=1)
+        self.begin = _step(begin, "begin", 0)
+        self.end = _step(end, "end", self.begin + 1)
+        self.frequency = _step(frequency, "frequency", 1)
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at training step `step`, counted from 0."""
+        step = _step(step, "step", 0)
+        if step < self.begin:
+            return 0.0
+        if step >= self.end:
+            return self.final
+        pruned = (step - self.begin) // self.frequency * self.frequency
+        remaining = 1 - pruned / (self.end - self.begin)
+        return self.final + (self.initial - self.final) * remaining**3
+
+    def __repr__(self) -> str:
+        return (
+            f"CubicSchedule(initial={self.initial}, final={self.final}, begin={self.begin}, "
+            f"end={self.end}, frequency={self.frequency})"
+        )
+
+
+def _step(value: int, name: str, low: int) -> int:
+    try:
+        step = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if step < low:
+        raise ValueError(f"{name} must be at least {low}, got {step}")
+    return step
