@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,12 +44,12 @@ def as_array(x: object, name: str) -> Array:
 
 def is_branch(x: object) -> bool:
     """Whether `x` is a dict, list or tuple, rather than an array."""
-    return isinstance(x, (Mapping, list, tuple))
+    return isinstance(x, (dict, list, tuple))
 
 
 def children(tree: ArrayTree) -> Iterator[tuple[str, Any]]:
     """Yield the path and value of each child of a branch: ``['key']`` or ``[i]``."""
-    if isinstance(tree, Mapping):
+    if isinstance(tree, dict):
         for key, value in tree.items():
             yield f"[{key!r}]", value
     else:
@@ -69,6 +69,8 @@ def flatten(tree: ArrayTree, path: str = "") -> Iterator[tuple[str, Any]]:
 def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
     """Return the leaves of `tree`, which must have the branches of `structure`.
 
+    The leaves of `structure` are None.
+
     Raises
     ------
     ValueError
@@ -76,9 +78,9 @@ def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
     """
     if not is_branch(structure):
         return [tree]
-    if isinstance(structure, Mapping):
-        if not isinstance(tree, Mapping) or tree.keys() != structure.keys():
-            got = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+    if isinstance(structure, dict):
+        if not isinstance(tree, dict) or tree.keys() != structure.keys():
+            got = sorted(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
             need = sorted(map(str, structure))
             raise ValueError(f"{name} must be a dict with the keys {need}, got {got}")
         leaves = []
@@ -88,6 +90,8 @@ def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
     if not isinstance(tree, (list, tuple)) or len(tree) != len(structure):
         got = str(len(tree)) if isinstance(tree, (list, tuple)) else type(tree).__name__
         raise ValueError(f"{name} must be a list of length {len(structure)}, got {got}")
+    if all(child is None for child in structure):
+        return list(tree)
     leaves = []
     for i, (child, value) in enumerate(zip(structure, tree, strict=True)):
         leaves += flatten_like(child, value, f"{name}[{i}]")

@@ -336,7 +336,7 @@ def _is_groups(params: object) -> bool:
 
 def _skeleton(tree: ArrayTree) -> ArrayTree:
     """Return the branches of a tree without holding on to its arrays."""
-    if isinstance(tree, Mapping):
+    if isinstance(tree, dict):
         return {key: _skeleton(child) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [_skeleton(child) for child in tree]

@@ -261,7 +261,14 @@ impl Stepper {
         grad: &Bound<'py, PyAny>,
     ) -> PyResult<Job<'py, 's>> {
         let param = Array::new(slot.param.bind(py).as_any(), Name("params", &slot.path))?;
-        let grad = Array::new(grad, Name("grads", &slot.path))?;
+        let name = Name("grads", &slot.path);
+        let grad = if grad.is_instance_of::<PyUntypedArray>() {
+            Array::new(grad, name)?
+        } else {
+            // A tensor, perhaps. Looked up only here, off the fast path.
+            let as_array = py.import("compressrs._arrays")?.getattr("as_array")?;
+            Array::new(&as_array.call1((grad, name.to_string()))?, name)?
+        };
         grad.require_dtype(slot.dtype, param.name)?;
         grad.require_shape(param.array.shape(), param.name)?;
         let grad = grad.contiguous()?;

@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use crate::element::Float;
 use crate::parallel::{self, SharedMut};
+use crate::simd::{self, Kernel};
 
 /// Elements worth a task of their own in a copy.
 const GRAIN: usize = 64 * 1024;
 
 /// Side of the squares in which a transposing copy goes.
-const TILE: usize = 32;
+const TILE: usize = 16;
 
 /// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,12 @@ impl<'a, T: Float> Dense<'a, T> {
         }
     }
 
+    /// Some of the columns.
+    pub(super) fn columns_range(self, columns: Range<usize>) -> Self {
+        let start = (columns.start * self.column_stride).min(self.data.len());
+        Dense { data: &self.data[start..], columns: columns.len(), ..self }
+    }
+
     /// The matrix with each row contiguous: itself where it is so already, else
     /// a copy in `buffer`.
     pub(super) fn with_contiguous_rows<'b>(self, buffer: &'b mut Vec<T>) -> Dense<'b, T>
@@ -100,18 +107,14 @@ impl<'a, T: Float> Dense<'a, T> {
         Cow::Owned(buffer)
     }
 
-    /// Tile by tile, since one side of a transposing copy is strided.
+    /// Copies all rows to `out`, one after another.
+    pub(super) fn copy_to(&self, out: &mut [T]) {
+        self.copy_rows(0..self.rows, out, self.columns);
+    }
+
+    /// Copies `rows` to `out`, whose rows start `width` elements apart.
     fn copy_rows(&self, rows: Range<usize>, out: &mut [T], width: usize) {
-        for top in rows.clone().step_by(TILE) {
-            for left in (0..self.columns).step_by(TILE) {
-                for i in top..rows.end.min(top + TILE) {
-                    for j in left..self.columns.min(left + TILE) {
-                        out[(i - rows.start) * width + j] =
-                            self.data[i * self.row_stride + j * self.column_stride];
-                    }
-                }
-            }
-        }
+        simd::dispatch(CopyRows { source: self, rows, out, width });
     }
 
     /// The start of row `i` from column `j` on, which must be contiguous.
@@ -119,6 +122,57 @@ impl<'a, T: Float> Dense<'a, T> {
     pub(super) fn row_from<const W: usize>(&self, i: usize, j: usize) -> &'a [T; W] {
         let start = i * self.row_stride + j;
         self.data[start..].first_chunk().expect("a row within the matrix")
+    }
+}
+
+/// Copies rows to contiguous ones, tile by tile, since one side of the copy is
+/// strided.
+struct CopyRows<'a, 'b, T> {
+    source: &'b Dense<'a, T>,
+    rows: Range<usize>,
+    out: &'b mut [T],
+    width: usize,
+}
+
+impl<T: Float> Kernel for CopyRows<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let CopyRows { source, rows, out, width } = self;
+        for top in rows.clone().step_by(TILE) {
+            let bottom = rows.end.min(top + TILE);
+            for left in (0..source.columns).step_by(TILE) {
+                let right = source.columns.min(left + TILE);
+                let start = (top - rows.start) * width + left;
+                if source.row_stride == 1 && bottom - top == TILE && right - left == TILE {
+                    let first = top + left * source.column_stride;
+                    transpose_tile(&source.data[first..], source.column_stride, &mut out[start..], width);
+                    continue;
+                }
+                for i in top..bottom {
+                    for j in left..right {
+                        out[start + (i - top) * width + j - left] =
+                            source.data[i * source.row_stride + j * source.column_stride];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Transposes one full tile, through registers and the first level of cache.
+#[inline(always)]
+fn transpose_tile<T: Float>(source: &[T], source_stride: usize, out: &mut [T], out_stride: usize) {
+    let mut tile = [[T::zero(); TILE]; TILE];
+    for (j, line) in tile.iter_mut().enumerate() {
+        *line = *source[j * source_stride..].first_chunk().expect("a full tile");
+    }
+    for i in 0..TILE {
+        let line: &mut [T; TILE] = out[i * out_stride..].first_chunk_mut().expect("a full tile");
+        for j in 0..TILE {
+            line[j] = tile[j][i];
+        }
     }
 }
 
@@ -183,6 +237,11 @@ impl<'a, T: Float> DenseMut<'a, T> {
         self.columns
     }
 
+    /// Whether each column is contiguous.
+    pub(super) fn has_contiguous_columns(&self) -> bool {
+        self.row_stride == 1 && self.column_stride >= self.rows
+    }
+
     /// Calls `body` with this matrix if its rows are contiguous, else with a
     /// temporary that is then copied here.
     pub(super) fn through_contiguous_rows(self, body: impl FnOnce(&SharedRows<T>)) {
@@ -191,15 +250,13 @@ impl<'a, T: Float> DenseMut<'a, T> {
         }
         let (rows, columns) = (self.rows, self.columns);
         let mut buffer = vec![T::zero(); rows * columns];
-        body(&SharedRows { data: SharedMut::new(&mut buffer), stride: columns });
-        let source = Dense::row_major(&buffer, rows, columns);
-        if self.row_stride == 1 || rows <= 1 {
-            // The output's transpose has contiguous rows: fill it in parallel.
-            let shared = SharedRows { data: SharedMut::new(self.data), stride: self.column_stride };
+        body(&SharedRows::row_major(&mut buffer, columns));
+        if self.has_contiguous_columns() {
+            let source = Dense::row_major(&buffer, rows, columns).transposed();
+            let shared = self.into_shared_columns();
             parallel::for_each(0..columns, GRAIN.div_ceil(rows.max(1)), TILE, |part| {
-                // SAFETY: as for `padded`; columns do not overlap by `new`.
-                let out = unsafe { shared.rows(part.clone(), rows) };
-                source.transposed().copy_rows(part, out, shared.stride);
+                // SAFETY: parts do not overlap.
+                unsafe { shared.copy_from(source, part.clone(), part.start) };
             });
         } else {
             for i in 0..rows {
@@ -209,6 +266,11 @@ impl<'a, T: Float> DenseMut<'a, T> {
             }
         }
     }
+
+    /// The columns, which must be contiguous, as the rows of the transpose.
+    pub(super) fn into_shared_columns(self) -> SharedRows<T> {
+        SharedRows { data: SharedMut::new(self.data), stride: self.column_stride }
+    }
 }
 
 /// Contiguous rows that tasks write to.
@@ -217,7 +279,7 @@ pub(super) struct SharedRows<T> {
     stride: usize,
 }
 
-impl<T> SharedRows<T> {
+impl<T: Float> SharedRows<T> {
     /// `W` elements of row `i` from column `j` on.
     ///
     /// # Safety
@@ -231,14 +293,23 @@ impl<T> SharedRows<T> {
         row.first_chunk_mut().expect("W elements")
     }
 
-    /// From the start of the first row to the end of column `columns` of the last.
+    /// Writes `rows` of `source` here, from row `first` on.
     ///
     /// # Safety
-    /// No other reference to these rows may be alive.
-    #[expect(clippy::mut_from_ref, reason = "see Safety")]
-    unsafe fn rows(&self, rows: Range<usize>, columns: usize) -> &mut [T] {
-        let end = if rows.is_empty() { rows.start * self.stride } else { (rows.end - 1) * self.stride + columns };
+    /// No reference to the rows written may be alive.
+    pub unsafe fn copy_from(&self, source: Dense<'_, T>, rows: Range<usize>, first: usize) {
+        if rows.is_empty() || source.columns == 0 {
+            return;
+        }
+        let start = first * self.stride;
+        let end = start + (rows.len() - 1) * self.stride + source.columns;
         // SAFETY: the caller's promise.
-        unsafe { self.data.slice(rows.start * self.stride..end) }
+        let out = unsafe { self.data.slice(start..end) };
+        source.copy_rows(rows, out, self.stride);
+    }
+
+    /// Rows one after another in a buffer.
+    pub fn row_major(buffer: &mut [T], columns: usize) -> Self {
+        SharedRows { data: SharedMut::new(buffer), stride: columns }
     }
 }

@@ -45,12 +45,52 @@ pub fn matmul<T: Float, I: Index>(a: Csr<'_, T, I>, x: Dense<'_, T>, y: DenseMut
     assert_eq!((a.rows(), a.columns()), (y.rows(), x.rows()));
     assert_eq!(x.columns(), y.columns());
     let columns = x.columns();
+    if goes_by_panels(&a, &y) {
+        return by_panels(a.nnz() + a.rows(), x, y, |x, y, _| {
+            simd::dispatch(Gather { a, x, y, rows: 0..a.rows() });
+        });
+    }
     let mut buffer = Vec::new();
     let x = x.with_contiguous_rows(&mut buffer);
     y.through_contiguous_rows(|y| {
         a.for_rows(GRAIN.div_ceil(columns.max(1)), |rows| {
             simd::dispatch(Gather { a, x, y, rows });
         });
+    });
+}
+
+/// Whether each thread gets panels of its own: where `y` has contiguous columns,
+/// as that of a layer that takes a batch of rows, and there are enough of them.
+fn goes_by_panels<T: Float, I: Index>(a: &Csr<'_, T, I>, y: &DenseMut<'_, T>) -> bool {
+    let threads = parallel::num_threads().unwrap_or(1);
+    a.nnz() > 0 && y.has_contiguous_columns() && y.columns() >= threads * MAX_WIDTH
+}
+
+/// Calls `multiply` with panels of `x` and `y` in row-major buffers that stay in
+/// cache, so that the transposing copies to and from them do not go to memory.
+fn by_panels<T: Float>(
+    work: usize,
+    x: Dense<'_, T>,
+    y: DenseMut<'_, T>,
+    multiply: impl Fn(Dense<'_, T>, &SharedRows<T>, usize) + Sync,
+) {
+    let (rows, columns) = (y.rows(), y.columns());
+    let y = y.into_shared_columns();
+    let grain = GRAIN.div_ceil(work).next_multiple_of(MAX_WIDTH);
+    parallel::for_each(0..columns, grain, MAX_WIDTH, |part| {
+        let mut x_buffer = vec![T::zero(); x.rows() * MAX_WIDTH];
+        let mut y_buffer = vec![T::zero(); rows * MAX_WIDTH];
+        for j in part.clone().step_by(MAX_WIDTH) {
+            let width = MAX_WIDTH.min(part.end - j);
+            let x_panel = &mut x_buffer[..x.rows() * width];
+            let y_panel = &mut y_buffer[..rows * width];
+            x.columns_range(j..j + width).copy_to(x_panel);
+            let x_panel = Dense::row_major(x_panel, x.rows(), width);
+            multiply(x_panel, &SharedRows::row_major(y_panel, width), width);
+            let source = Dense::row_major(y_panel, rows, width).transposed();
+            // SAFETY: parts have different columns.
+            unsafe { y.copy_from(source, 0..width, j) };
+        }
     });
 }
 
@@ -95,6 +135,12 @@ pub fn matmul_transposed<T: Float, I: Index>(a: Csr<'_, T, I>, x: Dense<'_, T>, 
     assert_eq!((a.columns(), a.rows()), (y.rows(), x.rows()));
     assert_eq!(x.columns(), y.columns());
     let columns = x.columns();
+    if goes_by_panels(&a, &y) {
+        return by_panels(a.nnz() + a.columns(), x, y, |x, y, width| {
+            let mut panel = vec![T::zero(); a.columns() * width];
+            simd::dispatch(Scatter { a, x, y, columns: 0..width, panel: &mut panel });
+        });
+    }
     let mut buffer = Vec::new();
     let x = x.with_contiguous_rows(&mut buffer);
     y.through_contiguous_rows(|y| {

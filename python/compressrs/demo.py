@@ -1,0 +1,302 @@
+"""The main job: train, prune, fine-tune, sparsify, distill, predict.
+
+On scikit-learn's bundled handwritten digits, every figure being computed by the
+run. Needs the extra ``demo``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from compressrs import report
+from compressrs._arrays import flatten
+from compressrs.distill import kd_loss
+from compressrs.nn import Linear, ReLU, Sequential, SparseLinear
+from compressrs.optim import Adam, Optimizer
+from compressrs.prune import CubicSchedule, MagnitudePruner
+from compressrs.report import Report, Row
+
+Floats = npt.NDArray[np.float32]
+
+SPARSITY = 0.95
+HIDDEN = (300, 100)
+STUDENT_HIDDEN = (16,)
+BATCH = 32
+TEMPERATURE = 4.0
+ALPHA = 0.9
+#: Epochs of each phase as a multiple of the dense network's.
+PRUNING_EPOCHS, SPARSE_EPOCHS, STUDENT_EPOCHS = 2, 1, 3
+#: Part of the pruning phase that the schedule takes; the rest is fine-tuning.
+PRUNING_PART = 0.7
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pixels in [0, 1] and classes."""
+
+    x: Floats
+    y: npt.NDArray[np.int64]
+    x_test: Floats
+    y_test: npt.NDArray[np.int64]
+
+    @classmethod
+    def digits(cls, seed: int) -> Data:
+        """Load the digits and split off a quarter for testing, class by class."""
+        pixels, classes = load_digits(return_X_y=True)
+        x, x_test, y, y_test = train_test_split(
+            (pixels / 16).astype(np.float32),
+            classes.astype(np.int64),
+            test_size=0.25,
+            random_state=seed,
+            stratify=classes,
+        )
+        return cls(x, y, x_test, y_test)
+
+    def accuracy(self, model: Sequential) -> float:
+        """Return the share of the test rows that are classified right."""
+        return float(np.mean(model(self.x_test).argmax(axis=1) == self.y_test))
+
+
+#: Loss and gradient of a batch, given the logits and the rows they are for.
+Loss = Callable[[Floats, npt.NDArray[np.intp]], tuple[float, Floats]]
+
+
+@dataclass
+class Training:
+    """Trains models on the same data, one phase after another."""
+
+    data: Data
+    rng: np.random.Generator
+    progress: Progress
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.data.x) // BATCH)
+
+    def run(
+        self,
+        phase: str,
+        model: Sequential,
+        epochs: int,
+        loss: Loss,
+        *,
+        lr: float = 1e-3,
+        optimizer: Optimizer | None = None,
+        after_step: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train a model with Adam; the learning rate falls to 0 along a cosine."""
+        opt = optimizer or Adam(model.params)
+        total = epochs * self.batches
+        losses = self.losses[phase] = []
+        task = self.progress.add_task(phase, total=total)
+        paused = 0.0
+        start = time.perf_counter()
+        for _ in range(epochs):
+            for rows in np.array_split(self.rng.permutation(len(self.data.x)), self.batches):
+                angle = np.pi * len(losses) / total
+                opt.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(angle))
+                value, gradient = loss(model(self.data.x[rows]), rows)
+                model.backward(gradient)
+                opt.step(model.grads)
+                after_step()
+                losses.append(value)
+                self.progress.advance(task)
+            # What is only measured for the plots is not part of the training.
+            before = time.perf_counter()
+            after_epoch()
+            paused += time.perf_counter() - before
+        self.seconds[phase] = time.perf_counter() - start - paused
+
+    def hard_loss(self, logits: Floats, rows: npt.NDArray[np.intp]) -> tuple[float, Floats]:
+        """Cross-entropy with the labels."""
+        return kd_loss(logits, logits, 1.0, self.data.y[rows], alpha=0.0)
+
+    def soft_loss(self, teacher: Floats) -> Loss:
+        """Return the distillation loss against the teacher's logits for all rows."""
+
+        def loss(logits: Floats, rows: npt.NDArray[np.intp]) -> tuple[float, Floats]:
+            return kd_loss(logits, teacher[rows], TEMPERATURE, self.data.y[rows], alpha=ALPHA)
+
+        return loss
+
+
+def mlp(hidden: tuple[int, ...], rng: np.random.Generator) -> Sequential:
+    """Return a network of 64 inputs, hidden layers with ReLU, and 10 outputs."""
+    sizes = (64, *hidden, 10)
+    layers: list[Linear | ReLU] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [Linear(inputs, outputs, rng=rng), ReLU()]
+    return Sequential(*layers[:-1])
+
+
+def weights(model: Sequential) -> list[Floats]:
+    """Return the weight arrays of the dense layers."""
+    return [layer.weight for layer in model if isinstance(layer, Linear)]
+
+
+def sparsify(model: Sequential) -> Sequential:
+    """Return the model with its dense layers in CSR form."""
+    return Sequential(
+        *(SparseLinear.from_linear(layer) if isinstance(layer, Linear) else layer for layer in model)
+    )
+
+
+def clone(model: Sequential) -> Sequential:
+    """Return the model with arrays of its own."""
+    copies: list[Linear | ReLU] = []
+    for layer in model:
+        if isinstance(layer, Linear):
+            out_features, in_features = layer.weight.shape
+            copy = Linear(in_features, out_features)
+            for name, value in layer.params.items():
+                copy.params[name][...] = value
+            copies.append(copy)
+        else:
+            copies.append(ReLU())
+    return Sequential(*copies)
+
+
+def stored_values(model: Sequential) -> int:
+    """Return the number of weights and biases that are stored and not 0."""
+    return sum(int(np.count_nonzero(array)) for _, array in flatten(model.params))
+
+
+def bytes_on_disk(model: Sequential, folder: Path) -> int:
+    """Save a model as an uncompressed ``.npz`` file and return the file's size."""
+    arrays = {}
+    for i, layer in enumerate(model):
+        for name, array in layer.params.items():
+            arrays[f"{i}.{name}"] = array
+        if isinstance(layer, SparseLinear):
+            arrays[f"{i}.indices"] = layer.weight.indices
+            arrays[f"{i}.indptr"] = layer.weight.indptr
+    path = folder / "model.npz"
+    np.savez(path, **arrays)
+    return path.stat().st_size
+
+
+def latency(model: Sequential, rows: Floats) -> float:
+    """Return the median time in milliseconds to predict 1,000 rows."""
+    batch = np.resize(rows, (1000, rows.shape[1]))
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        model(batch).argmax(axis=1)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) * 1e3
+
+
+def run(seed: int, epochs: int, progress: Progress) -> Report:
+    """Do the whole job and return its figures."""
+    data = Data.digits(seed)
+    rng = np.random.default_rng(seed)
+    training = Training(data, rng, progress)
+
+    dense = mlp(HIDDEN, rng)
+    training.run("dense", dense, epochs, training.hard_loss)
+
+    pruned = clone(dense)
+    accuracy_over_sparsity: list[tuple[float, float]] = []
+    optimizer = Adam(pruned.params)
+    steps = PRUNING_EPOCHS * epochs * training.batches
+    end = max(1, int(PRUNING_PART * steps))
+    schedule = CubicSchedule(final=SPARSITY, begin=0, end=end, frequency=max(1, end // 50))
+    pruner = MagnitudePruner(weights(pruned), schedule, optimizer=optimizer)
+    training.run(
+        "pruning",
+        pruned,
+        PRUNING_EPOCHS * epochs,
+        training.hard_loss,
+        optimizer=optimizer,
+        after_step=pruner.step,
+        after_epoch=lambda: accuracy_over_sparsity.append(
+            (pruner.sparsity, data.accuracy(pruned))
+        ),
+    )
+
+    sparse = sparsify(pruned)
+    training.run("sparse", sparse, SPARSE_EPOCHS * epochs, training.hard_loss, lr=3e-4)
+
+    student = mlp(STUDENT_HIDDEN, rng)
+    alone = clone(student)
+    teacher_logits = dense(data.x)
+    student_epochs = STUDENT_EPOCHS * epochs
+    training.run("student, distilled", student, student_epochs, training.soft_loss(teacher_logits))
+    training.run("student, alone", alone, student_epochs, training.hard_loss)
+
+    seconds = training.seconds
+    before_sparse = seconds["dense"] + seconds["pruning"]
+    models = [
+        ("dense", dense, seconds["dense"]),
+        ("pruned, stored dense", pruned, before_sparse),
+        ("pruned, CSR, fine-tuned", sparse, before_sparse + seconds["sparse"]),
+        ("student, distilled", student, seconds["dense"] + seconds["student, distilled"]),
+        ("student, alone", alone, seconds["student, alone"]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        table = [
+            Row(
+                name,
+                stored_values(model),
+                bytes_on_disk(model, Path(folder)),
+                data.accuracy(model),
+                latency(model, data.x_test),
+                duration,
+            )
+            for name, model, duration in models
+        ]
+    return Report(
+        table, training.losses, accuracy_over_sparsity, seed=seed, epochs=epochs, sparsity=SPARSITY
+    )
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """Show a bar for each phase."""
+    columns = (
+        TextColumn("{task.description:20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def main(seed: int, epochs: int, output: Path) -> None:
+    """Run the job, print its table, and write its report.
+
+    Raises
+    ------
+    OSError
+        If `output` cannot be written; found out before the work, where possible.
+    """
+    output = report.prepare(output)
+    with progress_bars(Console(stderr=True)) as progress:
+        result = run(seed, epochs, progress)
+    table = Table(title=f"Handwritten digits, seed {seed}, {epochs} epochs")
+    for i, heading in enumerate(report.HEADINGS):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for row in result.rows:
+        table.add_row(*row.cells())
+    Console().print(table)
+    report.write(output, result.html())
+    print(f"Report: {output}")
