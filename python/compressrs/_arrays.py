@@ -33,13 +33,18 @@ def as_array(x: object, name: str) -> Array:
         x = detach()
     try:
         if hasattr(x, "__dlpack__"):
-            return np.from_dlpack(x)  # type: ignore[arg-type]
+            return np.from_dlpack(x)
         return np.asarray(x, copy=False)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a NumPy array or give a view of its memory "
             f"(DLPack on the CPU, buffer protocol), got {type(x).__name__}"
         ) from error
+
+
+def as_gradient(x: object, name: str) -> Array:
+    """View `x` as `as_array` does, or, since it is only read, copy a NumPy scalar."""
+    return np.asarray(x) if isinstance(x, np.generic) else as_array(x, name)
 
 
 def is_branch(x: object) -> bool:
@@ -142,4 +147,3 @@ def number(value: object, name: str, low: float = -np.inf, *, below: float | Non
         need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {need}, got {value!r}")
     return x
-

@@ -6,6 +6,7 @@ run. Needs the extra ``demo``.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,9 +37,11 @@ HIDDEN = (300, 100)
 STUDENT_HIDDEN = (16,)
 BATCH = 32
 TEMPERATURE = 4.0
-ALPHA = 0.9
+ALPHA = 0.5
+#: Learning rates: of the dense network, while fine-tuning in CSR form, of a student.
+DENSE_LR, SPARSE_LR, STUDENT_LR = 1e-3, 3e-4, 1e-2
 #: Epochs of each phase as a multiple of the dense network's.
-PRUNING_EPOCHS, SPARSE_EPOCHS, STUDENT_EPOCHS = 2, 1, 3
+PRUNING_EPOCHS, SPARSE_EPOCHS, STUDENT_EPOCHS = 4, 2, 3
 #: Part of the pruning phase that the schedule takes; the rest is fine-tuning.
 PRUNING_PART = 0.7
 
@@ -96,7 +99,7 @@ class Training:
         epochs: int,
         loss: Loss,
         *,
-        lr: float = 1e-3,
+        lr: float = DENSE_LR,
         optimizer: Optimizer | None = None,
         after_step: Callable[[], None] = lambda: None,
         after_epoch: Callable[[], None] = lambda: None,
@@ -141,7 +144,7 @@ def mlp(hidden: tuple[int, ...], rng: np.random.Generator) -> Sequential:
     """Return a network of 64 inputs, hidden layers with ReLU, and 10 outputs."""
     sizes = (64, *hidden, 10)
     layers: list[Linear | ReLU] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [Linear(inputs, outputs, rng=rng), ReLU()]
     return Sequential(*layers[:-1])
 
@@ -154,7 +157,10 @@ def weights(model: Sequential) -> list[Floats]:
 def sparsify(model: Sequential) -> Sequential:
     """Return the model with its dense layers in CSR form."""
     return Sequential(
-        *(SparseLinear.from_linear(layer) if isinstance(layer, Linear) else layer for layer in model)
+        *(
+            SparseLinear.from_linear(layer) if isinstance(layer, Linear) else layer
+            for layer in model
+        )
     )
 
 
@@ -226,27 +232,28 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
         training.hard_loss,
         optimizer=optimizer,
         after_step=pruner.step,
-        after_epoch=lambda: accuracy_over_sparsity.append(
-            (pruner.sparsity, data.accuracy(pruned))
-        ),
+        after_epoch=lambda: accuracy_over_sparsity.append((pruner.sparsity, data.accuracy(pruned))),
     )
 
     sparse = sparsify(pruned)
-    training.run("sparse", sparse, SPARSE_EPOCHS * epochs, training.hard_loss, lr=3e-4)
+    training.run("sparse", sparse, SPARSE_EPOCHS * epochs, training.hard_loss, lr=SPARSE_LR)
 
     student = mlp(STUDENT_HIDDEN, rng)
     alone = clone(student)
     teacher_logits = dense(data.x)
     student_epochs = STUDENT_EPOCHS * epochs
-    training.run("student, distilled", student, student_epochs, training.soft_loss(teacher_logits))
-    training.run("student, alone", alone, student_epochs, training.hard_loss)
+    for phase, model, loss in (
+        ("student, distilled", student, training.soft_loss(teacher_logits)),
+        ("student, alone", alone, training.hard_loss),
+    ):
+        training.run(phase, model, student_epochs, loss, lr=STUDENT_LR)
 
     seconds = training.seconds
     before_sparse = seconds["dense"] + seconds["pruning"]
     models = [
         ("dense", dense, seconds["dense"]),
-        ("pruned, stored dense", pruned, before_sparse),
-        ("pruned, CSR, fine-tuned", sparse, before_sparse + seconds["sparse"]),
+        ("pruned, dense file", pruned, before_sparse),
+        ("sparse, CSR file", sparse, before_sparse + seconds["sparse"]),
         ("student, distilled", student, seconds["dense"] + seconds["student, distilled"]),
         ("student, alone", alone, seconds["student, alone"]),
     ]
@@ -294,7 +301,8 @@ def main(seed: int, epochs: int, output: Path) -> None:
         result = run(seed, epochs, progress)
     table = Table(title=f"Handwritten digits, seed {seed}, {epochs} epochs")
     for i, heading in enumerate(report.HEADINGS):
-        table.add_column(heading, justify="left" if i == 0 else "right")
+        name = i == 0
+        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
     for row in result.rows:
         table.add_row(*row.cells())
     Console().print(table)

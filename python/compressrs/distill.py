@@ -87,10 +87,7 @@ def _softmax(
     z = as_array(z, "z")
     temperature = _positive(temperature, "temperature")
     axis = _axis(axis, z.ndim)
-    if out is None:
-        out = np.empty(z.shape, z.dtype)
-    else:
-        out = as_array(out, "out")
+    out = np.empty(z.shape, z.dtype) if out is None else as_array(out, "out")
     if axis == z.ndim - 1:
         _core.softmax(z, temperature, log, out)
         return out
@@ -175,7 +172,9 @@ def kd_loss(
     if student.ndim < 2:
         raise ValueError(f"student must have shape (..., classes), got {student.shape}")
     if teacher.shape != student.shape:
-        raise ValueError(f"teacher must have the shape {student.shape} of student, got {teacher.shape}")
+        raise ValueError(
+            f"teacher must have the shape {student.shape} of student, got {teacher.shape}"
+        )
     batch, classes = student.shape[:-1], student.shape[-1]
     rows = int(np.prod(batch))
     if labels is not None:

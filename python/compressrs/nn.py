@@ -39,7 +39,56 @@ class Layer(Protocol):
         """Return the gradient with respect to the last input."""
 
 
-class Linear:
+class _Affine:
+    """What `Linear` and `SparseLinear` share: all but the weight's own gradient."""
+
+    weight: Any
+    bias: Array | None
+
+    def __init__(self, params: dict[str, Array]) -> None:
+        self.params = params
+        self.grads = {name: np.zeros_like(value) for name, value in params.items()}
+        self._x: Array | None = None
+
+    def forward(self, x: Array) -> Array:
+        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
+        x = as_array(x, "x")
+        features = self.weight.shape[1]
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
+        if x.dtype != self.weight.dtype:
+            raise TypeError(f"x must have dtype {self.weight.dtype} like the weight, got {x.dtype}")
+        self._x = x
+        y: Array = x @ self.weight.T
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
+        if self._x is None:
+            raise RuntimeError("backward needs a forward before it")
+        dy = as_array(dy, "dy")
+        shape = (len(self._x), self.weight.shape[0])
+        if dy.shape != shape:
+            raise ValueError(f"dy must have shape {shape}, got {dy.shape}")
+        if dy.dtype != self.weight.dtype:
+            raise TypeError(
+                f"dy must have dtype {self.weight.dtype} like the weight, got {dy.dtype}"
+            )
+        self._weight_gradient(dy, self._x, self.grads["weight"])
+        if self.bias is not None:
+            np.sum(dy, axis=0, out=self.grads["bias"])
+        dx: Array = dy @ self.weight
+        return dx
+
+    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
+        raise NotImplementedError
+
+
+class Linear(_Affine):
     r"""A dense layer, :math:`y = x W^\top + b`.
 
     Parameters
@@ -79,7 +128,8 @@ class Linear:
     ) -> None:
         if in_features < 1 or out_features < 1:
             raise ValueError(
-                f"in_features and out_features must be at least 1, got {in_features}, {out_features}"
+                "in_features and out_features must be at least 1, "
+                f"got {in_features} and {out_features}"
             )
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
@@ -87,32 +137,13 @@ class Linear:
         bound = in_features**-0.5
         self.weight = generator.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
         self.bias = generator.uniform(-bound, bound, out_features).astype(dtype) if bias else None
-        self.params = {"weight": self.weight}
-        if self.bias is not None:
-            self.params["bias"] = self.bias
-        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
-        self._x: Array | None = None
+        super().__init__(_present(weight=self.weight, bias=self.bias))
 
-    def forward(self, x: Array) -> Array:
-        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
-        self._x = _batch(x, self.weight.shape[1], self.weight.dtype)
-        y = self._x @ self.weight.T
-        if self.bias is not None:
-            y += self.bias
-        return y
-
-    __call__ = forward
-
-    def backward(self, dy: Array) -> Array:
-        """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
-        x, dy = _saved(self._x, dy, self.weight.shape[0], self.weight.dtype)
-        np.matmul(dy.T, x, out=self.grads["weight"])
-        if self.bias is not None:
-            np.sum(dy, axis=0, out=self.grads["bias"])
-        return dy @ self.weight
+    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
+        np.matmul(dy.T, x, out=out)
 
 
-class SparseLinear:
+class SparseLinear(_Affine):
     r"""A layer whose weight is a CSR matrix, :math:`y = x A^\top + b`.
 
     It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
@@ -152,11 +183,7 @@ class SparseLinear:
                 )
         self.weight = weight
         self.bias = bias
-        self.params = {"weight": weight.data}
-        if bias is not None:
-            self.params["bias"] = bias
-        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
-        self._x: Array | None = None
+        super().__init__(_present(weight=weight.data, bias=bias))
 
     @classmethod
     def from_linear(cls, layer: Linear, threshold: float = 0.0) -> SparseLinear:
@@ -164,23 +191,8 @@ class SparseLinear:
         bias = None if layer.bias is None else layer.bias.copy()
         return cls(CSRMatrix.from_dense(layer.weight, threshold), bias)
 
-    def forward(self, x: Array) -> Array:
-        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
-        self._x = _batch(x, self.weight.shape[1], self.weight.dtype)
-        y = self._x @ self.weight.T
-        if self.bias is not None:
-            y += self.bias
-        return y
-
-    __call__ = forward
-
-    def backward(self, dy: Array) -> Array:
-        """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
-        x, dy = _saved(self._x, dy, self.weight.shape[0], self.weight.dtype)
-        sddmm(self.weight, dy.T, x, out=self.grads["weight"])
-        if self.bias is not None:
-            np.sum(dy, axis=0, out=self.grads["bias"])
-        return dy @ self.weight
+    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
+        sddmm(self.weight, dy.T, x, out=out)
 
 
 class ReLU:
@@ -189,24 +201,23 @@ class ReLU:
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}
         self.grads: dict[str, Any] = {}
-        self._positive: Array | None = None
+        self._y: Array | None = None
 
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)``."""
-        x = as_array(x, "x")
-        self._positive = x > 0
-        return np.maximum(x, 0)
+        self._y = np.maximum(as_array(x, "x"), 0)
+        return self._y
 
     __call__ = forward
 
     def backward(self, dy: Array) -> Array:
         """Return `dy` where the input was positive, else 0."""
         dy = as_array(dy, "dy")
-        if self._positive is None:
+        if self._y is None:
             raise RuntimeError("backward needs a forward before it")
-        if dy.shape != self._positive.shape:
-            raise ValueError(f"dy must have shape {self._positive.shape}, got {dy.shape}")
-        return np.where(self._positive, dy, dy.dtype.type(0))
+        if dy.shape != self._y.shape:
+            raise ValueError(f"dy must have shape {self._y.shape}, got {dy.shape}")
+        return np.where(self._y > 0, dy, dy.dtype.type(0))
 
 
 class Sequential:
@@ -257,21 +268,5 @@ class Sequential:
         return len(self.layers)
 
 
-def _batch(x: Array, features: int, dtype: npt.DTypeLike) -> Array:
-    x = as_array(x, "x")
-    if x.ndim != 2 or x.shape[1] != features:
-        raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
-    if x.dtype != dtype:
-        raise TypeError(f"x must have dtype {dtype} like the weight, got {x.dtype}")
-    return x
-
-
-def _saved(x: Array | None, dy: Array, features: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    if x is None:
-        raise RuntimeError("backward needs a forward before it")
-    dy = as_array(dy, "dy")
-    if dy.shape != (len(x), features):
-        raise ValueError(f"dy must have shape {(len(x), features)}, got {dy.shape}")
-    if dy.dtype != dtype:
-        raise TypeError(f"dy must have dtype {dtype} like the weight, got {dy.dtype}")
-    return x, dy
+def _present(**arrays: Array | None) -> dict[str, Array]:
+    return {name: array for name, array in arrays.items() if array is not None}

@@ -105,7 +105,7 @@ class CSRMatrix:
             If `w` has not two axes or `threshold` is negative or not finite.
         """
         w = as_array(w, "w")
-        return cls(_core.csr_from_dense(w, number(threshold, "threshold", 0)), w.shape)  # type: ignore[arg-type]
+        return cls(_core.csr_from_dense(w, number(threshold, "threshold", 0)), w.shape)
 
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.csr_array | scipy.sparse.csr_matrix) -> CSRMatrix:
@@ -204,7 +204,8 @@ class CSRMatrix:
         return self.matmul(x)
 
     def __rmatmul__(self, y: Array) -> npt.NDArray[Any]:
-        return self.T.matmul(as_array(y, "X").T).T
+        product: Array = self.T.matmul(as_array(y, "X").T).T
+        return product
 
     def __repr__(self) -> str:
         return f"<CSRMatrix of shape {self.shape}, {self.dtype}, with {self.nnz} stored entries>"
@@ -224,7 +225,8 @@ class TransposedCSRMatrix:
 
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the matrix as an array."""
-        return self.T.to_dense().T
+        dense: Array = self.T.to_dense().T
+        return dense
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -246,23 +248,22 @@ class TransposedCSRMatrix:
         return self.matmul(x)
 
     def __rmatmul__(self, y: Array) -> npt.NDArray[Any]:
-        return self.T.matmul(as_array(y, "X").T).T
+        product: Array = self.T.matmul(as_array(y, "X").T).T
+        return product
 
     def __repr__(self) -> str:
         return f"<transpose of {self.T!r}>"
 
 
-def _matmul(
-    a: CSRMatrix, x: Array, out: Array | None, *, transposed: bool
-) -> npt.NDArray[Any]:
+def _matmul(a: CSRMatrix, x: Array, out: Array | None, *, transposed: bool) -> npt.NDArray[Any]:
     x = as_array(x, "X")
     if x.ndim not in (1, 2):
         raise ValueError(f"X must have 1 or 2 axes, got shape {x.shape}")
     shape = (a.shape[1 if transposed else 0], *x.shape[1:])
     if out is None:
         # In the order of X, so that the transpose of the result is as well.
-        order = "F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"
-        out = np.empty(shape, a.dtype, order=order)
+        transposed_input = x.flags.f_contiguous and not x.flags.c_contiguous
+        out = np.empty(shape, a.dtype, order="F" if transposed_input else "C")
     else:
         out = as_array(out, "out")
         if out.shape != shape:
@@ -272,9 +273,7 @@ def _matmul(
     return out
 
 
-def sddmm(
-    pattern: CSRMatrix, u: Array, v: Array, out: Array | None = None
-) -> npt.NDArray[Any]:
+def sddmm(pattern: CSRMatrix, u: Array, v: Array, out: Array | None = None) -> npt.NDArray[Any]:
     """Return the entries of ``u @ v`` at those of a sparse pattern.
 
     ``out[p] = sum_k u[i, k] v[k, j]`` for each stored entry ``p = (i, j)``, in the

@@ -98,7 +98,9 @@ class MagnitudePruner:
             for name, w in zip(self._names, self._weights, strict=True):
                 index = optimizer._index_of(w)
                 if index is None:
-                    raise ValueError(f"{name} must be a parameter of the optimizer, which has none such")
+                    raise ValueError(
+                        f"{name} must be a parameter of the optimizer, which has none such"
+                    )
                 self._indices.append(index)
         self.schedule = schedule
         self.scope = scope

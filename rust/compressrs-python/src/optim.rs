@@ -266,8 +266,8 @@ impl Stepper {
             Array::new(grad, name)?
         } else {
             // A tensor, perhaps. Looked up only here, off the fast path.
-            let as_array = py.import("compressrs._arrays")?.getattr("as_array")?;
-            Array::new(&as_array.call1((grad, name.to_string()))?, name)?
+            let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
+            Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
         };
         grad.require_dtype(slot.dtype, param.name)?;
         grad.require_shape(param.array.shape(), param.name)?;

@@ -1,0 +1,1 @@
+"""Plain NumPy, written to be read: what the kernels are compared with."""

@@ -1,0 +1,197 @@
+"""Every public function against arrays it must refuse, or must survive.
+
+Whatever it is given, a function returns or raises a TypeError or ValueError with
+a message, and what it might have written to is bit for bit what it was.
+"""
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+import compressrs as cr
+
+DTYPES = ["<f4", "<f8", ">f4", ">f8", "f2", "i4", "i8", "c8", "?", "O", "S3", "M8[s]"]
+VALUES = st.sampled_from([0.0, 1.0, -1.5, 1e-40, 3e38, np.nan, np.inf, -np.inf])
+
+
+@st.composite
+def arrays(draw, max_dims=3):
+    """An array of any dtype, shape, order and strides, perhaps read-only or unaligned."""
+    dtype = np.dtype(draw(st.sampled_from(DTYPES + ["<f4", "<f8"] * 6)))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=max_dims, min_side=0, max_side=4))
+    if dtype.kind == "f":
+        a = draw(hnp.arrays("f8", shape, elements=VALUES))
+        with np.errstate(over="ignore"):
+            a = a.astype(dtype)
+    else:
+        a = np.zeros(shape, dtype)
+    layout = draw(st.sampled_from(["C", "C", "F", "reversed", "broadcast", "unaligned"]))
+    if layout == "F":
+        a = np.asfortranarray(a)
+    elif layout == "reversed" and a.ndim:
+        a = a[::-1]
+    elif layout == "broadcast":
+        a = np.broadcast_to(a, (2, *shape))
+    elif layout == "unaligned" and a.dtype != object:
+        raw = np.zeros(a.nbytes + 1, np.uint8)
+        view = raw[1:].view(a.dtype).reshape(shape)
+        view[...] = a
+        a = view
+    if draw(st.booleans()) and draw(st.booleans()):
+        a.flags.writeable = False
+    return a
+
+
+ANYTHING = st.one_of(
+    arrays(),
+    st.none(),
+    st.floats(),
+    st.integers(-3, 3),
+    st.text(max_size=2),
+    st.lists(st.floats(), max_size=2),
+    st.dictionaries(st.text(max_size=1), st.floats(), max_size=2),
+)
+
+
+def bits(*objects):
+    return [
+        (o.tobytes(), o.shape, o.strides) if isinstance(o, np.ndarray) else None for o in objects
+    ]
+
+
+def check(call, *written):
+    """Run a call; if it refuses, nothing may have changed."""
+    before = bits(*written)
+    try:
+        with np.errstate(all="ignore"):
+            return call()
+    except (TypeError, ValueError) as error:
+        assert len(str(error)) > 10
+        assert bits(*written) == before
+        return None
+
+
+@given(ANYTHING, ANYTHING, st.sampled_from([cr.optim.SGD, cr.optim.Momentum, cr.optim.Adam]))
+def test_optimizers(p, g, cls):
+    opt = check(lambda: cls(p), p)
+    if opt is not None:
+        before = bits(*opt._arrays(), *(s for state in opt.state.values() for s in state.values()))
+        try:
+            opt.step(g)
+        except (TypeError, ValueError):
+            buffers = [s for state in opt.state.values() for s in state.values()]
+            assert bits(*opt._arrays(), *buffers) == before
+        check(lambda: opt.set_masks(g), *opt._arrays())
+
+
+@given(arrays(), st.data())
+def test_overlapping_arrays(base, data):
+    """Slices of one buffer as parameters and gradients."""
+    buffer = np.arange(20.0)
+    slices = st.builds(lambda start, n: buffer[start : start + n], st.integers(0, 15), st.just(5))
+    a, b, g = data.draw(slices), data.draw(slices), data.draw(slices)
+    opt = check(lambda: cr.optim.SGD([a, b], lr=1.0), buffer)
+    if np.shares_memory(a, b):
+        assert opt is None
+        return
+    assert opt is not None
+    before = buffer.copy()
+    if np.shares_memory(a, g) or np.shares_memory(b, g):
+        with pytest.raises(ValueError, match=r"grads\[1\] shares memory with params\[[01]\]"):
+            opt.step([np.ones(5), g])
+        np.testing.assert_array_equal(buffer, before)
+    else:
+        opt.step([g, g])
+
+
+def test_a_gradient_that_is_state():
+    p = np.ones(4)
+    opt = cr.optim.SGD(p, momentum=0.9)
+    opt.step(np.ones(4))
+    with pytest.raises(ValueError, match="grads shares memory with params or its state"):
+        opt.step(opt.state[0]["momentum_buffer"])
+
+
+def test_one_bad_gradient_stops_all():
+    params = [np.ones(3), np.ones(3, np.float32), np.ones(3)]
+    opt = cr.optim.Adam(params)
+    for bad in (np.ones(4), np.ones(3, np.float32), np.ones(3, ">f8"), "no"):
+        with pytest.raises((TypeError, ValueError), match=r"grads\[2\]"):
+            opt.step([np.ones(3), np.ones(3, np.float32), bad])
+    assert all((p == 1).all() for p in params)
+    assert all(not s["exp_avg"].any() and s["step"] == 0 for s in opt.state.values())
+
+
+def test_arrays_that_change_behind_the_optimizer_s_back():
+    p = np.ones(4)
+    opt = cr.optim.Adam(p)
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="params must be writable"):
+        opt.step(np.ones(4))
+    p.flags.writeable = True
+    p.shape = (2, 2)
+    with pytest.raises(ValueError, match="params was resized or reshaped"):
+        opt.step(np.ones((2, 2)))
+    p.shape = (4,)
+    p.resize(400_000, refcheck=False)
+    with pytest.raises(ValueError, match="params was resized or reshaped"):
+        opt.step(np.ones(400_000))
+
+
+@given(ANYTHING, ANYTHING)
+def test_pruning(w, s):
+    check(lambda: cr.prune.magnitude_threshold(w, s), w)
+    check(lambda: cr.prune.magnitude_mask(w, sparsity=s), w)
+    check(lambda: cr.prune.magnitude_mask(w, threshold=s), w)
+    check(lambda: cr.prune.CubicSchedule(s, w), w)
+    pruner = check(lambda: cr.prune.MagnitudePruner(w, lambda step: 0.5), w)
+    if pruner is not None:
+        check(pruner.step)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING, st.tuples(st.integers(-1, 4), st.integers(-1, 4)))
+def test_sparse_construction(data, indices, indptr, shape):
+    check(lambda: cr.sparse.CSRMatrix((data, indices, indptr), shape), data, indices, indptr)
+    check(lambda: cr.sparse.CSRMatrix.from_dense(data), data)
+    check(lambda: cr.sparse.CSRMatrix.from_dense(data, indices), data)
+    check(lambda: cr.sparse.CSRMatrix.from_scipy(data), data)
+
+
+@given(arrays(max_dims=2), arrays(), ANYTHING, ANYTHING)
+def test_sparse_products(w, x, y, out):
+    a = check(lambda: cr.sparse.CSRMatrix.from_dense(w), w)
+    if a is None:
+        return
+    for matrix in (a, a.T):
+        check(lambda matrix=matrix: matrix.matmul(x), x)
+        check(lambda matrix=matrix: matrix.matmul(x, out=out), x, out)
+        check(lambda matrix=matrix: matrix @ y, y)
+    check(lambda: cr.sparse.sddmm(a, x, y), x, y)
+    check(lambda: cr.sparse.sddmm(a, x, x.T, out=out), x, out)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
+def test_distillation(student, teacher, labels, number):
+    check(lambda: cr.distill.softmax(student, out=teacher), student, teacher)
+    check(lambda: cr.distill.log_softmax(student, axis=number), student)
+    check(lambda: cr.distill.softmax(student, temperature=number), student)
+    check(lambda: cr.distill.kd_loss(student, teacher, 2.0, labels, 0.5), student, teacher)
+    check(lambda: cr.distill.kd_loss(student, student, number), student)
+
+
+@given(ANYTHING, ANYTHING)
+def test_layers(x, dy):
+    layer = cr.nn.Linear(3, 2, rng=0)
+    sparse = cr.nn.SparseLinear.from_linear(layer)
+    for module in (layer, sparse, cr.nn.ReLU()):
+        if check(lambda module=module: module(x), x) is not None:
+            check(lambda module=module: module.backward(dy), dy)
+
+
+@given(ANYTHING)
+def test_threads(n):
+    before = cr.get_num_threads()
+    check(lambda: cr.set_num_threads(n))
+    cr.set_num_threads(before)

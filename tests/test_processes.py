@@ -1,0 +1,251 @@
+"""Threads, forks, instruction sets, and settings from the environment."""
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import compressrs as cr
+
+N = 300_000  # large enough for the pool
+
+
+def everything() -> str:
+    """A digest of every kernel's result, in both precisions."""
+    digest = hashlib.sha256()
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        for cls, kwargs in (
+            (cr.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+            (cr.optim.SGD, {}),
+            (cr.optim.Momentum, {}),
+            (cr.optim.Adam, {"amsgrad": True, "weight_decay": 0.1}),
+            (cr.optim.AdamW, {}),
+        ):
+            p = [rng.standard_normal(n).astype(dtype) for n in (1, 17, 1000, N)]
+            opt = cls(p, lr=0.01, **kwargs)
+            for _ in range(3):
+                opt.step([rng.standard_normal(w.size).astype(dtype) for w in p])
+            for w in p:
+                digest.update(w.tobytes())
+        w = rng.standard_normal((700, 900)).astype(dtype)
+        mask = cr.prune.magnitude_mask(w, sparsity=0.9)
+        digest.update(mask.tobytes())
+        a = cr.sparse.CSRMatrix.from_dense(np.where(mask, w, dtype(0)))
+        x, y = (rng.standard_normal((k, 333)).astype(dtype) for k in (900, 700))
+        for product in (a @ x, x.T @ a.T, a.T @ y, y.T @ a, cr.sparse.sddmm(a, y, x.T)):
+            digest.update(product.tobytes())
+        z, t = (20 * rng.standard_normal((2, 50, 5001))).astype(dtype)
+        digest.update(cr.distill.softmax(z, 2.0).tobytes())
+        digest.update(cr.distill.log_softmax(z).tobytes())
+        loss, grad = cr.distill.kd_loss(z, t, 3.0, rng.integers(0, 5001, 50), 0.5)
+        digest.update(np.float64(loss).tobytes() + grad.tobytes())
+    return digest.hexdigest()
+
+
+def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_same_bits_for_every_instruction_set_and_number_of_threads():
+    code = "from tests.test_processes import everything; print(everything())"
+    here = everything()
+    for level in cr._core.simd_levels():
+        for threads in ("1", "3"):
+            child = in_child(code, COMPRESSRS_SIMD=level, COMPRESSRS_NUM_THREADS=threads)
+            assert child.stdout.strip() == here, (level, threads, child.stderr)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("COMPRESSRS_SIMD", "avx9", "COMPRESSRS_SIMD must be one of portable"),
+        ("COMPRESSRS_NUM_THREADS", "0", "COMPRESSRS_NUM_THREADS must be a whole number from 1"),
+        ("COMPRESSRS_NUM_THREADS", "many", 'got "many"'),
+    ],
+)
+def test_wrong_settings_are_reported_at_import(variable, value, message):
+    child = in_child("import compressrs", **{variable: value})
+    assert child.returncode == 1
+    assert "ImportError" in child.stderr
+    assert message in child.stderr
+
+
+def test_the_environment_sets_the_number_of_threads():
+    child = in_child(
+        "import compressrs as c; print(c.get_num_threads())", COMPRESSRS_NUM_THREADS="3"
+    )
+    assert child.stdout.strip() == "3"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_the_affinity_mask_counts():
+    code = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "import compressrs as c; print(c.get_num_threads())"
+    )
+    assert in_child(code).stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("n", "error"), [(0, ValueError), (-3, ValueError), (10**30, ValueError), (1.5, TypeError)]
+)
+def test_set_num_threads_refuses(n, error):
+    before = cr.get_num_threads()
+    with pytest.raises(error, match="n must be"):
+        cr.set_num_threads(n)
+    assert cr.get_num_threads() == before
+
+
+def test_threadpoolctl_governs_the_pool():
+    before = cr.get_num_threads()
+    with threadpoolctl.threadpool_limits(1, user_api="compressrs"):
+        assert cr.get_num_threads() == 1
+        assert "compressrs" in {lib["user_api"] for lib in threadpoolctl.threadpool_info()}
+    assert cr.get_num_threads() == before
+
+
+def step_in_child(queue):
+    p = np.ones(N, np.float32)
+    opt = cr.optim.Adam(p, lr=0.1)
+    for _ in range(5):
+        opt.step(np.ones(N, np.float32))
+    queue.put(float(p.sum()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_work_after_the_parent_used_its_pool():
+    cr.set_num_threads(4)
+    try:
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        step_in_child(queue)
+        expected = queue.get(timeout=60)
+        children = [context.Process(target=step_in_child, args=(queue,)) for _ in range(20)]
+        for child in children:
+            child.start()
+        results = [queue.get(timeout=60) for _ in children]
+        for child in children:
+            child.join(timeout=60)
+            assert child.exitcode == 0
+        assert results == [expected] * 20
+        step_in_child(queue)
+        assert queue.get(timeout=60) == expected
+    finally:
+        cr.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_optimizer_that_another_thread_steps_at_the_fork_is_not_locked_in_the_child():
+    p = np.ones(3_000_000, np.float32)
+    opt = cr.optim.Adam(p)
+    g = np.ones_like(p)
+    stop = threading.Event()
+
+    def keep_stepping():
+        while not stop.is_set():
+            opt.step(g)
+
+    thread = threading.Thread(target=keep_stepping)
+    thread.start()
+    try:
+        context = multiprocessing.get_context("fork")
+        for _ in range(5):
+            child = context.Process(target=opt.step, args=(g,))
+            child.start()
+            child.join(timeout=60)
+            assert child.exitcode == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_eight_threads_with_their_own_optimizers():
+    def work(seed, results):
+        rng = np.random.default_rng(seed)
+        p = rng.standard_normal(N).astype(np.float32)
+        opt = cr.optim.Adam(p)
+        for _ in range(10):
+            opt.step(rng.standard_normal(N).astype(np.float32))
+        results[seed] = p
+
+    together, alone = {}, {}
+    threads = [threading.Thread(target=work, args=(seed, together)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for seed in range(8):
+        work(seed, alone)
+        np.testing.assert_array_equal(together[seed], alone[seed])
+
+
+@pytest.mark.parametrize("n", [100, N])
+def test_eight_threads_stepping_the_same_optimizer_take_turns(n):
+    g = np.ones(n, np.float32)
+    p, q = np.ones(n, np.float32), np.ones(n, np.float32)
+    shared, single = cr.optim.Adam(p), cr.optim.Adam(q)
+
+    def work():
+        for _ in range(10):
+            shared.step(g)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for _ in range(80):
+        single.step(g)
+    assert shared.state[0]["step"] == 80
+    np.testing.assert_array_equal(p, q)
+
+
+def test_the_gil_is_released():
+    """While a kernel runs in one thread, another thread's Python code goes on."""
+    z = np.zeros((2000, 5000))
+    out = np.empty_like(z)
+    done = threading.Event()
+    ticks = 0
+
+    def work():
+        for _ in range(5):
+            cr.distill.softmax(z, out=out)
+        done.set()
+
+    switch = sys.getswitchinterval()
+    # With the GIL held throughout, a thread would wait this long to get it.
+    sys.setswitchinterval(60)
+    thread = threading.Thread(target=work)
+    try:
+        thread.start()
+        while not done.is_set():
+            ticks += 1
+            done.wait(1e-4)
+    finally:
+        sys.setswitchinterval(switch)
+        thread.join()
+    assert ticks > 1
+
+
+def test_clean_exit_after_use():
+    code = (
+        "import compressrs as c, numpy as np; c.set_num_threads(3)\n"
+        f"c.optim.Adam(np.ones({N})).step(np.ones({N}))"
+    )
+    child = in_child(code)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
