@@ -6,6 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Threads of OpenBLAS and OpenMP spin for up to 100 ms after their work is done, in
+# which they would take a CPU from whoever is measured next.
+SETTLE = 0.12
+WARM_UP = 0.02
+TURN = 0.03
+ROUNDS = 9
+
 
 class Target(NamedTuple):
     """Our time over the peer's must be at most `ratio`."""
@@ -14,34 +21,47 @@ class Target(NamedTuple):
     ratio: float
 
 
+def turn(function: Callable[[], object], inner: int) -> list[float]:
+    """Times of the calls in one turn, after all is quiet and the function warm."""
+    time.sleep(SETTLE)
+    start = time.perf_counter()
+    while True:
+        function()
+        if time.perf_counter() - start > WARM_UP:
+            break
+    times = []
+    end = time.perf_counter() + TURN
+    while True:
+        start = time.perf_counter()
+        for _ in range(inner):
+            function()
+        now = time.perf_counter()
+        times.append((now - start) / inner)
+        if now > end:
+            return times
+
+
 def compare(
     title: str,
     contenders: dict[str, Callable[[], object]],
     targets: tuple[Target, ...] = (),
     *,
-    seconds: float = 4.0,
     inner: int = 1,
 ) -> dict[str, float]:
-    """Time the contenders in turns, print medians and ratios; the first is ours.
+    """Let the contenders take turns, print medians and ratios; the first is ours.
 
     `inner` calls are timed together, for what is too short for the clock.
     """
-    for function in contenders.values():
-        for _ in range(3):
-            function()
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
+    for _ in range(ROUNDS):
         for name, function in contenders.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                function()
-            times[name].append((time.perf_counter() - start) / inner)
+            times[name] += turn(function, inner)
     medians = {name: float(np.median(t)) for name, t in times.items()}
     ours = next(iter(medians.values()))
-    print(f"\n{title}  ({len(times[next(iter(times))])} rounds)")
+    print(f"\n{title}")
     for name, median in medians.items():
-        print(f"  {name:32} {median * 1e6:14,.2f} us   {median / ours:8.2f} x ours")
+        calls = len(times[name]) * inner
+        print(f"  {name:28} {median * 1e6:14,.2f} us   {median / ours:7.2f} x ours  {calls:>8,} calls")
     for target in targets:
         if target.peer in medians:
             got = ours / medians[target.peer]

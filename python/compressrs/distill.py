@@ -185,10 +185,11 @@ def kd_loss(
             raise ValueError(f"labels must have the shape {batch} of the batch, got {labels.shape}")
         # Those that do not fit are out of range, and stay so.
         labels = np.minimum(labels, np.iinfo(np.int64).max).astype(np.int64).reshape(rows)
-    loss, grad = _core.kd_loss(
-        student.reshape(rows, classes), teacher.reshape(rows, classes), temperature, labels, alpha
-    )
-    return loss, grad.reshape(student.shape)
+    student = student.reshape(rows, classes)
+    teacher = teacher.reshape(rows, classes)
+    grad = np.empty(student.shape, student.dtype)
+    loss = _core.kd_loss(student, teacher, temperature, labels, alpha, grad)
+    return loss, grad.reshape(*batch, classes)
 
 
 def _positive(value: float, name: str) -> float:

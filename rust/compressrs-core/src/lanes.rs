@@ -5,45 +5,126 @@
 //! not depend on the vector width, and 64 independent accumulators hide the
 //! latency of the addition at every width.
 
-use num_traits::Float as _;
-
-use crate::element::{Element, Float};
+use crate::element::Float;
 
 /// Number of accumulators of a reduction.
 pub const LANES: usize = 64;
 
-/// Adds up the lanes as a binary tree: `l` with `l + 32`, then `l + 16`, ...
+/// Elements that [`sweep`] takes at a time: a register of `f32` where
+/// registers are widest, and what a short row is filled up to.
+pub const UNIT: usize = 16;
+
+/// Combines the lanes as a binary tree: `l` with `l + N / 2`, then `l + N / 4`, ...
 #[inline(always)]
-pub fn sum_tree<C: Float, const N: usize>(mut lanes: [C; N]) -> C {
+fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) -> C) -> C {
     const { assert!(N.is_power_of_two()) };
     let mut half = N / 2;
     while half > 0 {
         for l in 0..half {
-            lanes[l] += lanes[l + half];
+            lanes[l] = combine(lanes[l], lanes[l + half]);
         }
         half /= 2;
     }
     lanes[0]
 }
 
+/// The sum of the lanes.
+#[inline(always)]
+pub fn sum_tree<C: Float, const N: usize>(lanes: [C; N]) -> C {
+    tree(lanes, |a, b| a + b)
+}
+
+/// Accumulators, one a lane.
+#[derive(Clone, Copy)]
+pub struct Lanes<C>([C; LANES]);
+
+impl<C: Float> Lanes<C> {
+    /// All the same.
+    #[inline(always)]
+    pub fn new(value: C) -> Self {
+        Lanes([value; LANES])
+    }
+
+    /// The sum of all.
+    #[inline(always)]
+    pub fn sum(self) -> C {
+        sum_tree(self.0)
+    }
+}
+
+/// Calls `f` for each element of the inputs, with the accumulators of its lane,
+/// and writes what it returns to the outputs. All slices are of one length.
+///
+/// Elements go in units, the last of which is filled up with `fill`: a loop whose
+/// length is known while compiling becomes vector instructions with nothing left
+/// over, and a row shorter than a register costs one unit. `f` sees what is
+/// filled in, which must not change the accumulators.
+#[inline(always)]
+pub fn sweep<C: Float, const I: usize, const O: usize, const A: usize>(
+    inputs: [&[C]; I],
+    mut outputs: [&mut [C]; O],
+    accumulators: &mut [Lanes<C>; A],
+    fill: C,
+    f: impl Fn([C; I], &mut [C; A]) -> [C; O],
+) {
+    // Lengths that the compiler can see are equal need no bounds checks.
+    let n = inputs[0].len();
+    let inputs = inputs.map(|x| x[..n].as_chunks::<UNIT>());
+    let mut outputs = outputs.each_mut().map(|x| x[..n].as_chunks_mut::<UNIT>());
+    let mut call = |unit: usize, inputs: [&[C; UNIT]; I]| {
+        let lane = unit % (LANES / UNIT);
+        let slots = accumulators.each_mut().map(|a| &mut a.0.as_chunks_mut::<UNIT>().0[lane]);
+        // Locals, which nothing can overlap.
+        let mut sums: [[C; UNIT]; A] = slots.each_ref().map(|slot| **slot);
+        let mut results = [[C::zero(); UNIT]; O];
+        for l in 0..UNIT {
+            let mut sum = sums.each_ref().map(|s| s[l]);
+            let result = f(inputs.map(|x| x[l]), &mut sum);
+            for a in 0..A {
+                sums[a][l] = sum[a];
+            }
+            for o in 0..O {
+                results[o][l] = result[o];
+            }
+        }
+        for (slot, sum) in slots.into_iter().zip(sums) {
+            *slot = sum;
+        }
+        results
+    };
+    for unit in 0..n / UNIT {
+        let results = call(unit, inputs.map(|(units, _)| &units[unit]));
+        for ((units, _), result) in outputs.iter_mut().zip(results) {
+            units[unit] = result;
+        }
+    }
+    let rest = n % UNIT;
+    if rest > 0 {
+        let inputs = inputs.map(|(_, tail)| {
+            let mut unit = [fill; UNIT];
+            unit[..rest].copy_from_slice(tail);
+            unit
+        });
+        let results = call(n / UNIT, inputs.each_ref());
+        for ((_, tail), result) in outputs.iter_mut().zip(results) {
+            tail.copy_from_slice(&result[..rest]);
+        }
+    }
+}
+
 /// The larger; the first where either is NaN.
 #[inline(always)]
-pub fn max<C: Float>(a: C, b: C) -> C {
+fn max<C: Float>(a: C, b: C) -> C {
     if b > a { b } else { a }
 }
 
 /// The largest element, NaN passed over; -inf for an empty slice or if all is NaN.
 #[inline(always)]
-pub fn max_of<E: Element>(x: &[E]) -> E::Compute {
-    let mut lanes = [E::Compute::neg_infinity(); LANES];
-    let (blocks, tail) = x.as_chunks::<LANES>();
-    for block in blocks {
-        for l in 0..LANES {
-            lanes[l] = max(lanes[l], block[l].load());
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane = max(*lane, x.load());
-    }
-    lanes.into_iter().fold(E::Compute::neg_infinity(), max)
+pub fn max_of<C: Float>(x: &[C]) -> C {
+    let mut top = [Lanes::new(C::neg_infinity())];
+    sweep([x], [], &mut top, C::neg_infinity(), |[x], [top]| {
+        *top = max(*top, x);
+        []
+    });
+    tree(top[0].0, max)
 }

@@ -9,9 +9,12 @@
 //! Splitting never decides a result: elementwise kernels do not care, and
 //! reductions use [`reduce`], whose tree depends on the length alone.
 
+use std::any::Any;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -117,9 +120,9 @@ pub fn shutdown() {
 fn pool() -> Option<Arc<ThreadPool>> {
     let threads = num_threads().ok().filter(|&n| n > 1)?;
     let mut slot = runtime().pool.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.as_ref().is_none_or(|p| p.current_num_threads() != threads) {
+    if slot.as_ref().is_none_or(|p| p.current_num_threads() != threads - 1) {
         *slot = ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(threads - 1)
             .thread_name(|i| format!("compressrs-{i}"))
             .build()
             .ok()
@@ -128,38 +131,108 @@ fn pool() -> Option<Arc<ThreadPool>> {
     slot.clone()
 }
 
+/// Parts that a loop is divided into, for each thread: enough that a thread
+/// which lost its CPU for a while does not hold up the others.
+const PARTS: usize = 8;
+
+/// How often to look whether the last parts are finished before sleeping: some
+/// 20 microseconds, what it costs to be woken.
+const SPINS: usize = 500;
+
 /// Calls `body` on parts of `range`, in parallel where the range is longer than
 /// two grains.
 ///
 /// `grain` is the number of items that are worth a task of their own: about 20
 /// microseconds of work, twice what it takes to wake a sleeping thread. Parts
 /// start at multiples of `align` items from the start of the range.
+///
+/// The caller works too, and never waits for a thread that has not begun: on a
+/// machine whose CPUs are taken (another library's threads that spin while they
+/// wait, say), the caller does it all.
 pub fn for_each(range: Range<usize>, grain: usize, align: usize, body: impl Fn(Range<usize>) + Sync) {
-    if range.len() < 2 * grain {
+    let len = range.len();
+    if len < 2 * grain {
         return body(range);
     }
-    match pool() {
-        None => body(range),
-        Some(pool) => {
-            // A few parts a thread, so that a thread that lost its CPU for a
-            // while does not hold up the others.
-            let parts = 8 * pool.current_num_threads();
-            let grain = grain.max(range.len().div_ceil(parts));
-            pool.install(|| split(range, grain, align, &body));
-        }
-    }
+    let Some(pool) = pool() else { return body(range) };
+    let threads = pool.current_num_threads() + 1;
+    let size = grain.max(len.div_ceil(PARTS * threads)).next_multiple_of(align);
+    let parts = len.div_ceil(size);
+    let run = |part: usize| {
+        let start = range.start + part * size;
+        body(start..range.end.min(start + size));
+    };
+    Loop::run(&pool, parts, &run);
 }
 
-fn split(range: Range<usize>, grain: usize, align: usize, body: &(impl Fn(Range<usize>) + Sync)) {
-    let half = (range.len() / 2).next_multiple_of(align);
-    if range.len() < 2 * grain || half >= range.len() {
-        return body(range);
+/// A loop that several threads take parts from.
+struct Loop {
+    /// The parts. Only to be called with a part taken from `next`, for then the
+    /// caller of `run`, who has the closure, still waits.
+    body: *const (dyn Fn(usize) + Sync),
+    parts: usize,
+    /// The first part not taken yet.
+    next: AtomicUsize,
+    /// Parts not finished yet.
+    left: AtomicUsize,
+    caller: Thread,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `body` is Sync, and is called only while it lives; see there.
+unsafe impl Send for Loop {}
+// SAFETY: as above.
+unsafe impl Sync for Loop {}
+
+impl Loop {
+    fn run(pool: &ThreadPool, parts: usize, body: &(dyn Fn(usize) + Sync)) {
+        let body: *const (dyn Fn(usize) + Sync + '_) = body;
+        // SAFETY: only the lifetime changes; what it protected is said at the field.
+        let body: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(body) };
+        let this = Arc::new(Loop {
+            body,
+            parts,
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(parts),
+            caller: std::thread::current(),
+            panic: Mutex::new(None),
+        });
+        for _ in 0..pool.current_num_threads().min(parts - 1) {
+            let helper = Arc::clone(&this);
+            pool.spawn(move || helper.work());
+        }
+        this.work();
+        let mut spins = SPINS;
+        while this.left.load(Ordering::Acquire) > 0 {
+            if spins > 0 {
+                spins -= 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::park();
+            }
+        }
+        let panic = this.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
     }
-    let middle = range.start + half;
-    rayon::join(
-        || split(range.start..middle, grain, align, body),
-        || split(middle..range.end, grain, align, body),
-    );
+
+    fn work(&self) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts {
+                return;
+            }
+            // SAFETY: the part is not finished, so `run` has not returned.
+            let body = unsafe { &*self.body };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.caller.unpark();
+            }
+        }
+    }
 }
 
 /// Maps blocks of `block` items (the last may be shorter) and combines the
@@ -171,38 +244,34 @@ pub fn reduce<T: Send>(
     map: impl Fn(Range<usize>) -> T + Sync,
     combine: impl Fn(T, T) -> T + Sync,
 ) -> Option<T> {
-    struct Tree<'a, M, F> {
-        len: usize,
-        block: usize,
-        map: &'a M,
-        combine: &'a F,
-    }
-    impl<M, F> Tree<'_, M, F> {
-        fn node<T: Send>(&self, blocks: Range<usize>, parallel: bool) -> T
-        where
-            M: Fn(Range<usize>) -> T + Sync,
-            F: Fn(T, T) -> T + Sync,
-        {
-            if blocks.len() == 1 {
-                let start = blocks.start * self.block;
-                return (self.map)(start..self.len.min(start + self.block));
-            }
-            let middle = blocks.start + blocks.len() / 2;
-            let left = || self.node(blocks.start..middle, parallel);
-            let right = || self.node(middle..blocks.end, parallel);
-            let (a, b) = if parallel { rayon::join(left, right) } else { (left(), right()) };
-            (self.combine)(a, b)
-        }
-    }
     if len == 0 {
         return None;
     }
     let blocks = len.div_ceil(block);
-    let tree = Tree { len, block, map: &map, combine: &combine };
-    Some(match if blocks > 1 { pool() } else { None } {
-        Some(pool) => pool.install(|| tree.node(0..blocks, true)),
-        None => tree.node(0..blocks, false),
-    })
+    // A heap: node i has children 2i and 2i + 1, the blocks are the leaves
+    // blocks..2 * blocks, and 1 is the root. A node keeps the result of the
+    // child that came first until the other comes.
+    // Nobody waits at node 0, so the root's result stays there.
+    let waiting: Vec<Mutex<Option<T>>> = (0..blocks).map(|_| Mutex::new(None)).collect();
+    let slot = |node: usize| waiting[node].lock().unwrap_or_else(PoisonError::into_inner);
+    for_each(0..blocks, 1, 1, |part| {
+        for i in part {
+            let mut node = blocks + i;
+            let mut result = map(i * block..len.min((i + 1) * block));
+            loop {
+                let mut slot = slot(node / 2);
+                let Some(other) = slot.take() else {
+                    *slot = Some(result);
+                    break;
+                };
+                drop(slot);
+                let (left, right) = if node % 2 == 0 { (result, other) } else { (other, result) };
+                result = combine(left, right);
+                node /= 2;
+            }
+        }
+    });
+    slot(0).take()
 }
 
 /// A base pointer that tasks may share, each writing its own part.

@@ -170,6 +170,12 @@ impl<'py, 'n> Array<'py, 'n> {
         ))
     }
 
+    /// Requires that kernels may update it in place.
+    pub fn require_in_place(&self) -> PyResult<()> {
+        self.require_writable()?;
+        self.require_contiguous()
+    }
+
     /// Requires C order without gaps.
     pub fn require_contiguous(&self) -> PyResult<()> {
         if self.is_contiguous() {

@@ -1,11 +1,11 @@
 //! Softmax and distillation losses.
 
 use compressrs_core::distill as core;
-use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Name, with_dtype};
+use crate::buffers::{Array, Name, require_disjoint, with_dtype};
 use crate::errors::run;
 
 /// Writes `softmax(z / temperature)` over the last axis to `out`, or its
@@ -23,8 +23,7 @@ pub fn softmax(
     let out = Array::new(out, Name("out", ""))?;
     out.require_dtype(dtype, z.name)?;
     out.require_shape(z.array.shape(), z.name)?;
-    out.require_writable()?;
-    out.require_contiguous()?;
+    out.require_in_place()?;
     let classes = z.array.shape().last().copied().unwrap_or(1);
     let same = z.data() == out.data() && z.is_contiguous();
     let z = z.contiguous()?;
@@ -42,16 +41,18 @@ pub fn softmax(
     })
 }
 
-/// Loss and gradient; logits are `[rows, classes]`, labels int64 of `[rows]`.
+/// Returns the loss and writes its gradient to `grad`; logits are `[rows,
+/// classes]`, labels int64 of `[rows]`.
 #[pyfunction]
-pub fn kd_loss<'py>(
-    py: Python<'py>,
-    student: &Bound<'py, PyAny>,
-    teacher: &Bound<'py, PyAny>,
+pub fn kd_loss(
+    py: Python<'_>,
+    student: &Bound<'_, PyAny>,
+    teacher: &Bound<'_, PyAny>,
     temperature: f64,
-    labels: Option<&Bound<'py, PyAny>>,
+    labels: Option<&Bound<'_, PyAny>>,
     alpha: f64,
-) -> PyResult<(f64, Bound<'py, PyAny>)> {
+    grad: &Bound<'_, PyAny>,
+) -> PyResult<f64> {
     let student = Array::new(student, Name("student", ""))?;
     let dtype = student.float_dtype()?;
     student.require_ndim(2)?;
@@ -69,10 +70,16 @@ pub fn kd_loss<'py>(
             "labels must be given unless alpha is 1, got None with alpha={alpha}"
         )));
     }
+    let grad = Array::new(grad, Name("grad", ""))?;
+    grad.require_dtype(dtype, student.name)?;
+    grad.require_shape(student.array.shape(), student.name)?;
+    grad.require_in_place()?;
+    for read in [&student, &teacher] {
+        require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
+    }
     with_dtype!(dtype, T => {
-        let grad = PyArray1::<T>::zeros(py, [rows * classes], false);
-        // SAFETY: checked above; `grad` is new, and nothing else writes to the logits.
-        let (input, slice) = unsafe {
+        // SAFETY: checked above; nothing else writes to the logits.
+        let (input, grad) = unsafe {
             let input = core::KdLoss {
                 student: student.slice::<T>(),
                 teacher: teacher.slice::<T>(),
@@ -81,10 +88,9 @@ pub fn kd_loss<'py>(
                 temperature,
                 alpha,
             };
-            (input, grad.as_slice_mut()?)
+            (input, grad.slice_mut::<T>())
         };
-        let loss = run(py, || core::kd_loss(input, slice))?;
-        Ok((loss, grad.reshape([rows, classes])?.into_any()))
+        run(py, || core::kd_loss(input, grad))
     })
 }
 

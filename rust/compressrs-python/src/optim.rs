@@ -132,8 +132,7 @@ impl Stepper {
         for (i, (path, param, states, mask, group)) in slots.into_iter().enumerate() {
             let param = Array::new(&param, Name("params", &path))?;
             let dtype = param.float_dtype()?;
-            param.require_writable()?;
-            param.require_contiguous()?;
+            param.require_in_place()?;
             let shape = param.array.shape();
             regions.push((param.memory(), i));
             let states = states
@@ -142,8 +141,7 @@ impl Stepper {
                     let state = Array::new(state, Name("state of params", &path))?;
                     state.require_dtype(dtype, param.name)?;
                     state.require_shape(shape, param.name)?;
-                    state.require_writable()?;
-                    state.require_contiguous()?;
+                    state.require_in_place()?;
                     regions.push((state.memory(), i));
                     Ok(state.array.unbind())
                 })

@@ -115,8 +115,7 @@ pub fn mask_below(
 pub fn apply_mask(py: Python<'_>, w: &Bound<'_, PyAny>, mask: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
     let w = Array::new(w, Name(name, ""))?;
     let dtype = w.float_dtype()?;
-    w.require_writable()?;
-    w.require_contiguous()?;
+    w.require_in_place()?;
     let mask = check_mask(mask)?;
     mask.require_shape(w.array.shape(), w.name)?;
     require_disjoint(&w, &w.memory(), &mask, &mask.memory())?;

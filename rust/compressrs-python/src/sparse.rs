@@ -289,8 +289,7 @@ pub fn sddmm<'py>(
     let out = Array::new(out, Name("out", ""))?;
     out.require_dtype(pattern.dtype, "data")?;
     out.require_shape(pattern.data.array.shape(), "data")?;
-    out.require_writable()?;
-    out.require_contiguous()?;
+    out.require_in_place()?;
     let memory = out.memory();
     require_disjoint(&out, &memory, &u.array, &u.memory())?;
     require_disjoint(&out, &memory, &v.array, &v.memory())?;

@@ -2,7 +2,7 @@
 
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
-use crate::lanes::{LANES, max_of, sum_tree};
+use crate::lanes::{self, Lanes, max_of};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
@@ -162,40 +162,39 @@ fn sweep<C: Float, const PLAIN: bool>(
     teacher_exp: &mut [C],
     plain_exp: &mut [C],
 ) -> Sums {
-    let n = s.len();
-    let t = &t[..n];
-    let (student_exp, teacher_exp) = (&mut student_exp[..n], &mut teacher_exp[..n]);
-    let plain_exp = &mut plain_exp[..n];
     let mut sums = Sums { student: 0.0, teacher: 0.0, weighted: 0.0, plain: 0.0 };
-    for start in (0..n).step_by(CHUNK) {
-        let end = n.min(start + CHUNK);
-        let mut student = [C::zero(); LANES];
-        let mut teacher = [C::zero(); LANES];
-        let mut weighted = [C::zero(); LANES];
-        let mut plain = [C::zero(); LANES];
-        for block in (start..end).step_by(LANES) {
-            for l in 0..LANES.min(end - block) {
-                let i = block + l;
-                let from_top = s[i] - top_s;
-                let (a, b) = ((t[i] - top_t) * scale, from_top * scale);
+    for start in (0..s.len()).step_by(CHUNK) {
+        let part = start..s.len().min(start + CHUNK);
+        let mut lanes = [Lanes::new(C::zero()); 3];
+        lanes::sweep(
+            [&s[part.clone()], &t[part.clone()]],
+            [&mut student_exp[part.clone()], &mut teacher_exp[part.clone()]],
+            &mut lanes,
+            C::neg_infinity(),
+            |[s, t], [student, teacher, weighted]| {
+                let (a, b) = ((t - top_t) * scale, (s - top_s) * scale);
                 let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
-                teacher_exp[i] = exp_a;
-                student_exp[i] = exp_b;
-                teacher[l] += exp_a;
-                student[l] += exp_b;
+                *student += exp_b;
+                *teacher += exp_a;
                 // 0 * inf where a class is masked with -inf; p log p is 0 there.
-                weighted[l] += if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
-                if PLAIN {
-                    let e = from_top.exp_fast();
-                    plain_exp[i] = e;
-                    plain[l] += e;
-                }
-            }
+                *weighted += if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
+                [exp_b, exp_a]
+            },
+        );
+        let [student, teacher, weighted] = lanes.map(|l| l.sum().to_f64());
+        sums.student += student;
+        sums.teacher += teacher;
+        sums.weighted += weighted;
+        if PLAIN {
+            let mut lanes = [Lanes::new(C::zero())];
+            let plain = &mut plain_exp[part.clone()];
+            lanes::sweep([&s[part]], [plain], &mut lanes, C::neg_infinity(), |[s], [sum]| {
+                let e = (s - top_s).exp_fast();
+                *sum += e;
+                [e]
+            });
+            sums.plain += lanes[0].sum().to_f64();
         }
-        sums.student += sum_tree(student).to_f64();
-        sums.teacher += sum_tree(teacher).to_f64();
-        sums.weighted += sum_tree(weighted).to_f64();
-        sums.plain += sum_tree(plain).to_f64();
     }
     sums
 }

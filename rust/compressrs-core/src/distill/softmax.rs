@@ -2,7 +2,7 @@
 
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
-use crate::lanes::{LANES, max_of, sum_tree};
+use crate::lanes::{Lanes, max_of, sweep};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
@@ -55,45 +55,41 @@ impl<C: Float> Kernel for Rows<'_, C> {
 
     #[inline(always)]
     fn run(self) {
-        let scale = C::from_f64(self.what.temperature.recip());
-        let classes = self.what.classes;
-        for (i, row) in self.out.chunks_exact_mut(classes).enumerate() {
-            // One copy while the row is in cache makes this one path.
-            if let Some(z) = self.z {
-                row.copy_from_slice(&z[i * classes..(i + 1) * classes]);
-            }
-            let top = max_of(row);
-            if self.what.log {
-                let log_sum = C::from_f64(exp_sum::<C, false>(row, top, scale).ln());
-                for x in row {
-                    *x = (*x - top) * scale - log_sum;
+        let Softmax { classes, .. } = self.what;
+        let mut copy = vec![C::zero(); if self.z.is_none() { classes } else { 0 }];
+        for (i, out) in self.out.chunks_exact_mut(classes).enumerate() {
+            let z = match self.z {
+                Some(z) => &z[i * classes..(i + 1) * classes],
+                None => {
+                    copy.copy_from_slice(out);
+                    &copy
                 }
-            } else {
-                let factor = C::from_f64(exp_sum::<C, true>(row, top, scale).recip());
-                for x in row {
-                    *x = *x * factor;
-                }
-            }
+            };
+            softmax_row(self.what, z, out);
         }
     }
 }
 
-/// The sum of `exp((x - top) scale)`; writes the terms to the row where `KEEP`.
 #[inline(always)]
-fn exp_sum<C: Float, const KEEP: bool>(row: &mut [C], top: C, scale: C) -> f64 {
+fn softmax_row<C: Float>(what: Softmax, z: &[C], out: &mut [C]) {
+    let scale = C::from_f64(what.temperature.recip());
+    let top = max_of(z);
     let mut sum = 0.0;
-    for chunk in row.chunks_mut(CHUNK) {
-        let mut lanes = [C::zero(); LANES];
-        for block in chunk.chunks_mut(LANES) {
-            for (x, lane) in block.iter_mut().zip(&mut lanes) {
-                let e = ((*x - top) * scale).exp_fast();
-                *lane += e;
-                if KEEP {
-                    *x = e;
-                }
-            }
-        }
-        sum += sum_tree(lanes).to_f64();
+    for (z, out) in z.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
+        let mut lanes = [Lanes::new(C::zero())];
+        sweep([z], [out], &mut lanes, C::neg_infinity(), |[z], [sum]| {
+            let shifted = (z - top) * scale;
+            let e = shifted.exp_fast();
+            *sum += e;
+            [if what.log { shifted } else { e }]
+        });
+        sum += lanes[0].sum().to_f64();
     }
-    sum
+    if what.log {
+        let log_sum = C::from_f64(sum.ln());
+        out.iter_mut().for_each(|x| *x = *x - log_sum);
+    } else {
+        let factor = C::from_f64(sum.recip());
+        out.iter_mut().for_each(|x| *x = *x * factor);
+    }
 }
