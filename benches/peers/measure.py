@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
 
 def turn(function: Callable[[], object], inner: int) -> list[float]:
-    """Times of the calls in one turn, after all is quiet and the function warm."""
+    """Time the calls of one turn, after all is quiet and the function warm."""
     time.sleep(SETTLE)
     start = time.perf_counter()
     while True:
@@ -61,7 +61,9 @@ def compare(
     print(f"\n{title}")
     for name, median in medians.items():
         calls = len(times[name]) * inner
-        print(f"  {name:28} {median * 1e6:14,.2f} us   {median / ours:7.2f} x ours  {calls:>8,} calls")
+        print(
+            f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls:>9,} calls"
+        )
     for target in targets:
         if target.peer in medians:
             got = ours / medians[target.peer]

@@ -59,10 +59,8 @@ macro_rules! exp {
 
                 // Two biased exponents that add up to n; both stay normal.
                 // Wrapping, since for NaN these bits are arbitrary.
-                let biased = shifted
-                    .to_bits()
-                    .wrapping_sub(MAGIC.to_bits())
-                    .wrapping_add(2 * $bias);
+                let biased =
+                    shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(2 * $bias);
                 let half = biased >> 1;
                 let rest = biased.wrapping_sub(half);
                 p * $t::from_bits(half << $shift) * $t::from_bits(rest << $shift)

@@ -83,11 +83,11 @@ fn default_threads(request: Option<&str>) -> Result<usize, String> {
         None | Some("") => {
             Ok(std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS))
         }
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|n| (1..=MAX_THREADS).contains(n))
-            .ok_or_else(|| format!("{ENV} must be a whole number from 1 to {MAX_THREADS}, got {text:?}")),
+        Some(text) => {
+            text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or_else(|| {
+                format!("{ENV} must be a whole number from 1 to {MAX_THREADS}, got {text:?}")
+            })
+        }
     }
 }
 
@@ -149,7 +149,12 @@ const SPINS: usize = 500;
 /// The caller works too, and never waits for a thread that has not begun: on a
 /// machine whose CPUs are taken (another library's threads that spin while they
 /// wait, say), the caller does it all.
-pub fn for_each(range: Range<usize>, grain: usize, align: usize, body: impl Fn(Range<usize>) + Sync) {
+pub fn for_each(
+    range: Range<usize>,
+    grain: usize,
+    align: usize,
+    body: impl Fn(Range<usize>) + Sync,
+) {
     let len = range.len();
     if len < 2 * grain {
         return body(range);
@@ -265,7 +270,7 @@ pub fn reduce<T: Send>(
                     break;
                 };
                 drop(slot);
-                let (left, right) = if node % 2 == 0 { (result, other) } else { (other, result) };
+                let (left, right) = if node.is_multiple_of(2) { (result, other) } else { (other, result) };
                 result = combine(left, right);
                 node /= 2;
             }

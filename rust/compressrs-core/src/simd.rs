@@ -59,7 +59,7 @@ impl Level {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
-            },
+            }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 Level::Avx2.is_supported()
@@ -82,9 +82,11 @@ impl Level {
         let names = || Level::supported().map(Level::name).collect::<Vec<_>>().join(", ");
         match request.map(str::trim) {
             None | Some("") => Ok(Level::supported().last().unwrap_or(Level::Portable)),
-            Some(name) => Level::supported()
-                .find(|l| l.name().eq_ignore_ascii_case(name))
-                .ok_or_else(|| format!("{ENV} must be one of {} on this machine, got {name:?}", names())),
+            Some(name) => {
+                Level::supported().find(|l| l.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+                    format!("{ENV} must be one of {} on this machine, got {name:?}", names())
+                })
+            }
         }
     }
 }

@@ -25,10 +25,12 @@ fn naive_log_softmax(z: &[f64], temperature: f64) -> Vec<f64> {
 }
 
 fn logits() -> impl Strategy<Value = (Vec<f64>, Vec<f64>, usize, Vec<usize>)> {
-    (1usize..6, prop_oneof![1usize..12, 60usize..200, Just(5000)]).prop_flat_map(|(rows, classes)| {
-        let row = || prop::collection::vec(-30.0..30.0f64, rows * classes);
-        (row(), row(), Just(classes), prop::collection::vec(0..classes, rows))
-    })
+    (1usize..6, prop_oneof![1usize..12, 60usize..200, Just(5000)]).prop_flat_map(
+        |(rows, classes)| {
+            let row = || prop::collection::vec(-30.0..30.0f64, rows * classes);
+            (row(), row(), Just(classes), prop::collection::vec(0..classes, rows))
+        },
+    )
 }
 
 proptest! {
@@ -101,7 +103,8 @@ fn a_class_masked_for_both_costs_nothing() {
     let loss = |student: &[f64], teacher: &[f64]| {
         let mut grad = vec![0.0; student.len()];
         let classes = student.len();
-        let input = KdLoss { student, teacher, labels: None, classes, temperature: 2.0, alpha: 1.0 };
+        let input =
+            KdLoss { student, teacher, labels: None, classes, temperature: 2.0, alpha: 1.0 };
         (kd_loss(input, &mut grad), grad)
     };
     let (a, grad) = loss(&masked, &[3.0, f64::NEG_INFINITY, 1.0]);

@@ -183,7 +183,11 @@ impl<'py, 'n> Array<'py, 'n> {
         }
         Err(self.name.value_error(
             "be C-contiguous, since it is updated in place (make it so with np.ascontiguousarray)",
-            format_args!("shape {} with strides {:?}", Shape(self.array.shape()), self.array.strides()),
+            format_args!(
+                "shape {} with strides {:?}",
+                Shape(self.array.shape()),
+                self.array.strides()
+            ),
         ))
     }
 
@@ -288,7 +292,9 @@ impl Regions {
     ///
     /// # Errors
     /// The owners of two that overlap.
-    pub fn new(regions: impl IntoIterator<Item = (Range<usize>, usize)>) -> Result<Self, (usize, usize)> {
+    pub fn new(
+        regions: impl IntoIterator<Item = (Range<usize>, usize)>,
+    ) -> Result<Self, (usize, usize)> {
         let mut sorted: Vec<_> = regions.into_iter().filter(|(r, _)| !r.is_empty()).collect();
         sorted.sort_by_key(|(r, _)| r.start);
         match sorted.windows(2).find(|w| w[0].0.end > w[1].0.start) {
@@ -308,7 +314,12 @@ impl Regions {
 }
 
 /// Requires that an array that is written to shares no memory with one that is read.
-pub fn require_disjoint(written: &Array<'_, '_>, written_memory: &Range<usize>, read: &Array<'_, '_>, read_memory: &Range<usize>) -> PyResult<()> {
+pub fn require_disjoint(
+    written: &Array<'_, '_>,
+    written_memory: &Range<usize>,
+    read: &Array<'_, '_>,
+    read_memory: &Range<usize>,
+) -> PyResult<()> {
     let overlap = written_memory.start < read_memory.end && read_memory.start < written_memory.end;
     if overlap && !written_memory.is_empty() && !read_memory.is_empty() {
         return Err(PyValueError::new_err(format!(

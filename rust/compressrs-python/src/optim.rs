@@ -31,11 +31,10 @@ impl Hyperparameters<'_, '_> {
             .and_then(|items| items.collect::<PyResult<Vec<_>>>())
             .ok()
             .and_then(|items| items.try_into().ok())
-            .ok_or_else(|| PyTypeError::new_err(format!("{name} must be two numbers, got {item}")))?;
-        Ok((
-            number(&a, Name(name, "[0]"))?,
-            number(&b, Name(name, "[1]"))?,
-        ))
+            .ok_or_else(|| {
+                PyTypeError::new_err(format!("{name} must be two numbers, got {item}"))
+            })?;
+        Ok((number(&a, Name(name, "[0]"))?, number(&b, Name(name, "[1]"))?))
     }
 
     /// The rule named `kind`; the Python classes pass its hyperparameters in
@@ -304,7 +303,8 @@ impl Job<'_, '_> {
     /// `T` is the slot's dtype, and nothing else uses the parameter and its
     /// states, or writes to the gradient and the mask, while the result is used.
     unsafe fn tensor<'a, T: Float>(&self, py: Python<'_>) -> PyResult<Tensor<'a, T>> {
-        let array = |array: &Py<PyUntypedArray>| Array::new(array.bind(py).as_any(), Name("params", ""));
+        let array =
+            |array: &Py<PyUntypedArray>| Array::new(array.bind(py).as_any(), Name("params", ""));
         let mut states: [&mut [T]; MAX_STATES] = Default::default();
         for (slice, state) in states.iter_mut().zip(&self.slot.states) {
             // SAFETY: the caller's promise; `new` checked dtype and layout.
@@ -327,4 +327,3 @@ impl Job<'_, '_> {
         })
     }
 }
-

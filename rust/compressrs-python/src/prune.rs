@@ -112,7 +112,12 @@ pub fn mask_below(
 
 /// Sets to 0, in place, what a mask does not keep.
 #[pyfunction]
-pub fn apply_mask(py: Python<'_>, w: &Bound<'_, PyAny>, mask: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
+pub fn apply_mask(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    mask: &Bound<'_, PyAny>,
+    name: &str,
+) -> PyResult<()> {
     let w = Array::new(w, Name(name, ""))?;
     let dtype = w.float_dtype()?;
     w.require_in_place()?;

@@ -105,7 +105,12 @@ struct Operand<'py, 'n> {
 }
 
 impl<'py, 'n> Operand<'py, 'n> {
-    fn new(object: &Bound<'py, PyAny>, name: Name<'n>, dtype: Dtype, output: bool) -> PyResult<Self> {
+    fn new(
+        object: &Bound<'py, PyAny>,
+        name: Name<'n>,
+        dtype: Dtype,
+        output: bool,
+    ) -> PyResult<Self> {
         let mut array = Array::new(object, name)?;
         array.require_dtype(dtype, "data")?;
         array.require_ndim(2)?;
@@ -133,7 +138,9 @@ impl<'py, 'n> Operand<'py, 'n> {
         };
         let repeated = (rows > 1 && row_stride == 0) || (columns > 1 && column_stride == 0);
         if output && extent > 0 && (shared || repeated) {
-            return Err(name.value_error("not share memory between its own elements", "a broadcast view"));
+            return Err(
+                name.value_error("not share memory between its own elements", "a broadcast view")
+            );
         }
         Ok(Operand { array, rows, columns, row_stride, column_stride, extent })
     }
@@ -193,7 +200,11 @@ pub fn csr_check(py: Python<'_>, parts: Parts<'_>, shape: (usize, usize)) -> PyR
 
 /// The entries of a dense matrix that are not 0 and not below a threshold.
 #[pyfunction]
-pub fn csr_from_dense<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, threshold: f64) -> PyResult<Parts<'py>> {
+pub fn csr_from_dense<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    threshold: f64,
+) -> PyResult<Parts<'py>> {
     let w = Array::new(w, Name("w", ""))?;
     let dtype = w.float_dtype()?;
     w.require_ndim(2)?;
@@ -232,7 +243,11 @@ fn fill<'py, T: Float + numpy::Element, I: Index + numpy::Element>(
 
 /// The dense form of a matrix.
 #[pyfunction]
-pub fn csr_to_dense<'py>(py: Python<'py>, parts: Parts<'py>, shape: (usize, usize)) -> PyResult<Bound<'py, PyAny>> {
+pub fn csr_to_dense<'py>(
+    py: Python<'py>,
+    parts: Parts<'py>,
+    shape: (usize, usize),
+) -> PyResult<Bound<'py, PyAny>> {
     let matrix = Matrix::new(parts, shape)?;
     with_types!(matrix, T, I => {
         // SAFETY: the types are the matrix's; nothing here writes to it.

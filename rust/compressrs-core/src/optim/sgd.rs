@@ -64,8 +64,7 @@ impl Sgd {
             return Update::Sgd(Plain { lr: self.lr, weight_decay: self.weight_decay });
         }
         // The first step takes the gradient as the buffer.
-        let (keep, add) =
-            if t == 1 { (0.0, 1.0) } else { (self.momentum, 1.0 - self.dampening) };
+        let (keep, add) = if t == 1 { (0.0, 1.0) } else { (self.momentum, 1.0 - self.dampening) };
         Update::SgdMomentum(WithMomentum {
             lr: self.lr,
             weight_decay: self.weight_decay,

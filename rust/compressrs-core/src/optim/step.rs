@@ -102,10 +102,7 @@ fn update_with<E: Element, const S: usize>(
     // SAFETY: the tensors are borrowed by `step`, and its tasks get parts that
     // do not overlap.
     let (param, states) = unsafe {
-        (
-            t.param.slice(part.clone()),
-            std::array::from_fn(|s| t.states[s].slice(part.clone())),
-        )
+        (t.param.slice(part.clone()), std::array::from_fn(|s| t.states[s].slice(part.clone())))
     };
     simd::dispatch(Elementwise {
         formula,

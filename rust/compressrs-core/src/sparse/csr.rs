@@ -86,9 +86,13 @@ pub enum CsrError {
 impl fmt::Display for CsrError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CsrError::NoOffsets => write!(f, "indptr must have one element more than there are rows, got none"),
+            CsrError::NoOffsets => {
+                write!(f, "indptr must have one element more than there are rows, got none")
+            }
             CsrError::Start(first) => write!(f, "indptr must start at 0, got {first}"),
-            CsrError::Decreasing(row) => write!(f, "indptr must not decrease, but does after row {row}"),
+            CsrError::Decreasing(row) => {
+                write!(f, "indptr must not decrease, but does after row {row}")
+            }
             CsrError::End { last, entries } => {
                 write!(f, "indptr must end at the number of indices, {entries}, got {last}")
             }
@@ -111,7 +115,12 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
     ///
     /// # Errors
     /// They do not describe a matrix with this many columns.
-    pub fn new(data: &'a [T], indices: &'a [I], indptr: &'a [I], columns: usize) -> Result<Self, CsrError> {
+    pub fn new(
+        data: &'a [T],
+        indices: &'a [I],
+        indptr: &'a [I],
+        columns: usize,
+    ) -> Result<Self, CsrError> {
         let (Some(first), Some(last)) = (indptr.first(), indptr.last()) else {
             return Err(CsrError::NoOffsets);
         };
@@ -136,7 +145,11 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
         );
         if largest.is_some_and(|i| i >= columns) {
             let position = indices.iter().position(|i| i.get() >= columns).unwrap_or(0);
-            return Err(CsrError::Index { position, index: indices[position].to_string(), columns });
+            return Err(CsrError::Index {
+                position,
+                index: indices[position].to_string(),
+                columns,
+            });
         }
         Ok(Csr { data, indices, indptr, columns })
     }

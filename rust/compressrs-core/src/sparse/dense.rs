@@ -38,7 +38,13 @@ impl<'a, T: Float> Dense<'a, T> {
     ///
     /// # Panics
     /// If it reaches beyond `data`.
-    pub fn new(data: &'a [T], rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> Self {
+    pub fn new(
+        data: &'a [T],
+        rows: usize,
+        columns: usize,
+        row_stride: usize,
+        column_stride: usize,
+    ) -> Self {
         let extent = extent(rows, columns, row_stride, column_stride);
         assert!(extent.is_some_and(|n| n <= data.len()), "a matrix beyond its buffer");
         Dense { data, rows, columns, row_stride, column_stride }
@@ -147,7 +153,12 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
                 let start = (top - rows.start) * width + left;
                 if source.row_stride == 1 && bottom - top == TILE && right - left == TILE {
                     let first = top + left * source.column_stride;
-                    transpose_tile(&source.data[first..], source.column_stride, &mut out[start..], width);
+                    transpose_tile(
+                        &source.data[first..],
+                        source.column_stride,
+                        &mut out[start..],
+                        width,
+                    );
                     continue;
                 }
                 for i in top..bottom {
@@ -261,7 +272,8 @@ impl<'a, T: Float> DenseMut<'a, T> {
         } else {
             for i in 0..rows {
                 for j in 0..columns {
-                    self.data[i * self.row_stride + j * self.column_stride] = buffer[i * columns + j];
+                    self.data[i * self.row_stride + j * self.column_stride] =
+                        buffer[i * columns + j];
                 }
             }
         }

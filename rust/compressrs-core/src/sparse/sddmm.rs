@@ -21,7 +21,12 @@ const LANES: usize = 32;
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn sddmm<T: Float, I: Index>(pattern: Csr<'_, T, I>, u: Dense<'_, T>, v: Dense<'_, T>, out: &mut [T]) {
+pub fn sddmm<T: Float, I: Index>(
+    pattern: Csr<'_, T, I>,
+    u: Dense<'_, T>,
+    v: Dense<'_, T>,
+    out: &mut [T],
+) {
     assert_eq!((pattern.rows(), pattern.columns()), (u.rows(), v.columns()));
     assert_eq!(u.columns(), v.rows());
     assert_eq!(pattern.nnz(), out.len());

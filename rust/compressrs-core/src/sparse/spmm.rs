@@ -131,7 +131,11 @@ impl<T: Float, I: Index> Kernel for Gather<'_, T, I> {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn matmul_transposed<T: Float, I: Index>(a: Csr<'_, T, I>, x: Dense<'_, T>, y: DenseMut<'_, T>) {
+pub fn matmul_transposed<T: Float, I: Index>(
+    a: Csr<'_, T, I>,
+    x: Dense<'_, T>,
+    y: DenseMut<'_, T>,
+) {
     assert_eq!((a.columns(), a.rows()), (y.rows(), x.rows()));
     assert_eq!(x.columns(), y.columns());
     let columns = x.columns();
