@@ -61,9 +61,7 @@ def compare(
     print(f"\n{title}")
     for name, median in medians.items():
         calls = len(times[name]) * inner
-        print(
-            f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls:>9,} calls"
-        )
+        print(f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls:>9,} calls")
     for target in targets:
         if target.peer in medians:
             got = ours / medians[target.peer]

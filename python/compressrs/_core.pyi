@@ -1,6 +1,6 @@
 """The Rust module. Not public: the package's own functions check more and say more."""
 
-from typing import Any
+from typing import Any, final
 
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def rule_states(kind: str, hyperparameters: tuple[Any, ...]) -> tuple[str, ...]: ...
 
+@final
 class Stepper:
     def __new__(
         cls,

@@ -270,7 +270,8 @@ pub fn reduce<T: Send>(
                     break;
                 };
                 drop(slot);
-                let (left, right) = if node.is_multiple_of(2) { (result, other) } else { (other, result) };
+                let (left, right) =
+                    if node.is_multiple_of(2) { (result, other) } else { (other, result) };
                 result = combine(left, right);
                 node /= 2;
             }

@@ -1,0 +1,164 @@
+//! Kernels of the core beside what bounds them or competes with them:
+//! `cargo bench`, or `cargo bench -- adam` for some.
+
+use std::hint::black_box;
+
+use compressrs_core::distill::{KdLoss, Softmax, kd_loss, softmax};
+use compressrs_core::element::Float;
+use compressrs_core::optim::{Adam, Rule, Tensor, step};
+use compressrs_core::parallel::{self, SharedMut};
+use compressrs_core::prune::rank;
+use compressrs_core::sparse::{Csr, Dense, DenseMut, matmul, matmul_transposed, sddmm};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+/// Repeatable values in [-1, 1) without a pattern that a kernel could notice.
+fn values(len: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Adam, and a copy by the same pool: what memory allows. Both count the bytes
+/// that are read and written.
+fn adam(c: &mut Criterion) {
+    let rule = Rule::Adam(Adam::new(1e-3, (0.9, 0.999), 1e-8, 0.0, false, false, false).unwrap());
+    for n in [4_096, 65_536, 50_000_000] {
+        let mut group = c.benchmark_group("adam");
+        if n > 1_000_000 {
+            group.sample_size(20);
+        }
+        let (mut param, grad) = (values(n), values(n));
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+        group.throughput(Throughput::Bytes(7 * 4 * n as u64));
+        group.bench_function(BenchmarkId::new("f32", n), |b| {
+            b.iter(|| {
+                step([Tensor {
+                    update: rule.at(10),
+                    scale: 1.0,
+                    param: &mut param,
+                    grad: &grad,
+                    states: [&mut m, &mut v, &mut []],
+                    mask: None,
+                }]);
+            });
+        });
+        group.throughput(Throughput::Bytes(2 * 4 * n as u64));
+        group.bench_function(BenchmarkId::new("copy", n), |b| {
+            b.iter(|| {
+                let out = SharedMut::new(&mut m);
+                parallel::for_each(0..n, 32 * 1024, 64, |part| {
+                    // SAFETY: `m` is borrowed until the loop ends; parts do not overlap.
+                    unsafe { out.slice(part.clone()) }.copy_from_slice(&grad[part]);
+                });
+            });
+        });
+    }
+}
+
+/// A matrix with every tenth element kept, and the dense operands of a layer.
+fn csr(c: &mut Criterion) {
+    const N: usize = 4096;
+    const COLUMNS: usize = 64;
+    let chance = values(N * N);
+    let (mut data, mut indices, mut indptr) = (Vec::new(), Vec::new(), vec![0i32]);
+    for row in chance.chunks(N) {
+        for (j, &x) in row.iter().enumerate().filter(|(_, x)| **x < -0.8) {
+            data.push(x);
+            indices.push(j as i32);
+        }
+        indptr.push(data.len() as i32);
+    }
+    let a = Csr::new(&data, &indices, &indptr, N).unwrap();
+    let x = values(N * COLUMNS);
+    let mut y = vec![0.0f32; N * COLUMNS];
+    let mut grad = vec![0.0f32; data.len()];
+
+    let mut group = c.benchmark_group("csr 4096 x 4096, 10 %, 64 columns");
+    group.sample_size(20).throughput(Throughput::Elements((data.len() * COLUMNS) as u64));
+    let dense = Dense::row_major(&x, N, COLUMNS);
+    group.bench_function("matmul", |b| {
+        b.iter(|| matmul(a, dense, DenseMut::row_major(&mut y, N, COLUMNS)));
+    });
+    group.bench_function("matmul_transposed", |b| {
+        b.iter(|| matmul_transposed(a, dense, DenseMut::row_major(&mut y, N, COLUMNS)));
+    });
+    group.bench_function("sddmm", |b| {
+        b.iter(|| sddmm(a, dense, Dense::row_major(&x, N, COLUMNS).transposed(), &mut grad));
+    });
+    group.bench_function("matmul, plain loops on one thread", |b| {
+        b.iter(|| {
+            for r in 0..N {
+                let out = &mut y[r * COLUMNS..(r + 1) * COLUMNS];
+                out.fill(0.0);
+                for p in indptr[r] as usize..indptr[r + 1] as usize {
+                    let row = &x[indices[p] as usize * COLUMNS..][..COLUMNS];
+                    for (out, x) in out.iter_mut().zip(row) {
+                        *out += data[p] * x;
+                    }
+                }
+            }
+            black_box(&mut y);
+        });
+    });
+}
+
+fn distill(c: &mut Criterion) {
+    for (rows, classes) in [(256, 32_000), (1024, 1000), (4096, 10)] {
+        let mut group = c.benchmark_group(format!("distill {rows} x {classes}"));
+        group.sample_size(20).throughput(Throughput::Elements((rows * classes) as u64));
+        let (student, teacher) = (values(rows * classes), values(rows * classes));
+        let mut out = vec![0.0; rows * classes];
+        let input = KdLoss {
+            student: &student,
+            teacher: &teacher,
+            labels: None,
+            classes,
+            temperature: 4.0,
+            alpha: 1.0,
+        };
+        group.bench_function("kd_loss", |b| b.iter(|| kd_loss(input, &mut out)));
+        let what = Softmax { classes, temperature: 1.0, log: false };
+        group.bench_function("softmax", |b| b.iter(|| softmax(what, Some(&student), &mut out)));
+    }
+}
+
+fn prune(c: &mut Criterion) {
+    let w = values(50_000_000);
+    let mut group = c.benchmark_group("rank of 50,000,000 magnitudes");
+    group.sample_size(10).throughput(Throughput::Elements(w.len() as u64));
+    group.bench_function("radix", |b| b.iter(|| rank(&[&w], 45_000_000)));
+    let mut scratch = Vec::new();
+    group.bench_function("select_nth_unstable", |b| {
+        b.iter(|| {
+            scratch.clear();
+            scratch.extend(w.iter().map(|x| x.abs()));
+            *scratch.select_nth_unstable_by(45_000_000, f32::total_cmp).1
+        });
+    });
+}
+
+/// The vector exponential, and that of the C library.
+fn exp(c: &mut Criterion) {
+    let x: Vec<f32> = values(4096).into_iter().map(|x| 20.0 * x).collect();
+    let mut out = vec![0.0f32; 4096];
+    let mut group = c.benchmark_group("exp of 4,096 f32");
+    group.throughput(Throughput::Elements(4096));
+    group.bench_function("softmax row", |b| {
+        let what = Softmax { classes: 4096, temperature: 1.0, log: false };
+        b.iter(|| softmax(what, Some(&x), &mut out));
+    });
+    group.bench_function("ours, not vectorized", |b| {
+        b.iter(|| x.iter().map(|x| black_box(*x).exp_fast()).sum::<f32>());
+    });
+    group.bench_function("C library", |b| {
+        b.iter(|| x.iter().map(|x| black_box(*x).exp()).sum::<f32>());
+    });
+}
+
+criterion_group!(benches, adam, csr, distill, prune, exp);
+criterion_main!(benches);
