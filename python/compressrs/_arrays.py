@@ -103,6 +103,15 @@ def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
     return leaves
 
 
+def rebuild(tree: ArrayTree, leaves: Iterator[Any]) -> ArrayTree:
+    """Return a tree with the branches of `tree` and these leaves, depth first."""
+    if isinstance(tree, dict):
+        return {key: rebuild(child, leaves) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [rebuild(child, leaves) for child in tree]
+    return next(leaves)
+
+
 def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], list[Array]]:
     """Return the names and the arrays of all leaves.
 

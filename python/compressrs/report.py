@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import io
-import os
 import string
 import tempfile
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from compressrs import __version__
+from compressrs._files import write_atomically
 
 HEADINGS = (
     "Model",
@@ -185,7 +184,7 @@ def prepare(output: Path) -> Path:
 
 
 def write(output: Path, text: str) -> None:
-    """Write a file, all of it or nothing: under another name, then renamed.
+    """Write the report, all of it or nothing.
 
     Raises
     ------
@@ -193,20 +192,6 @@ def write(output: Path, text: str) -> None:
         If it could not be written; what was there before still is.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes files that only their owner can read.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, output)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_atomically(output, text.encode())
     except OSError as error:
         raise OSError(f"cannot write the report to {output}: {error.strerror}") from error

@@ -131,6 +131,12 @@ class CSRMatrix:
         """Return the matrix as an array; repeated entries are added up."""
         return _core.csr_to_dense(self._parts, self._shape)
 
+    def pattern(self) -> npt.NDArray[np.bool_]:
+        """Return a boolean array that is True where an entry is stored."""
+        mask = np.zeros(self._shape, np.bool_)
+        mask[np.repeat(np.arange(self._shape[0]), np.diff(self.indptr)), self.indices] = True
+        return mask
+
     def copy(self) -> CSRMatrix:
         """Return a matrix with arrays of its own."""
         data, indices, indptr = self._parts

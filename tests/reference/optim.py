@@ -86,3 +86,283 @@ def _adam_step(g, state, t, lr, betas, eps, amsgrad):
     if amsgrad:
         v = state["v_max"] = np.maximum(state.get("v_max", 0), v)
     return lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+
+
+def adagrad(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    lr_decay=0,
+    weight_decay=0,
+    initial_accumulator_value=0,
+    eps=1e-10,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    g = g + weight_decay * theta
+    state["sum"] = state.get("sum", initial_accumulator_value) + g**2
+    return theta - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(state["sum"]) + eps)
+
+
+def rmsprop(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    alpha=0.99,
+    eps=1e-8,
+    weight_decay=0,
+    momentum=0,
+    centered=False,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    g = g + weight_decay * theta
+    variance = state["s"] = alpha * state.get("s", 0) + (1 - alpha) * g**2
+    if centered:
+        state["mean"] = alpha * state.get("mean", 0) + (1 - alpha) * g
+        variance = np.maximum(variance - state["mean"] ** 2, 0)
+    d = g / (np.sqrt(variance) + eps)
+    if momentum > 0:
+        d = state["buf"] = momentum * state.get("buf", 0) + d
+    return theta - lr * d
+
+
+def adadelta(theta, g, state, t, *, lr, rho=0.9, eps=1e-6, weight_decay=0, maximize=False):
+    if maximize:
+        g = -g
+    g = g + weight_decay * theta
+    s = state["s"] = rho * state.get("s", 0) + (1 - rho) * g**2
+    delta = np.sqrt(state.get("a", 0) + eps) / np.sqrt(s + eps) * g
+    state["a"] = rho * state.get("a", 0) + (1 - rho) * delta**2
+    return theta - lr * delta
+
+
+def adamax(theta, g, state, t, *, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, maximize=False):
+    if maximize:
+        g = -g
+    g = g + weight_decay * theta
+    beta1, beta2 = betas
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    u = state["u"] = np.maximum(beta2 * state.get("u", 0), np.abs(g) + eps)
+    return theta - lr / (1 - beta1**t) * m / u
+
+
+def _decayed(theta, g, lr, weight_decay, decoupled):
+    """The parameter and gradient after either kind of weight decay."""
+    if decoupled:
+        return theta - lr * weight_decay * theta, g
+    return theta, g + weight_decay * theta
+
+
+def nadam(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0,
+    momentum_decay=4e-3,
+    decoupled_weight_decay=False,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    theta, g = _decayed(theta, g, lr, weight_decay, decoupled_weight_decay)
+    beta1, beta2 = betas
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (i * momentum_decay)) for i in (t, t + 1))
+    # PyTorch keeps the product in single precision.
+    product = state["product"] = state.get("product", np.float32(1)) * np.float32(mu)
+    product = float(product)
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m_hat = mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)
+    return theta - lr * m_hat / (np.sqrt(v / (1 - beta2**t)) + eps)
+
+
+def radam(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0,
+    decoupled_weight_decay=False,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    theta, g = _decayed(theta, g, lr, weight_decay, decoupled_weight_decay)
+    beta1, beta2 = betas
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    if rho <= 5:
+        return theta - lr * m_hat
+    r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    return theta - lr * m_hat * r * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
+
+
+def lion(theta, g, state, t, *, lr, betas=(0.9, 0.99), weight_decay=1e-3, maximize=False):
+    if maximize:
+        g = -g
+    beta1, beta2 = betas
+    m = state.get("m", 0)
+    state["m"] = beta2 * m + (1 - beta2) * g
+    return theta - lr * (np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * theta)
+
+
+def lamb(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    eps_root=0,
+    weight_decay=0,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    beta1, beta2 = betas
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    u = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t) + eps_root) + eps)
+    u = u + weight_decay * theta
+    norms = np.linalg.norm(theta), np.linalg.norm(u)
+    ratio = norms[0] / norms[1] if all(norms) else 1
+    return theta - lr * ratio * u
+
+
+def rprop(theta, g, state, t, *, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50), maximize=False):
+    if maximize:
+        g = -g
+    agreement = g * state.get("prev", 0)
+    factor = np.where(agreement > 0, etas[1], np.where(agreement < 0, etas[0], 1))
+    size = state["size"] = np.clip(state.get("size", lr) * factor, *step_sizes)
+    g = state["prev"] = np.where(agreement < 0, 0, g)
+    return theta - np.sign(g) * size
+
+
+def asgd(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    lambd=1e-4,
+    alpha=0.75,
+    t0=1e6,
+    weight_decay=0,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    g = g + weight_decay * theta
+    # PyTorch keeps both in single precision.
+    eta = float(state.get("eta", np.float32(lr)))
+    theta = (1 - lambd * eta) * theta - eta * g
+    state["ax"] = theta if t == 1 else state["ax"] + float(state["mu"]) * (theta - state["ax"])
+    state["eta"] = np.float32(lr / (1 + lambd * lr * t) ** alpha)
+    state["mu"] = np.float32(1 / max(1, t - t0))
+    return theta
+
+
+def adafactor(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    beta2_decay=-0.8,
+    eps=(None, 1e-3),
+    d=1.0,
+    weight_decay=0,
+    maximize=False,
+):
+    if theta.size == 0:
+        return theta
+    if maximize:
+        g = -g
+    eps1 = np.finfo(theta.dtype).eps if eps[0] is None else eps[0]
+    b = t**beta2_decay
+    alpha = max(eps[1], np.sqrt(np.mean(theta**2))) * min(lr, 1 / np.sqrt(t))
+    theta = (1 - lr * weight_decay) * theta
+
+    def average(name, new):
+        old = state.get(name, 0)
+        state[name] = old + b * (new - old)
+        return state[name]
+
+    if theta.ndim > 1:
+        row = average("row", np.mean(g**2, axis=-1, keepdims=True))
+        column = average("column", np.mean(g**2, axis=-2, keepdims=True))
+        v = row * column / np.maximum(np.mean(row, axis=-2, keepdims=True), eps1)
+    else:
+        v = average("v", g**2)
+    u = g / np.sqrt(np.maximum(v, eps1**2))
+    return theta - alpha / max(1, np.sqrt(np.mean(u**2)) / d) * u
+
+
+def muon(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    weight_decay=0.1,
+    momentum=0.95,
+    nesterov=True,
+    ns_coefficients=(3.4445, -4.775, 2.0315),
+    eps=1e-7,
+    ns_steps=5,
+    adjust_lr_fn=None,
+    maximize=False,
+):
+    if theta.size == 0:
+        return theta
+    if maximize:
+        g = -g
+    buf = state["buf"] = momentum * state.get("buf", 0) + (1 - momentum) * g
+    u = momentum * buf + (1 - momentum) * g if nesterov else buf
+    rows, columns = u.shape
+    x = u.T if rows > columns else u
+    x = x / max(np.linalg.norm(x), eps)
+    a, b, c = ns_coefficients
+    for _ in range(ns_steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.T if rows > columns else x
+    adjustment = {
+        None: np.sqrt(max(1, rows / columns)),
+        "original": np.sqrt(max(1, rows / columns)),
+        "match_rms_adamw": 0.2 * np.sqrt(max(rows, columns)),
+        "spectral_unclamped": np.sqrt(rows / columns),
+    }[adjust_lr_fn]
+    return (1 - lr * weight_decay) * theta - lr * adjustment * x
+
+
+def norm(arrays, order=2):
+    """The norm of all arrays together."""
+    return np.linalg.norm(np.concatenate([np.ravel(a).astype(np.float64) for a in arrays]), order)

@@ -1,14 +1,62 @@
 """Optimizers that update NumPy arrays in place.
 
-Names, argument order, defaults and semantics are those of PyTorch; gradients are
-passed to `step`. Gradient descent and stochastic gradient descent are both
-`SGD`: they differ in the gradient that is passed.
+Names, argument order, defaults and semantics are those of PyTorch (of Optax for
+`Lion` and `Lamb`); gradients are passed to `step`. Gradient descent and stochastic
+gradient descent are both `SGD`: they differ in the gradient that is passed.
 """
 
+from compressrs._core import NonFiniteGradientError
+from compressrs.optim import lr_scheduler
+from compressrs.optim.accumulate import GradientAccumulator
+from compressrs.optim.adadelta import Adadelta
+from compressrs.optim.adafactor import Adafactor
+from compressrs.optim.adagrad import Adagrad
 from compressrs.optim.adam import Adam
+from compressrs.optim.adamax import Adamax
 from compressrs.optim.adamw import AdamW
+from compressrs.optim.asgd import ASGD
 from compressrs.optim.base import Optimizer
+from compressrs.optim.clip import clip_grad_norm_, clip_grad_value_
+from compressrs.optim.ema import EMA
+from compressrs.optim.interop import sklearn_mlp, to_torch
+from compressrs.optim.lamb import Lamb
+from compressrs.optim.lion import Lion
+from compressrs.optim.lookahead import Lookahead
 from compressrs.optim.momentum import Momentum
+from compressrs.optim.muon import Muon
+from compressrs.optim.nadam import NAdam
+from compressrs.optim.radam import RAdam
+from compressrs.optim.rmsprop import RMSprop
+from compressrs.optim.rprop import Rprop
+from compressrs.optim.schedule_free import ScheduleFree
 from compressrs.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Momentum", "Optimizer"]
+__all__ = [
+    "ASGD",
+    "EMA",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "GradientAccumulator",
+    "Lamb",
+    "Lion",
+    "Lookahead",
+    "Momentum",
+    "Muon",
+    "NAdam",
+    "NonFiniteGradientError",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "ScheduleFree",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "lr_scheduler",
+    "sklearn_mlp",
+    "to_torch",
+]

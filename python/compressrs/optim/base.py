@@ -6,13 +6,18 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from operator import itemgetter
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, flatten, flatten_like, same_memory
+from compressrs.optim import storage
+from compressrs.sparse import CSRMatrix
+
+#: Keys of PyTorch's groups that choose an implementation, not a result.
+_TORCH_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable"))
 
 
 class Optimizer:
@@ -32,10 +37,11 @@ class Optimizer:
     ----------
     param_groups : list of dict
         Each with ``"params"``, a list of arrays, and the hyperparameters, which
-        may be changed between steps: ``opt.param_groups[0]["lr"] = 1e-4``.
+        may be changed between steps: ``opt.param_groups[0]["lr"] = 1e-4``. A group
+        whose ``"frozen"`` is True is left as it is, its state too.
     state : dict of dict of array
         By index of the parameter: ``"step"``, the number of steps taken, and the
-        buffers of the rule. They may be written to.
+        buffers of the rule, named as in PyTorch. They may be written to.
 
     Raises
     ------
@@ -48,19 +54,19 @@ class Optimizer:
 
     #: Name of the rule in the core.
     _rule: ClassVar[str]
-    #: Hyperparameters in the order in which the core takes them.
+    #: Names of the hyperparameters.
     _hyperparameters: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         self._lock = threading.Lock()
-        self._select = itemgetter(*self._hyperparameters)
         self.defaults = defaults
-        _core.rule_states(self._rule, self._select(defaults))
+        self._scalar_names = _core.rule_scalars(self._rule, defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, dict[str, Array]] = {}
         self._paths: list[str] = []
         self._masks: list[Array | None] = []
         self._steps = np.zeros(0, np.int64)
+        self._scalars = np.zeros((0, 2))
         self._grouped = _is_groups(params)
         self._structure: ArrayTree
         if self._grouped:
@@ -75,8 +81,15 @@ class Optimizer:
         self._prepare()
         _optimizers.add(self)
 
-    def step(self, grads: ArrayTree) -> None:
-        """Update every parameter in place.
+    def step(
+        self,
+        grads: ArrayTree,
+        *,
+        max_grad_norm: float | None = None,
+        grad_scale: float = 1.0,
+        nonfinite: Literal["raise", "skip", "ignore"] = "ignore",
+    ) -> float | None:
+        r"""Update every parameter in place.
 
         Parameters
         ----------
@@ -84,22 +97,45 @@ class Optimizer:
             Gradients in the structure in which the parameters were given (for
             groups: a list with one entry a group), of their parameters' dtypes and
             shapes. None leaves a parameter and its state as they are. Gradients
-            that are not C-contiguous are copied. NaN and infinities reach the
-            parameters.
+            that are not C-contiguous are copied.
+        max_grad_norm : float, optional
+            Scales the gradients by ``min(1, max_grad_norm / (norm + 1e-6))``, where
+            `norm` is the 2-norm of all of them together, as `clip_grad_norm_` does,
+            but without writing to them.
+        grad_scale : float, default 1.0
+            A factor on all gradients, before they are clipped: the inverse of a
+            loss scale.
+        nonfinite : {"ignore", "raise", "skip"}, default "ignore"
+            What to do if a gradient holds NaN or infinity: let it reach the
+            parameters, raise NonFiniteGradientError, or take no step. Gradients of
+            masked weights do not count.
+
+        Returns
+        -------
+        float or None
+            The norm of the gradients times `grad_scale`, before clipping, if
+            `max_grad_norm` is given or `nonfinite` is not "ignore"; it is NaN or
+            infinite where a step was skipped.
 
         Raises
         ------
         TypeError
             If a gradient is not an array or of another dtype than its parameter.
+        NonFiniteGradientError
+            A ValueError that names the gradient; see `nonfinite`.
         ValueError
             If a gradient is of another shape than its parameter or shares memory
             with a parameter or its state, or a hyperparameter is out of range.
             After any exception all parameters and states are what they were.
         """
         with self._lock:
-            self._stepper.step(
-                flatten_like(self._structure, grads, "grads"),
-                [self._select(group) for group in self.param_groups],
+            structure = self._structure
+            return self._stepper.step(
+                [grads] if structure is None else flatten_like(structure, grads, "grads"),
+                self.param_groups,
+                max_grad_norm,
+                grad_scale,
+                nonfinite,
             )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -139,8 +175,9 @@ class Optimizer:
         ----------
         masks : array, or list or nested dict of arrays, or None
             Boolean arrays in the structure of the parameters, True where a weight
-            is kept; None for a parameter without a mask, or for all. They are
-            copied. What they mask is set to 0 at once.
+            is kept, or `CSRMatrix` patterns, whose stored entries are kept; None
+            for a parameter without a mask, or for all. They are copied, to one bit
+            a weight. What they mask is set to 0 at once.
 
         Raises
         ------
@@ -152,26 +189,27 @@ class Optimizer:
         flat = [None] * len(self._paths)
         if masks is not None:
             flat = flatten_like(self._structure, masks, "masks")
-        self._set_masks(flat)
+        self._set_masks(dict(enumerate(flat)))
 
-    def _set_masks(self, masks: list[Any]) -> None:
+    def _set_masks(self, masks: Mapping[int, Any]) -> None:
+        """Set the masks of the parameters with these indices."""
+        arrays = self._arrays()
+        checked = {
+            i: None if mask is None else _as_mask(mask, self._paths[i], arrays[i].shape)
+            for i, mask in masks.items()
+        }
         with self._lock:
-            before = self._masks
-            self._masks = [
-                None if mask is None else _as_mask(mask, f"masks{path}")
-                for mask, path in zip(masks, self._paths, strict=True)
-            ]
-            try:
-                self._prepare()
-            except BaseException:
-                self._masks = before
-                self._prepare()
-                raise
-            for i, (mask, array) in enumerate(zip(self._masks, self._arrays(), strict=True)):
+            for i, mask in checked.items():
+                packed = None if mask is None else np.packbits(mask, bitorder="little")
+                self._masks[i] = packed
+            self._prepare()
+            for i, mask in checked.items():
                 if mask is None:
                     continue
-                for buffer in (array, *self._buffers(i).values()):
-                    _core.apply_mask(buffer, mask, f"params{self._paths[i]}")
+                for buffer in (arrays[i], *self._buffers(i).values()):
+                    # Means over rows and columns have no masked elements.
+                    if buffer.shape == mask.shape:
+                        _core.apply_mask(buffer, mask, f"params{self._paths[i]}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return state and hyperparameters in the form of PyTorch.
@@ -195,7 +233,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over state and hyperparameters that `state_dict` returned.
 
-        The values are copied into the optimizer's own arrays.
+        The values are copied into the optimizer's own arrays. The state dict of the
+        PyTorch optimizer of this name is taken as well, with CPU tensors.
 
         Raises
         ------
@@ -205,49 +244,118 @@ class Optimizer:
         """
         try:
             groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
+            given = [len(group["params"]) for group in groups]
         except (TypeError, KeyError, ValueError):
             raise ValueError(
                 "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
             ) from None
         with self._lock:
-            own = self.state_dict()
-            lengths = [len(group["params"]) for group in own["param_groups"]]
-            given = [len(group.get("params", ())) for group in groups]
+            lengths = [len(group["params"]) for group in self.param_groups]
             if given != lengths:
                 raise ValueError(
                     f"state_dict must have groups of {lengths} parameters, got {given}"
                 )
-            for group in groups:
-                if missing := set(self._hyperparameters) - set(group):
-                    raise ValueError(
-                        f"state_dict must give {sorted(missing)} for a {type(self).__name__}; "
-                        "is it that of another optimizer?"
-                    )
-                _core.rule_states(self._rule, self._select(group))
-            copies = []
-            for i, buffers in self.state.items():
-                source = state.get(i, {})
-                if source.keys() != buffers.keys():
-                    raise ValueError(
-                        f"state_dict['state'][{i}] must hold {sorted(buffers)}, "
-                        f"got {sorted(source)}"
-                    )
-                for name, target in buffers.items():
-                    value = np.asarray(source[name])
-                    path = f"state_dict['state'][{i}][{name!r}]"
-                    if value.shape != target.shape or value.dtype.kind not in "iuf":
-                        raise ValueError(
-                            f"{path} must be numbers of shape {target.shape}, "
-                            f"got {value.dtype} of shape {value.shape}"
-                        )
-                    if name == "step" and not (value >= 0 and value == int(value)):
-                        raise ValueError(f"{path} must be a whole number >= 0, got {value}")
-                    # Copied now, since a source may be a view of another target.
-                    copies.append((target, value.astype(target.dtype)))
+            updates = [self._loaded_group(group) for group in groups]
+            # Copied now, since a source may be a view of another target.
+            copies = [copy for i in self.state for copy in self._loaded_state(i, state.get(i, {}))]
             for target, value in copies:
                 target[...] = value
-            for group, source in zip(self.param_groups, groups, strict=True):
-                group.update({k: v for k, v in source.items() if k != "params"})
+            for group, update in zip(self.param_groups, updates, strict=True):
+                group.update(update)
+
+    def _loaded_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a group takes over from one of a state dict."""
+        if missing := set(self._hyperparameters) - set(group):
+            # PyTorch's Lion and Muon, for two, do not know all of ours.
+            missing -= {name for name in missing if name == "maximize"}
+            if missing:
+                raise ValueError(
+                    f"state_dict must give {sorted(missing)} for a {type(self).__name__}; "
+                    "is it that of another optimizer?"
+                )
+        decoupled = group.get("decoupled_weight_decay")
+        if "decoupled_weight_decay" not in self._hyperparameters and decoupled is not None:
+            own = self._rule == "adamw"
+            if bool(decoupled) != own:
+                raise ValueError(
+                    f"state_dict must have decoupled_weight_decay={own} for a "
+                    f"{type(self).__name__}; is it that of another optimizer?"
+                )
+        dropped = {"params", *_TORCH_SWITCHES}
+        if "decoupled_weight_decay" not in self._hyperparameters:
+            dropped.add("decoupled_weight_decay")
+        update = {k: v for k, v in group.items() if k not in dropped}
+        _core.rule_scalars(self._rule, {**self.defaults, **update})
+        return update
+
+    def _loaded_state(self, i: int, source: Mapping[str, Any]) -> list[tuple[Array, Array]]:
+        """Return the buffers of a parameter with the values that they shall have."""
+        own = self.state[i]
+        # PyTorch keeps nothing for a parameter that was never updated, None for a
+        # buffer that is not used, and no count of steps for SGD.
+        source = {name: value for name, value in source.items() if value is not None}
+        if not source:
+            initial = {name: value for name, _, value in self._states_of(i)}
+            return [(own[name], np.asarray(initial.get(name, 0.0))) for name in own]
+        if self._rule == "sgd" and "step" not in source:
+            source["step"] = 1
+        if source.keys() != own.keys():
+            raise ValueError(
+                f"state_dict['state'][{i}] must hold {sorted(own)}, got {sorted(source)}"
+            )
+        copies = []
+        for name, target in own.items():
+            value = np.asarray(source[name])
+            path = f"state_dict['state'][{i}][{name!r}]"
+            if value.shape != target.shape or value.dtype.kind not in "iuf":
+                raise ValueError(
+                    f"{path} must be numbers of shape {target.shape}, "
+                    f"got {value.dtype} of shape {value.shape}"
+                )
+            if name == "step" and not (0 <= value < 2**53 and value == int(value)):
+                raise ValueError(f"{path} must be a whole number >= 0, got {value}")
+            copies.append((target, value.astype(target.dtype)))
+        return copies
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write state and hyperparameters to one safetensors file.
+
+        The file is written under another name first and then renamed, so that what
+        was at `path` is lost only to a complete file. Needs the package safetensors
+        (``pip install 'compressrs[save]'``).
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        TypeError
+            If a group holds something that JSON cannot.
+        """
+        with self._lock:
+            storage.save(Path(path), type(self).__name__, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over state and hyperparameters from a file that `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is truncated, of another format, rule or version, or does not fit;
+            nothing is changed then.
+        """
+        self.load_state_dict(storage.load(Path(path), type(self).__name__))
+
+    def _states_of(self, i: int) -> list[tuple[str, tuple[int, ...], float]]:
+        """Return name, shape and initial value of the state buffers of a parameter."""
+        index = 0
+        for group in self.param_groups:
+            if i < index + len(group["params"]):
+                shape = group["params"][i - index].shape
+                return _core.rule_states(self._rule, group, shape, f"params{self._paths[i]}")
+            index += len(group["params"])
+        raise IndexError(i)
 
     def _append_group(self, path: str, group: Mapping[str, Any]) -> None:
         if "params" not in group:
@@ -255,14 +363,19 @@ class Optimizer:
         leaves = [(path + step, leaf) for step, leaf in flatten(group["params"])]
         arrays = [as_array(leaf, f"params{p}") for p, leaf in leaves]
         group = {**self.defaults, **group, "params": arrays}
-        names = _core.rule_states(self._rule, self._select(group))
+        _core.rule_scalars(self._rule, group)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):
             if array.dtype not in (np.float32, np.float64):
                 raise TypeError(
                     f"params{leaf_path} must have dtype float32 or float64, got {array.dtype}"
                 )
-            state = {name: np.zeros(array.shape, array.dtype) for name in names}
-            self.state[len(self._paths)] = state
+            states = _core.rule_states(self._rule, group, array.shape, f"params{leaf_path}")
+            self.state[len(self._paths)] = {
+                name: np.full(shape, initial, array.dtype)
+                if initial
+                else np.zeros(shape, array.dtype)
+                for name, shape, initial in states
+            }
             self._paths.append(leaf_path)
             self._masks.append(None)
         self.param_groups.append(group)
@@ -271,22 +384,29 @@ class Optimizer:
         return [array for group in self.param_groups for array in group["params"]]
 
     def _buffers(self, i: int) -> dict[str, Array]:
-        return {name: array for name, array in self.state[i].items() if name != "step"}
+        """Return the state of a parameter without what is one number."""
+        numbers = ("step", *self._scalar_names)
+        return {name: array for name, array in self.state[i].items() if name not in numbers}
 
     def _prepare(self) -> None:
         """Have the core check all arrays and remember them."""
-        steps = np.zeros(len(self._paths), np.int64)
-        steps[: len(self._steps)] = self._steps[: len(steps)]
-        self._steps = steps
-        for i in range(len(steps)):
-            # A view, so that writing to it counts.
-            self.state[i] = {"step": steps[i : i + 1].reshape(()), **self._buffers(i)}
+        n = len(self._paths)
+        steps, scalars = np.zeros(n, np.int64), np.zeros((n, 2))
+        steps[: len(self._steps)] = self._steps[:n]
+        scalars[: len(self._scalars)] = self._scalars[:n]
+        self._steps, self._scalars = steps, scalars
+        for i in range(n):
+            # Views, so that writing to them counts.
+            numbers = {"step": steps[i : i + 1].reshape(())}
+            for k, name in enumerate(self._scalar_names):
+                numbers[name] = scalars[i, k : k + 1].reshape(())
+            self.state[i] = {**numbers, **self._buffers(i)}
         groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         slots = [
             (path, array, list(self._buffers(i).values()), self._masks[i], groups[i])
             for i, (path, array) in enumerate(zip(self._paths, self._arrays(), strict=True))
         ]
-        self._stepper = _core.Stepper(self._rule, slots, steps)
+        self._stepper = _core.Stepper(self._rule, slots, self.param_groups, steps, scalars)
 
     def _index_of(self, array: Array) -> int | None:
         """Return the index of the parameter that is this array, if any."""
@@ -343,8 +463,12 @@ def _skeleton(tree: ArrayTree) -> ArrayTree:
     return None
 
 
-def _as_mask(mask: object, name: str) -> Array:
-    array = np.array(mask, order="C")
+def _as_mask(mask: object, path: str, shape: tuple[int, ...]) -> Array:
+    array = mask.pattern() if isinstance(mask, CSRMatrix) else np.asarray(mask)
     if array.dtype != np.bool_:
-        raise TypeError(f"{name} must be boolean, got {array.dtype}")
-    return array
+        raise TypeError(f"masks{path} must be boolean, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(
+            f"masks{path} must have the shape {shape} of params{path}, got {array.shape}"
+        )
+    return np.ascontiguousarray(array)

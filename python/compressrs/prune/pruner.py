@@ -144,10 +144,7 @@ class MagnitudePruner:
         if self._optimizer is None:
             self._apply()
         else:
-            flat = list(self._optimizer._masks)
-            for index, mask in zip(self._indices, self.masks, strict=True):
-                flat[index] = mask
-            self._optimizer._set_masks(flat)
+            self._optimizer._set_masks(dict(zip(self._indices, self.masks, strict=True)))
 
     def _apply(self) -> None:
         for name, w, mask in zip(self._names, self._weights, self.masks, strict=True):

@@ -6,6 +6,8 @@
 //! latency of the addition at every width.
 
 use crate::element::Float;
+use crate::parallel;
+use crate::simd::{self, Kernel};
 
 /// Number of accumulators of a reduction.
 pub const LANES: usize = 64;
@@ -16,7 +18,7 @@ pub const UNIT: usize = 16;
 
 /// Combines the lanes as a binary tree: `l` with `l + N / 2`, then `l + N / 4`, ...
 #[inline(always)]
-fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) -> C) -> C {
+pub fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) -> C) -> C {
     const { assert!(N.is_power_of_two()) };
     let mut half = N / 2;
     while half > 0 {
@@ -127,4 +129,45 @@ pub fn max_of<C: Float>(x: &[C]) -> C {
         []
     });
     tree(top[0].0, max)
+}
+
+/// Elements that [`total`] sums in lanes before partial sums are added up.
+const BLOCK: usize = 1 << 15;
+
+/// The sums over `0..n` of the terms that `f` gives, in double precision.
+#[inline(always)]
+pub fn sums<const K: usize>(n: usize, f: impl Fn(usize) -> [f64; K]) -> [f64; K] {
+    let mut lanes = [[0.0; UNIT]; K];
+    for start in (0..n).step_by(UNIT) {
+        for l in 0..UNIT.min(n - start) {
+            let terms = f(start + l);
+            for k in 0..K {
+                lanes[k][l] += terms[k];
+            }
+        }
+    }
+    lanes.map(sum_tree)
+}
+
+/// As [`sums`], in parallel, by blocks whose sums are added up in a fixed tree.
+pub fn total<const K: usize>(n: usize, f: impl Fn(usize) -> [f64; K] + Sync) -> [f64; K] {
+    let block = |part: std::ops::Range<usize>| {
+        simd::dispatch(Sums { n: part.len(), f: |i| f(part.start + i) })
+    };
+    let add = |a: [f64; K], b: [f64; K]| std::array::from_fn(|k| a[k] + b[k]);
+    parallel::reduce(n, BLOCK, block, add).unwrap_or([0.0; K])
+}
+
+struct Sums<F> {
+    n: usize,
+    f: F,
+}
+
+impl<F: Fn(usize) -> [f64; K], const K: usize> Kernel for Sums<F> {
+    type Output = [f64; K];
+
+    #[inline(always)]
+    fn run(self) -> [f64; K] {
+        sums(self.n, self.f)
+    }
 }

@@ -7,12 +7,13 @@
 //!
 //! These stand on [`element`] (storage and compute types), [`simd`] (one body
 //! for every instruction set), [`lanes`] (reductions in a fixed order),
-//! [`mod@exp`] and [`parallel`] (our thread pool). Results have the same bits for
+//! [`mod@exp`], [`gemm`] and [`parallel`] (our thread pool). Results have the same bits for
 //! every instruction set and every number of threads.
 
 pub mod distill;
 pub mod element;
 pub mod exp;
+pub mod gemm;
 pub mod lanes;
 pub mod optim;
 pub mod parallel;

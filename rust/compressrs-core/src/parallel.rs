@@ -307,6 +307,17 @@ impl<T> SharedMut<T> {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
+
+    /// A part of the slice, to read.
+    ///
+    /// # Safety
+    /// The slice that this was made from must still be borrowed, and nothing may
+    /// write to `range` while the result is used.
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.1);
+        // SAFETY: in bounds by the assertion; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(range.start), range.len()) }
+    }
 }
 
 #[cfg(test)]

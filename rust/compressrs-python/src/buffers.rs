@@ -104,6 +104,11 @@ impl<'py, 'n> Array<'py, 'n> {
         Ok(array)
     }
 
+    /// An array that has passed [`new`](Self::new) before.
+    pub fn unchecked(array: Bound<'py, PyUntypedArray>, name: Name<'n>) -> Self {
+        Array { array, name }
+    }
+
     fn fields(&self) -> &objects::PyArrayObject_fields {
         // SAFETY: the pointer is that of a live array, which `self` keeps alive;
         // the GIL is held, so NumPy does not change the fields meanwhile.

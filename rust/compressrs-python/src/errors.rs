@@ -2,8 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+
+pyo3::create_exception!(
+    compressrs.optim,
+    NonFiniteGradientError,
+    PyValueError,
+    "A gradient holds NaN or infinity; the message names it. Nothing was changed."
+);
 
 /// Runs a kernel without the GIL.
 ///

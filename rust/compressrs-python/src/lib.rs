@@ -5,11 +5,13 @@
 //! turn every failure into an exception that names the argument. They contain no
 //! arithmetic. The Python package wraps them; they are not public themselves.
 
+mod blend;
 mod buffers;
 mod distill;
 mod errors;
 mod optim;
 mod prune;
+mod rules;
 mod sparse;
 mod threads;
 
@@ -20,11 +22,17 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::blend::{accumulate, clamp, lerp, norm, scale, swap};
+    #[pymodule_export]
     use crate::distill::{kd_loss, softmax};
     #[pymodule_export]
-    use crate::optim::{Stepper, rule_states};
+    use crate::errors::NonFiniteGradientError;
+    #[pymodule_export]
+    use crate::optim::Stepper;
     #[pymodule_export]
     use crate::prune::{apply_mask, magnitude_threshold, mask_below, mask_smallest};
+    #[pymodule_export]
+    use crate::rules::{rule_scalars, rule_states};
     #[pymodule_export]
     use crate::sparse::{csr_check, csr_from_dense, csr_matmul, csr_to_dense, sddmm};
     #[pymodule_export]

@@ -2,161 +2,101 @@
 
 use compressrs_core::element::Float;
 use compressrs_core::optim::{
-    Adam, MAX_STATES, Momentum, OutOfRange, Rule, Sgd, Tensor, Update, step as core_step,
+    self as core, Gradient, MAX_SCALARS, MAX_STATES, Scalars, Tensor, Update, mask_bytes,
 };
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList};
 
-use crate::buffers::{Array, Dtype, Name, Regions, flag, number, with_dtype};
-use crate::errors::run;
+use crate::buffers::{Array, Dtype, Name, Regions, number, with_dtype};
+use crate::errors::{NonFiniteGradientError, run};
+use crate::rules::{Group, Make, Rule, make};
 
-/// The hyperparameters of a rule, by position.
-struct Hyperparameters<'a, 'py>(&'a Bound<'py, PyTuple>);
-
-impl Hyperparameters<'_, '_> {
-    fn number(&self, i: usize, name: &str) -> PyResult<f64> {
-        number(&self.0.get_item(i)?, Name(name, ""))
-    }
-
-    fn flag(&self, i: usize, name: &str) -> PyResult<bool> {
-        flag(&self.0.get_item(i)?, Name(name, ""))
-    }
-
-    fn pair(&self, i: usize, name: &str) -> PyResult<(f64, f64)> {
-        let item = self.0.get_item(i)?;
-        let [a, b]: [Bound<'_, PyAny>; 2] = item
-            .try_iter()
-            .and_then(|items| items.collect::<PyResult<Vec<_>>>())
-            .ok()
-            .and_then(|items| items.try_into().ok())
-            .ok_or_else(|| {
-                PyTypeError::new_err(format!("{name} must be two numbers, got {item}"))
-            })?;
-        Ok((number(&a, Name(name, "[0]"))?, number(&b, Name(name, "[1]"))?))
-    }
-
-    /// The rule named `kind`; the Python classes pass its hyperparameters in
-    /// this order.
-    fn rule(&self, kind: &str) -> PyResult<Rule> {
-        let rule = match kind {
-            "sgd" => Sgd::new(
-                self.number(0, "lr")?,
-                self.number(1, "momentum")?,
-                self.number(2, "dampening")?,
-                self.number(3, "weight_decay")?,
-                self.flag(4, "nesterov")?,
-                self.flag(5, "maximize")?,
-            )
-            .map(Rule::Sgd),
-            "momentum" => Momentum::new(
-                self.number(0, "lr")?,
-                self.number(1, "momentum")?,
-                self.number(2, "weight_decay")?,
-                self.flag(3, "nesterov")?,
-                self.flag(4, "maximize")?,
-            )
-            .map(Rule::Momentum),
-            "adam" | "adamw" => Adam::new(
-                self.number(0, "lr")?,
-                self.pair(1, "betas")?,
-                self.number(2, "eps")?,
-                self.number(3, "weight_decay")?,
-                self.flag(4, "amsgrad")?,
-                self.flag(5, "maximize")?,
-                kind == "adamw",
-            )
-            .map(Rule::Adam),
-            _ => return Err(PyValueError::new_err(format!("unknown rule {kind:?}"))),
-        };
-        rule.map_err(|error: OutOfRange| PyValueError::new_err(error.to_string()))
-    }
+/// An array that was checked, and where its data was then.
+struct Checked {
+    array: Py<PyUntypedArray>,
+    data: *mut u8,
 }
 
-/// Checks the hyperparameters of a rule; the names of the state buffers it keeps.
-#[pyfunction]
-pub fn rule_states<'py>(
-    py: Python<'py>,
-    kind: &str,
-    hyperparameters: &Bound<'py, PyTuple>,
-) -> PyResult<Bound<'py, PyTuple>> {
-    PyTuple::new(py, Hyperparameters(hyperparameters).rule(kind)?.states())
+// SAFETY: the pointer is used only in `step`, which checks that it is still the
+// array's.
+unsafe impl Send for Checked {}
+// SAFETY: as above.
+unsafe impl Sync for Checked {}
+
+impl Checked {
+    fn new(array: Array<'_, '_>) -> Self {
+        Checked { data: array.data(), array: array.array.unbind() }
+    }
+
+    /// Whether the array is still what it was when it was checked: arrays can be
+    /// resized, reshaped or locked behind our back.
+    fn is_unchanged(&self, py: Python<'_>, shape: &[usize]) -> bool {
+        let array = Array::unchecked(self.array.bind(py).clone(), Name("", ""));
+        array.data() == self.data && array.array.shape() == shape && array.is_contiguous()
+    }
 }
 
 /// A parameter with all that belongs to it.
 struct Slot {
     /// What leads from `params` or `grads` to the tensor, as in `[0]['bias']`.
     path: String,
-    param: Py<PyUntypedArray>,
-    states: Vec<Py<PyUntypedArray>>,
-    mask: Option<Py<PyUntypedArray>>,
-    group: usize,
+    shape: Vec<usize>,
     dtype: Dtype,
-    /// Where the parameter was when it was checked.
-    data: usize,
+    group: usize,
+    param: Checked,
+    states: Vec<(Checked, Vec<usize>)>,
+    /// Names of the states, by which a rule that has changed is told.
+    state_names: Vec<&'static str>,
+    mask: Option<Checked>,
+}
+
+impl Slot {
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// The tensors of an optimizer, checked once, so that a step checks only the
 /// gradients and that no parameter has moved.
 #[pyclass(frozen, module = "compressrs._core")]
 pub struct Stepper {
-    kind: String,
+    make: Make,
     slots: Vec<Slot>,
     /// Steps taken, by slot.
     steps: Py<PyUntypedArray>,
+    /// Numbers of the rule for each slot as a whole.
+    scalars: Py<PyUntypedArray>,
     /// Memory of the parameters and states, by slot.
     regions: Regions,
 }
 
+/// The arguments of one slot: its path, parameter, states, mask and group.
+type SlotArguments<'py> =
+    (String, Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>, usize);
+
 #[pymethods]
 impl Stepper {
-    /// `slots`: for each tensor its path, parameter, states, mask or None, and
-    /// the index of its group. `steps`: an int64 array, one element a tensor.
+    /// `slots`: for each tensor its path, parameter, states, bits of its mask or
+    /// None, and the index of its group in `groups`. `steps`: an int64 array, one
+    /// element a tensor; `scalars`: a float64 array, one row a tensor.
     #[new]
-    #[expect(clippy::type_complexity, reason = "the shape of the Python argument")]
     fn new<'py>(
-        kind: String,
-        slots: Vec<(
-            String,
-            Bound<'py, PyAny>,
-            Vec<Bound<'py, PyAny>>,
-            Option<Bound<'py, PyAny>>,
-            usize,
-        )>,
+        py: Python<'py>,
+        kind: &str,
+        slots: Vec<SlotArguments<'py>>,
+        groups: Vec<Bound<'py, PyDict>>,
         steps: &Bound<'py, PyAny>,
+        scalars: &Bound<'py, PyAny>,
     ) -> PyResult<Self> {
+        let make = make(kind)?;
+        let rules = groups.iter().map(|g| make(&Group(g))).collect::<PyResult<Vec<Rule>>>()?;
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
-        for (i, (path, param, states, mask, group)) in slots.into_iter().enumerate() {
-            let param = Array::new(&param, Name("params", &path))?;
-            let dtype = param.float_dtype()?;
-            param.require_in_place()?;
-            let shape = param.array.shape();
-            regions.push((param.memory(), i));
-            let states = states
-                .iter()
-                .map(|state| {
-                    let state = Array::new(state, Name("state of params", &path))?;
-                    state.require_dtype(dtype, param.name)?;
-                    state.require_shape(shape, param.name)?;
-                    state.require_in_place()?;
-                    regions.push((state.memory(), i));
-                    Ok(state.array.unbind())
-                })
-                .collect::<PyResult<Vec<_>>>()?;
-            let mask = mask
-                .map(|mask| {
-                    let mask = Array::new(&mask, Name("masks", &path))?;
-                    mask.require_element::<bool>()?;
-                    mask.require_shape(shape, param.name)?;
-                    mask.require_contiguous()?;
-                    PyResult::Ok(mask.array.unbind())
-                })
-                .transpose()?;
-            let data = param.data() as usize;
-            let param = param.array.unbind();
-            checked.push(Slot { path, param, states, mask, group, dtype, data });
+        for (i, arguments) in slots.into_iter().enumerate() {
+            let slot = check_slot(py, arguments, &rules, |memory| regions.push((memory, i)))?;
+            checked.push(slot);
         }
         let regions = Regions::new(regions).map_err(|(a, b)| {
             let name = |i: usize| format!("params{}", checked[i].path);
@@ -173,20 +113,27 @@ impl Stepper {
         let steps = Array::new(steps, Name("steps", ""))?;
         steps.require_element::<i64>()?;
         steps.require_shape(&[checked.len()], "the list of tensors")?;
-        steps.require_contiguous()?;
-        let steps = steps.array.unbind();
-
-        Ok(Stepper { kind, slots: checked, steps, regions })
+        steps.require_in_place()?;
+        let scalars = Array::new(scalars, Name("scalars", ""))?;
+        scalars.require_element::<f64>()?;
+        scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
+        scalars.require_in_place()?;
+        let (steps, scalars) = (steps.array.unbind(), scalars.array.unbind());
+        Ok(Stepper { make, slots: checked, steps, scalars, regions })
     }
 
-    /// One step. `grads`: an array or None for each tensor; `groups`: a tuple of
-    /// hyperparameters for each group.
+    /// One step. `grads`: an array or None for each tensor; `groups`: the dicts of
+    /// hyperparameters. Returns the norm of all gradients where it was asked for,
+    /// by `max_grad_norm` or by another `nonfinite` than "ignore".
     fn step<'py>(
         &self,
         py: Python<'py>,
         grads: Vec<Option<Bound<'py, PyAny>>>,
         groups: &Bound<'py, PyList>,
-    ) -> PyResult<()> {
+        max_grad_norm: Option<&Bound<'py, PyAny>>,
+        grad_scale: &Bound<'py, PyAny>,
+        nonfinite: &str,
+    ) -> PyResult<Option<f64>> {
         if grads.len() != self.slots.len() {
             return Err(PyValueError::new_err(format!(
                 "grads must hold {} arrays, one for each parameter, got {}",
@@ -194,47 +141,127 @@ impl Stepper {
                 grads.len()
             )));
         }
-        let rules = groups
-            .iter()
-            .map(|group| Hyperparameters(group.cast::<PyTuple>()?).rule(&self.kind))
-            .collect::<PyResult<Vec<Rule>>>()?;
-
-        let steps = Array::new(self.steps.bind(py).as_any(), Name("steps", ""))?;
-        // SAFETY: `new` checked the dtype; only this method writes to it, and
-        // the Python class lets one thread at a time into it.
-        let steps = unsafe { steps.slice_mut::<i64>() };
-        let mut jobs = Vec::with_capacity(self.slots.len());
-        // Groups at the same step have the same coefficients.
-        let mut last: Option<(usize, i64, Update)> = None;
-        for (i, (slot, grad)) in self.slots.iter().zip(&grads).enumerate() {
-            let Some(grad) = grad else { continue };
-            let rule = &rules[slot.group];
-            let update = match last {
-                Some((group, step, update)) if (group, step) == (slot.group, steps[i]) => update,
-                _ => rule.at((steps[i] + 1).max(1) as u64),
-            };
-            last = Some((slot.group, steps[i], update));
-            jobs.push(self.check(py, i, slot, rule, update, grad)?);
+        let scaling = Scaling::new(max_grad_norm, grad_scale, nonfinite)?;
+        let mut rules = Vec::with_capacity(groups.len());
+        for group in groups.iter() {
+            let group = group.cast::<PyDict>()?;
+            let rule = (self.make)(&Group(group))?;
+            rules.push((!Group(group).is_frozen()?).then_some(rule));
         }
+        let steps = Array::unchecked(self.steps.bind(py).clone(), Name("steps", ""));
+        let scalars = Array::unchecked(self.scalars.bind(py).clone(), Name("scalars", ""));
+        // SAFETY: `new` checked dtypes and layout; only this method writes to
+        // them, and the Python class lets one thread at a time into it.
+        let (steps, scalars) = unsafe { (steps.slice_mut::<i64>(), scalars.slice_mut::<f64>()) };
+        let (scalars, _) = scalars.as_chunks_mut::<MAX_SCALARS>();
+
+        let mut jobs: Vec<Job<'py, '_>> = Vec::with_capacity(self.slots.len());
+        // Tensors of a group that are at the same step have the same coefficients.
+        let mut last: Option<(usize, usize, i64)> = None;
+        for (i, (slot, grad)) in self.slots.iter().zip(&grads).enumerate() {
+            let (Some(grad), Some(rule)) = (grad, &rules[slot.group]) else { continue };
+            let grad = self.check(py, slot, grad)?;
+            let mut numbers = scalars[i];
+            let key = (slot.group, slot.shape.len(), steps[i]);
+            let update = match jobs.last() {
+                Some(job) if last == Some(key) && rule.scalars().is_empty() => job.update,
+                _ => {
+                    slot.require_states_of(rule)?;
+                    rule.at(u64::try_from(steps[i]).unwrap_or(0) + 1, &mut numbers)
+                }
+            };
+            last = Some(key);
+            let sign = if rule.maximize() { -1.0 } else { 1.0 };
+            jobs.push(Job { index: i, slot, update, numbers, sign, grad });
+        }
+
+        let (factor, norm) = match scaling.factor(py, &jobs)? {
+            Factor::Skip(norm) => return Ok(Some(norm)),
+            Factor::Take(factor, norm) => (factor, norm),
+        };
         for dtype in [Dtype::F32, Dtype::F64] {
             if jobs.iter().any(|job| job.slot.dtype == dtype) {
                 with_dtype!(dtype, T => {
                     // SAFETY: `check` checked every array of the job; parameters
                     // and states are disjoint by `regions`, and gradients and
                     // masks from them. The arrays live as long as `jobs`.
-                    let tensors: Vec<Tensor<'_, T>> = jobs
+                    let mut tensors: Vec<Tensor<'_, T>> = jobs
                         .iter()
                         .filter(|job| job.slot.dtype == dtype)
-                        .map(|job| unsafe { job.tensor(py) })
-                        .collect::<PyResult<_>>()?;
-                    run(py, || core_step(tensors))?;
+                        .map(|job| unsafe { job.tensor(factor) })
+                        .collect();
+                    run(py, || core::step(&mut tensors))?;
                 });
             }
         }
         for job in &jobs {
             steps[job.index] += 1;
+            scalars[job.index] = job.numbers;
         }
-        Ok(())
+        Ok(norm)
+    }
+}
+
+fn check_slot<'py>(
+    py: Python<'py>,
+    (path, param, states, mask, group): SlotArguments<'py>,
+    rules: &[Rule],
+    mut owns: impl FnMut(std::ops::Range<usize>),
+) -> PyResult<Slot> {
+    let name = Name("params", &path);
+    let param = Array::new(&param, name)?;
+    let dtype = param.float_dtype()?;
+    param.require_in_place()?;
+    let shape = param.array.shape().to_vec();
+    owns(param.memory());
+    let rule = rules.get(group).ok_or_else(|| PyValueError::new_err("no such group"))?;
+    let state_names = rule.states(shape.len()).into_iter().map(|s| s.name).collect();
+    let states = states
+        .iter()
+        .map(|state| {
+            let state = Array::new(state, Name("state of params", &path))?;
+            state.require_dtype(dtype, param.name)?;
+            state.require_in_place()?;
+            owns(state.memory());
+            let shape = state.array.shape().to_vec();
+            Ok((Checked::new(state), shape))
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    let len = param.array.len();
+    let mask = mask
+        .map(|mask| {
+            let mask = Array::new(&mask, Name("masks", &path))?;
+            mask.require_element::<u8>()?;
+            mask.require_contiguous()?;
+            mask.require_shape(&[mask_bytes(len)], format_args!("the bits of {name}"))?;
+            PyResult::Ok(Checked::new(mask))
+        })
+        .transpose()?;
+    let param = Checked::new(param);
+    let slot = Slot { path: path.clone(), shape, dtype, group, param, states, state_names, mask };
+    slot.require_states_of(rule)?;
+    let wanted = rule.states(slot.shape.len()).len();
+    if slot.states.len() != wanted {
+        let got = slot.states.len();
+        return Err(PyValueError::new_err(format!("{name} needs {wanted} states, got {got}")));
+    }
+    debug_assert!(slot.param.is_unchanged(py, &slot.shape));
+    Ok(slot)
+}
+
+impl Slot {
+    /// Requires that the rule's states are those that this slot has.
+    fn require_states_of(&self, rule: &Rule) -> PyResult<()> {
+        let needed = rule.states(self.shape.len());
+        if needed.iter().map(|s| s.name).eq(self.state_names.iter().copied()) {
+            return Ok(());
+        }
+        let names: Vec<_> = needed.iter().map(|s| s.name).collect();
+        Err(PyValueError::new_err(format!(
+            "the state of params{} does not fit the hyperparameters of its group, which now need {names:?} \
+             (momentum, amsgrad and the like cannot be switched on or off; make a new optimizer)",
+            self.path,
+        )))
     }
 }
 
@@ -243,6 +270,8 @@ struct Job<'py, 's> {
     index: usize,
     slot: &'s Slot,
     update: Update,
+    /// The rule's numbers after this step.
+    numbers: Scalars,
     sign: f64,
     grad: Array<'py, 's>,
 }
@@ -251,14 +280,20 @@ impl Stepper {
     fn check<'py, 's>(
         &'s self,
         py: Python<'py>,
-        index: usize,
         slot: &'s Slot,
-        rule: &Rule,
-        update: Update,
         grad: &Bound<'py, PyAny>,
-    ) -> PyResult<Job<'py, 's>> {
-        let param = Array::new(slot.param.bind(py).as_any(), Name("params", &slot.path))?;
+    ) -> PyResult<Array<'py, 's>> {
         let name = Name("grads", &slot.path);
+        let param = Name("params", &slot.path);
+        Array::unchecked(slot.param.array.bind(py).clone(), param).require_writable()?;
+        if !slot.param.is_unchanged(py, &slot.shape)
+            || slot.states.iter().any(|(state, shape)| !state.is_unchanged(py, shape))
+        {
+            return Err(PyValueError::new_err(format!(
+                "{param} was resized or reshaped since the optimizer was made, or its state was \
+                 (make a new optimizer)"
+            )));
+        }
         let grad = if grad.is_instance_of::<PyUntypedArray>() {
             Array::new(grad, name)?
         } else {
@@ -266,8 +301,8 @@ impl Stepper {
             let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
             Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
         };
-        grad.require_dtype(slot.dtype, param.name)?;
-        grad.require_shape(param.array.shape(), param.name)?;
+        grad.require_dtype(slot.dtype, param)?;
+        grad.require_shape(&slot.shape, param)?;
         let grad = grad.contiguous()?;
         if let Some(owner) = self.regions.overlapping(&grad.memory()) {
             return Err(PyValueError::new_err(format!(
@@ -275,26 +310,7 @@ impl Stepper {
                 grad.name, self.slots[owner].path
             )));
         }
-        // Arrays can be resized, replaced or locked behind our back.
-        param.require_writable()?;
-        if param.data() as usize != slot.data
-            || !param.is_contiguous()
-            || slot.states.iter().any(|state| state.bind(py).shape() != param.array.shape())
-        {
-            return Err(PyValueError::new_err(format!(
-                "{} was resized or reshaped since the optimizer was made (make a new optimizer)",
-                param.name
-            )));
-        }
-        if rule.states().len() != slot.states.len() {
-            return Err(PyValueError::new_err(format!(
-                "the state of {} does not fit the hyperparameters of its group, which now need {:?} \
-                 (momentum and amsgrad cannot be switched on or off; make a new optimizer)",
-                param.name,
-                rule.states()
-            )));
-        }
-        Ok(Job { index, slot, update, sign: rule.gradient_sign(), grad })
+        Ok(grad)
     }
 }
 
@@ -302,28 +318,140 @@ impl Job<'_, '_> {
     /// # Safety
     /// `T` is the slot's dtype, and nothing else uses the parameter and its
     /// states, or writes to the gradient and the mask, while the result is used.
-    unsafe fn tensor<'a, T: Float>(&self, py: Python<'_>) -> PyResult<Tensor<'a, T>> {
-        let array =
-            |array: &Py<PyUntypedArray>| Array::new(array.bind(py).as_any(), Name("params", ""));
+    unsafe fn tensor<'a, T: Float>(&self, factor: f64) -> Tensor<'a, T> {
+        let slot = self.slot;
         let mut states: [&mut [T]; MAX_STATES] = Default::default();
-        for (slice, state) in states.iter_mut().zip(&self.slot.states) {
-            // SAFETY: the caller's promise; `new` checked dtype and layout.
-            *slice = unsafe { array(state)?.slice_mut() };
+        for (slice, (state, shape)) in states.iter_mut().zip(&slot.states) {
+            let len = shape.iter().product();
+            // SAFETY: `check` found the array where and as `new` checked it; the
+            // rest is the caller's promise.
+            *slice = unsafe { slice_mut(state.data.cast(), len) };
         }
-        let mask = match &self.slot.mask {
+        // SAFETY: as above.
+        let param = unsafe { slice_mut(slot.param.data.cast(), slot.len()) };
+        let Gradient { values, mask } = {
             // SAFETY: as above.
-            Some(mask) => Some(unsafe { array(mask)?.slice() }),
-            None => None,
+            unsafe { self.gradient() }
         };
-        Ok(Tensor {
-            update: self.update,
-            scale: self.sign,
-            // SAFETY: as above.
-            param: unsafe { array(&self.slot.param)?.slice_mut() },
-            // SAFETY: as above.
-            grad: unsafe { self.grad.slice() },
-            states,
-            mask,
-        })
+        Tensor::new(self.update, self.sign * factor, &slot.shape, param, values, states, mask)
+    }
+
+    /// # Safety
+    /// `T` is the slot's dtype, and nothing writes to the gradient and the mask
+    /// while the result is used.
+    unsafe fn gradient<'a, T: Float>(&self) -> Gradient<'a, T> {
+        let bytes = mask_bytes(self.slot.len());
+        Gradient {
+            // SAFETY: `check` checked dtype and layout; the rest is the caller's promise.
+            values: unsafe { self.grad.slice() },
+            // SAFETY: `new` checked the mask, which is the optimizer's own.
+            mask: self.slot.mask.as_ref().map(|mask| unsafe { &*slice_mut(mask.data, bytes) }),
+        }
+    }
+}
+
+/// A slice over the memory of an array, which may have none if it is empty.
+///
+/// # Safety
+/// There are `len` aligned elements at `data`, which nothing else uses while the
+/// slice is used.
+unsafe fn slice_mut<'a, T>(data: *mut T, len: usize) -> &'a mut [T] {
+    if len == 0 {
+        return &mut [];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(data, len) }
+}
+
+/// What to do about gradients that are not finite.
+#[derive(Clone, Copy, PartialEq)]
+enum NonFinite {
+    Raise,
+    Skip,
+    Ignore,
+}
+
+/// What is done to all gradients before the step.
+struct Scaling {
+    max_norm: Option<f64>,
+    scale: f64,
+    nonfinite: NonFinite,
+}
+
+/// The outcome of [`Scaling::factor`].
+enum Factor {
+    /// Take no step; the norm.
+    Skip(f64),
+    /// Take the step with the gradients times a factor; the norm, if known.
+    Take(f64, Option<f64>),
+}
+
+impl Scaling {
+    fn new(
+        max_grad_norm: Option<&Bound<'_, PyAny>>,
+        grad_scale: &Bound<'_, PyAny>,
+        nonfinite: &str,
+    ) -> PyResult<Self> {
+        let scale = number(grad_scale, Name("grad_scale", ""))?;
+        if !scale.is_finite() {
+            let need = "be a finite number";
+            return Err(Name("grad_scale", "").value_error(need, scale));
+        }
+        let max_norm = max_grad_norm.map(|n| number(n, Name("max_grad_norm", ""))).transpose()?;
+        if let Some(norm) = max_norm.filter(|norm| !(norm.is_finite() && *norm >= 0.0)) {
+            let need = "be a finite number >= 0";
+            return Err(Name("max_grad_norm", "").value_error(need, norm));
+        }
+        let nonfinite = match nonfinite {
+            "raise" => NonFinite::Raise,
+            "skip" => NonFinite::Skip,
+            "ignore" => NonFinite::Ignore,
+            other => {
+                let need = "be 'raise', 'skip' or 'ignore'";
+                return Err(Name("nonfinite", "").value_error(need, format_args!("{other:?}")));
+            }
+        };
+        Ok(Scaling { max_norm, scale, nonfinite })
+    }
+
+    fn factor(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<Factor> {
+        if self.max_norm.is_none() && self.nonfinite == NonFinite::Ignore {
+            return Ok(Factor::Take(self.scale, None));
+        }
+        let mut norm = 0.0f64;
+        for dtype in [Dtype::F32, Dtype::F64] {
+            with_dtype!(dtype, T => {
+                let of_dtype = || jobs.iter().filter(|job| job.slot.dtype == dtype);
+                // SAFETY: the dtype is the slot's, and nothing writes to gradients here.
+                let gradients: Vec<Gradient<'_, T>> =
+                    of_dtype().map(|job| unsafe { job.gradient() }).collect();
+                let (part, bad) = run(py, || {
+                    let part = core::norm(&gradients, 2.0);
+                    // An infinite norm may also be one too large for the format.
+                    let bad = if part.is_finite() { None } else { core::find_non_finite(&gradients) };
+                    (part, bad)
+                })?;
+                norm = norm.hypot(part);
+                if let Some(bad) = bad {
+                    match self.nonfinite {
+                        NonFinite::Raise => {
+                            let path = of_dtype().nth(bad).map_or("", |job| &job.slot.path);
+                            return Err(NonFiniteGradientError::new_err(format!(
+                                "grads{path} holds NaN or infinity; nothing was changed \
+                                 (nonfinite=\"skip\" leaves such steps out)"
+                            )));
+                        }
+                        NonFinite::Skip => return Ok(Factor::Skip(part)),
+                        NonFinite::Ignore => {}
+                    }
+                }
+            });
+        }
+        norm *= self.scale.abs();
+        // As PyTorch clips, epsilon included.
+        let clip = self.max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        // min drops NaN, which PyTorch's clamp keeps.
+        let clip = if norm.is_nan() { norm } else { clip };
+        Ok(Factor::Take(self.scale * clip, Some(norm)))
     }
 }

@@ -1,7 +1,8 @@
 //! Adam and AdamW: one formula, in which a neutral coefficient switches either
 //! kind of weight decay off.
 
-use super::rule::{Formula, OutOfRange, Update, coefficients, decay_rate, non_negative};
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{betas, bias_correction, non_negative, variant, weight_decay};
 use crate::element::Float;
 
 /// Hyperparameters of Adam and AdamW.
@@ -27,7 +28,7 @@ pub struct Adam {
     weight_decay: f64,
     decoupled: bool,
     amsgrad: bool,
-    pub(super) maximize: bool,
+    maximize: bool,
 }
 
 impl Adam {
@@ -38,17 +39,18 @@ impl Adam {
     /// in `[0, 1)`.
     pub fn new(
         lr: f64,
-        (beta1, beta2): (f64, f64),
+        both: (f64, f64),
         eps: f64,
         weight_decay: f64,
         amsgrad: bool,
         maximize: bool,
         decoupled: bool,
     ) -> Result<Self, OutOfRange> {
+        let (beta1, beta2) = betas(both)?;
         Ok(Adam {
             lr: non_negative("lr", lr)?,
-            beta1: decay_rate("betas[0]", beta1)?,
-            beta2: decay_rate("betas[1]", beta2)?,
+            beta1,
+            beta2,
             eps: non_negative("eps", eps)?,
             weight_decay: non_negative("weight_decay", weight_decay)?,
             decoupled,
@@ -56,34 +58,49 @@ impl Adam {
             maximize,
         })
     }
+}
 
-    pub(super) fn states(&self) -> &'static [&'static str] {
+impl Hyperparameters for Adam {
+    fn states(&self, _: usize) -> Vec<State> {
+        let mut states = vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")];
         if self.amsgrad {
-            &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
-        } else {
-            &["exp_avg", "exp_avg_sq"]
+            states.push(State::zeros("max_exp_avg_sq"));
         }
+        states
     }
 
-    pub(super) fn at(&self, t: u64) -> Update {
-        let correction = |beta: f64| 1.0 - beta.powf(t as f64);
-        let (l2, shrink) = if self.decoupled {
-            (0.0, 1.0 - self.lr * self.weight_decay)
-        } else {
-            (self.weight_decay, 1.0)
-        };
+    fn at(&self, t: u64, _: &mut Scalars) -> Update {
+        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled);
         let moments = Moments {
             l2,
             shrink,
             beta2: self.beta2,
             one_minus_beta1: 1.0 - self.beta1,
             one_minus_beta2: 1.0 - self.beta2,
-            rate: self.lr / correction(self.beta1),
-            root_correction: correction(self.beta2).sqrt().recip(),
+            rate: self.lr / bias_correction(self.beta1, t),
+            root_correction: bias_correction(self.beta2, t).sqrt().recip(),
             eps: self.eps,
         };
         if self.amsgrad { Update::Amsgrad(LargestMoments(moments)) } else { Update::Adam(moments) }
     }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+}
+
+/// The moving averages of the gradient and of its square, which Adam's kin share.
+#[inline(always)]
+pub(super) fn moments<C: Float>(
+    g: C,
+    m: &mut C,
+    v: &mut C,
+    one_minus_beta1: C,
+    beta2: C,
+    one_minus_beta2: C,
+) {
+    *m = one_minus_beta1.mul_add(g - *m, *m);
+    *v = beta2.mul_add(*v, one_minus_beta2 * g * g);
 }
 
 coefficients! {
@@ -109,8 +126,7 @@ impl<C: Float> Moments<C> {
     #[inline(always)]
     fn update(&self, theta: C, g: C, m: &mut C, v: &mut C, largest: impl FnOnce(C) -> C) -> C {
         let g = self.l2.mul_add(theta, g);
-        *m = self.one_minus_beta1.mul_add(g - *m, *m);
-        *v = self.beta2.mul_add(*v, self.one_minus_beta2 * g * g);
+        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
         let denominator = largest(*v).sqrt().mul_add(self.root_correction, self.eps);
         (-self.rate).mul_add(*m / denominator, theta * self.shrink)
     }
@@ -123,14 +139,9 @@ impl<C: Float> Formula<C, 2> for Moments<C> {
     }
 }
 
-/// One step of Adam with amsgrad.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LargestMoments<C>(Moments<C>);
-
-impl LargestMoments<f64> {
-    pub(super) fn cast<C: Float>(self) -> LargestMoments<C> {
-        LargestMoments(self.0.cast())
-    }
+variant! {
+    /// One step of Adam with amsgrad.
+    LargestMoments(Moments)
 }
 
 impl<C: Float> Formula<C, 3> for LargestMoments<C> {

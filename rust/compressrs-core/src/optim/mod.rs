@@ -1,17 +1,50 @@
-//! Update rules of optimizers.
+//! Update rules of optimizers, and what is done to gradients and weights around
+//! a step.
 //!
 //! A rule is one file: its hyperparameters, checked when they are made, and its
 //! scalar formula ([`Formula`]). The one driver ([`step`](fn@step)) applies a
-//! formula to any number of tensors, in parallel, in place.
+//! formula to any number of tensors, in parallel, in place. [`Lamb`],
+//! [`Adafactor`] and [`Muon`] also look at a tensor as a whole.
 
+mod adadelta;
+mod adafactor;
+mod adagrad;
 mod adam;
+mod adamax;
+mod asgd;
+mod blend;
+mod lamb;
+mod lion;
 mod momentum;
+mod muon;
+mod nadam;
+mod norm;
+mod radam;
+mod rmsprop;
+mod rprop;
 mod rule;
 mod sgd;
 mod step;
 
+pub use adadelta::Adadelta;
+pub use adafactor::Adafactor;
+pub use adagrad::Adagrad;
 pub use adam::Adam;
+pub use adamax::Adamax;
+pub use asgd::Asgd;
+pub use blend::{accumulate, clamp, lerp, scale, swap};
+pub use lamb::Lamb;
+pub use lion::Lion;
 pub use momentum::Momentum;
-pub use rule::{Formula, MAX_STATES, OutOfRange, Rule, Update};
+pub use muon::{AdjustLr, Muon};
+pub use nadam::NAdam;
+pub use norm::{Gradient, find_non_finite, norm};
+pub use radam::RAdam;
+pub use rmsprop::RmsProp;
+pub use rprop::Rprop;
+pub use rule::{
+    Formula, Hyperparameters, MAX_SCALARS, MAX_STATES, OutOfRange, Scalars, State, StateShape,
+    Update,
+};
 pub use sgd::Sgd;
-pub use step::{Tensor, step};
+pub use step::{Tensor, mask_bytes, step};

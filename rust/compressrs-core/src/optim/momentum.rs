@@ -1,6 +1,7 @@
 //! Classical momentum: the learning rate stands inside the velocity.
 
-use super::rule::{Formula, OutOfRange, Update, coefficients, decay_rate, non_negative};
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{decay_rate, non_negative};
 use crate::element::Float;
 
 /// Hyperparameters of classical (heavy-ball) momentum.
@@ -21,12 +22,10 @@ pub struct Momentum {
     momentum: f64,
     weight_decay: f64,
     nesterov: bool,
-    pub(super) maximize: bool,
+    maximize: bool,
 }
 
 impl Momentum {
-    pub(super) const STATES: &'static [&'static str] = &["velocity"];
-
     /// Checks the hyperparameters.
     ///
     /// # Errors
@@ -47,14 +46,24 @@ impl Momentum {
             maximize,
         })
     }
+}
 
-    pub(super) fn at(&self) -> Update {
+impl Hyperparameters for Momentum {
+    fn states(&self, _: usize) -> Vec<State> {
+        vec![State::zeros("velocity")]
+    }
+
+    fn at(&self, _: u64, _: &mut Scalars) -> Update {
         Update::Momentum(Classical {
             lr: self.lr,
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             nesterov: self.nesterov,
         })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
     }
 }
 

@@ -1,10 +1,11 @@
-//! What a rule is.
+//! What a rule is, and the list of all rules.
 
 use std::fmt;
 
-use super::adam::{self, Adam};
-use super::momentum::{self, Momentum};
-use super::sgd::{self, Sgd};
+use super::{
+    adadelta, adafactor, adagrad, adam, adamax, asgd, lamb, lion, momentum, muon, nadam, radam,
+    rmsprop, rprop, sgd,
+};
 use crate::element::Float;
 
 /// The formula of a rule, for one element: all that differs between rules.
@@ -20,13 +21,13 @@ macro_rules! coefficients {
     (
         $(#[$doc:meta])* $name:ident {
             $($(#[$field_doc:meta])* $field:ident,)*
-        } $(flags { $($flag:ident,)* })?
+        } $(flags { $($(#[$flag_doc:meta])* $flag:ident,)* })?
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq)]
         pub struct $name<C> {
             $($(#[$field_doc])* $field: C,)*
-            $($($flag: bool,)*)?
+            $($($(#[$flag_doc])* $flag: bool,)*)?
         }
         impl $name<f64> {
             pub(super) fn cast<C: $crate::element::Float>(self) -> $name<C> {
@@ -40,63 +41,150 @@ macro_rules! coefficients {
 }
 pub(super) use coefficients;
 
+/// Declares a variant of a formula: the same coefficients, another `apply`.
+macro_rules! variant {
+    ($(#[$doc:meta])* $name:ident($inner:ident)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub struct $name<C>(pub(super) $inner<C>);
+        impl $name<f64> {
+            pub(super) fn cast<C: $crate::element::Float>(self) -> $name<C> {
+                $name(self.0.cast())
+            }
+        }
+    };
+}
+pub(super) use variant;
+
 /// Most state buffers that a rule keeps for a tensor.
 pub const MAX_STATES: usize = 3;
 
-/// The hyperparameters of one parameter group, checked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// See [`Sgd`].
-    Sgd(Sgd),
-    /// See [`Momentum`].
-    Momentum(Momentum),
-    /// See [`Adam`].
-    Adam(Adam),
+/// Most numbers that a rule keeps for a tensor as a whole.
+pub const MAX_SCALARS: usize = 2;
+
+/// Numbers kept for a tensor as a whole.
+pub type Scalars = [f64; MAX_SCALARS];
+
+/// The shape of a state buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateShape {
+    /// That of the parameter.
+    Parameter,
+    /// That of the parameter, but 1 in the last axis.
+    Rows,
+    /// That of the parameter, but 1 in the last axis but one.
+    Columns,
 }
 
-/// The coefficients of one step of a [`Rule`], in double precision.
+/// A state buffer that a rule keeps for each tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Update {
-    /// Of [`Sgd`] without momentum.
+pub struct State {
+    /// Its name, that of PyTorch where PyTorch has the rule.
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: StateShape,
+    /// What it holds before the first step.
+    pub initial: f64,
+}
+
+impl State {
+    /// One of the parameter's shape that is 0 at first.
+    pub(super) const fn zeros(name: &'static str) -> State {
+        State { name, shape: StateShape::Parameter, initial: 0.0 }
+    }
+}
+
+/// A rule: the hyperparameters of one parameter group, checked.
+pub trait Hyperparameters {
+    /// The state buffers, in the order the formula takes them, for a parameter
+    /// with this number of axes.
+    fn states(&self, axes: usize) -> Vec<State>;
+
+    /// Names of the numbers that are kept for a tensor as a whole. Before the
+    /// first step they are 0.
+    fn scalars(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The coefficients of step number `t`, counted from 1. `scalars` are updated.
+    fn at(&self, t: u64, scalars: &mut Scalars) -> Update;
+
+    /// Whether the objective is to be maximized: the gradient's sign is turned.
+    fn maximize(&self) -> bool;
+
+    /// Whether the rule can update a parameter with this number of axes.
+    ///
+    /// # Errors
+    /// What the number must be.
+    fn accepts(&self, _axes: usize) -> Result<(), &'static str> {
+        Ok(())
+    }
+}
+
+/// Lists the elementwise formulas, once for all that is done with each.
+macro_rules! updates {
+    ($($(#[$doc:meta])* $name:ident($coefficients:ty),)*) => {
+        /// The coefficients of one step of a rule, in double precision.
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub enum Update {
+            $($(#[$doc])* $name($coefficients),)*
+            /// Of [`lamb::Lamb`]; needs norms of whole tensors.
+            Lamb(lamb::Layerwise<f64>),
+            /// Of [`adafactor::Adafactor`]; needs means over rows and columns.
+            Adafactor(adafactor::Factored),
+            /// Of [`muon::Muon`]; needs products of whole matrices.
+            Muon(muon::Orthogonal),
+        }
+
+        /// Runs `$body` with the coefficients of an elementwise [`Update`] as
+        /// `$formula`, cast to the compute type, else `$other`.
+        macro_rules! with_formula {
+            ($update:expr, $formula:ident => $body:expr, $other:expr) => {
+                match $update {
+                    $(Update::$name($formula) => { let $formula = $formula.cast(); $body })*
+                    _ => $other,
+                }
+            };
+        }
+        pub(super) use with_formula;
+    };
+}
+
+updates! {
+    /// Of [`sgd::Sgd`] without momentum.
     Sgd(sgd::Plain<f64>),
-    /// Of [`Sgd`] with momentum.
+    /// Of [`sgd::Sgd`] with momentum.
     SgdMomentum(sgd::WithMomentum<f64>),
-    /// Of [`Momentum`].
+    /// Of [`momentum::Momentum`].
     Momentum(momentum::Classical<f64>),
-    /// Of [`Adam`].
+    /// Of [`adagrad::Adagrad`].
+    Adagrad(adagrad::Accumulated<f64>),
+    /// Of [`rmsprop::RmsProp`].
+    RmsProp(rmsprop::Scaled<f64>),
+    /// Of [`rmsprop::RmsProp`] with momentum.
+    RmsPropMomentum(rmsprop::WithMomentum<f64>),
+    /// Of [`rmsprop::RmsProp`], centered.
+    RmsPropCentered(rmsprop::Centered<f64>),
+    /// Of [`rmsprop::RmsProp`], centered, with momentum.
+    RmsPropCenteredMomentum(rmsprop::CenteredMomentum<f64>),
+    /// Of [`adadelta::Adadelta`].
+    Adadelta(adadelta::Deltas<f64>),
+    /// Of [`adam::Adam`].
     Adam(adam::Moments<f64>),
-    /// Of [`Adam`] with the largest second moment kept.
+    /// Of [`adam::Adam`] with the largest second moment kept.
     Amsgrad(adam::LargestMoments<f64>),
-}
-
-impl Rule {
-    /// The names of the state buffers, in the order the formula takes them.
-    pub fn states(&self) -> &'static [&'static str] {
-        match self {
-            Rule::Sgd(rule) => rule.states(),
-            Rule::Momentum(_) => Momentum::STATES,
-            Rule::Adam(rule) => rule.states(),
-        }
-    }
-
-    /// The coefficients of step number `t`, counted from 1.
-    pub fn at(&self, t: u64) -> Update {
-        match self {
-            Rule::Sgd(rule) => rule.at(t),
-            Rule::Momentum(rule) => rule.at(),
-            Rule::Adam(rule) => rule.at(t),
-        }
-    }
-
-    /// The factor on every gradient: -1 to maximize, else 1.
-    pub fn gradient_sign(&self) -> f64 {
-        let maximize = match self {
-            Rule::Sgd(rule) => rule.maximize,
-            Rule::Momentum(rule) => rule.maximize,
-            Rule::Adam(rule) => rule.maximize,
-        };
-        if maximize { -1.0 } else { 1.0 }
-    }
+    /// Of [`adamax::Adamax`].
+    Adamax(adamax::InfinityNorm<f64>),
+    /// Of [`nadam::NAdam`].
+    NAdam(nadam::Nesterov<f64>),
+    /// Of [`radam::RAdam`].
+    RAdam(radam::Rectified<f64>),
+    /// Of [`lion::Lion`].
+    Lion(lion::Signs<f64>),
+    /// Of [`rprop::Rprop`].
+    Rprop(rprop::StepSizes<f64>),
+    /// Of [`asgd::Asgd`].
+    Asgd(asgd::Averaged<f64>),
 }
 
 /// A hyperparameter outside its range.
@@ -128,6 +216,11 @@ pub(super) fn decay_rate(name: &'static str, value: f64) -> Result<f64, OutOfRan
     require(name, value, (0.0..1.0).contains(&value), "in [0, 1)")
 }
 
+/// Both betas if they lie in `[0, 1)`.
+pub(super) fn betas((beta1, beta2): (f64, f64)) -> Result<(f64, f64), OutOfRange> {
+    Ok((decay_rate("betas[0]", beta1)?, decay_rate("betas[1]", beta2)?))
+}
+
 /// `value` if `ok`.
 pub(super) fn require(
     name: &'static str,
@@ -136,4 +229,23 @@ pub(super) fn require(
     need: &'static str,
 ) -> Result<f64, OutOfRange> {
     if ok { Ok(value) } else { Err(OutOfRange { name, value, need }) }
+}
+
+/// `1 - beta^t`: what a moving average that starts at 0 is divided by.
+pub(super) fn bias_correction(beta: f64, t: u64) -> f64 {
+    1.0 - beta.powf(t as f64)
+}
+
+/// Weight decay as the factor on the parameter that is added to the gradient (an
+/// L2 penalty) and the factor that the parameter is multiplied by (decoupled):
+/// one of them is neutral.
+pub(super) fn weight_decay(lr: f64, weight_decay: f64, decoupled: bool) -> (f64, f64) {
+    if decoupled { (0.0, 1.0 - lr * weight_decay) } else { (weight_decay, 1.0) }
+}
+
+/// `1` or `-1` with the sign of `x`; 0 and NaN are returned as they are.
+#[inline(always)]
+pub(super) fn sign<C: Float>(x: C) -> C {
+    let one = if x < C::zero() { -C::one() } else { C::one() };
+    if x < C::zero() || x > C::zero() { one } else { x }
 }

@@ -1,7 +1,8 @@
 //! Stochastic gradient descent, in PyTorch's form: the learning rate stands
 //! outside the momentum buffer.
 
-use super::rule::{Formula, OutOfRange, Update, coefficients, non_negative, require};
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{non_negative, require};
 use crate::element::Float;
 
 /// Hyperparameters of stochastic gradient descent.
@@ -23,7 +24,7 @@ pub struct Sgd {
     dampening: f64,
     weight_decay: f64,
     nesterov: bool,
-    pub(super) maximize: bool,
+    maximize: bool,
 }
 
 impl Sgd {
@@ -54,12 +55,14 @@ impl Sgd {
             maximize,
         })
     }
+}
 
-    pub(super) fn states(&self) -> &'static [&'static str] {
-        if self.momentum == 0.0 { &[] } else { &["momentum_buffer"] }
+impl Hyperparameters for Sgd {
+    fn states(&self, _: usize) -> Vec<State> {
+        if self.momentum == 0.0 { vec![] } else { vec![State::zeros("momentum_buffer")] }
     }
 
-    pub(super) fn at(&self, t: u64) -> Update {
+    fn at(&self, t: u64, _: &mut Scalars) -> Update {
         if self.momentum == 0.0 {
             return Update::Sgd(Plain { lr: self.lr, weight_decay: self.weight_decay });
         }
@@ -73,6 +76,10 @@ impl Sgd {
             momentum: self.momentum,
             nesterov: self.nesterov,
         })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
     }
 }
 

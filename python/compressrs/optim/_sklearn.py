@@ -1,0 +1,41 @@
+"""Optimizers in the form that scikit-learn's MLP calls. Needs scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+
+from compressrs._arrays import Array
+from compressrs.optim.adam import Adam
+from compressrs.optim.momentum import Momentum
+
+
+class MLPAdam(AdamOptimizer):  # type: ignore[misc]
+    """Adam; scikit-learn adds its epsilon before the bias correction."""
+
+    def __init__(self, params: list[Array], *args: Any, **kwargs: Any) -> None:
+        super().__init__([], *args, **kwargs)
+        betas = (self.beta_1, self.beta_2)
+        self._ours = Adam(params, self.learning_rate_init, betas, self.epsilon)
+
+    def update_params(self, params: list[Array], grads: list[Array]) -> None:
+        """Update the parameters that it was made with."""
+        self.t += 1
+        correction = (1 - self.beta_2**self.t) ** 0.5
+        self._ours.param_groups[0]["eps"] = self.epsilon / correction
+        self._ours.step(grads)
+
+
+class MLPMomentum(SGDOptimizer):  # type: ignore[misc]
+    """Momentum in the classical form, with a learning rate that may change."""
+
+    def __init__(self, params: list[Array], *args: Any, **kwargs: Any) -> None:
+        super().__init__([], *args, **kwargs)
+        rate = self.learning_rate_init
+        self._ours = Momentum(params, rate, self.momentum, nesterov=self.nesterov)
+
+    def update_params(self, params: list[Array], grads: list[Array]) -> None:
+        """Update the parameters that it was made with."""
+        self._ours.param_groups[0]["lr"] = self.learning_rate
+        self._ours.step(grads)

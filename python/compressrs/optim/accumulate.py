@@ -1,0 +1,119 @@
+"""Gradients of several batches as one."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array, ArrayTree, as_gradient, flatten, flatten_like, rebuild
+
+
+class GradientAccumulator:
+    """Adds up the gradients of several batches and hands out their mean.
+
+    Parameters
+    ----------
+    steps : int
+        How many batches make one step, at least 1.
+
+    Raises
+    ------
+    TypeError
+        If `steps` is not an integer.
+    ValueError
+        If `steps` is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.zeros(2)
+    >>> opt = cr.optim.SGD(w, lr=1.0)
+    >>> accumulator = cr.optim.GradientAccumulator(2)
+    >>> for g in (np.array([1.0, 2.0]), np.array([3.0, 4.0])):
+    ...     mean = accumulator.add(g)
+    ...     if mean is not None:
+    ...         _ = opt.step(mean)
+    >>> w
+    array([-2., -3.])
+    """
+
+    def __init__(self, steps: int) -> None:
+        try:
+            self.steps = operator.index(steps)
+        except TypeError:
+            raise TypeError(f"steps must be an integer, got {type(steps).__name__}") from None
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        #: Batches added since the mean was handed out last.
+        self.count = 0
+        self._structure: ArrayTree = None
+        self._sums: list[Array] = []
+        self._seen: list[bool] = []
+
+    def add(self, grads: ArrayTree) -> ArrayTree | None:
+        """Add the gradients of one batch.
+
+        Parameters
+        ----------
+        grads : array, or list or nested dict of arrays
+            float32 or float64, of one structure and the same shapes in every call.
+            None counts as zeros.
+
+        Returns
+        -------
+        array, list or dict, or None
+            After `steps` batches the mean, in the structure of `grads`, with None
+            where a gradient was None each time; before that None. The arrays are
+            the accumulator's own and are used again from the next call on.
+
+        Raises
+        ------
+        TypeError
+            If a gradient is not an array of such a dtype.
+        ValueError
+            If structure or shapes are not those of the first call; nothing is added
+            then.
+        """
+        paths = [f"grads{path}" for path, _ in flatten(grads)]
+        if not self._sums:
+            leaves = [leaf for _, leaf in flatten(grads)]
+            arrays = self._arrays(leaves, paths)
+            if any(a is None for a in arrays):
+                raise ValueError("the first gradients must all be arrays, to tell their shapes")
+            sums = [np.zeros(a.shape, a.dtype) for a in arrays if a is not None]
+            structure = rebuild(grads, iter([None] * len(leaves)))
+        else:
+            structure, sums = self._structure, self._sums
+            arrays = self._arrays(flatten_like(structure, grads, "grads"), paths)
+        given = [i for i, a in enumerate(arrays) if a is not None]
+        if self.count == 0:
+            for total in sums:
+                total[...] = 0
+        # All are checked in this call before the first is written to.
+        _core.accumulate(
+            [sums[i] for i in given],
+            [f"the sum for {paths[i]}" for i in given],
+            [a for a in arrays if a is not None],
+            [paths[i] for i in given],
+            1 / self.steps,
+        )
+        if self.count == 0:
+            self._seen = [False] * len(sums)
+        for i in given:
+            self._seen[i] = True
+        self._structure, self._sums = structure, sums
+        self.count += 1
+        if self.count < self.steps:
+            return None
+        self.count = 0
+        pairs = zip(self._seen, self._sums, strict=True)
+        return rebuild(structure, iter([total if seen else None for seen, total in pairs]))
+
+    @staticmethod
+    def _arrays(leaves: list[object], paths: list[str]) -> list[Array | None]:
+        return [
+            None if leaf is None else as_gradient(leaf, path)
+            for leaf, path in zip(leaves, paths, strict=True)
+        ]

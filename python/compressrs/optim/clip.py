@@ -1,0 +1,111 @@
+"""Clipping gradients in place."""
+
+from __future__ import annotations
+
+from compressrs import _core
+from compressrs._arrays import Array, ArrayTree, as_array, flatten, number
+from compressrs._core import NonFiniteGradientError
+
+
+def clip_grad_norm_(
+    grads: ArrayTree,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> float:
+    r"""Scale gradients in place so that their common norm is at most `max_norm`.
+
+    .. math:: g \leftarrow \min\left(1, \frac{\text{max\_norm}}{\|g\|_p + 10^{-6}}\right) g
+
+    with the norm of all arrays together, summed in double precision in a fixed
+    order. ``opt.step(grads, max_grad_norm=...)`` does the same in fewer passes over
+    memory and without writing to the gradients.
+
+    Parameters
+    ----------
+    grads : array, or list or nested dict of arrays
+        float32 or float64, C-contiguous and writable; None is passed over.
+    max_norm : float
+        At least 0.
+    norm_type : float, default 2.0
+        :math:`p > 0`; may be infinite.
+    error_if_nonfinite : bool, default False
+        Raise, without changing anything, if the norm is NaN or infinite.
+
+    Returns
+    -------
+    float
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is not an array of such a dtype.
+    NonFiniteGradientError
+        See `error_if_nonfinite`; it is a ValueError.
+    ValueError
+        If a gradient cannot be changed in place, two share memory, or a number is
+        out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> g = [np.array([3.0]), np.array([4.0])]
+    >>> cr.optim.clip_grad_norm_(g, max_norm=1.0)
+    5.0
+    >>> [a.round(3).tolist() for a in g]
+    [[0.6], [0.8]]
+    """
+    names, arrays = _gradients(grads)
+    max_norm = number(max_norm, "max_norm", 0)
+    order = float("inf") if norm_type == float("inf") else number(norm_type, "norm_type")
+    if order <= 0:
+        raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
+    # Changes nothing, but refuses what cannot be changed in place.
+    _core.clamp(arrays, names, float("inf"))
+    norm = _core.norm(arrays, names, order)
+    if error_if_nonfinite and not 0 <= norm < float("inf"):
+        raise NonFiniteGradientError(
+            f"the norm of the gradients is {norm}; nothing was changed "
+            "(error_if_nonfinite=False scales them all the same)"
+        )
+    factor = max_norm / (norm + 1e-6)
+    if not factor >= 1:
+        _core.scale(arrays, names, factor)
+    return norm
+
+
+def clip_grad_value_(grads: ArrayTree, clip_value: float) -> None:
+    """Clip each element of the gradients in place to ``[-clip_value, clip_value]``.
+
+    Parameters
+    ----------
+    grads : array, or list or nested dict of arrays
+        As for `clip_grad_norm_`. NaN stays NaN.
+    clip_value : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_grad_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> g = np.array([-3.0, 0.5])
+    >>> cr.optim.clip_grad_value_(g, 1.0)
+    >>> g
+    array([-1. ,  0.5])
+    """
+    names, arrays = _gradients(grads)
+    _core.clamp(arrays, names, number(clip_value, "clip_value", 0))
+
+
+def _gradients(grads: ArrayTree) -> tuple[list[str], list[Array]]:
+    names, arrays = [], []
+    for path, leaf in flatten(grads):
+        if leaf is not None:
+            names.append("grads" + path)
+            arrays.append(as_array(leaf, "grads" + path))
+    return names, arrays

@@ -1,0 +1,136 @@
+"""Moving averages of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import ArrayTree, named_arrays, number, rebuild
+
+
+class EMA:
+    r"""An exponential moving average of weights.
+
+    .. math:: a \leftarrow a + (1 - \beta_t) (\theta - a), \quad
+        \beta_t = \min\left(\beta, \frac{1 + t}{10 + t}\right) \text{ with warm-up, else } \beta
+
+    It starts at the weights as they are.
+
+    Parameters
+    ----------
+    params : array, or list or nested dict of arrays
+        float32 or float64, C-contiguous and writable.
+    decay : float, default 0.999
+        :math:`\beta` in [0, 1).
+    warmup : bool, default False
+        Let the decay rise from 0.18 to :math:`\beta`, so that the first weights are
+        forgotten soon.
+
+    Attributes
+    ----------
+    average : array, list or dict
+        The averages, in the structure of `params`.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not such an array.
+    ValueError
+        If `decay` is out of range, or an array cannot be changed in place.
+
+    References
+    ----------
+    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging", 1992;
+    ``torch.optim.swa_utils.get_ema_multi_avg_fn``; the warm-up is TensorFlow's
+    ``ExponentialMovingAverage(num_updates=)``.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.zeros(2)
+    >>> ema = cr.optim.EMA(w, decay=0.75)
+    >>> w += 1
+    >>> ema.update()
+    >>> ema.average
+    array([0.25, 0.25])
+    >>> with ema.applied():
+    ...     print(w)
+    [0.25 0.25]
+    >>> w
+    array([1., 1.])
+    """
+
+    def __init__(self, params: ArrayTree, decay: float = 0.999, *, warmup: bool = False) -> None:
+        self.decay = number(decay, "decay", 0, below=1)
+        self.warmup = warmup
+        self.steps = 0
+        self._names, self._weights = named_arrays(params, "params")
+        self._averages = [w.copy(order="C") for w in self._weights]
+        self._average_names = [f"the average of {name}" for name in self._names]
+        self.average = rebuild(params, iter(self._averages))
+        # Changes nothing, but refuses what cannot be changed in place.
+        _core.clamp(self._weights, self._names, np.inf)
+
+    def update(self) -> None:
+        """Move the average towards the weights; call once after each step."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.steps) / (10 + self.steps))
+        _core.lerp(self._averages, self._average_names, self._weights, self._names, 1 - decay)
+        self.steps += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the place of the weights for the length of a block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def copy_to_params(self) -> None:
+        """Set the weights to their averages, for good."""
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            weight[...] = average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages, not copied, and the number of updates."""
+        return {"averages": list(self._averages), "steps": self.steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit; nothing is changed then.
+        """
+        load_arrays(self._averages, state_dict, "averages")
+        self.steps = int(state_dict["steps"])
+
+    def _swap(self) -> None:
+        _core.swap(self._weights, self._names, self._averages, self._average_names)
+
+
+def load_arrays(targets: list[Any], state_dict: Mapping[str, Any], key: str) -> None:
+    """Copy arrays of a state dict to arrays of the same shapes, all or none.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit.
+    """
+    try:
+        values = [np.asarray(value) for value in state_dict[key]]
+        int(state_dict["steps"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"state_dict must hold {key!r} and 'steps'") from None
+    shapes, own = [v.shape for v in values], [t.shape for t in targets]
+    if shapes != own or any(v.dtype.kind not in "iuf" for v in values):
+        raise ValueError(f"state_dict[{key!r}] must hold numbers of shapes {own}, got {shapes}")
+    for target, value in zip(targets, values, strict=True):
+        target[...] = value

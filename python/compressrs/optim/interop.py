@@ -1,0 +1,75 @@
+"""Optimizers of others: state for PyTorch, and the optimizers of scikit-learn's MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict that the PyTorch optimizer of the same name loads.
+
+    Arrays become tensors, copied. The other way needs no function:
+    ``opt.load_state_dict(torch_opt.state_dict())``.
+
+    Parameters
+    ----------
+    state_dict : dict
+        What `Optimizer.state_dict` returned.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If PyTorch is not installed.
+    """
+    import torch
+
+    state: dict[int, dict[str, Any]] = {}
+    for i, buffers in state_dict["state"].items():
+        if int(buffers["step"]) == 0:
+            continue  # PyTorch makes state at the first step.
+        tensors = {name: torch.tensor(array) for name, array in buffers.items()}
+        tensors["step"] = torch.tensor(float(buffers["step"]))
+        state[i] = tensors
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group)
+        for group in state_dict["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+@contextmanager
+def sklearn_mlp() -> Iterator[None]:
+    """Let scikit-learn's `MLPClassifier` and `MLPRegressor` train with our optimizers.
+
+    Inside the block, ``fit`` and ``partial_fit`` of models with ``solver="adam"`` or
+    ``solver="sgd"`` update weights with `Adam` and `Momentum`. Predictions are the
+    same up to rounding. A model that has begun with one kind of optimizer keeps it.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> from sklearn.neural_network import MLPClassifier
+    >>> x = np.repeat(np.eye(2), 20, axis=0)
+    >>> y = np.repeat([0, 1], 20)
+    >>> with cr.optim.sklearn_mlp():
+    ...     model = MLPClassifier((8,), random_state=0, learning_rate_init=0.1).fit(x, y)
+    >>> model.predict(np.eye(2))
+    array([0, 1])
+    """
+    from sklearn.neural_network import _multilayer_perceptron as mlp
+
+    from compressrs.optim import _sklearn as ours
+
+    before = mlp.AdamOptimizer, mlp.SGDOptimizer
+    mlp.AdamOptimizer, mlp.SGDOptimizer = ours.MLPAdam, ours.MLPMomentum
+    try:
+        yield
+    finally:
+        mlp.AdamOptimizer, mlp.SGDOptimizer = before

@@ -1,0 +1,102 @@
+"""Lookahead: slow weights that follow fast ones."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from compressrs import _core
+from compressrs._arrays import ArrayTree, number
+from compressrs.optim.base import Optimizer
+from compressrs.optim.ema import load_arrays
+
+
+class Lookahead:
+    r"""Lets an optimizer run ahead, and moves slow weights a part of the way after it.
+
+    After every `k` steps of the optimizer on the weights :math:`\theta`,
+
+    .. math:: \phi \leftarrow \phi + \alpha (\theta - \phi), \quad \theta \leftarrow \phi
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    k : int, default 5
+        Steps between synchronizations, at least 1.
+    alpha : float, default 0.5
+        :math:`\alpha` in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If `optimizer` is none or `k` is not an integer.
+    ValueError
+        If a number is out of range.
+
+    References
+    ----------
+    Zhang, Lucas, Hinton & Ba, "Lookahead optimizer: k steps forward, 1 step back",
+    arXiv 1907.08610, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.zeros(1)
+    >>> opt = cr.optim.Lookahead(cr.optim.SGD(w, lr=1.0), k=2)
+    >>> for _ in range(2):
+    ...     _ = opt.step(np.ones(1))
+    >>> w
+    array([-1.])
+    """
+
+    def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        try:
+            self.k = operator.index(k)
+        except TypeError:
+            raise TypeError(f"k must be an integer, got {type(k).__name__}") from None
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.alpha = number(alpha, "alpha", 0)
+        if self.alpha > 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        self.optimizer = optimizer
+        self.steps = 0
+        self._slow = [w.copy() for w in optimizer._arrays()]
+
+    def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
+        """Take a step of the optimizer, and synchronize if it is time to.
+
+        Parameters, result and errors are those of `Optimizer.step`.
+        """
+        norm = self.optimizer.step(grads, **kwargs)
+        self.steps += 1
+        if self.steps % self.k == 0:
+            fast = self.optimizer._arrays()
+            names = [f"params{path}" for path in self.optimizer._paths]
+            slow_names = [f"the slow weights of {name}" for name in names]
+            _core.lerp(self._slow, slow_names, fast, names, self.alpha)
+            for weight, slow in zip(fast, self._slow, strict=True):
+                weight[...] = slow
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state dict, the slow weights and the count of steps."""
+        state = self.optimizer.state_dict()
+        return {"optimizer": state, "slow": list(self._slow), "steps": self.steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit.
+        """
+        if "optimizer" not in state_dict:
+            raise ValueError("state_dict must hold 'optimizer', 'slow' and 'steps'")
+        load_arrays(self._slow, state_dict, "slow")
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.steps = int(state_dict["steps"])

@@ -1,0 +1,163 @@
+"""Schedule-free training: averaging in place of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import ArrayTree, named_arrays, number, rebuild
+from compressrs.optim.base import Optimizer
+from compressrs.optim.ema import load_arrays
+
+
+class ScheduleFree:
+    r"""Wraps an optimizer so that it needs no learning-rate schedule.
+
+    .. math::
+        z &\leftarrow \text{the optimizer's step on } z \text{ with the gradient at } y \\
+        x &\leftarrow x + c_t (z - x), \quad
+        c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = (\max_{i \le t} \gamma_i)^r \\
+        y &\leftarrow \beta x + (1 - \beta) z
+
+    While training, the parameters hold :math:`y`, where gradients are taken; `eval`
+    sets them to the average :math:`x`, which is the model, and `train` back.
+
+    Parameters
+    ----------
+    params : array, or list or nested dict of arrays
+        float32 or float64, C-contiguous and writable.
+    make : callable
+        Makes the optimizer of the arrays :math:`z` that it is given, in the structure
+        of `params`. It should have no momentum of its own: ``SGD``, ``Adam`` with
+        ``betas=(0, 0.999)``.
+    momentum : float, default 0.9
+        :math:`\beta` in [0, 1).
+    weight_lr_power : float, default 2.0
+        :math:`r \ge 0`.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+        What `make` made.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not such an array, or `make` does not return an Optimizer.
+    ValueError
+        If a number is out of range, or an array cannot be changed in place.
+
+    References
+    ----------
+    Defazio et al., "The road less scheduled", arXiv 2405.15682, equations 2 to 4.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([1.0])
+    >>> opt = cr.optim.ScheduleFree(w, lambda z: cr.optim.SGD(z, lr=0.5))
+    >>> for _ in range(20):
+    ...     _ = opt.step(2 * w)
+    >>> opt.eval()
+    >>> bool(abs(w[0]) < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        params: ArrayTree,
+        make: Callable[[ArrayTree], Optimizer],
+        momentum: float = 0.9,
+        weight_lr_power: float = 2.0,
+    ) -> None:
+        self.momentum = number(momentum, "momentum", 0, below=1)
+        self.weight_lr_power = number(weight_lr_power, "weight_lr_power", 0)
+        self._names, self._weights = named_arrays(params, "params")
+        # Changes nothing, but refuses what cannot be changed in place.
+        _core.clamp(self._weights, self._names, np.inf)
+        self._x = [w.copy() for w in self._weights]
+        self._z = [w.copy() for w in self._weights]
+        self._z_names = [f"z of {name}" for name in self._names]
+        self._x_names = [f"the average of {name}" for name in self._names]
+        self.optimizer = make(rebuild(params, iter(self._z)))
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(f"make must return an Optimizer, got {type(self.optimizer).__name__}")
+        self.steps = 0
+        self._largest_lr = 0.0
+        self._weight_sum = 0.0
+        self._training = True
+
+    def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
+        """Take a step with the gradients at the parameters as they are.
+
+        Parameters, result and errors are those of `Optimizer.step`.
+
+        Raises
+        ------
+        RuntimeError
+            If the parameters hold the average: call `train` first.
+        """
+        if not self._training:
+            raise RuntimeError("the parameters hold the average; call train() before step()")
+        norm = self.optimizer.step(grads, **kwargs)
+        self.steps += 1
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._largest_lr = max(self._largest_lr, *rates)
+        weight = self._largest_lr**self.weight_lr_power
+        self._weight_sum += weight
+        share = weight / self._weight_sum if self._weight_sum else 0.0
+        _core.lerp(self._x, self._x_names, self._z, self._z_names, share)
+        self._set_y()
+        return norm
+
+    def eval(self) -> None:
+        """Set the parameters to the average, the model to use."""
+        if self._training:
+            for weight, x in zip(self._weights, self._x, strict=True):
+                weight[...] = x
+            self._training = False
+
+    def train(self) -> None:
+        """Set the parameters to where gradients are to be taken."""
+        if not self._training:
+            self._set_y()
+            self._training = True
+
+    def _set_y(self) -> None:
+        for weight, x in zip(self._weights, self._x, strict=True):
+            weight[...] = x
+        _core.lerp(self._weights, self._names, self._z, self._z_names, 1 - self.momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state dict, both sequences, not copied, and the weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "x": list(self._x),
+            "z": list(self._z),
+            "steps": self.steps,
+            "largest_lr": self._largest_lr,
+            "weight_sum": self._weight_sum,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, and set the parameters accordingly.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit.
+        """
+        try:
+            largest, total = float(state_dict["largest_lr"]), float(state_dict["weight_sum"])
+            optimizer = state_dict["optimizer"]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("state_dict must be what ScheduleFree.state_dict returned") from None
+        load_arrays(self._x, state_dict, "x")
+        load_arrays(self._z, state_dict, "z")
+        self.optimizer.load_state_dict(optimizer)
+        self.steps, self._largest_lr, self._weight_sum = int(state_dict["steps"]), largest, total
+        self._training = True
+        self._set_y()

@@ -1,0 +1,81 @@
+"""Optimizers in files: one safetensors file for all state, with a JSON header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from compressrs._files import write_atomically
+
+FORMAT = "compressrs.optim"
+VERSION = "1"
+
+
+def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
+    """Write a state dict of the optimizer class named `rule`."""
+    numpy_format = _safetensors()
+    arrays = {
+        f"state.{i}.{name}": np.ascontiguousarray(array)
+        for i, buffers in state_dict["state"].items()
+        for name, array in buffers.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rule": rule,
+        "param_groups": json.dumps(state_dict["param_groups"]),
+    }
+    write_atomically(path, numpy_format.save(arrays, metadata))
+
+
+def load(path: Path, rule: str) -> dict[str, Any]:
+    """Read a state dict of the optimizer class named `rule`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not such a file.
+    """
+    numpy_format = _safetensors()
+    import safetensors
+
+    data = path.read_bytes()
+    try:
+        arrays = numpy_format.load(data)
+        # Its own reader of metadata wants a file; the format is 8 bytes of length,
+        # then JSON, and has been checked just now.
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    for key, need in (("format", FORMAT), ("version", VERSION), ("rule", rule)):
+        if metadata.get(key) != need:
+            raise ValueError(
+                f"{path} must have {key} {need!r} to be loaded here, got {metadata.get(key)!r}"
+            )
+    state: dict[int, dict[str, Any]] = {}
+    try:
+        groups = json.loads(metadata["param_groups"])
+        for key, array in arrays.items():
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = array
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no state of an optimizer: {error}") from error
+    return {"state": state, "param_groups": groups}
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "saving and loading optimizers needs safetensors: pip install 'compressrs[save]'"
+        ) from None
+    module: ModuleType = safetensors.numpy
+    return module

@@ -1,0 +1,273 @@
+//! Adafactor: a second moment that is stored as a row and a column.
+
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, StateShape, Update};
+use super::rule::{coefficients, non_negative, require, weight_decay};
+use super::step::{GRAIN, Tensor, is_kept};
+use crate::element::{Element, Float};
+use crate::lanes::{sums, total};
+use crate::parallel::{self, SharedMut};
+
+/// Elements whose column sums one task adds up.
+const BLOCK: usize = 1 << 16;
+
+/// Hyperparameters of Adafactor.
+///
+/// ```text
+/// b       = t^beta2_decay
+/// row    <- row + b (mean over each row of g^2 - row)
+/// col    <- col + b (mean over each column of g^2 - col)
+/// v       = row col / max(mean of row, eps[0])       (a moment of its own for vectors)
+/// u       = g / sqrt(max(v, eps[0]^2))
+/// alpha   = max(eps[1], rms(theta)) min(lr, 1 / sqrt(t))
+/// theta  <- (1 - lr weight_decay) theta - alpha u / max(1, rms(u) / d)
+/// ```
+///
+/// Rows and columns are the last two axes. Source: Shazeer & Stern (arXiv
+/// 1804.04235, algorithms 4 to 6), in the form of `torch.optim.Adafactor`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adafactor {
+    lr: f64,
+    beta2_decay: f64,
+    eps1: Option<f64>,
+    eps2: f64,
+    d: f64,
+    weight_decay: f64,
+    maximize: bool,
+}
+
+impl Adafactor {
+    /// Checks the hyperparameters. `eps.0` is the machine epsilon if None.
+    ///
+    /// # Errors
+    /// `beta2_decay` is positive, `d` is below 1, or another is negative; or one is
+    /// not finite.
+    pub fn new(
+        lr: f64,
+        beta2_decay: f64,
+        eps: (Option<f64>, f64),
+        d: f64,
+        weight_decay: f64,
+        maximize: bool,
+    ) -> Result<Self, OutOfRange> {
+        let negative = beta2_decay.is_finite() && beta2_decay <= 0.0;
+        Ok(Adafactor {
+            lr: non_negative("lr", lr)?,
+            beta2_decay: require("beta2_decay", beta2_decay, negative, "a finite number <= 0")?,
+            eps1: eps.0.map(|eps| non_negative("eps[0]", eps)).transpose()?,
+            eps2: non_negative("eps[1]", eps.1)?,
+            d: require("d", d, d.is_finite() && d >= 1.0, "a finite number >= 1")?,
+            weight_decay: non_negative("weight_decay", weight_decay)?,
+            maximize,
+        })
+    }
+}
+
+impl Hyperparameters for Adafactor {
+    fn states(&self, axes: usize) -> Vec<State> {
+        if axes < 2 {
+            return vec![State::zeros("variance")];
+        }
+        vec![
+            State { shape: StateShape::Rows, ..State::zeros("row_var") },
+            State { shape: StateShape::Columns, ..State::zeros("col_var") },
+        ]
+    }
+
+    fn at(&self, t: u64, _: &mut Scalars) -> Update {
+        let (_, shrink) = weight_decay(self.lr, self.weight_decay, true);
+        Update::Adafactor(Factored {
+            blend: (t as f64).powf(self.beta2_decay),
+            eps1: self.eps1,
+            eps2: self.eps2,
+            d: self.d,
+            shrink,
+            rate: self.lr.min((t as f64).sqrt().recip()),
+        })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+}
+
+/// The coefficients of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factored {
+    /// Weight of the new means.
+    blend: f64,
+    eps1: Option<f64>,
+    eps2: f64,
+    d: f64,
+    /// Factor on the parameter.
+    shrink: f64,
+    rate: f64,
+}
+
+coefficients! {
+    /// Averages the squared gradient of a vector.
+    SecondMoment { blend, }
+}
+
+impl<C: Float> Formula<C, 1> for SecondMoment<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
+        *v = self.blend.mul_add(g * g - *v, *v);
+        theta
+    }
+}
+
+coefficients! {
+    /// Steps a vector along the gradient over the root of its second moment.
+    Scaled {
+        shrink,
+        rate,
+        /// The least second moment.
+        floor,
+    }
+}
+
+impl<C: Float> Formula<C, 1> for Scaled<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
+        let v = if *v < self.floor { self.floor } else { *v };
+        (-self.rate).mul_add(g / v.sqrt(), theta * self.shrink)
+    }
+}
+
+impl Factored {
+    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
+        let n = t.grad.len();
+        if n == 0 {
+            return;
+        }
+        // SAFETY: no loop works on the tensor while it is read.
+        let theta = unsafe { t.param.read(0..n) };
+        let [weight] = total(n, |i| {
+            let theta = theta[i].load().to_f64();
+            [theta * theta]
+        });
+        let rate = self.eps2.max((weight / n as f64).sqrt()) * self.rate;
+        let eps1 =
+            self.eps1.unwrap_or_else(|| <E::Compute as num_traits::Float>::epsilon().to_f64());
+        match t.matrix {
+            None => self.step_vector(t, rate, eps1),
+            Some(shape) => self.step_matrix(t, shape, rate, eps1),
+        }
+    }
+
+    /// The rate, lowered where the root mean square of the update exceeds `d`.
+    fn clipped(&self, rate: f64, squares: f64, n: usize) -> f64 {
+        rate / f64::max(1.0, (squares / n as f64).sqrt() / self.d)
+    }
+
+    fn step_vector<E: Element>(self, t: &Tensor<'_, E>, rate: f64, eps1: f64) {
+        t.apply(SecondMoment { blend: self.blend }.cast::<E::Compute>());
+        let (n, floor) = (t.grad.len(), eps1 * eps1);
+        // SAFETY: no loop works on the tensor while it is read.
+        let variance = unsafe { t.states[0].read(0..n) };
+        let [squares] = total(n, |i| {
+            let g = t.gradient(i).to_f64();
+            [g * g / variance[i].to_f64().max(floor)]
+        });
+        let rate = self.clipped(rate, squares, n);
+        t.apply(Scaled { shrink: self.shrink, rate, floor }.cast::<E::Compute>());
+    }
+
+    fn step_matrix<E: Element>(
+        self,
+        t: &Tensor<'_, E>,
+        (rows, columns): (usize, usize),
+        rate: f64,
+        eps1: f64,
+    ) {
+        let n = t.grad.len();
+        let matrices = n / (rows * columns);
+        let block = BLOCK.div_ceil(columns);
+        let square = |row: usize, column: usize| {
+            let g = t.gradient(row * columns + column).to_f64();
+            g * g
+        };
+        // Means of rows so far, one for each matrix.
+        let mut means = vec![0.0; matrices];
+        for (matrix, mean) in means.iter_mut().enumerate() {
+            let first = matrix * rows;
+            // SAFETY: nothing else works on the tensor.
+            let row_var = unsafe { t.states[0].slice(first..first + rows) };
+            // SAFETY: as above.
+            let col_var = unsafe { t.states[1].slice(matrix * columns..(matrix + 1) * columns) };
+            let shared = SharedMut::new(row_var);
+            let column_sums = parallel::reduce(
+                rows,
+                block,
+                |part| {
+                    let mut column_sums = vec![0.0; columns];
+                    for row in part {
+                        let [sum] = sums(columns, |column| [square(first + row, column)]);
+                        // SAFETY: tasks have different rows.
+                        blend(
+                            unsafe { &mut shared.slice(row..row + 1)[0] },
+                            sum / columns as f64,
+                            self.blend,
+                        );
+                        for (column, sum) in column_sums.iter_mut().enumerate() {
+                            *sum += square(first + row, column);
+                        }
+                    }
+                    column_sums
+                },
+                |mut a, b| {
+                    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+                    a
+                },
+            );
+            for (var, sum) in col_var.iter_mut().zip(column_sums.unwrap_or_default()) {
+                blend(var, sum / rows as f64, self.blend);
+            }
+            let [sum] = sums(rows, |row| [row_var[row].to_f64()]);
+            *mean = (sum / rows as f64).max(eps1);
+        }
+        // SAFETY: nothing writes to the states any more.
+        let (row_var, col_var) = unsafe {
+            (t.states[0].read(0..matrices * rows), t.states[1].read(0..matrices * columns))
+        };
+        let floor = eps1 * eps1;
+        let variance = |row: usize, column: usize| {
+            let matrix = row / rows;
+            let product = row_var[row].to_f64() * col_var[matrix * columns + column].to_f64();
+            (product / means[matrix]).max(floor)
+        };
+        let squares = parallel::reduce(
+            matrices * rows,
+            block,
+            |part| {
+                let update = |row: usize| {
+                    let [sum] =
+                        sums(columns, |column| [square(row, column) / variance(row, column)]);
+                    sum
+                };
+                part.map(update).sum::<f64>()
+            },
+            |a, b| a + b,
+        );
+        let rate = self.clipped(rate, squares.unwrap_or(0.0), n);
+        parallel::for_each(0..matrices * rows, GRAIN.div_ceil(columns), 1, |part| {
+            for row in part {
+                // SAFETY: tasks have different rows.
+                let theta = unsafe { t.param.slice(row * columns..(row + 1) * columns) };
+                for (column, theta) in theta.iter_mut().enumerate() {
+                    let i = row * columns + column;
+                    let step = rate * t.gradient(i).to_f64() / variance(row, column).sqrt();
+                    let new = theta.load().to_f64() * self.shrink - step;
+                    let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
+                    *theta = E::store(E::Compute::from_f64(if kept { new } else { 0.0 }));
+                }
+            }
+        });
+    }
+}
+
+/// Moves a mean towards a new value.
+fn blend<C: Float>(mean: &mut C, new: f64, weight: f64) {
+    let old = mean.to_f64();
+    *mean = C::from_f64((new - old).mul_add(weight, old));
+}

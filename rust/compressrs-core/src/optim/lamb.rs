@@ -1,0 +1,147 @@
+//! Lamb: Adam's direction, scaled for each tensor to the norm of its weights.
+
+use super::adam::moments;
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{betas, bias_correction, non_negative};
+use super::step::Tensor;
+use crate::element::{Element, Float};
+use crate::lanes::total;
+
+/// Hyperparameters of Lamb.
+///
+/// ```text
+/// m      <- beta1 m + (1 - beta1) g
+/// v      <- beta2 v + (1 - beta2) g^2
+/// u       = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t) + eps_root) + eps) + weight_decay theta
+/// theta  <- theta - lr |theta| / |u| u           (the ratio is 1 where a norm is 0)
+/// ```
+///
+/// Source: You et al. (arXiv 1904.00962, algorithm 2), in the form of
+/// `optax.lamb`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lamb {
+    lr: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    eps_root: f64,
+    weight_decay: f64,
+    maximize: bool,
+}
+
+impl Lamb {
+    /// Checks the hyperparameters.
+    ///
+    /// # Errors
+    /// A beta is not in `[0, 1)`, or another is negative or not finite.
+    pub fn new(
+        lr: f64,
+        both: (f64, f64),
+        eps: f64,
+        eps_root: f64,
+        weight_decay: f64,
+        maximize: bool,
+    ) -> Result<Self, OutOfRange> {
+        let (beta1, beta2) = betas(both)?;
+        Ok(Lamb {
+            lr: non_negative("lr", lr)?,
+            beta1,
+            beta2,
+            eps: non_negative("eps", eps)?,
+            eps_root: non_negative("eps_root", eps_root)?,
+            weight_decay: non_negative("weight_decay", weight_decay)?,
+            maximize,
+        })
+    }
+}
+
+impl Hyperparameters for Lamb {
+    fn states(&self, _: usize) -> Vec<State> {
+        vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")]
+    }
+
+    fn at(&self, t: u64, _: &mut Scalars) -> Update {
+        Update::Lamb(Layerwise {
+            one_minus_beta1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            one_minus_beta2: 1.0 - self.beta2,
+            correction: bias_correction(self.beta1, t).recip(),
+            square_correction: bias_correction(self.beta2, t).recip(),
+            eps: self.eps,
+            eps_root: self.eps_root,
+            weight_decay: self.weight_decay,
+            rate: self.lr,
+        })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+}
+
+coefficients! {
+    /// One step.
+    Layerwise {
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        /// `1 / (1 - beta1^t)`
+        correction,
+        /// `1 / (1 - beta2^t)`
+        square_correction,
+        eps,
+        eps_root,
+        weight_decay,
+        /// The learning rate, times the ratio of the norms once that is known.
+        rate,
+    }
+}
+
+/// Updates the moments only.
+#[derive(Clone, Copy)]
+struct MomentsOf<C>(Layerwise<C>);
+
+impl<C: Float> Formula<C, 2> for MomentsOf<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
+        moments(g, m, v, self.0.one_minus_beta1, self.0.beta2, self.0.one_minus_beta2);
+        theta
+    }
+}
+
+impl<C: Float> Formula<C, 2> for Layerwise<C> {
+    /// Steps along the moments as they are.
+    #[inline(always)]
+    fn apply(&self, theta: C, _: C, [m, v]: &mut [C; 2]) -> C {
+        (-self.rate).mul_add(self.direction(theta, *m, *v), theta)
+    }
+}
+
+impl<C: Float> Layerwise<C> {
+    #[inline(always)]
+    fn direction(&self, theta: C, m: C, v: C) -> C {
+        let root = v.mul_add(self.square_correction, self.eps_root).sqrt();
+        let scaled = m * self.correction / (root + self.eps);
+        // 0 / 0 where there was no gradient yet, or a mask.
+        let scaled = if m == C::zero() { m } else { scaled };
+        self.weight_decay.mul_add(theta, scaled)
+    }
+}
+
+impl Layerwise<f64> {
+    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
+        let formula: Layerwise<E::Compute> = self.cast();
+        t.apply(MomentsOf(formula));
+        let n = t.grad.len();
+        // SAFETY: no loop works on the tensor while these are read.
+        let (theta, m, v) =
+            unsafe { (t.param.read(0..n), t.states[0].read(0..n), t.states[1].read(0..n)) };
+        let [weight, direction] = total(n, |i| {
+            let theta = theta[i].load();
+            let u = formula.direction(theta, m[i], v[i]).to_f64();
+            [theta.to_f64() * theta.to_f64(), u * u]
+        });
+        let ratio = if weight > 0.0 && direction > 0.0 { (weight / direction).sqrt() } else { 1.0 };
+        t.apply(Layerwise { rate: self.rate * ratio, ..self }.cast::<E::Compute>());
+    }
+}

@@ -1,0 +1,217 @@
+//! Muon: momentum, orthogonalized by a Newton-Schulz iteration.
+
+use num_traits::Float as _;
+
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update};
+use super::rule::{coefficients, non_negative, require, weight_decay};
+use super::step::{GRAIN, Tensor, is_kept};
+use crate::element::{Element, Float};
+use crate::gemm::{Matrix, multiply};
+use crate::lanes::total;
+use crate::parallel::{self, SharedMut};
+
+/// How the learning rate follows the shape of a matrix of `a` rows and `b` columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdjustLr {
+    /// `sqrt(max(1, a / b))`, of Jordan's original.
+    Original,
+    /// `0.2 sqrt(max(a, b))`, which gives updates of the size of AdamW's (Moonshot).
+    MatchRmsAdamW,
+    /// `sqrt(a / b)`, the condition on the spectral norm (Bernstein).
+    SpectralUnclamped,
+}
+
+/// Hyperparameters of Muon.
+///
+/// ```text
+/// buf    <- momentum buf + (1 - momentum) g
+/// u       = momentum buf + (1 - momentum) g if nesterov, else buf
+/// x       = u / max(|u|, eps), transposed if it has more rows than columns
+/// repeat ns_steps times:  a = x x^T,  x <- c[0] x + (c[1] a + c[2] a a) x
+/// theta  <- (1 - lr weight_decay) theta - lr adjustment x
+/// ```
+///
+/// `|u|` is the Frobenius norm, `c` the coefficients of the iteration, which runs
+/// in the type the parameter is computed in. Source: Jordan et al., "Muon: an
+/// optimizer for hidden layers in neural networks" (2024), in the form of
+/// `torch.optim.Muon`, whose iteration runs in bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Muon {
+    lr: f64,
+    weight_decay: f64,
+    momentum: f64,
+    nesterov: bool,
+    coefficients: [f64; 3],
+    eps: f64,
+    ns_steps: u32,
+    adjust_lr: AdjustLr,
+    maximize: bool,
+}
+
+impl Muon {
+    /// Checks the hyperparameters.
+    ///
+    /// # Errors
+    /// `momentum` is not in `[0, 1)`, `eps` is not positive, `ns_steps` is not a
+    /// whole number from 0 to 99, or another is negative or not finite.
+    #[expect(clippy::too_many_arguments, reason = "the hyperparameters of PyTorch, in its order")]
+    pub fn new(
+        lr: f64,
+        weight_decay: f64,
+        momentum: f64,
+        nesterov: bool,
+        ns_coefficients: [f64; 3],
+        eps: f64,
+        ns_steps: f64,
+        adjust_lr: AdjustLr,
+        maximize: bool,
+    ) -> Result<Self, OutOfRange> {
+        let names = ["ns_coefficients[0]", "ns_coefficients[1]", "ns_coefficients[2]"];
+        for (name, c) in names.into_iter().zip(ns_coefficients) {
+            require(name, c, c.is_finite(), "a finite number")?;
+        }
+        let whole = (0.0..100.0).contains(&ns_steps) && ns_steps.fract() == 0.0;
+        require("ns_steps", ns_steps, whole, "a whole number from 0 to 99")?;
+        let momentum_ok = (0.0..1.0).contains(&momentum);
+        Ok(Muon {
+            lr: non_negative("lr", lr)?,
+            weight_decay: non_negative("weight_decay", weight_decay)?,
+            momentum: require("momentum", momentum, momentum_ok, "in [0, 1)")?,
+            nesterov,
+            coefficients: ns_coefficients,
+            eps: require("eps", eps, eps.is_finite() && eps > 0.0, "a finite number > 0")?,
+            ns_steps: ns_steps as u32,
+            adjust_lr,
+            maximize,
+        })
+    }
+}
+
+impl Hyperparameters for Muon {
+    fn states(&self, _: usize) -> Vec<State> {
+        vec![State::zeros("momentum_buffer")]
+    }
+
+    fn at(&self, _: u64, _: &mut Scalars) -> Update {
+        let (_, shrink) = weight_decay(self.lr, self.weight_decay, true);
+        Update::Muon(Orthogonal {
+            lr: self.lr,
+            shrink,
+            momentum: self.momentum,
+            nesterov: self.nesterov,
+            coefficients: self.coefficients,
+            eps: self.eps,
+            ns_steps: self.ns_steps,
+            adjust_lr: self.adjust_lr,
+        })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+
+    fn accepts(&self, axes: usize) -> Result<(), &'static str> {
+        if axes == 2 { Ok(()) } else { Err("have two axes for Muon (train others with AdamW)") }
+    }
+}
+
+/// The coefficients of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Orthogonal {
+    lr: f64,
+    /// Factor on the parameter.
+    shrink: f64,
+    momentum: f64,
+    nesterov: bool,
+    coefficients: [f64; 3],
+    eps: f64,
+    ns_steps: u32,
+    adjust_lr: AdjustLr,
+}
+
+coefficients! {
+    /// Averages the gradient.
+    Buffer { one_minus_momentum, }
+}
+
+impl<C: Float> Formula<C, 1> for Buffer<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [buf]: &mut [C; 1]) -> C {
+        *buf = self.one_minus_momentum.mul_add(g - *buf, *buf);
+        theta
+    }
+}
+
+impl Orthogonal {
+    /// The learning rate for a matrix of this shape.
+    fn rate(&self, rows: usize, columns: usize) -> f64 {
+        let (a, b) = (rows as f64, columns as f64);
+        self.lr
+            * match self.adjust_lr {
+                AdjustLr::Original => f64::max(1.0, a / b).sqrt(),
+                AdjustLr::MatchRmsAdamW => 0.2 * f64::max(a, b).sqrt(),
+                AdjustLr::SpectralUnclamped => (a / b).sqrt(),
+            }
+    }
+
+    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
+        let n = t.grad.len();
+        let Some((rows, columns)) = t.matrix.filter(|_| n > 0) else { return };
+        t.apply(Buffer { one_minus_momentum: 1.0 - self.momentum }.cast::<E::Compute>());
+
+        // SAFETY: no loop works on the tensor while it is read.
+        let buf = unsafe { t.states[0].read(0..n) };
+        let momentum = E::Compute::from_f64(self.momentum);
+        let direction = |i: usize| {
+            let g = t.gradient(i);
+            if self.nesterov { momentum.mul_add(buf[i] - g, g) } else { buf[i] }
+        };
+        let [squares] = total(n, |i| {
+            let u = direction(i).to_f64();
+            [u * u]
+        });
+        let factor = E::Compute::from_f64(squares.sqrt().max(self.eps).recip());
+        // With no more rows than columns, so that the products are small.
+        let tall = rows > columns;
+        let (short, long) = if tall { (columns, rows) } else { (rows, columns) };
+        let mut x = vec![E::Compute::from_f64(0.0); n];
+        let at = |i: usize| if tall { i % columns * rows + i / columns } else { i };
+        let shared = SharedMut::new(&mut x);
+        parallel::for_each(0..n, GRAIN, 1, |part| {
+            for i in part {
+                // SAFETY: `at` is one to one, so tasks write different elements.
+                unsafe { shared.slice(at(i)..at(i) + 1)[0] = direction(i) * factor };
+            }
+        });
+        self.orthogonalize(&mut x, short, long);
+
+        let (shrink, rate) =
+            (E::Compute::from_f64(self.shrink), E::Compute::from_f64(self.rate(rows, columns)));
+        parallel::for_each(0..n, GRAIN, 1, |part| {
+            // SAFETY: parts do not overlap.
+            let theta = unsafe { t.param.slice(part.clone()) };
+            for (i, theta) in part.zip(theta) {
+                let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
+                let new = (-rate).mul_add(x[at(i)], theta.load() * shrink);
+                *theta = if kept { E::store(new) } else { E::default() };
+            }
+        });
+    }
+
+    /// The Newton-Schulz iteration on a matrix in row-major order.
+    fn orthogonalize<C: Float>(&self, x: &mut Vec<C>, rows: usize, columns: usize) {
+        let [a, b, c] = self.coefficients.map(C::from_f64);
+        let mut gram = vec![C::zero(); rows * rows];
+        let mut polynomial = gram.clone();
+        let mut next = x.clone();
+        for _ in 0..self.ns_steps {
+            let m = Matrix::row_major(x, rows, columns);
+            multiply(C::one(), m, m.transposed(), None, &mut gram);
+            let g = Matrix::row_major(&gram, rows, rows);
+            multiply(c, g, g, Some((b, &gram)), &mut polynomial);
+            let p = Matrix::row_major(&polynomial, rows, rows);
+            multiply(C::one(), p, m, Some((a, x)), &mut next);
+            std::mem::swap(x, &mut next);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! NAdam: Adam with Nesterov momentum.
+
+use super::adam::moments;
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{betas, bias_correction, non_negative, weight_decay};
+use crate::element::Float;
+
+/// Hyperparameters of NAdam.
+///
+/// ```text
+/// g      <- g + weight_decay theta          (or decoupled, as AdamW)
+/// mu_t    = beta1 (1 - 0.96^(t momentum_decay) / 2)
+/// m      <- beta1 m + (1 - beta1) g
+/// v      <- beta2 v + (1 - beta2) g^2
+/// m'      = mu_(t+1) m / (1 - mu_1 ... mu_(t+1)) + (1 - mu_t) g / (1 - mu_1 ... mu_t)
+/// theta  <- theta - lr m' / (sqrt(v / (1 - beta2^t)) + eps)
+/// ```
+///
+/// Source: Dozat, "Incorporating Nesterov momentum into Adam" (ICLR workshop,
+/// 2016), in the form of `torch.optim.NAdam`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NAdam {
+    lr: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    momentum_decay: f64,
+    decoupled: bool,
+    maximize: bool,
+}
+
+impl NAdam {
+    /// Checks the hyperparameters.
+    ///
+    /// # Errors
+    /// A beta is not in `[0, 1)`, or another is negative or not finite.
+    #[expect(clippy::too_many_arguments, reason = "the hyperparameters of PyTorch, in its order")]
+    pub fn new(
+        lr: f64,
+        both: (f64, f64),
+        eps: f64,
+        weight_decay: f64,
+        momentum_decay: f64,
+        decoupled_weight_decay: bool,
+        maximize: bool,
+    ) -> Result<Self, OutOfRange> {
+        let (beta1, beta2) = betas(both)?;
+        Ok(NAdam {
+            lr: non_negative("lr", lr)?,
+            beta1,
+            beta2,
+            eps: non_negative("eps", eps)?,
+            weight_decay: non_negative("weight_decay", weight_decay)?,
+            momentum_decay: non_negative("momentum_decay", momentum_decay)?,
+            decoupled: decoupled_weight_decay,
+            maximize,
+        })
+    }
+
+    fn mu(&self, t: u64) -> f64 {
+        self.beta1 * (1.0 - 0.5 * 0.96f64.powf(t as f64 * self.momentum_decay))
+    }
+}
+
+impl Hyperparameters for NAdam {
+    fn states(&self, _: usize) -> Vec<State> {
+        vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")]
+    }
+
+    fn scalars(&self) -> &'static [&'static str] {
+        &["mu_product"]
+    }
+
+    fn at(&self, t: u64, [product, _]: &mut Scalars) -> Update {
+        let (mu, next) = (self.mu(t), self.mu(t + 1));
+        // In single precision, as PyTorch keeps it, so that trajectories agree.
+        let before = if t == 1 { 1.0 } else { *product as f32 };
+        *product = f64::from(before * mu as f32);
+        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled);
+        Update::NAdam(Nesterov {
+            l2,
+            shrink,
+            one_minus_beta1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            one_minus_beta2: 1.0 - self.beta2,
+            gradient_rate: -self.lr * (1.0 - mu) / (1.0 - *product),
+            momentum_rate: -self.lr * next / (1.0 - *product * next),
+            root_correction: bias_correction(self.beta2, t).sqrt().recip(),
+            eps: self.eps,
+        })
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+}
+
+coefficients! {
+    /// One step.
+    Nesterov {
+        l2,
+        shrink,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        /// Of the gradient, negative.
+        gradient_rate,
+        /// Of the first moment, negative.
+        momentum_rate,
+        /// `1 / sqrt(1 - beta2^t)`
+        root_correction,
+        eps,
+    }
+}
+
+impl<C: Float> Formula<C, 2> for Nesterov<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
+        let g = self.l2.mul_add(theta, g);
+        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
+        let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
+        let step = self.momentum_rate.mul_add(*m, self.gradient_rate * g);
+        self.shrink.mul_add(theta, step / denominator)
+    }
+}

@@ -1,0 +1,161 @@
+//! RMSprop.
+
+use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::rule::{decay_rate, non_negative, variant};
+use crate::element::Float;
+
+/// Hyperparameters of RMSprop.
+///
+/// ```text
+/// g      <- g + weight_decay theta
+/// sq     <- alpha sq + (1 - alpha) g^2
+/// mean   <- alpha mean + (1 - alpha) g                 (centered)
+/// d       = g / (sqrt(sq) + eps), or g / (sqrt(sq - mean^2) + eps) if centered
+/// buf    <- momentum buf + d                           (momentum)
+/// theta  <- theta - lr buf, or lr d without momentum
+/// ```
+///
+/// Where rounding makes `sq - mean^2` negative it counts as 0. Source: Tieleman &
+/// Hinton, lecture 6.5 (2012); Graves (arXiv 1308.0850) for the centered form; in
+/// the form of `torch.optim.RMSprop`, with epsilon outside the root.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsProp {
+    lr: f64,
+    alpha: f64,
+    eps: f64,
+    weight_decay: f64,
+    momentum: f64,
+    centered: bool,
+    maximize: bool,
+}
+
+impl RmsProp {
+    /// Checks the hyperparameters.
+    ///
+    /// # Errors
+    /// `alpha` is not in `[0, 1)`, or another is negative or not finite.
+    pub fn new(
+        lr: f64,
+        alpha: f64,
+        eps: f64,
+        weight_decay: f64,
+        momentum: f64,
+        centered: bool,
+        maximize: bool,
+    ) -> Result<Self, OutOfRange> {
+        Ok(RmsProp {
+            lr: non_negative("lr", lr)?,
+            alpha: decay_rate("alpha", alpha)?,
+            eps: non_negative("eps", eps)?,
+            weight_decay: non_negative("weight_decay", weight_decay)?,
+            momentum: non_negative("momentum", momentum)?,
+            centered,
+            maximize,
+        })
+    }
+}
+
+impl Hyperparameters for RmsProp {
+    fn states(&self, _: usize) -> Vec<State> {
+        let mut states = vec![State::zeros("square_avg")];
+        if self.momentum > 0.0 {
+            states.push(State::zeros("momentum_buffer"));
+        }
+        if self.centered {
+            states.push(State::zeros("grad_avg"));
+        }
+        states
+    }
+
+    fn at(&self, _: u64, _: &mut Scalars) -> Update {
+        let scaled = Scaled {
+            lr: self.lr,
+            alpha: self.alpha,
+            one_minus_alpha: 1.0 - self.alpha,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            momentum: self.momentum,
+        };
+        match (self.centered, self.momentum > 0.0) {
+            (false, false) => Update::RmsProp(scaled),
+            (false, true) => Update::RmsPropMomentum(WithMomentum(scaled)),
+            (true, false) => Update::RmsPropCentered(Centered(scaled)),
+            (true, true) => Update::RmsPropCenteredMomentum(CenteredMomentum(scaled)),
+        }
+    }
+
+    fn maximize(&self) -> bool {
+        self.maximize
+    }
+}
+
+coefficients! {
+    /// One step.
+    Scaled { lr, alpha, one_minus_alpha, eps, weight_decay, momentum, }
+}
+variant! {
+    /// One step with momentum.
+    WithMomentum(Scaled)
+}
+variant! {
+    /// One step of the centered form.
+    Centered(Scaled)
+}
+variant! {
+    /// One step of the centered form with momentum.
+    CenteredMomentum(Scaled)
+}
+
+impl<C: Float> Scaled<C> {
+    /// The gradient over its root mean square.
+    #[inline(always)]
+    fn scaled(&self, theta: C, g: C, sq: &mut C, mean: Option<&mut C>) -> C {
+        let g = self.weight_decay.mul_add(theta, g);
+        *sq = self.alpha.mul_add(*sq, self.one_minus_alpha * g * g);
+        let variance = match mean {
+            None => *sq,
+            Some(mean) => {
+                *mean = self.one_minus_alpha.mul_add(g - *mean, *mean);
+                let variance = (-*mean).mul_add(*mean, *sq);
+                // False for NaN, which is kept.
+                if variance < C::zero() { C::zero() } else { variance }
+            }
+        };
+        g / (variance.sqrt() + self.eps)
+    }
+
+    /// The step along the momentum buffer.
+    #[inline(always)]
+    fn along(&self, theta: C, d: C, buf: &mut C) -> C {
+        *buf = self.momentum.mul_add(*buf, d);
+        (-self.lr).mul_add(*buf, theta)
+    }
+}
+
+impl<C: Float> Formula<C, 1> for Scaled<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [sq]: &mut [C; 1]) -> C {
+        (-self.lr).mul_add(self.scaled(theta, g, sq, None), theta)
+    }
+}
+
+impl<C: Float> Formula<C, 2> for WithMomentum<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [sq, buf]: &mut [C; 2]) -> C {
+        self.0.along(theta, self.0.scaled(theta, g, sq, None), buf)
+    }
+}
+
+impl<C: Float> Formula<C, 2> for Centered<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [sq, mean]: &mut [C; 2]) -> C {
+        (-self.0.lr).mul_add(self.0.scaled(theta, g, sq, Some(mean)), theta)
+    }
+}
+
+impl<C: Float> Formula<C, 3> for CenteredMomentum<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [sq, buf, mean]: &mut [C; 3]) -> C {
+        self.0.along(theta, self.0.scaled(theta, g, sq, Some(mean)), buf)
+    }
+}
