@@ -1,6 +1,7 @@
 """Arrays of others: views without copies, and refusals where there is none."""
 
 import array
+import pickle
 
 import numpy as np
 import pytest
@@ -92,3 +93,117 @@ def test_torch_parameters_are_updated_in_place():
         truth.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("Adam", {"amsgrad": True}),
+        ("AdamW", {"weight_decay": 0.1}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}),
+        ("SGD", {}),
+        ("Adafactor", {}),
+    ],
+)
+def test_state_goes_to_torch_and_comes_back(name, kwargs):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    p = [rng.standard_normal((3, 4)), rng.standard_normal(5), rng.standard_normal(2)]
+    grads = [[rng.standard_normal(a.shape) for a in p[:2]] + [None] for _ in range(9)]
+    tensors = [torch.nn.Parameter(torch.tensor(a)) for a in p]
+    theirs = getattr(torch.optim, name)(tensors, lr=0.01, **kwargs)
+    ours = getattr(cr.optim, name)(p, lr=0.01, **kwargs)
+
+    def step_theirs(g):
+        for tensor, grad in zip(tensors, g, strict=True):
+            tensor.grad = None if grad is None else torch.tensor(grad)
+        theirs.step()
+
+    for g in grads[:3]:
+        step_theirs(g)
+    # Theirs to ours.
+    for a, tensor in zip(p, tensors, strict=True):
+        a[...] = tensor.detach().numpy()
+    ours.load_state_dict(theirs.state_dict())
+    for g in grads[3:6]:
+        step_theirs(g)
+        ours.step(g)
+    for a, tensor in zip(p, tensors, strict=True):
+        np.testing.assert_allclose(a, tensor.detach().numpy(), rtol=1e-12)
+    # Ours back to a new one of theirs.
+    theirs = getattr(torch.optim, name)(tensors, lr=123.0, **kwargs)
+    theirs.load_state_dict(cr.optim.to_torch(ours.state_dict()))
+    for g in grads[6:]:
+        step_theirs(g)
+        ours.step(g)
+    for a, tensor in zip(p, tensors, strict=True):
+        np.testing.assert_allclose(a, tensor.detach().numpy(), rtol=1e-12)
+
+
+def test_state_of_the_other_adam_is_told_apart():
+    torch = pytest.importorskip("torch")
+    tensor = torch.nn.Parameter(torch.ones(2))
+    state = torch.optim.AdamW([tensor]).state_dict()
+    with pytest.raises(ValueError, match="decoupled_weight_decay=False for a Adam"):
+        cr.optim.Adam(np.ones(2, np.float32)).load_state_dict(state)
+    cr.optim.AdamW(np.ones(2, np.float32)).load_state_dict(state)
+
+
+def test_a_torch_model_trains_on_its_own_memory():
+    """`model.parameters()` handed over as it is: a generator of parameters."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    x = torch.randn(64, 4)
+    y = x.sum(1, keepdim=True)
+    opt = cr.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(200):
+        model.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        opt.step([p.grad for p in model.parameters()], max_grad_norm=10.0)
+        losses.append(loss.item())
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_gradients_of_jax():
+    jax = pytest.importorskip("jax")
+    params = {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)}
+    x = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+
+    def loss(p):
+        return ((x @ p["w"] + p["b"] - 1) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    opt = cr.optim.AdamW(params, lr=0.05)
+    before = float(loss(params))
+    for _ in range(100):
+        opt.step(gradient(params))
+    assert float(loss(params)) < 0.05 * before
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scikit_learn_s_mlp_predicts_the_same(solver, dtype):
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(dtype)
+    settings = {"solver": solver, "random_state": 0, "max_iter": 12, "tol": 0.0}
+    with pytest.warns(UserWarning, match="hasn't converged"):
+        plain = MLPClassifier((32,), **settings).fit(x, y)
+        with cr.optim.sklearn_mlp():
+            ours = MLPClassifier((32,), **settings).fit(x, y)
+    assert type(plain._optimizer) is not type(ours._optimizer)
+    tolerance = 2e-3 if dtype == np.float32 else 1e-9
+    np.testing.assert_allclose(
+        ours.predict_proba(x), plain.predict_proba(x), rtol=tolerance, atol=tolerance
+    )
+    assert np.mean(ours.predict(x) == plain.predict(x)) > 0.999
+    assert pickle.loads(pickle.dumps(ours)).predict(x[:5]).tolist() == ours.predict(x[:5]).tolist()
+    with cr.optim.sklearn_mlp():
+        MLPRegressor(hidden_layer_sizes=(8,), solver=solver, learning_rate="adaptive", tol=0.1).fit(
+            x[:99], y[:99]
+        )

@@ -28,11 +28,30 @@ def everything() -> str:
             (cr.optim.Momentum, {}),
             (cr.optim.Adam, {"amsgrad": True, "weight_decay": 0.1}),
             (cr.optim.AdamW, {}),
+            (cr.optim.Adagrad, {}),
+            (cr.optim.RMSprop, {"centered": True, "momentum": 0.9}),
+            (cr.optim.Adadelta, {}),
+            (cr.optim.Adamax, {}),
+            (cr.optim.NAdam, {}),
+            (cr.optim.RAdam, {"betas": (0.9, 0.7)}),
+            (cr.optim.Lion, {}),
+            (cr.optim.Rprop, {}),
+            (cr.optim.ASGD, {}),
+            (cr.optim.Lamb, {}),
+            (cr.optim.Adafactor, {}),
+            (cr.optim.Muon, {}),
         ):
-            p = [rng.standard_normal(n).astype(dtype) for n in (1, 17, 1000, N)]
+            shapes = [(1, 1), (17, 1), (10, 100), (500, N // 500)]
+            if cls is cr.optim.Muon:
+                shapes[-1] = (70, 200)
+            p = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
             opt = cls(p, lr=0.01, **kwargs)
+            opt.set_masks([None, None, rng.random((10, 100)) < 0.5, rng.random(shapes[-1]) < 0.5])
             for _ in range(3):
-                opt.step([rng.standard_normal(w.size).astype(dtype) for w in p])
+                norm = opt.step(
+                    [rng.standard_normal(w.shape).astype(dtype) for w in p], max_grad_norm=1.0
+                )
+                digest.update(np.float64(norm).tobytes())
             for w in p:
                 digest.update(w.tobytes())
         w = rng.standard_normal((700, 900)).astype(dtype)

@@ -92,6 +92,8 @@ def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
         for key, child in structure.items():
             leaves += flatten_like(child, tree[key], f"{name}[{key!r}]")
         return leaves
+    if isinstance(tree, Iterator):
+        tree = list(tree)
     if not isinstance(tree, (list, tuple)) or len(tree) != len(structure):
         got = str(len(tree)) if isinstance(tree, (list, tuple)) else type(tree).__name__
         raise ValueError(f"{name} must be a list of length {len(structure)}, got {got}")

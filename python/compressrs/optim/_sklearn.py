@@ -24,7 +24,7 @@ class MLPAdam(AdamOptimizer):  # type: ignore[misc]
         self.t += 1
         correction = (1 - self.beta_2**self.t) ** 0.5
         self._ours.param_groups[0]["eps"] = self.epsilon / correction
-        self._ours.step(grads)
+        self._ours.step(_like(grads, params))
 
 
 class MLPMomentum(SGDOptimizer):  # type: ignore[misc]
@@ -38,4 +38,9 @@ class MLPMomentum(SGDOptimizer):  # type: ignore[misc]
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
         """Update the parameters that it was made with."""
         self._ours.param_groups[0]["lr"] = self.learning_rate
-        self._ours.step(grads)
+        self._ours.step(_like(grads, params))
+
+
+def _like(grads: list[Array], params: list[Array]) -> list[Array]:
+    """Return the gradients, which may be float64 though the parameters are float32."""
+    return [g.astype(p.dtype, copy=False) for g, p in zip(grads, params, strict=True)]

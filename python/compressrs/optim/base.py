@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ class Optimizer:
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
         float32 or float64, C-contiguous and writable. They are updated in place,
-        so they must not share memory. NumPy arrays, memory maps, and what gives a
+        so they must not share memory. An iterator counts as a list. NumPy arrays, memory maps, and what gives a
         view of its memory through DLPack or the buffer protocol (a CPU tensor of
         PyTorch). A group dict has a key ``"params"`` and hyperparameters of its own.
     defaults : dict
@@ -67,6 +67,8 @@ class Optimizer:
         self._masks: list[Array | None] = []
         self._steps = np.zeros(0, np.int64)
         self._scalars = np.zeros((0, 2))
+        if isinstance(params, Iterator):  # as of torch.nn.Module.parameters()
+            params = list(params)
         self._grouped = _is_groups(params)
         self._structure: ArrayTree
         if self._grouped:
@@ -397,7 +399,7 @@ class Optimizer:
         self._steps, self._scalars = steps, scalars
         for i in range(n):
             # Views, so that writing to them counts.
-            numbers = {"step": steps[i : i + 1].reshape(())}
+            numbers: dict[str, Array] = {"step": steps[i : i + 1].reshape(())}
             for k, name in enumerate(self._scalar_names):
                 numbers[name] = scalars[i, k : k + 1].reshape(())
             self.state[i] = {**numbers, **self._buffers(i)}

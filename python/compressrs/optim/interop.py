@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+#: State that is one number a tensor, which PyTorch keeps in single precision.
+_NUMBERS = ("step", "mu_product", "eta", "mu")
+
 
 def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict that the PyTorch optimizer of the same name loads.
@@ -29,9 +32,10 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for i, buffers in state_dict["state"].items():
         if int(buffers["step"]) == 0:
             continue  # PyTorch makes state at the first step.
-        tensors = {name: torch.tensor(array) for name, array in buffers.items()}
-        tensors["step"] = torch.tensor(float(buffers["step"]))
-        state[i] = tensors
+        state[i] = {
+            name: torch.tensor(float(array) if name in _NUMBERS else array)
+            for name, array in buffers.items()
+        }
     groups = [
         {**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group)
         for group in state_dict["param_groups"]

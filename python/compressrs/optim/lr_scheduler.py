@@ -182,7 +182,7 @@ class LambdaLR(LRScheduler):
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
-        return self.base_lrs[group] * self.lr_lambdas[group](step)
+        return float(self.base_lrs[group] * self.lr_lambdas[group](step))
 
 
 class MultiplicativeLR(LRScheduler):
@@ -240,7 +240,7 @@ class StepLR(_FactorLR):
 
     def factor(self, step: float) -> float:
         """Return the factor at a step."""
-        return self.gamma ** (step // self.step_size)
+        return float(self.gamma ** (step // self.step_size))
 
 
 class MultiStepLR(_FactorLR):

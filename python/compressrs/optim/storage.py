@@ -19,7 +19,7 @@ def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
     """Write a state dict of the optimizer class named `rule`."""
     numpy_format = _safetensors()
     arrays = {
-        f"state.{i}.{name}": np.ascontiguousarray(array)
+        f"state.{i}.{name}": np.asarray(array, order="C")
         for i, buffers in state_dict["state"].items()
         for name, array in buffers.items()
     }

@@ -50,7 +50,9 @@ pub fn norm<E: Element>(gradients: &[Gradient<'_, E>], order: f64) -> f64 {
     if largest == 0.0 || !largest.is_finite() {
         return largest;
     }
-    largest * sum(largest.recip()).powf(order.recip())
+    // Finite, though `largest` may be below the normal range.
+    let scale = largest.max(f64::MIN_POSITIVE).recip();
+    sum(scale).powf(order.recip()) / scale
 }
 
 /// The index of the first gradient with an element that counts and is not finite.

@@ -1,0 +1,253 @@
+//! The driver: whatever the split, the mask, the storage type or the allocator.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Mutex;
+
+use compressrs_core::element::Element;
+use compressrs_core::optim::{
+    Adam, Gradient, Hyperparameters, Lamb, Lion, MAX_STATES, RmsProp, Scalars, Sgd, Tensor,
+    accumulate, clamp, find_non_finite, lerp, mask_bytes, norm, scale, step, swap,
+};
+use compressrs_core::parallel;
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// Counts what a thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: all work is the system allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|n| n.set(n.get() + 1));
+        BYTES.with(|n| n.set(n.get() + layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests that change the number of threads take turns.
+static THREADS: Mutex<()> = Mutex::new(());
+
+fn rules() -> Vec<Box<dyn Hyperparameters>> {
+    let adam = |amsgrad| Adam::new(0.1, (0.9, 0.99), 1e-8, 0.1, amsgrad, false, true);
+    vec![
+        Box::new(Sgd::new(0.1, 0.0, 0.0, 0.1, false, false).unwrap()),
+        Box::new(Sgd::new(0.1, 0.9, 0.1, 0.0, false, false).unwrap()),
+        Box::new(adam(false).unwrap()),
+        Box::new(adam(true).unwrap()),
+        Box::new(RmsProp::new(0.1, 0.9, 1e-8, 0.0, 0.5, true, false).unwrap()),
+        Box::new(Lion::new(0.1, (0.9, 0.99), 0.0, false).unwrap()),
+    ]
+}
+
+/// Parameters with their gradients, states and masks.
+#[derive(Clone)]
+struct Owned<E: Element> {
+    param: Vec<E>,
+    grad: Vec<E>,
+    states: [Vec<E::Compute>; MAX_STATES],
+    mask: Option<Vec<u8>>,
+}
+
+impl<E: Element> Owned<E> {
+    fn new(rule: &dyn Hyperparameters, len: usize, value: impl Fn(usize) -> E) -> Self {
+        let count = rule.states(1).len();
+        let state = |s| if s < count { vec![E::Compute::default(); len] } else { vec![] };
+        Owned {
+            param: (0..len).map(&value).collect(),
+            grad: (0..len).map(|i| value(7 * i + 3)).collect(),
+            states: std::array::from_fn(state),
+            mask: None,
+        }
+    }
+
+    fn tensor(&mut self, rule: &dyn Hyperparameters, t: u64) -> Tensor<'_, E> {
+        let len = self.param.len();
+        Tensor::new(
+            rule.at(t, &mut Scalars::default()),
+            1.0,
+            &[len],
+            &mut self.param,
+            &self.grad,
+            self.states.each_mut().map(Vec::as_mut_slice),
+            self.mask.as_deref(),
+        )
+    }
+}
+
+fn value(i: usize) -> f32 {
+    ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+}
+
+fn masks() -> impl Strategy<Value = Vec<(usize, Option<u64>)>> {
+    prop::collection::vec((0usize..200, prop::option::of(any::<u64>())), 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Tensors together are tensors one by one, element by element.
+    #[test]
+    fn tensors_do_not_touch_each_other(tensors in masks()) {
+        for rule in rules() {
+            let rule = &*rule;
+            let mut together: Vec<Owned<f32>> = tensors
+                .iter()
+                .map(|&(len, seed)| {
+                    let mut owned = Owned::new(rule, len, value);
+                    owned.mask = seed.map(|seed| {
+                        (0..mask_bytes(len)).map(|i| (seed.rotate_left(i as u32 * 11)) as u8).collect()
+                    });
+                    owned
+                })
+                .collect();
+            let before = together.clone();
+            step(&mut together.iter_mut().map(|o| o.tensor(rule, 3)).collect::<Vec<_>>());
+            for (after, before) in together.iter().zip(&before) {
+                for i in 0..before.param.len() {
+                    let kept = before.mask.as_ref().is_none_or(|m| m[i / 8] >> (i % 8) & 1 != 0);
+                    let mut one = Owned::new(rule, 1, |_| 0.0f32);
+                    one.param[0] = before.param[i];
+                    one.grad[0] = before.grad[i];
+                    step(&mut [one.tensor(rule, 3)]);
+                    prop_assert_eq!(after.param[i], if kept { one.param[0] } else { 0.0 });
+                    for (after, one) in after.states.iter().zip(&one.states) {
+                        if let Some(one) = one.first() {
+                            prop_assert_eq!(after[i], if kept { *one } else { 0.0 });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_agree_with_sums(len in 0usize..3000, split in 0usize..3000) {
+        let x: Vec<f64> = (0..len).map(|i| f64::from(value(i)) * 1e3).collect();
+        let (a, b) = x.split_at(split.min(len));
+        let parts = [a, b].map(|values| Gradient { values, mask: None });
+        let sum = |order: f64| x.iter().map(|x| x.abs().powf(order)).sum::<f64>().powf(1.0 / order);
+        for order in [1.0, 2.0, 3.5] {
+            let (got, truth) = (norm(&parts, order), sum(order));
+            prop_assert!((got - truth).abs() <= 1e-12 * truth, "{} {}", got, truth);
+        }
+        let largest = x.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        prop_assert_eq!(norm(&parts, f64::INFINITY), largest);
+        prop_assert_eq!(find_non_finite(&parts), None);
+    }
+}
+
+/// The formulas serve half precision as they are: the result is that of single
+/// precision, rounded.
+#[test]
+fn half_precision_needs_no_formula() {
+    fn check<E: Element<Compute = f32> + std::fmt::Debug>() {
+        for rule in rules() {
+            let rule = &*rule;
+            let mut half = Owned::new(rule, 100, |i| E::store(value(i)));
+            let mut single = Owned::new(rule, 100, |i| E::store(value(i)).load());
+            step(&mut [half.tensor(rule, 1)]);
+            step(&mut [single.tensor(rule, 1)]);
+            let rounded: Vec<E> = single.param.iter().map(|&x| E::store(x)).collect();
+            assert_eq!(half.param, rounded);
+            assert_eq!(half.states, single.states);
+        }
+    }
+    check::<f16>();
+    check::<bf16>();
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let _turn = THREADS.lock();
+    let rule = Lamb::new(0.1, (0.9, 0.99), 1e-6, 0.0, 0.1, false).unwrap();
+    let before = parallel::num_threads().unwrap();
+    let results = [1, 2, 3, 8].map(|threads| {
+        parallel::set_num_threads(threads).unwrap();
+        let mut owned = Owned::new(&rule, 300_001, value);
+        step(&mut [owned.tensor(&rule, 1)]);
+        let gradient = Gradient { values: &owned.grad, mask: None };
+        (owned.param, norm(&[gradient], 2.0).to_bits())
+    });
+    parallel::set_num_threads(before).unwrap();
+    assert!(results.iter().all(|r| *r == results[0]));
+}
+
+#[test]
+fn a_step_allocates_nothing() {
+    let _turn = THREADS.lock();
+    let before = parallel::num_threads().unwrap();
+    for threads in [1, 2] {
+        parallel::set_num_threads(threads).unwrap();
+        for rule in rules() {
+            let mut owned = Owned::new(&*rule, 500_000, value);
+            let mut tensors = [owned.tensor(&*rule, 2)];
+            step(&mut tensors);
+            let count = || (ALLOCATIONS.with(Cell::get), BYTES.with(Cell::get));
+            let (allocations, bytes) = count();
+            step(&mut tensors);
+            let (allocations, bytes) = (count().0 - allocations, count().1 - bytes);
+            if threads == 1 {
+                assert_eq!(allocations, 0);
+            } else {
+                // The record of the loop, the job that rayon makes of it, and now
+                // and then a block of rayon's queue.
+                assert!(allocations <= 3 && bytes <= 4096, "{allocations} of {bytes} bytes");
+            }
+        }
+    }
+    parallel::set_num_threads(before).unwrap();
+}
+
+#[test]
+fn what_is_not_finite_is_found_unless_masked() {
+    let clean = [1.0f32; 70];
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut dirty = clean;
+        dirty[66] = bad;
+        let plain = |values| Gradient { values, mask: None };
+        assert_eq!(find_non_finite(&[plain(&clean[..]), plain(&dirty)]), Some(1));
+        assert!(!norm(&[plain(&clean[..]), plain(&dirty)], 2.0).is_finite());
+        let mut mask = [0xff; 9];
+        mask[8] &= !(1 << 2);
+        let masked = Gradient { values: &dirty, mask: Some(&mask) };
+        assert_eq!(find_non_finite(&[masked]), None);
+        assert_eq!(norm(&[masked], 2.0), 69f64.sqrt());
+    }
+    assert_eq!(
+        norm(&[Gradient { values: &[f32::MAX; 4], mask: None }], 2.0),
+        f64::from(f32::MAX) * 2.0
+    );
+    assert_eq!(norm::<f64>(&[], 2.0), 0.0);
+}
+
+#[test]
+fn blending() {
+    let (mut x, y) = ([1.0f64, 2.0, f64::NAN], [3.0, -2.0, 0.0]);
+    lerp(&mut x[..2], &y[..2], 0.25);
+    assert_eq!(x[..2], [1.5, 1.0]);
+    accumulate(&mut x[..2], &y[..2], 2.0);
+    assert_eq!(x[..2], [7.5, -3.0]);
+    scale(&mut x[..2], -2.0);
+    assert_eq!(x[..2], [-15.0, 6.0]);
+    clamp(&mut x, 10.0);
+    assert_eq!(x[..2], [-10.0, 6.0]);
+    assert!(x[2].is_nan());
+    let mut z = y;
+    swap(&mut x[..2], &mut z[..2]);
+    assert_eq!((x[0], x[1], z), (3.0, -2.0, [-10.0, 6.0, 0.0]));
+}
