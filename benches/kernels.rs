@@ -1,15 +1,18 @@
 //! Kernels of the core beside what bounds them or competes with them:
-//! `cargo bench`, or `cargo bench -- adam` for some.
+//! `cargo bench`, or `cargo bench -- optim` for some.
 
 use std::hint::black_box;
 
 use compressrs_core::distill::{KdLoss, Softmax, kd_loss, softmax};
 use compressrs_core::element::Float;
-use compressrs_core::optim::{Adam, Rule, Tensor, step};
+use compressrs_core::optim::{
+    Adagrad, Adam, Hyperparameters, MAX_STATES, Scalars, Sgd, Tensor, step,
+};
 use compressrs_core::parallel::{self, SharedMut};
 use compressrs_core::prune::rank;
+use compressrs_core::simd::{self, Kernel};
 use compressrs_core::sparse::{Csr, Dense, DenseMut, matmul, matmul_transposed, sddmm};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// Repeatable values in [-1, 1) without a pattern that a kernel could notice.
 fn values(len: usize) -> Vec<f32> {
@@ -23,37 +26,59 @@ fn values(len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Adam, and a copy by the same pool: what memory allows. Both count the bytes
-/// that are read and written.
-fn adam(c: &mut Criterion) {
-    let rule = Rule::Adam(Adam::new(1e-3, (0.9, 0.999), 1e-8, 0.0, false, false, false).unwrap());
+/// `out = factor x`: what memory allows a kernel that reads and writes. A plain copy
+/// would become a call of memcpy, which is slower on some machines.
+struct Copy<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+    factor: f32,
+}
+
+impl Kernel for Copy<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (out, x) in self.out.iter_mut().zip(self.x) {
+            *out = self.factor * x;
+        }
+    }
+}
+
+/// Rules, and a copy by the same pool. All count the bytes that are read and written.
+fn optim(c: &mut Criterion) {
+    let adam = Adam::new(1e-3, (0.9, 0.999), 1e-8, 0.0, false, false, false).unwrap();
+    let momentum = Sgd::new(1e-3, 0.9, 0.0, 0.0, false, false).unwrap();
+    let adagrad = Adagrad::new(1e-3, 0.0, 0.0, 0.0, 1e-10, false).unwrap();
+    let rules: [(&str, &dyn Hyperparameters); 3] =
+        [("Adam", &adam), ("SGD with momentum", &momentum), ("Adagrad", &adagrad)];
     for n in [4_096, 65_536, 50_000_000] {
-        let mut group = c.benchmark_group("adam");
+        let mut group = c.benchmark_group(format!("optim {n}"));
         if n > 1_000_000 {
             group.sample_size(20);
         }
         let (mut param, grad) = (values(n), values(n));
-        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
-        group.throughput(Throughput::Bytes(7 * 4 * n as u64));
-        group.bench_function(BenchmarkId::new("f32", n), |b| {
-            b.iter(|| {
-                step([Tensor {
-                    update: rule.at(10),
-                    scale: 1.0,
-                    param: &mut param,
-                    grad: &grad,
-                    states: [&mut m, &mut v, &mut []],
-                    mask: None,
-                }]);
+        for (name, rule) in rules {
+            let count = rule.states(1).len();
+            let mut states: [Vec<f32>; MAX_STATES] =
+                std::array::from_fn(|s| vec![0.0; if s < count { n } else { 0 }]);
+            let update = rule.at(10, &mut Scalars::default());
+            group.throughput(Throughput::Bytes((3 + 2 * count as u64) * 4 * n as u64));
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    let states = states.each_mut().map(Vec::as_mut_slice);
+                    step(&mut [Tensor::new(update, 1.0, &[n], &mut param, &grad, states, None)]);
+                });
             });
-        });
+        }
         group.throughput(Throughput::Bytes(2 * 4 * n as u64));
-        group.bench_function(BenchmarkId::new("copy", n), |b| {
+        group.bench_function("copy", |b| {
             b.iter(|| {
-                let out = SharedMut::new(&mut m);
+                let out = SharedMut::new(&mut param);
                 parallel::for_each(0..n, 32 * 1024, 64, |part| {
-                    // SAFETY: `m` is borrowed until the loop ends; parts do not overlap.
-                    unsafe { out.slice(part.clone()) }.copy_from_slice(&grad[part]);
+                    // SAFETY: `param` is borrowed until the loop ends; parts do not overlap.
+                    let out = unsafe { out.slice(part.clone()) };
+                    simd::dispatch(Copy { x: &grad[part], out, factor: black_box(1.0) });
                 });
             });
         });
@@ -160,5 +185,5 @@ fn exp(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, adam, csr, distill, prune, exp);
+criterion_group!(benches, optim, csr, distill, prune, exp);
 criterion_main!(benches);

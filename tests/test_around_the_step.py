@@ -32,10 +32,7 @@ def gradients(draw):
 
 @given(gradients(), st.sampled_from([1.0, 2.0, 3.0, 0.5, np.inf]))
 def test_norms(grads, order):
-    if sum(g.size for g in grads) == 0:
-        truth = 0.0
-    else:
-        truth = reference.norm(grads, order)
+    truth = 0.0 if sum(g.size for g in grads) == 0 else reference.norm(grads, order)
     got = cr.optim.clip_grad_norm_([g.copy() for g in grads], np.finfo(float).max, order)
     assert got == pytest.approx(truth, rel=1e-9)
 

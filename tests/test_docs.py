@@ -1,14 +1,25 @@
-"""Every example in a docstring runs, and every public name has a docstring."""
+"""Every example in docstrings and pages runs, and every public name has its words."""
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import compressrs
 
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RULES = [
+    name
+    for name, value in vars(compressrs.optim).items()
+    if isinstance(value, type)
+    and issubclass(value, compressrs.optim.Optimizer)
+    and value is not compressrs.optim.Optimizer
+]
 MODULES = [compressrs.__name__] + [
     m.name
     for m in pkgutil.walk_packages(compressrs.__path__, "compressrs.")
@@ -21,6 +32,25 @@ def test_examples(name):
     with np.printoptions(legacy=False):
         results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages(page):
+    """Python blocks run one after another, and links lead somewhere."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile("\n".join(blocks), str(page), "exec"), {})
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_rule_has_a_page():
+    overview = (ROOT / "docs" / "optimizers" / "README.md").read_text(encoding="utf-8")
+    assert len(RULES) == 16
+    for name in RULES:
+        page = ROOT / "docs" / "optimizers" / f"{name.lower()}.md"
+        assert f"help(compressrs.optim.{name})" in page.read_text(encoding="utf-8")
+        assert f"[{name}]({name.lower()}.md)" in overview
 
 
 def test_public_names_are_documented():

@@ -1,10 +1,13 @@
 """Interleaved timing: only ratios within one run mean anything on a shared machine."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 # Threads of OpenBLAS and OpenMP spin for up to 100 ms after their work is done, in
 # which they would take a CPU from whoever is measured next.

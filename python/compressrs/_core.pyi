@@ -4,6 +4,36 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 
+__all__ = [
+    "accumulate",
+    "clamp",
+    "lerp",
+    "norm",
+    "scale",
+    "swap",
+    "kd_loss",
+    "softmax",
+    "NonFiniteGradientError",
+    "Stepper",
+    "apply_mask",
+    "magnitude_threshold",
+    "mask_below",
+    "mask_smallest",
+    "rule_scalars",
+    "rule_states",
+    "csr_check",
+    "csr_from_dense",
+    "csr_matmul",
+    "csr_to_dense",
+    "sddmm",
+    "get_num_threads",
+    "set_num_threads",
+    "shutdown",
+    "simd_level",
+    "simd_levels",
+    "__version__",
+]
+
 __version__: str
 
 _Array = NDArray[Any]

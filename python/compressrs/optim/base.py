@@ -27,9 +27,10 @@ class Optimizer:
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
         float32 or float64, C-contiguous and writable. They are updated in place,
-        so they must not share memory. An iterator counts as a list. NumPy arrays, memory maps, and what gives a
+        so they must not share memory. NumPy arrays, memory maps, and what gives a
         view of its memory through DLPack or the buffer protocol (a CPU tensor of
-        PyTorch). A group dict has a key ``"params"`` and hyperparameters of its own.
+        PyTorch). An iterator counts as a list. A group dict has a key ``"params"``
+        and hyperparameters of its own.
     defaults : dict
         Hyperparameters of groups that do not give them.
 
@@ -132,8 +133,14 @@ class Optimizer:
         """
         with self._lock:
             structure = self._structure
+            if structure is None:
+                flat = [grads]
+            elif type(grads) is list and len(grads) == self._flat_length:
+                flat = grads
+            else:
+                flat = flatten_like(structure, grads, "grads")
             return self._stepper.step(
-                [grads] if structure is None else flatten_like(structure, grads, "grads"),
+                flat,
                 self.param_groups,
                 max_grad_norm,
                 grad_scale,
@@ -393,6 +400,10 @@ class Optimizer:
     def _prepare(self) -> None:
         """Have the core check all arrays and remember them."""
         n = len(self._paths)
+        # The usual structure, which needs no walk in every step.
+        structure = self._structure
+        is_flat = isinstance(structure, list) and all(child is None for child in structure)
+        self._flat_length = n if is_flat else -1
         steps, scalars = np.zeros(n, np.int64), np.zeros((n, 2))
         steps[: len(self._steps)] = self._steps[:n]
         scalars[: len(self._scalars)] = self._scalars[:n]

@@ -2,7 +2,7 @@
 //!
 //! The pool is not rayon's global one, since that cannot be resized and hangs in
 //! a forked child, whose threads are gone. Ours belongs to a process: the
-//! [`Runtime`] remembers the process id it was made in, and a child that finds
+//! `Runtime` remembers the process id it was made in, and a child that finds
 //! its parent's makes a new one. The parent's is leaked there on purpose: its
 //! locks may be held by threads that do not exist in the child.
 //!

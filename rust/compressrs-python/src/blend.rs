@@ -157,11 +157,14 @@ pub fn norm<'py>(
     let mut parts = [0.0f64; 2];
     for (part, dtype) in parts.iter_mut().zip([Dtype::F32, Dtype::F64]) {
         with_dtype!(dtype, T => {
-            // SAFETY: dtype and layout were checked; nothing writes to them here.
             let gradients: Vec<Gradient<'_, T>> = arrays
                 .iter()
                 .filter(|(d, _)| *d == dtype)
-                .map(|(_, array)| Gradient { values: unsafe { array.slice::<T>() }, mask: None })
+                .map(|(_, array)| {
+                    // SAFETY: dtype and layout were checked; nothing writes to it here.
+                    let values = unsafe { array.slice::<T>() };
+                    Gradient { values, mask: None }
+                })
                 .collect();
             *part = run(py, || core::norm(&gradients, order))?;
         });

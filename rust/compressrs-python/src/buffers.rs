@@ -8,10 +8,13 @@
 //! that writes to an array while a kernel in another thread works on it gets
 //! torn values, as with any NumPy function.
 
+use std::ffi::c_int;
 use std::fmt::{self, Display};
 use std::ops::Range;
 
-use numpy::npyffi::{NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE, NPY_TYPES, objects};
+use numpy::npyffi::{
+    self, NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE, NPY_TYPES, objects,
+};
 use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -110,9 +113,7 @@ impl<'py, 'n> Array<'py, 'n> {
     }
 
     fn fields(&self) -> &objects::PyArrayObject_fields {
-        // SAFETY: the pointer is that of a live array, which `self` keeps alive;
-        // the GIL is held, so NumPy does not change the fields meanwhile.
-        unsafe { &*objects::_PyArray_GET_ITEM_DATA(self.array.as_array_ptr()) }
+        fields(&self.array)
     }
 
     fn dtype_name(&self) -> String {
@@ -166,13 +167,7 @@ impl<'py, 'n> Array<'py, 'n> {
 
     /// Requires that it may be written to.
     pub fn require_writable(&self) -> PyResult<()> {
-        if self.fields().flags & NPY_ARRAY_WRITEABLE != 0 {
-            return Ok(());
-        }
-        Err(self.name.value_error(
-            "be writable (pass a copy, or allow it with a.setflags(write=True))",
-            "a read-only array",
-        ))
+        require_writable(&self.array, self.name)
     }
 
     /// Requires that kernels may update it in place.
@@ -267,8 +262,61 @@ impl<'py, 'n> Array<'py, 'n> {
 
     /// First byte of the array's data.
     pub fn data(&self) -> *mut u8 {
-        self.fields().data.cast()
+        data(&self.array)
     }
+}
+
+/// What an array was found to be, to tell quickly whether it, or another, is the
+/// same: dtype, shape, C order, alignment.
+pub struct Layout {
+    descr: *mut npyffi::PyArray_Descr,
+    shape: Vec<usize>,
+}
+
+// SAFETY: the pointer is compared, never followed.
+unsafe impl Send for Layout {}
+// SAFETY: as above.
+unsafe impl Sync for Layout {}
+
+impl Layout {
+    /// That of an array in C order, which must outlive the result, or its dtype.
+    pub fn new(array: &Array<'_, '_>) -> Self {
+        Layout { descr: array.fields().descr, shape: array.array.shape().to_vec() }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Whether an array is laid out so. False may also mean that its dtype is
+    /// another object of the same kind.
+    pub fn fits(&self, array: &Bound<'_, PyUntypedArray>) -> bool {
+        const FLAGS: c_int = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED;
+        let fields = fields(array);
+        fields.flags & FLAGS == FLAGS && fields.descr == self.descr && array.shape() == self.shape
+    }
+}
+
+fn fields<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a objects::PyArrayObject_fields {
+    // SAFETY: the pointer is that of a live array, which the borrow keeps alive;
+    // the GIL is held, so NumPy does not change the fields meanwhile.
+    unsafe { &*objects::_PyArray_GET_ITEM_DATA(array.as_array_ptr()) }
+}
+
+/// Requires that an array may be written to.
+pub fn require_writable(array: &Bound<'_, PyUntypedArray>, name: Name<'_>) -> PyResult<()> {
+    if fields(array).flags & NPY_ARRAY_WRITEABLE != 0 {
+        return Ok(());
+    }
+    Err(name.value_error(
+        "be writable (pass a copy, or allow it with a.setflags(write=True))",
+        "a read-only array",
+    ))
+}
+
+/// First byte of an array's data.
+pub fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    fields(array).data.cast()
 }
 
 /// A shape, written as Python does.

@@ -9,14 +9,17 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::buffers::{Array, Dtype, Name, Regions, number, with_dtype};
+use crate::buffers::{
+    Array, Dtype, Layout, Name, Regions, data, number, require_writable, with_dtype,
+};
 use crate::errors::{NonFiniteGradientError, run};
 use crate::rules::{Group, Make, Rule, make};
 
-/// An array that was checked, and where its data was then.
+/// An array that was checked, and what it was then.
 struct Checked {
     array: Py<PyUntypedArray>,
     data: *mut u8,
+    layout: Layout,
 }
 
 // SAFETY: the pointer is used only in `step`, which checks that it is still the
@@ -27,14 +30,19 @@ unsafe impl Sync for Checked {}
 
 impl Checked {
     fn new(array: Array<'_, '_>) -> Self {
-        Checked { data: array.data(), array: array.array.unbind() }
+        let layout = Layout::new(&array);
+        Checked { data: array.data(), layout, array: array.array.unbind() }
+    }
+
+    fn len(&self) -> usize {
+        self.layout.shape().iter().product()
     }
 
     /// Whether the array is still what it was when it was checked: arrays can be
     /// resized, reshaped or locked behind our back.
-    fn is_unchanged(&self, py: Python<'_>, shape: &[usize]) -> bool {
-        let array = Array::unchecked(self.array.bind(py).clone(), Name("", ""));
-        array.data() == self.data && array.array.shape() == shape && array.is_contiguous()
+    fn is_unchanged(&self, py: Python<'_>) -> bool {
+        let array = self.array.bind(py);
+        data(array) == self.data && self.layout.fits(array)
     }
 }
 
@@ -42,19 +50,18 @@ impl Checked {
 struct Slot {
     /// What leads from `params` or `grads` to the tensor, as in `[0]['bias']`.
     path: String,
-    shape: Vec<usize>,
     dtype: Dtype,
     group: usize,
     param: Checked,
-    states: Vec<(Checked, Vec<usize>)>,
+    states: Vec<Checked>,
     /// Names of the states, by which a rule that has changed is told.
     state_names: Vec<&'static str>,
     mask: Option<Checked>,
 }
 
 impl Slot {
-    fn len(&self) -> usize {
-        self.shape.iter().product()
+    fn shape(&self) -> &[usize] {
+        self.param.layout.shape()
     }
 }
 
@@ -83,7 +90,6 @@ impl Stepper {
     /// element a tensor; `scalars`: a float64 array, one row a tensor.
     #[new]
     fn new<'py>(
-        py: Python<'py>,
         kind: &str,
         slots: Vec<SlotArguments<'py>>,
         groups: Vec<Bound<'py, PyDict>>,
@@ -95,7 +101,7 @@ impl Stepper {
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
         for (i, arguments) in slots.into_iter().enumerate() {
-            let slot = check_slot(py, arguments, &rules, |memory| regions.push((memory, i)))?;
+            let slot = check_slot(arguments, &rules, |memory| regions.push((memory, i)))?;
             checked.push(slot);
         }
         let regions = Regions::new(regions).map_err(|(a, b)| {
@@ -162,7 +168,7 @@ impl Stepper {
             let (Some(grad), Some(rule)) = (grad, &rules[slot.group]) else { continue };
             let grad = self.check(py, slot, grad)?;
             let mut numbers = scalars[i];
-            let key = (slot.group, slot.shape.len(), steps[i]);
+            let key = (slot.group, slot.shape().len(), steps[i]);
             let update = match jobs.last() {
                 Some(job) if last == Some(key) && rule.scalars().is_empty() => job.update,
                 _ => {
@@ -203,7 +209,6 @@ impl Stepper {
 }
 
 fn check_slot<'py>(
-    py: Python<'py>,
     (path, param, states, mask, group): SlotArguments<'py>,
     rules: &[Rule],
     mut owns: impl FnMut(std::ops::Range<usize>),
@@ -212,10 +217,13 @@ fn check_slot<'py>(
     let param = Array::new(&param, name)?;
     let dtype = param.float_dtype()?;
     param.require_in_place()?;
-    let shape = param.array.shape().to_vec();
     owns(param.memory());
     let rule = rules.get(group).ok_or_else(|| PyValueError::new_err("no such group"))?;
-    let state_names = rule.states(shape.len()).into_iter().map(|s| s.name).collect();
+    let wanted = rule.states(param.array.ndim());
+    if states.len() != wanted.len() {
+        let (wanted, got) = (wanted.len(), states.len());
+        return Err(PyValueError::new_err(format!("{name} needs {wanted} states, got {got}")));
+    }
     let states = states
         .iter()
         .map(|state| {
@@ -223,8 +231,7 @@ fn check_slot<'py>(
             state.require_dtype(dtype, param.name)?;
             state.require_in_place()?;
             owns(state.memory());
-            let shape = state.array.shape().to_vec();
-            Ok((Checked::new(state), shape))
+            Ok(Checked::new(state))
         })
         .collect::<PyResult<Vec<_>>>()?;
     let len = param.array.len();
@@ -237,22 +244,36 @@ fn check_slot<'py>(
             PyResult::Ok(Checked::new(mask))
         })
         .transpose()?;
+    let state_names = wanted.into_iter().map(|s| s.name).collect();
     let param = Checked::new(param);
-    let slot = Slot { path: path.clone(), shape, dtype, group, param, states, state_names, mask };
-    slot.require_states_of(rule)?;
-    let wanted = rule.states(slot.shape.len()).len();
-    if slot.states.len() != wanted {
-        let got = slot.states.len();
-        return Err(PyValueError::new_err(format!("{name} needs {wanted} states, got {got}")));
-    }
-    debug_assert!(slot.param.is_unchanged(py, &slot.shape));
-    Ok(slot)
+    Ok(Slot { path: path.clone(), dtype, group, param, states, state_names, mask })
 }
 
 impl Slot {
+    /// A gradient of the parameter's dtype and shape, in C order; copied if it is
+    /// not in that.
+    fn gradient<'py, 'n>(
+        &self,
+        grad: &Bound<'py, PyAny>,
+        name: Name<'n>,
+    ) -> PyResult<Array<'py, 'n>> {
+        let py = grad.py();
+        let grad = if grad.is_instance_of::<PyUntypedArray>() {
+            Array::new(grad, name)?
+        } else {
+            // A tensor, perhaps.
+            let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
+            Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
+        };
+        let param = Name("params", &self.path);
+        grad.require_dtype(self.dtype, param)?;
+        grad.require_shape(self.shape(), param)?;
+        grad.contiguous()
+    }
+
     /// Requires that the rule's states are those that this slot has.
     fn require_states_of(&self, rule: &Rule) -> PyResult<()> {
-        let needed = rule.states(self.shape.len());
+        let needed = rule.states(self.shape().len());
         if needed.iter().map(|s| s.name).eq(self.state_names.iter().copied()) {
             return Ok(());
         }
@@ -285,25 +306,18 @@ impl Stepper {
     ) -> PyResult<Array<'py, 's>> {
         let name = Name("grads", &slot.path);
         let param = Name("params", &slot.path);
-        Array::unchecked(slot.param.array.bind(py).clone(), param).require_writable()?;
-        if !slot.param.is_unchanged(py, &slot.shape)
-            || slot.states.iter().any(|(state, shape)| !state.is_unchanged(py, shape))
-        {
+        require_writable(slot.param.array.bind(py), param)?;
+        if !slot.param.is_unchanged(py) || slot.states.iter().any(|s| !s.is_unchanged(py)) {
             return Err(PyValueError::new_err(format!(
                 "{param} was resized or reshaped since the optimizer was made, or its state was \
                  (make a new optimizer)"
             )));
         }
-        let grad = if grad.is_instance_of::<PyUntypedArray>() {
-            Array::new(grad, name)?
-        } else {
-            // A tensor, perhaps. Looked up only here, off the fast path.
-            let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
-            Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
+        let grad = match grad.cast::<PyUntypedArray>() {
+            // The usual case, without the steps that find out what is wrong.
+            Ok(array) if slot.param.layout.fits(array) => Array::unchecked(array.clone(), name),
+            _ => slot.gradient(grad, name)?,
         };
-        grad.require_dtype(slot.dtype, param)?;
-        grad.require_shape(&slot.shape, param)?;
-        let grad = grad.contiguous()?;
         if let Some(owner) = self.regions.overlapping(&grad.memory()) {
             return Err(PyValueError::new_err(format!(
                 "{} shares memory with params{} or its state, which the step writes to (pass a copy)",
@@ -321,31 +335,27 @@ impl Job<'_, '_> {
     unsafe fn tensor<'a, T: Float>(&self, factor: f64) -> Tensor<'a, T> {
         let slot = self.slot;
         let mut states: [&mut [T]; MAX_STATES] = Default::default();
-        for (slice, (state, shape)) in states.iter_mut().zip(&slot.states) {
-            let len = shape.iter().product();
+        for (slice, state) in states.iter_mut().zip(&slot.states) {
             // SAFETY: `check` found the array where and as `new` checked it; the
             // rest is the caller's promise.
-            *slice = unsafe { slice_mut(state.data.cast(), len) };
+            *slice = unsafe { slice_mut(state.data.cast(), state.len()) };
         }
         // SAFETY: as above.
-        let param = unsafe { slice_mut(slot.param.data.cast(), slot.len()) };
-        let Gradient { values, mask } = {
-            // SAFETY: as above.
-            unsafe { self.gradient() }
-        };
-        Tensor::new(self.update, self.sign * factor, &slot.shape, param, values, states, mask)
+        let param = unsafe { slice_mut(slot.param.data.cast(), slot.param.len()) };
+        // SAFETY: as above.
+        let Gradient { values, mask } = unsafe { self.gradient() };
+        Tensor::new(self.update, self.sign * factor, slot.shape(), param, values, states, mask)
     }
 
     /// # Safety
     /// `T` is the slot's dtype, and nothing writes to the gradient and the mask
     /// while the result is used.
     unsafe fn gradient<'a, T: Float>(&self) -> Gradient<'a, T> {
-        let bytes = mask_bytes(self.slot.len());
         Gradient {
             // SAFETY: `check` checked dtype and layout; the rest is the caller's promise.
             values: unsafe { self.grad.slice() },
             // SAFETY: `new` checked the mask, which is the optimizer's own.
-            mask: self.slot.mask.as_ref().map(|mask| unsafe { &*slice_mut(mask.data, bytes) }),
+            mask: self.slot.mask.as_ref().map(|m| unsafe { &*slice_mut(m.data, m.len()) }),
         }
     }
 }

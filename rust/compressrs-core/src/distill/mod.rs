@@ -1,7 +1,7 @@
 //! Softmax with temperature, and the distillation loss with its gradient.
 //!
 //! All work on rows that lie one after another in memory. Sums run in fixed
-//! lanes over [`CHUNK`] elements in the compute type and over chunks in double
+//! lanes over some thousand elements in the compute type and over chunks in double
 //! precision, so that rows of any length keep their accuracy.
 
 mod kd;

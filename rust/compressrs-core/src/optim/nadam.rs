@@ -35,7 +35,6 @@ impl NAdam {
     ///
     /// # Errors
     /// A beta is not in `[0, 1)`, or another is negative or not finite.
-    #[expect(clippy::too_many_arguments, reason = "the hyperparameters of PyTorch, in its order")]
     pub fn new(
         lr: f64,
         both: (f64, f64),

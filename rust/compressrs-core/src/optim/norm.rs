@@ -9,9 +9,9 @@ use crate::simd::{self, Kernel};
 /// Elements of one partial sum; partial sums are added up in a fixed tree.
 const BLOCK: usize = 1 << 15;
 
-/// Accumulators of a partial sum: registers enough to hide the latency of the
-/// addition in double precision.
-const LANES: usize = 32;
+/// Accumulators of a partial sum: with four registers where they hold four, enough
+/// to hide the latency of the addition.
+const LANES: usize = 16;
 
 /// A gradient, and which of its elements count.
 #[derive(Clone, Copy, Debug)]
@@ -152,9 +152,12 @@ impl<E: Element, T: Term> Kernel for Block<'_, E, T> {
         } else {
             let (units, rest) = self.values.as_chunks::<LANES>();
             for unit in units {
+                // Locals of a length known while compiling, which stay in registers.
+                let mut sums = lanes;
                 for l in 0..LANES {
-                    lanes[l] = self.term.add(lanes[l], unit[l].load().to_f64());
+                    sums[l] = self.term.add(sums[l], unit[l].load().to_f64());
                 }
+                lanes = sums;
             }
             for (lane, x) in lanes.iter_mut().zip(rest) {
                 *lane = self.term.add(*lane, x.load().to_f64());

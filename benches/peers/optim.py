@@ -1,0 +1,187 @@
+"""Optimizer steps, from 100 elements to 500 million."""
+
+import importlib.util
+
+import numpy as np
+
+import compressrs as cr
+from benches.peers.measure import Target, compare, torch
+from tests.reference import optim as reference
+
+LARGE = 50_000_000
+
+
+class Plain:
+    """A rule as one writes it down; each step makes new arrays."""
+
+    def __init__(self, rule, params, grads, **kwargs):
+        self.rule, self.kwargs = rule, kwargs
+        self.params, self.grads = list(params), grads
+        self.states = [{} for _ in params]
+
+    def step(self):
+        for i, (p, g) in enumerate(zip(self.params, self.grads)):
+            self.params[i] = self.rule(p, g, self.states[i], t=10, lr=1e-3, **self.kwargs)
+
+
+def adam_in_place(p, g, m, v, t=10, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8):
+    m[...] = b1 * m + (1 - b1) * g
+    v[...] = b2 * v + (1 - b2) * g * g
+    p -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+
+def deepspeed_adam():
+    """Return DeepSpeed's CPU Adam, which is compiled at its first use, if it can be."""
+    if torch is None or not importlib.util.find_spec("deepspeed"):
+        return None
+    try:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        DeepSpeedCPUAdam([torch.nn.Parameter(torch.ones(1))])
+    except Exception as error:
+        print(f"DeepSpeed's CPU Adam does not build here: {type(error).__name__}")
+        return None
+    return DeepSpeedCPUAdam
+
+
+def tensors(params, grads):
+    made = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
+    for tensor, g in zip(made, grads):
+        tensor.grad = torch.from_numpy(g)
+    return made
+
+
+def arrays(shapes):
+    rng = np.random.default_rng(0)
+    return [[rng.standard_normal(s, np.float32) for s in shapes] for _ in range(2)]
+
+
+def adam_contenders(shapes, deepspeed=None, plain=True):
+    params, grads = arrays(shapes)
+    opt = cr.optim.Adam([p.copy() for p in params])
+    contenders = {"compressrs": lambda: opt.step(grads)}
+    if plain:
+        state = [(p.copy(), g, np.zeros_like(p), np.zeros_like(p)) for p, g in zip(params, grads)]
+        contenders["NumPy"] = Plain(reference.adam, params, grads).step
+        contenders["NumPy, state in place"] = lambda: [adam_in_place(*s) for s in state]
+    if torch:
+        contenders["Torch fused"] = torch.optim.Adam(tensors(params, grads), fused=True).step
+    if deepspeed:
+        contenders["DeepSpeedCPUAdam"] = deepspeed(tensors(params, grads), adamw_mode=False).step
+    return contenders
+
+
+def adam():
+    deepspeed = deepspeed_adam()
+    large = (Target("NumPy", 1 / 20), Target("Torch fused", 1), Target("DeepSpeedCPUAdam", 1))
+    for n, targets in (
+        (LARGE, large),
+        (65_536, (Target("Torch fused", 1 / 2.5),)),
+        (4_096, (Target("Torch fused", 1 / 8),)),
+    ):
+        compare(f"Adam f32, {n:,} elements", adam_contenders([n], deepspeed), targets)
+    compare(
+        "Adam f32, 200 tensors of 1,000",
+        adam_contenders([1000] * 200, deepspeed),
+        (Target("Torch fused", 1 / 15), Target("NumPy", 1 / 3)),
+    )
+
+
+def fused():
+    """Time the other rules that Torch has a fused kernel for."""
+    params, grads = arrays([LARGE])
+    for name, kwargs in (("AdamW", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})):
+        opt = getattr(cr.optim, name)(params, lr=1e-3, **kwargs)
+        contenders = {"compressrs": lambda: opt.step(grads)}
+        if torch:
+            make = getattr(torch.optim, name)
+            theirs = make(tensors(params, grads), lr=1e-3, fused=True, **kwargs)
+            contenders["Torch fused"] = theirs.step
+        title = f"{name}{' with momentum' if kwargs else ''} f32, {LARGE:,} elements"
+        compare(title, contenders, (Target("Torch fused", 1),))
+
+
+def torch_lion(p, g, m, lr=1e-3, b1=0.9, b2=0.99, decay=1e-3):
+    p.mul_(1 - lr * decay)
+    p.add_(m.mul(b1).add_(g, alpha=1 - b1).sign_(), alpha=-lr)
+    m.mul_(b2).add_(g, alpha=1 - b2)
+
+
+def family():
+    """Time the rules that Torch has no fused kernel for, against its default."""
+    params, grads = arrays([LARGE])
+    for name in ("RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Lion"):
+        opt = getattr(cr.optim, name)(params, lr=1e-3)
+        contenders = {"compressrs": lambda: opt.step(grads)}
+        if torch and name == "Lion":
+            p, g = (torch.from_numpy(a[0].copy()) for a in (params, grads))
+            m = torch.zeros_like(p)
+            contenders["Torch"] = lambda: torch_lion(p, g, m)
+        elif torch:
+            theirs = getattr(torch.optim, name)(tensors(params, grads), lr=1e-3)
+            contenders["Torch"] = theirs.step
+        compare(f"{name} f32, {LARGE:,} elements", contenders, (Target("Torch", 1 / 5),))
+
+
+def overhead():
+    """Time a step over one tensor of 100 elements, Python included."""
+    p, g = np.ones(100, np.float32), np.ones(100, np.float32)
+    opt = cr.optim.Adam(p)
+    medians = compare("Adam f32, 100 elements", {"compressrs": lambda: opt.step(g)}, inner=1000)
+    got = medians["compressrs"] * 1e6
+    print(f"  target: at most 3 us; {got:.2f}: {'met' if got <= 3 else 'MISSED'}")
+
+
+def scaling():
+    """Show the cost of an element from 1 million to 500 million of them."""
+    contenders = {}
+    for n in (1_000_000, 10_000_000, 100_000_000, 500_000_000):
+        p, g = np.ones(n, np.float32), np.ones(n, np.float32)
+        opt = cr.optim.Adam(p)
+        contenders[f"{n:,} elements"] = lambda opt=opt, g=g: opt.step(g)
+    medians = compare("Adam f32, one size and another", contenders)
+    for name, median in medians.items():
+        print(f"  {name:28} {median / int(name.split()[0].replace(',', '')) * 1e9:8.3f} ns each")
+
+
+def options():
+    """Show what masks, clipping and the check for NaN add."""
+    (p,), (g,) = arrays([LARGE])
+    masked = cr.optim.Adam(p.copy())
+    masked.set_masks(np.random.default_rng(0).random(LARGE) < 0.5)
+    plain = cr.optim.Adam(p)
+    compare(
+        f"Adam f32, {LARGE:,} elements, and what stands around it",
+        {
+            "plain": lambda: plain.step(g),
+            "max_grad_norm=1": lambda: plain.step(g, max_grad_norm=1.0),
+            "nonfinite='raise'": lambda: plain.step(g, nonfinite="raise"),
+            "masked": lambda: masked.step(g),
+        },
+    )
+
+
+def mlp():
+    """Time a batch of scikit-learn's MLPClassifier, 784-2048-2048-10, float32."""
+    from sklearn.neural_network import MLPClassifier
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 784), np.float32)
+    y = rng.integers(0, 10, 64)
+
+    def model():
+        return MLPClassifier((2048, 2048), batch_size=64, random_state=0).partial_fit(
+            x, y, classes=range(10)
+        )
+
+    plain = model()
+    with cr.optim.sklearn_mlp():
+        ours = model()
+    compare(
+        "scikit-learn's MLPClassifier, 784-2048-2048-10, a batch of 64 with Adam",
+        {
+            "with compressrs' Adam": lambda: ours.partial_fit(x, y),
+            "scikit-learn": lambda: plain.partial_fit(x, y),
+        },
+        (Target("scikit-learn", 1),),
+    )
