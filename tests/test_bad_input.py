@@ -73,7 +73,15 @@ def check(call, *written):
         return None
 
 
-@given(ANYTHING, ANYTHING, st.sampled_from([cr.optim.SGD, cr.optim.Momentum, cr.optim.Adam]))
+RULES = [
+    value
+    for value in vars(cr.optim).values()
+    if isinstance(value, type) and issubclass(value, cr.optim.Optimizer)
+    if value is not cr.optim.Optimizer
+]
+
+
+@given(ANYTHING, ANYTHING, st.sampled_from(RULES))
 def test_optimizers(p, g, cls):
     opt = check(lambda: cls(p), p)
     if opt is not None:
@@ -83,7 +91,62 @@ def test_optimizers(p, g, cls):
         except (TypeError, ValueError):
             buffers = [s for state in opt.state.values() for s in state.values()]
             assert bits(*opt._arrays(), *buffers) == before
+        check(lambda: opt.step(g, max_grad_norm=1.0, nonfinite="raise"), *opt._arrays())
+        check(lambda: opt.step(None, max_grad_norm=g), *opt._arrays())
+        check(lambda: opt.step(None, grad_scale=g), *opt._arrays())
+        check(lambda: opt.step(None, nonfinite=g), *opt._arrays())
         check(lambda: opt.set_masks(g), *opt._arrays())
+        check(lambda: opt.load_state_dict(g), *opt._arrays())
+
+
+@given(ANYTHING, st.sampled_from(RULES), st.data())
+def test_hyperparameters(value, cls, data):
+    """Any value for any hyperparameter, when made and between steps."""
+    p = np.ones((3, 2))
+    name = data.draw(st.sampled_from(cls._hyperparameters))
+    check(lambda: cls(p, **{name: value}), p)
+    opt = cls(p)
+    opt.param_groups[0][name] = value
+    state = list(opt.state[0].values())
+    check(lambda: opt.step(np.ones((3, 2))), p, *state)
+
+
+@given(ANYTHING, ANYTHING)
+def test_around_the_step(x, y):
+    check(lambda: cr.optim.clip_grad_norm_(x, y), x)
+    check(lambda: cr.optim.clip_grad_norm_(x, 1.0, norm_type=y), x)
+    check(lambda: cr.optim.clip_grad_norm_(x, 1.0), x)
+    check(lambda: cr.optim.clip_grad_value_(x, y), x)
+    check(lambda: cr.optim.clip_grad_value_(x, 1.0), x)
+    check(lambda: cr.optim.EMA(x, y), x)
+    ema = check(lambda: cr.optim.EMA(x), x)
+    if ema is not None:
+        check(ema.update, x)
+        check(lambda: ema.load_state_dict(y), x)
+    accumulator = check(lambda: cr.optim.GradientAccumulator(y))
+    if accumulator is not None:
+        check(lambda: accumulator.add(x), x)
+        check(lambda: accumulator.add(y), x)
+    p = np.ones(3)
+    check(lambda: cr.optim.Lookahead(x), x)
+    check(lambda: cr.optim.Lookahead(cr.optim.SGD(p), y), p)
+    check(lambda: cr.optim.ScheduleFree(x, lambda z: cr.optim.SGD(z)), x)
+    check(lambda: cr.optim.ScheduleFree(p, lambda z: cr.optim.SGD(z), y), p)
+
+
+@given(ANYTHING, ANYTHING)
+def test_schedules(x, y):
+    def opt():
+        return cr.optim.SGD(np.ones(2), momentum=0.9)
+
+    schedulers = cr.optim.lr_scheduler
+    for name in schedulers.__all__:
+        if name not in ("LRScheduler", "ChainedScheduler"):
+            check(lambda cls=getattr(schedulers, name): cls(opt(), x))
+            check(lambda cls=getattr(schedulers, name): cls(opt(), x, y))
+            check(lambda cls=getattr(schedulers, name): cls(x, y))
+    check(lambda: schedulers.ChainedScheduler(x))
+    check(lambda: schedulers.StepLR(opt(), 1).load_state_dict(x))
 
 
 @given(arrays(), st.data())

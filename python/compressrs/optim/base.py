@@ -254,7 +254,7 @@ class Optimizer:
         try:
             groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
             given = [len(group["params"]) for group in groups]
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError(
                 "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
             ) from None

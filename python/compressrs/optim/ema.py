@@ -127,7 +127,7 @@ def load_arrays(targets: list[Any], state_dict: Mapping[str, Any], key: str) -> 
     try:
         values = [np.asarray(value) for value in state_dict[key]]
         int(state_dict["steps"])
-    except (KeyError, TypeError, ValueError):
+    except (TypeError, LookupError, ValueError, OverflowError):
         raise ValueError(f"state_dict must hold {key!r} and 'steps'") from None
     shapes, own = [v.shape for v in values], [t.shape for t in targets]
     if shapes != own or any(v.dtype.kind not in "iuf" for v in values):

@@ -123,7 +123,7 @@ class LRScheduler:
         """
         try:
             last, rates = float(state_dict["last_epoch"]), list(map(float, state_dict["base_lrs"]))
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError("state_dict must hold 'last_epoch' and 'base_lrs'") from None
         if len(rates) != len(self.base_lrs):
             raise ValueError(
@@ -757,8 +757,7 @@ class ChainedScheduler(LRScheduler):
     def __init__(
         self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None
     ) -> None:
-        first = schedulers[0].optimizer if optimizer is None and len(schedulers) else optimizer
-        self.schedulers = _schedulers(schedulers, first)
+        self.schedulers = _schedulers(schedulers, optimizer)
         super().__init__(self.schedulers[0].optimizer)
 
     def rate(self, step: float, group: int) -> float:
@@ -880,7 +879,7 @@ class ReduceLROnPlateau:
         try:
             best = float(state_dict["best"])
             counts = {key: int(state_dict[key]) for key in ("bad_steps", "cooling", "last_epoch")}
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError(
                 "state_dict must hold 'best', 'bad_steps', 'cooling' and 'last_epoch'"
             ) from None
@@ -911,7 +910,13 @@ def _optimizer(optimizer: object) -> Optimizer:
 
 
 def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LRScheduler]:
-    checked = list(schedulers)
+    """Return the schedulers, which must be of this optimizer, or of one if it is None."""
+    try:
+        checked = list(schedulers)
+    except TypeError:
+        raise TypeError(
+            f"schedulers must be a list of LRScheduler, got {type(schedulers).__name__}"
+        ) from None
     if not checked:
         raise ValueError("schedulers must hold at least one, got none")
     for i, scheduler in enumerate(checked):
@@ -920,7 +925,7 @@ def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LR
             raise TypeError(
                 f"schedulers[{i}] must be an LRScheduler, got {type(scheduler).__name__}"
             )
-        if scheduler.optimizer is not optimizer:
+        if scheduler.optimizer is not (optimizer or checked[0].optimizer):
             raise ValueError(f"schedulers[{i}] must be of the same optimizer as the others")
     return checked
 

@@ -153,7 +153,7 @@ class ScheduleFree:
         try:
             largest, total = float(state_dict["largest_lr"]), float(state_dict["weight_sum"])
             optimizer = state_dict["optimizer"]
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError("state_dict must be what ScheduleFree.state_dict returned") from None
         load_arrays(self._x, state_dict, "x")
         load_arrays(self._z, state_dict, "z")
