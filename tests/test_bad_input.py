@@ -142,9 +142,10 @@ def test_schedules(x, y):
     schedulers = cr.optim.lr_scheduler
     for name in schedulers.__all__:
         if name not in ("LRScheduler", "ChainedScheduler"):
-            check(lambda cls=getattr(schedulers, name): cls(opt(), x))
-            check(lambda cls=getattr(schedulers, name): cls(opt(), x, y))
-            check(lambda cls=getattr(schedulers, name): cls(x, y))
+            cls = getattr(schedulers, name)
+            check(lambda cls=cls: cls(opt(), x))
+            check(lambda cls=cls: cls(opt(), x, y))
+            check(lambda cls=cls: cls(x, y))
     check(lambda: schedulers.ChainedScheduler(x))
     check(lambda: schedulers.StepLR(opt(), 1).load_state_dict(x))
 

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -75,22 +76,34 @@ def test_sparse_models_are_as_accurate_over_five_seeds():
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_no_report(tmp_path):
     main, side = pty.openpty()  # progress is shown on a terminal only
+
+    def read():
+        """Return what is shown next, or nothing once the other end is closed."""
+        assert select.select([main], [], [], 60)[0], "nothing was shown for a minute"
+        try:
+            return os.read(main, 1024)
+        except OSError:
+            return b""
+
     command = [*COMMAND, "demo", "--epochs", "100000", "--output", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side) as child:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=side,
+        # A shell starts background jobs with SIGINT ignored, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:
         os.close(side)
-        shown = b""
-        while b"dense" not in shown:
-            shown += os.read(main, 1024)
-        child.send_signal(signal.SIGINT)
-        while True:
-            try:
-                chunk = os.read(main, 1024)
-            except OSError:  # the other end is closed
-                break
-            if not chunk:
-                break
-            shown += chunk
-        assert child.wait(timeout=60) == 130
+        try:
+            shown = b""
+            while b"dense" not in shown:
+                shown += read()
+            child.send_signal(signal.SIGINT)
+            while chunk := read():
+                shown += chunk
+            assert child.wait(timeout=60) == 130
+        finally:
+            child.kill()
     os.close(main)
     assert b"interrupted; no report was written" in shown
     assert b"Traceback" not in shown

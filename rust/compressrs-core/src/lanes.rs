@@ -116,7 +116,7 @@ pub fn sweep<C: Float, const I: usize, const O: usize, const A: usize>(
 
 /// The larger; the first where either is NaN.
 #[inline(always)]
-fn max<C: Float>(a: C, b: C) -> C {
+pub fn max<C: Float>(a: C, b: C) -> C {
     if b > a { b } else { a }
 }
 

@@ -1,5 +1,6 @@
 //! The loss of Hinton, Vinyals & Dean (arXiv 1503.02531), fused with its gradient.
 
+use super::tile::{self, MAX_CLASSES, ROWS};
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
 use crate::lanes::{self, Lanes, max_of};
@@ -53,7 +54,7 @@ pub fn kd_loss<C: Float>(input: KdLoss<'_, C>, grad: &mut [C]) -> f64 {
     let mut losses = vec![0.0; rows];
     let (shared_losses, shared_grad) = (SharedMut::new(&mut losses), SharedMut::new(grad));
     // A row costs three exponentials an element where a step costs one root.
-    parallel::for_each(0..rows, GRAIN.div_ceil(classes), 1, |rows| {
+    parallel::for_each(0..rows, GRAIN.div_ceil(classes), ROWS, |rows| {
         let part = rows.start * classes..rows.end * classes;
         // SAFETY: both are borrowed for the whole call and parts do not overlap.
         let (losses, grad) =
@@ -88,7 +89,15 @@ impl<C: Float> Kernel for Rows<'_, C> {
 
     #[inline(always)]
     fn run(self) {
-        let KdLoss { student, teacher, labels, classes, temperature, alpha } = self.input;
+        if self.input.classes <= MAX_CLASSES { self.by_tiles() } else { self.by_rows() }
+    }
+}
+
+impl<C: Float> Rows<'_, C> {
+    #[inline(always)]
+    fn by_rows(self) {
+        let KdLoss { student, teacher, labels, classes, temperature, .. } = self.input;
+        let scale = C::from_f64(temperature.recip());
         let (teacher_exp, plain_exp) = self.scratch.split_at_mut(classes);
         let rows = student
             .chunks_exact(classes)
@@ -96,47 +105,144 @@ impl<C: Float> Kernel for Rows<'_, C> {
             .zip(self.grad.chunks_exact_mut(classes))
             .zip(self.losses);
         for (row, (((s, t), grad), loss)) in rows.enumerate() {
-            // At T = 1 the hard term's softmax is the soft term's.
-            let hard = labels.map(|l| l[row]).filter(|_| alpha != 1.0);
-            let (top_s, top_t) = (max_of(s), max_of(t));
-            let tops = (top_s, top_t);
-            let scale = C::from_f64(temperature.recip());
-            let sums = if hard.is_some() && temperature != 1.0 {
+            let hard = labels.map(|labels| labels[row]).filter(|_| self.input.is_hard());
+            let tops = (max_of(s), max_of(t));
+            let plain = self.input.needs_plain();
+            let sums = if plain {
                 sweep::<C, true>(s, t, tops, scale, grad, teacher_exp, plain_exp)
             } else {
                 sweep::<C, false>(s, t, tops, scale, grad, teacher_exp, plain_exp)
             };
-            *loss = 0.0;
-            if alpha != 0.0 {
-                let kl = sums.weighted / sums.teacher - sums.teacher.ln() + sums.student.ln();
-                *loss += alpha * temperature * temperature * kl;
-            }
-            let soft_weight = alpha * temperature * self.share;
-            let q = C::from_f64(soft_weight / sums.student);
-            let p = C::from_f64(-soft_weight / sums.teacher);
-            let Some(label) = hard else {
-                for (g, &t) in grad.iter_mut().zip(&*teacher_exp) {
-                    *g = q.mul_add(*g, p * t);
-                }
-                continue;
-            };
-            let hard_weight = (1.0 - alpha) * self.share;
-            if temperature == 1.0 {
-                let q = C::from_f64((soft_weight + hard_weight) / sums.student);
-                for (g, &t) in grad.iter_mut().zip(&*teacher_exp) {
-                    *g = q.mul_add(*g, p * t);
-                }
-                *loss += (1.0 - alpha) * (sums.student.ln() - (s[label] - top_s).to_f64());
-            } else {
-                let h = C::from_f64(hard_weight / sums.plain);
+            let distance = hard.map_or(0.0, |label| (s[label] - tops.0).to_f64());
+            let weights;
+            (*loss, weights) = self.input.finish(sums, distance, self.share);
+            let [q, p, h] = weights.map(C::from_f64);
+            if plain {
                 for ((g, &t), &e) in grad.iter_mut().zip(&*teacher_exp).zip(&*plain_exp) {
                     *g = h.mul_add(e, q.mul_add(*g, p * t));
                 }
-                *loss += (1.0 - alpha) * (sums.plain.ln() - (s[label] - top_s).to_f64());
+            } else {
+                for (g, &t) in grad.iter_mut().zip(&*teacher_exp) {
+                    *g = q.mul_add(*g, p * t);
+                }
             }
-            grad[label] = grad[label] - C::from_f64(hard_weight);
+            if let Some(label) = hard {
+                grad[label] = grad[label] - C::from_f64(self.input.hard_weight(self.share));
+            }
         }
     }
+
+    #[inline(always)]
+    fn by_tiles(self) {
+        let KdLoss { student, teacher, labels, classes, temperature, .. } = self.input;
+        let scale = C::from_f64(temperature.recip());
+        let plain = self.input.needs_plain();
+        let hard_weight = C::from_f64(self.input.hard_weight(self.share));
+        let labels = labels.filter(|_| self.input.is_hard());
+        let (mut s, mut t, mut e) = (tile::tile::<C>(), tile::tile::<C>(), tile::tile::<C>());
+        for (block, losses) in self.losses.chunks_mut(ROWS).enumerate() {
+            let first = block * ROWS;
+            let part = first * classes..(first + losses.len()) * classes;
+            tile::load(&student[part.clone()], classes, &mut s);
+            tile::load(&teacher[part.clone()], classes, &mut t);
+            let grad = &mut self.grad[part];
+            let (top_s, top_t) = (tile::max_of(&s[..classes]), tile::max_of(&t[..classes]));
+            let distance: [f64; ROWS] = std::array::from_fn(|l| {
+                let label = labels.filter(|_| l < losses.len()).map(|labels| labels[first + l]);
+                label.map_or(0.0, |label| (s[label][l] - top_s[l]).to_f64())
+            });
+            let mut sums = [[C::zero(); ROWS]; 4];
+            for j in 0..classes {
+                if plain {
+                    for l in 0..ROWS {
+                        e[j][l] = (s[j][l] - top_s[l]).exp_fast();
+                        sums[3][l] += e[j][l];
+                    }
+                }
+                for l in 0..ROWS {
+                    let terms;
+                    [s[j][l], t[j][l], terms] =
+                        soft_terms(s[j][l] - top_s[l], t[j][l] - top_t[l], scale);
+                    sums[0][l] += s[j][l];
+                    sums[1][l] += t[j][l];
+                    sums[2][l] += terms;
+                }
+            }
+            let mut weights = [[C::zero(); ROWS]; 3];
+            for (l, loss) in losses.iter_mut().enumerate() {
+                let [student, teacher, weighted, plain] = sums.map(|sums| sums[l].to_f64());
+                let sums = Sums { student, teacher, weighted, plain };
+                let row;
+                (*loss, row) = self.input.finish(sums, distance[l], self.share);
+                for (weights, weight) in weights.iter_mut().zip(row) {
+                    weights[l] = C::from_f64(weight);
+                }
+            }
+            let [q, p, h] = weights;
+            for j in 0..classes {
+                for l in 0..ROWS {
+                    let soft = q[l].mul_add(s[j][l], p[l] * t[j][l]);
+                    s[j][l] = if plain { h[l].mul_add(e[j][l], soft) } else { soft };
+                }
+            }
+            tile::store(&s, classes, grad);
+            if let Some(labels) = labels {
+                for (row, &label) in grad.chunks_exact_mut(classes).zip(&labels[first..]) {
+                    row[label] = row[label] - hard_weight;
+                }
+            }
+        }
+    }
+}
+
+impl<C> KdLoss<'_, C> {
+    /// Whether the hard term counts.
+    fn is_hard(&self) -> bool {
+        self.alpha != 1.0 && self.labels.is_some()
+    }
+
+    /// Whether the hard term needs a softmax of its own: at `T = 1` it is the soft
+    /// term's.
+    fn needs_plain(&self) -> bool {
+        self.is_hard() && self.temperature != 1.0
+    }
+
+    /// Weight of the hard term's gradient in one row, of which each has this share.
+    fn hard_weight(&self, share: f64) -> f64 {
+        if self.is_hard() { (1.0 - self.alpha) * share } else { 0.0 }
+    }
+
+    /// The loss of a row, and what the exponentials of student, teacher, and
+    /// student at `T = 1` are multiplied by in its gradient. `distance` is how far
+    /// the label's logit is below the largest, negative.
+    #[inline(always)]
+    fn finish(&self, sums: Sums, distance: f64, share: f64) -> (f64, [f64; 3]) {
+        let KdLoss { temperature, alpha, .. } = *self;
+        let mut loss = 0.0;
+        if alpha != 0.0 {
+            let kl = sums.weighted / sums.teacher + (sums.student / sums.teacher).ln();
+            loss += alpha * temperature * temperature * kl;
+        }
+        let (soft, hard) = (alpha * temperature * share, self.hard_weight(share));
+        let mut weights = [soft / sums.student, -soft / sums.teacher, 0.0];
+        if self.is_hard() {
+            let sum = if self.needs_plain() { sums.plain } else { sums.student };
+            weights[if self.needs_plain() { 2 } else { 0 }] += hard / sum;
+            loss += (1.0 - alpha) * (sum.ln() - distance);
+        }
+        (loss, weights)
+    }
+}
+
+/// The exponentials of student and teacher at the temperature, from logits less the
+/// largest, and the teacher's times the difference of both exponents.
+#[inline(always)]
+fn soft_terms<C: Float>(s: C, t: C, scale: C) -> [C; 3] {
+    let (a, b) = (t * scale, s * scale);
+    let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+    // 0 * inf where a class is masked with -inf; p log p is 0 there.
+    let weighted = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
+    [exp_b, exp_a, weighted]
 }
 
 /// Sums over a row, with `a = (t - max t) / T` and `b = (s - max s) / T`.
@@ -172,12 +278,10 @@ fn sweep<C: Float, const PLAIN: bool>(
             &mut lanes,
             C::neg_infinity(),
             |[s, t], [student, teacher, weighted]| {
-                let (a, b) = ((t - top_t) * scale, (s - top_s) * scale);
-                let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+                let [exp_b, exp_a, term] = soft_terms(s - top_s, t - top_t, scale);
                 *student += exp_b;
                 *teacher += exp_a;
-                // 0 * inf where a class is masked with -inf; p log p is 0 there.
-                *weighted += if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
+                *weighted += term;
                 [exp_b, exp_a]
             },
         );

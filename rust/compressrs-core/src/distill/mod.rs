@@ -6,6 +6,7 @@
 
 mod kd;
 mod softmax;
+mod tile;
 
 pub use kd::{KdLoss, kd_loss};
 pub use softmax::{Softmax, softmax};

@@ -1,5 +1,6 @@
 //! Softmax and its logarithm.
 
+use super::tile::{self, MAX_CLASSES, ROWS};
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
 use crate::lanes::{Lanes, max_of, sweep};
@@ -36,7 +37,7 @@ pub fn softmax<C: Float>(what: Softmax, z: Option<&[C]>, out: &mut [C]) {
     assert!(z.is_none_or(|z| z.len() == out.len()));
     let rows = 0..out.len() / classes;
     let shared = SharedMut::new(out);
-    parallel::for_each(rows, GRAIN.div_ceil(classes), 1, |rows| {
+    parallel::for_each(rows, GRAIN.div_ceil(classes), ROWS, |rows| {
         let part = rows.start * classes..rows.end * classes;
         // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
         let out = unsafe { shared.slice(part.clone()) };
@@ -56,6 +57,9 @@ impl<C: Float> Kernel for Rows<'_, C> {
     #[inline(always)]
     fn run(self) {
         let Softmax { classes, .. } = self.what;
+        if classes <= MAX_CLASSES {
+            return self.by_tiles();
+        }
         let mut copy = vec![C::zero(); if self.z.is_none() { classes } else { 0 }];
         for (i, out) in self.out.chunks_exact_mut(classes).enumerate() {
             let z = match self.z {
@@ -66,6 +70,47 @@ impl<C: Float> Kernel for Rows<'_, C> {
                 }
             };
             softmax_row(self.what, z, out);
+        }
+    }
+}
+
+impl<C: Float> Rows<'_, C> {
+    #[inline(always)]
+    fn by_tiles(self) {
+        let Softmax { classes, temperature, log } = self.what;
+        let scale = C::from_f64(temperature.recip());
+        let mut values = tile::tile::<C>();
+        for (i, out) in self.out.chunks_mut(ROWS * classes).enumerate() {
+            let start = i * ROWS * classes;
+            let z = self.z.map_or(&*out, |z| &z[start..start + out.len()]);
+            tile::load(z, classes, &mut values);
+            let values_used = &mut values[..classes];
+            let top = tile::max_of(values_used);
+            let mut sum = [C::zero(); ROWS];
+            for line in &mut *values_used {
+                for l in 0..ROWS {
+                    let shifted = (line[l] - top[l]) * scale;
+                    let e = shifted.exp_fast();
+                    sum[l] += e;
+                    line[l] = if log { shifted } else { e };
+                }
+            }
+            if log {
+                let log_sum = sum.map(|sum| C::from_f64(sum.to_f64().ln()));
+                for line in values_used {
+                    for l in 0..ROWS {
+                        line[l] = line[l] - log_sum[l];
+                    }
+                }
+            } else {
+                let factor = sum.map(C::recip);
+                for line in values_used {
+                    for l in 0..ROWS {
+                        line[l] = line[l] * factor[l];
+                    }
+                }
+            }
+            tile::store(&values, classes, out);
         }
     }
 }
