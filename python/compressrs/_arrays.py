@@ -137,24 +137,3 @@ def same_memory(a: Array, b: Array) -> bool:
         and a.dtype == b.dtype
         and a.__array_interface__["data"] == b.__array_interface__["data"]
     )
-
-
-def number(value: object, name: str, low: float = -np.inf, *, below: float | None = None) -> float:
-    """Return `value` as a float, if it is finite, at least `low`, and less than `below`.
-
-    Raises
-    ------
-    TypeError
-        If it is not a number.
-    ValueError
-        If it is out of range; the message gives the range.
-    """
-    try:
-        x = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (np.isfinite(x) and x >= low and (below is None or x < below)):
-        bounds = "" if low == -np.inf else f" >= {low:g}"
-        need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
-        raise ValueError(f"{name} must be {need}, got {value!r}")
-    return x

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, number
+from compressrs._arrays import Array, as_array
+from compressrs._checks import positive, share
 
 
 def softmax(
@@ -85,7 +86,7 @@ def _softmax(
     z: Array, temperature: float, axis: int, out: Array | None, *, log: bool
 ) -> npt.NDArray[Any]:
     z = as_array(z, "z")
-    temperature = _positive(temperature, "temperature")
+    temperature = positive(temperature, "temperature")
     axis = _axis(axis, z.ndim)
     out = np.empty(z.shape, z.dtype) if out is None else as_array(out, "out")
     if axis == z.ndim - 1:
@@ -165,10 +166,8 @@ def kd_loss(
     """
     student = as_array(student, "student")
     teacher = as_array(teacher, "teacher")
-    temperature = _positive(temperature, "temperature")
-    alpha = number(alpha, "alpha", 0)
-    if alpha > 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    temperature = positive(temperature, "temperature")
+    alpha = share(alpha, "alpha")
     if student.ndim < 2:
         raise ValueError(f"student must have shape (..., classes), got {student.shape}")
     if teacher.shape != student.shape:
@@ -190,13 +189,6 @@ def kd_loss(
     grad = np.empty(student.shape, student.dtype)
     loss = _core.kd_loss(student, teacher, temperature, labels, alpha, grad)
     return loss, grad.reshape(*batch, classes)
-
-
-def _positive(value: float, name: str) -> float:
-    x = number(value, name)
-    if x <= 0:
-        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-    return x
 
 
 def _axis(axis: int, ndim: int) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, number
+from compressrs._arrays import Array, as_array
+from compressrs._checks import number
 
 if TYPE_CHECKING:
     import scipy.sparse

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_gradient, flatten, flatten_like, rebuild
+from compressrs._checks import whole
 
 
 class GradientAccumulator:
@@ -40,12 +39,7 @@ class GradientAccumulator:
     """
 
     def __init__(self, steps: int) -> None:
-        try:
-            self.steps = operator.index(steps)
-        except TypeError:
-            raise TypeError(f"steps must be an integer, got {type(steps).__name__}") from None
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps = whole(steps, "steps", 1)
         #: Batches added since the mean was handed out last.
         self.count = 0
         self._structure: ArrayTree = None

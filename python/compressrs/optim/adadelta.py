@@ -47,13 +47,6 @@ class Adadelta(Optimizer):
     """
 
     _rule = "adadelta"
-    _hyperparameters = (
-        "lr",
-        "rho",
-        "eps",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

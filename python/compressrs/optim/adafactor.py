@@ -58,14 +58,6 @@ class Adafactor(Optimizer):
     """
 
     _rule = "adafactor"
-    _hyperparameters = (
-        "lr",
-        "beta2_decay",
-        "eps",
-        "d",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -47,14 +47,6 @@ class Adagrad(Optimizer):
     """
 
     _rule = "adagrad"
-    _hyperparameters = (
-        "lr",
-        "lr_decay",
-        "weight_decay",
-        "initial_accumulator_value",
-        "eps",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -53,7 +53,6 @@ class Adam(Optimizer):
     """
 
     _rule = "adam"
-    _hyperparameters = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
     def __init__(
         self,

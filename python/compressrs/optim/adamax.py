@@ -45,13 +45,6 @@ class Adamax(Optimizer):
     """
 
     _rule = "adamax"
-    _hyperparameters = (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -52,14 +52,6 @@ class ASGD(Optimizer):
     """
 
     _rule = "asgd"
-    _hyperparameters = (
-        "lr",
-        "lambd",
-        "alpha",
-        "t0",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -55,8 +55,6 @@ class Optimizer:
 
     #: Name of the rule in the core.
     _rule: ClassVar[str]
-    #: Names of the hyperparameters.
-    _hyperparameters: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         self._lock = threading.Lock()
@@ -274,7 +272,7 @@ class Optimizer:
 
     def _loaded_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a group takes over from one of a state dict."""
-        if missing := set(self._hyperparameters) - set(group):
+        if missing := set(self.defaults) - set(group):
             # PyTorch's Lion and Muon, for two, do not know all of ours.
             missing -= {name for name in missing if name == "maximize"}
             if missing:
@@ -283,7 +281,7 @@ class Optimizer:
                     "is it that of another optimizer?"
                 )
         decoupled = group.get("decoupled_weight_decay")
-        if "decoupled_weight_decay" not in self._hyperparameters and decoupled is not None:
+        if "decoupled_weight_decay" not in self.defaults and decoupled is not None:
             own = self._rule == "adamw"
             if bool(decoupled) != own:
                 raise ValueError(
@@ -291,7 +289,7 @@ class Optimizer:
                     f"{type(self).__name__}; is it that of another optimizer?"
                 )
         dropped = {"params", *_TORCH_SWITCHES}
-        if "decoupled_weight_decay" not in self._hyperparameters:
+        if "decoupled_weight_decay" not in self.defaults:
             dropped.add("decoupled_weight_decay")
         update = {k: v for k, v in group.items() if k not in dropped}
         _core.rule_scalars(self._rule, {**self.defaults, **update})
@@ -439,8 +437,7 @@ class Optimizer:
 
     def __repr__(self) -> str:
         groups = "; ".join(
-            ", ".join(f"{k}={group[k]!r}" for k in self._hyperparameters)
-            for group in self.param_groups
+            ", ".join(f"{k}={group[k]!r}" for k in self.defaults) for group in self.param_groups
         )
         return f"{type(self).__name__}({len(self._paths)} parameters; {groups})"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, flatten, number
+from compressrs._arrays import Array, ArrayTree, as_array, flatten
+from compressrs._checks import number
 from compressrs._core import NonFiniteGradientError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, number, rebuild
+from compressrs._arrays import ArrayTree, named_arrays, rebuild
+from compressrs._checks import number
 
 
 class EMA:

@@ -51,14 +51,6 @@ class Lamb(Optimizer):
     """
 
     _rule = "lamb"
-    _hyperparameters = (
-        "lr",
-        "betas",
-        "eps",
-        "eps_root",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -46,12 +46,6 @@ class Lion(Optimizer):
     """
 
     _rule = "lion"
-    _hyperparameters = (
-        "lr",
-        "betas",
-        "weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, number
+from compressrs._arrays import ArrayTree
+from compressrs._checks import share, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import load_arrays
 
@@ -53,15 +53,8 @@ class Lookahead:
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
-        try:
-            self.k = operator.index(k)
-        except TypeError:
-            raise TypeError(f"k must be an integer, got {type(k).__name__}") from None
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        self.alpha = number(alpha, "alpha", 0)
-        if self.alpha > 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        self.k = whole(k, "k", 1)
+        self.alpha = share(alpha, "alpha")
         self.optimizer = optimizer
         self.steps = 0
         self._slow = [w.copy() for w in optimizer._arrays()]

@@ -50,7 +50,6 @@ class Momentum(Optimizer):
     """
 
     _rule = "momentum"
-    _hyperparameters = ("lr", "momentum", "weight_decay", "nesterov", "maximize")
 
     def __init__(
         self,

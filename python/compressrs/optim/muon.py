@@ -63,17 +63,6 @@ class Muon(Optimizer):
     """
 
     _rule = "muon"
-    _hyperparameters = (
-        "lr",
-        "weight_decay",
-        "momentum",
-        "nesterov",
-        "ns_coefficients",
-        "eps",
-        "ns_steps",
-        "adjust_lr_fn",
-        "maximize",
-    )
 
     def __init__(
         self,

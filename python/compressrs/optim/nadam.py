@@ -53,15 +53,6 @@ class NAdam(Optimizer):
     """
 
     _rule = "nadam"
-    _hyperparameters = (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "momentum_decay",
-        "decoupled_weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -54,14 +54,6 @@ class RAdam(Optimizer):
     """
 
     _rule = "radam"
-    _hyperparameters = (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "decoupled_weight_decay",
-        "maximize",
-    )
 
     def __init__(
         self,

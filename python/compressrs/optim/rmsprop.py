@@ -56,15 +56,6 @@ class RMSprop(Optimizer):
     """
 
     _rule = "rmsprop"
-    _hyperparameters = (
-        "lr",
-        "alpha",
-        "eps",
-        "weight_decay",
-        "momentum",
-        "centered",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -47,12 +47,6 @@ class Rprop(Optimizer):
     """
 
     _rule = "rprop"
-    _hyperparameters = (
-        "lr",
-        "etas",
-        "step_sizes",
-        "maximize",
-    )
 
     def __init__(
         self,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, number, rebuild
+from compressrs._arrays import ArrayTree, named_arrays, rebuild
+from compressrs._checks import number
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import load_arrays
 

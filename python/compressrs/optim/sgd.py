@@ -51,7 +51,6 @@ class SGD(Optimizer):
     """
 
     _rule = "sgd"
-    _hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, number
+from compressrs._arrays import Array, ArrayTree, as_array, named_arrays
+from compressrs._checks import number
 
 
 def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:

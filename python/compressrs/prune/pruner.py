@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, number
+from compressrs._arrays import ArrayTree, named_arrays
+from compressrs._checks import choice, number
 from compressrs.optim import Optimizer
 from compressrs.prune.masks import smallest_masks
 from compressrs.prune.schedules import Schedule
@@ -74,8 +75,7 @@ class MagnitudePruner:
         scope: Literal["global", "layer"] = "global",
         optimizer: Optimizer | None = None,
     ) -> None:
-        if scope not in ("global", "layer"):
-            raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
+        choice(scope, "scope", ("global", "layer"))
         if not callable(schedule):
             raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
         self._names, self._weights = named_arrays(params, "params")

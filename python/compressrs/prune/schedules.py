@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
-from compressrs._arrays import number
+from compressrs._checks import number, whole
 
 #: Anything that gives the sparsity of a training step, counted from 0.
 Schedule: TypeAlias = Callable[[int], float]
@@ -62,13 +61,13 @@ class CubicSchedule:
     ) -> None:
         self.initial = number(initial, "initial", 0, below=1)
         self.final = number(final, "final", 0, below=1)
-        self.begin = _step(begin, "begin", 0)
-        self.end = _step(end, "end", self.begin + 1)
-        self.frequency = _step(frequency, "frequency", 1)
+        self.begin = whole(begin, "begin", 0)
+        self.end = whole(end, "end", self.begin + 1)
+        self.frequency = whole(frequency, "frequency", 1)
 
     def __call__(self, step: int) -> float:
         """Return the sparsity at training step `step`, counted from 0."""
-        step = _step(step, "step", 0)
+        step = whole(step, "step", 0)
         if step < self.begin:
             return 0.0
         if step >= self.end:
@@ -82,13 +81,3 @@ class CubicSchedule:
             f"CubicSchedule(initial={self.initial}, final={self.final}, begin={self.begin}, "
             f"end={self.end}, frequency={self.frequency})"
         )
-
-
-def _step(value: int, name: str, low: int) -> int:
-    try:
-        step = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if step < low:
-        raise ValueError(f"{name} must be at least {low}, got {step}")
-    return step

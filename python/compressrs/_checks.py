@@ -1,0 +1,64 @@
+"""Numbers and choices as arguments: what they must be, said with their name."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+
+def number(value: Any, name: str, low: float = -math.inf, *, below: float | None = None) -> float:
+    """Return `value` as a float, if it is finite, at least `low`, and less than `below`.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is out of range; the message gives the range.
+    """
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        x = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (math.isfinite(x) and x >= low and (below is None or x < below)):
+        bounds = "" if low == -math.inf else f" >= {low:g}"
+        need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
+        raise ValueError(f"{name} must be {need}, got {value!r}")
+    return x
+
+
+def positive(value: Any, name: str) -> float:
+    """Return `value` as a float, if it is finite and greater than 0."""
+    x = number(value, name)
+    if x <= 0:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+    return x
+
+
+def share(value: Any, name: str) -> float:
+    """Return `value` as a float, if it is in [0, 1]."""
+    x = number(value, name, 0)
+    if x > 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return x
+
+
+def whole(value: Any, name: str, low: int) -> int:
+    """Return `value` as an int, if it is one and at least `low`."""
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if integer < low:
+        raise ValueError(f"{name} must be at least {low}, got {integer}")
+    return integer
+
+
+def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """Return `value`, if it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value

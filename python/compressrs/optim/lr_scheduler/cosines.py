@@ -1,0 +1,88 @@
+"""Schedules along a cosine."""
+
+from __future__ import annotations
+
+from compressrs._checks import number, whole
+from compressrs.optim.base import Optimizer
+from compressrs.optim.lr_scheduler.base import LRScheduler, cosine
+
+
+class CosineAnnealingLR(LRScheduler):
+    r"""Falls along a cosine, without restarts.
+
+    .. math:: \gamma_t = \gamma_{\min} + \tfrac12 (\gamma_0 - \gamma_{\min})
+        \left(1 + \cos \frac{t \pi}{T}\right)
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    T_max : int
+        :math:`T \ge 1`, half a period; the rate rises again after it.
+    eta_min : float, default 0.0
+        :math:`\gamma_{\min} \ge 0`.
+    last_epoch : int, default -1
+
+    References
+    ----------
+    Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts",
+    arXiv 1608.03983, equation 5.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
+    ) -> None:
+        self.T_max = whole(T_max, "T_max", 1)
+        self.eta_min = number(eta_min, "eta_min", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        return cosine(self.base_lrs[group], self.eta_min, step / self.T_max)
+
+
+class CosineAnnealingWarmRestarts(LRScheduler):
+    r"""Falls along a cosine, again and again, in periods that grow.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    T_0 : int
+        Steps of the first period, at least 1.
+    T_mult : int, default 1
+        Factor from one period to the next, at least 1.
+    eta_min : float, default 0.0
+        The rate at the end of a period.
+    last_epoch : int, default -1
+
+    References
+    ----------
+    Loshchilov & Hutter, arXiv 1608.03983.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        T_0: int,
+        T_mult: int = 1,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.T_0 = whole(T_0, "T_0", 1)
+        self.T_mult = whole(T_mult, "T_mult", 1)
+        self.eta_min = number(eta_min, "eta_min", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def step(self, epoch: float | None = None) -> None:
+        """Go on by one step, or to `epoch`, which need not be whole."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else number(epoch, "epoch", 0)
+        self._apply()
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        start, period = 0.0, self.T_0
+        if self.T_mult == 1:
+            start = step // period * period
+        while step >= start + period:
+            start += period
+            period *= self.T_mult
+        return cosine(self.base_lrs[group], self.eta_min, (step - start) / period)

@@ -1,0 +1,241 @@
+"""Schedules that go up and down, and the momentum the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from compressrs._checks import choice, number, whole
+from compressrs.optim.base import Optimizer
+from compressrs.optim.lr_scheduler.base import LRScheduler, cosine, one_each
+
+
+class CyclicLR(LRScheduler):
+    r"""Goes up and down between two rates.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    base_lr, max_lr : float, or list of float
+        The bounds, for all groups or one each.
+    step_size_up : int, default 2000
+        Steps of the way up.
+    step_size_down : int, optional
+        Steps of the way down; `step_size_up` if not given.
+    mode : {"triangular", "triangular2", "exp_range"}, default "triangular"
+        The amplitude is constant, or halved in each cycle, or multiplied by
+        ``gamma ** step``.
+    gamma : float, default 1.0
+    scale_fn : callable, optional
+        The amplitude's factor, instead of `mode`.
+    scale_mode : {"cycle", "iterations"}, default "cycle"
+        Whether `scale_fn` is given the number of the cycle, from 1, or the step.
+    cycle_momentum : bool, default True
+        Let the momentum (or the first beta) go the opposite way.
+    base_momentum, max_momentum : float, or list of float
+        Its bounds.
+    last_epoch : int, default -1
+
+    References
+    ----------
+    Smith, "Cyclical learning rates for training neural networks", arXiv 1506.01186.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        base_lr: float | Sequence[float],
+        max_lr: float | Sequence[float],
+        step_size_up: int = 2000,
+        step_size_down: int | None = None,
+        mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
+        gamma: float = 1.0,
+        scale_fn: Callable[[float], float] | None = None,
+        scale_mode: Literal["cycle", "iterations"] = "cycle",
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.8,
+        max_momentum: float | Sequence[float] = 0.9,
+        last_epoch: int = -1,
+    ) -> None:
+        choice(mode, "mode", ("triangular", "triangular2", "exp_range"))
+        choice(scale_mode, "scale_mode", ("cycle", "iterations"))
+        low = [number(x, "base_lr", 0) for x in one_each(base_lr, "base_lr", optimizer)]
+        self.max_lrs = [number(x, "max_lr", 0) for x in one_each(max_lr, "max_lr", optimizer)]
+        self.step_size_up = whole(step_size_up, "step_size_up", 1)
+        down = step_size_up if step_size_down is None else step_size_down
+        self.step_size_down = whole(down, "step_size_down", 1)
+        self.mode, self.gamma = mode, number(gamma, "gamma", 0)
+        self.scale_fn, self.scale_mode = scale_fn, scale_mode
+        self.cycle_momentum = cycle_momentum
+        _require_momentum(optimizer, cycle_momentum)
+        self.base_momentums = one_each(base_momentum, "base_momentum", optimizer)
+        self.max_momentums = one_each(max_momentum, "max_momentum", optimizer)
+        if last_epoch == -1:
+            for group, rate in zip(optimizer.param_groups, low, strict=True):
+                group["initial_lr"] = rate
+        super().__init__(optimizer, last_epoch)
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        low, high = self.base_lrs[group], self.max_lrs[group]
+        return low + (high - low) * self._height(step)
+
+    def momentum(self, step: float, group: int) -> float | None:
+        """Return the momentum of a group at a step, if it cycles."""
+        if not self.cycle_momentum:
+            return None
+        low, high = self.base_momentums[group], self.max_momentums[group]
+        return float(high - (high - low) * self._height(step))
+
+    def _height(self, step: float) -> float:
+        """Return where between both rates a step is, as a share."""
+        total = self.step_size_up + self.step_size_down
+        cycle, position = divmod(step, total)
+        if position <= self.step_size_up:
+            height = position / self.step_size_up
+        else:
+            height = (total - position) / self.step_size_down
+        if self.scale_fn is not None:
+            return height * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else step)
+        if self.mode == "triangular2":
+            return float(height / 2.0**cycle)
+        return float(height * self.gamma**step) if self.mode == "exp_range" else height
+
+
+class OneCycleLR(LRScheduler):
+    r"""Up to a large rate, then down to almost 0, in one cycle.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    max_lr : float, or list of float
+        The largest rate, for all groups or one each.
+    total_steps : int, optional
+        Or give `epochs` and `steps_per_epoch`. Stepping past it is a ValueError.
+    epochs, steps_per_epoch : int, optional
+    pct_start : float, default 0.3
+        Share of the steps that go up, in (0, 1).
+    anneal_strategy : {"cos", "linear"}, default "cos"
+    cycle_momentum : bool, default True
+        Let the momentum (or the first beta) go the opposite way.
+    base_momentum, max_momentum : float, or list of float
+        Its bounds.
+    div_factor : float, default 25.0
+        ``max_lr / div_factor`` is the first rate.
+    final_div_factor : float, default 1e4
+        The first rate over the last.
+    three_phase : bool, default False
+        Go down to the first rate as fast as up, and only then to the last.
+    last_epoch : int, default -1
+
+    References
+    ----------
+    Smith & Topin, "Super-convergence", arXiv 1708.07120.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float | Sequence[float],
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.85,
+        max_momentum: float | Sequence[float] = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+        last_epoch: int = -1,
+    ) -> None:
+        if total_steps is None:
+            if epochs is None or steps_per_epoch is None:
+                raise ValueError("give total_steps, or both epochs and steps_per_epoch")
+            epochs = whole(epochs, "epochs", 1)
+            total_steps = epochs * whole(steps_per_epoch, "steps_per_epoch", 1)
+        self.total_steps = whole(total_steps, "total_steps", 1)
+        share = number(pct_start, "pct_start", 0, below=1)
+        self._anneal = {"cos": cosine, "linear": _line}[
+            choice(anneal_strategy, "anneal_strategy", ("cos", "linear"))
+        ]
+        self.max_lrs = [number(x, "max_lr", 0) for x in one_each(max_lr, "max_lr", optimizer)]
+        div, final_div = (
+            number(div_factor, "div_factor"),
+            number(final_div_factor, "final_div_factor"),
+        )
+        if div <= 0 or final_div <= 0:
+            raise ValueError("div_factor and final_div_factor must be greater than 0")
+        self.cycle_momentum = cycle_momentum
+        _require_momentum(optimizer, cycle_momentum)
+        self.base_momentums = one_each(base_momentum, "base_momentum", optimizer)
+        self.max_momentums = one_each(max_momentum, "max_momentum", optimizer)
+        self._final_div = final_div
+        # Each phase: its last step, and the ends of rate and momentum by name.
+        up = ("first", "max"), ("high", "low")
+        last = float(self.total_steps - 1)
+        if three_phase:
+            self._phases = [
+                (share * self.total_steps - 1, *up),
+                (2 * share * self.total_steps - 2, ("max", "first"), ("low", "high")),
+                (last, ("first", "last"), ("high", "high")),
+            ]
+        else:
+            self._phases = [
+                (share * self.total_steps - 1, *up),
+                (last, ("max", "last"), ("low", "high")),
+            ]
+        if last_epoch == -1:
+            for group, rate in zip(optimizer.param_groups, self.max_lrs, strict=True):
+                group["initial_lr"] = rate / div
+        super().__init__(optimizer, last_epoch)
+
+    def step(self) -> None:
+        """Go on by one step.
+
+        Raises
+        ------
+        ValueError
+            If all steps have been taken; nothing is changed then.
+        """
+        if self.last_epoch >= self.total_steps:
+            raise ValueError(f"the schedule has total_steps={self.total_steps} steps, all taken")
+        super().step()
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        first = self.base_lrs[group]
+        ends = {"first": first, "max": self.max_lrs[group], "last": first / self._final_div}
+        (start, end), _, done = self._phase(step)
+        return self._anneal(ends[start], ends[end], done)
+
+    def momentum(self, step: float, group: int) -> float | None:
+        """Return the momentum of a group at a step, if it cycles."""
+        if not self.cycle_momentum:
+            return None
+        ends = {"low": self.base_momentums[group], "high": self.max_momentums[group]}
+        _, (start, end), done = self._phase(step)
+        return self._anneal(ends[start], ends[end], done)
+
+    def _phase(self, step: float) -> tuple[tuple[str, str], tuple[str, str], float]:
+        """Return the ends of both, and how much of their phase is done."""
+        begin = 0.0
+        for end, rates, momenta in self._phases:
+            if step <= end:
+                return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
+            begin = end
+        end, rates, momenta = self._phases[-1]
+        begin = self._phases[-2][0]
+        return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
+
+
+def _line(start: float, end: float, done: float) -> float:
+    return start + (end - start) * done
+
+
+def _require_momentum(optimizer: Optimizer, cycles: bool) -> None:
+    if cycles and not {"momentum", "betas"} & optimizer.defaults.keys():
+        raise ValueError(
+            f"{type(optimizer).__name__} has no momentum to cycle (pass cycle_momentum=False)"
+        )

@@ -1,0 +1,246 @@
+"""Schedules that multiply the base rate by a factor."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from compressrs._checks import number, share, whole
+from compressrs.optim.base import Optimizer
+from compressrs.optim.lr_scheduler.base import FactorLR, LRScheduler, one_each
+
+
+class LambdaLR(LRScheduler):
+    r"""The base rate times a function of the step.
+
+    .. math:: \gamma_t = \gamma_0 \lambda(t)
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    lr_lambda : callable, or list of callable
+        :math:`\lambda`, for all groups or one each.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[float], float] | Sequence[Callable[[float], float]],
+        last_epoch: int = -1,
+    ) -> None:
+        self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
+        super().__init__(optimizer, last_epoch)
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        return float(self.base_lrs[group] * self.lr_lambdas[group](step))
+
+
+class MultiplicativeLR(LRScheduler):
+    r"""The rate times a function of the step, at every step.
+
+    .. math:: \gamma_t = \gamma_0 \prod_{i=1}^t \lambda(i)
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    lr_lambda : callable, or list of callable
+        :math:`\lambda`, for all groups or one each.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1,
+    ) -> None:
+        self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
+        self._products = [[1.0] for _ in self.lr_lambdas]
+        super().__init__(optimizer, last_epoch)
+
+    def rate(self, step: float, group: int) -> float:
+        """Return the rate of a parameter group at a step."""
+        products = self._products[group]
+        while len(products) <= step:
+            products.append(products[-1] * self.lr_lambdas[group](len(products)))
+        return self.base_lrs[group] * products[int(step)]
+
+
+class StepLR(FactorLR):
+    r"""Falls by a factor every so many steps.
+
+    .. math:: \gamma_t = \gamma_0 g^{\lfloor t / s \rfloor}
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    step_size : int
+        :math:`s \ge 1`.
+    gamma : float, default 0.1
+        :math:`g \ge 0`.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
+        self.step_size = whole(step_size, "step_size", 1)
+        self.gamma = number(gamma, "gamma", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        return float(self.gamma ** (step // self.step_size))
+
+
+class MultiStepLR(FactorLR):
+    r"""Falls by a factor at each milestone.
+
+    .. math:: \gamma_t = \gamma_0 g^{|\{m : m \le t\}|}
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    milestones : list of int
+    gamma : float, default 0.1
+        :math:`g \ge 0`.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+    ) -> None:
+        self.milestones = sorted(whole(m, "milestones", 0) for m in milestones)
+        self.gamma = number(gamma, "gamma", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        passed: int = bisect_right(self.milestones, step)
+        return float(self.gamma**passed)
+
+
+class ConstantLR(FactorLR):
+    r"""A part of the base rate for the first steps, then all of it.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    factor : float, default 1/3
+        In [0, 1].
+    total_iters : int, default 5
+        Steps until the base rate.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: float = 1.0 / 3,
+        total_iters: int = 5,
+        last_epoch: int = -1,
+    ) -> None:
+        self._factor = share(factor, "factor")
+        self.total_iters = whole(total_iters, "total_iters", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        return self._factor if step < self.total_iters else 1.0
+
+
+class LinearLR(FactorLR):
+    r"""A factor that goes from one value to another along a line: warm-up, for one.
+
+    .. math:: \gamma_t = \gamma_0 \left(f_0 + (f_1 - f_0) \frac{\min(t, n)}{n}\right)
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    start_factor : float, default 1/3
+        :math:`f_0` in (0, 1].
+    end_factor : float, default 1.0
+        :math:`f_1` in [0, 1].
+    total_iters : int, default 5
+        :math:`n \ge 1`.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1.0 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+        last_epoch: int = -1,
+    ) -> None:
+        self.start_factor = share(start_factor, "start_factor")
+        if self.start_factor == 0:
+            raise ValueError("start_factor must be in (0, 1], got 0")
+        self.end_factor = share(end_factor, "end_factor")
+        self.total_iters = whole(total_iters, "total_iters", 1)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        done = min(step, self.total_iters) / self.total_iters
+        return self.start_factor + (self.end_factor - self.start_factor) * done
+
+
+class ExponentialLR(FactorLR):
+    r"""Falls by a factor at every step.
+
+    .. math:: \gamma_t = \gamma_0 g^t
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    gamma : float
+        :math:`g \ge 0`.
+    last_epoch : int, default -1
+    """
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        self.gamma = number(gamma, "gamma", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        return float(self.gamma**step)
+
+
+class PolynomialLR(FactorLR):
+    r"""Falls to 0 along a power of the remaining time.
+
+    .. math:: \gamma_t = \gamma_0 \left(1 - \frac{\min(t, n)}{n}\right)^p
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    total_iters : int, default 5
+        :math:`n \ge 1`.
+    power : float, default 1.0
+        :math:`p \ge 0`.
+    last_epoch : int, default -1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_iters: int = 5,
+        power: float = 1.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.total_iters = whole(total_iters, "total_iters", 1)
+        self.power = number(power, "power", 0)
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: float) -> float:
+        """Return the factor at a step."""
+        return float((1 - min(step, self.total_iters) / self.total_iters) ** self.power)
