@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -299,10 +300,16 @@ def main(seed: int, epochs: int, output: Path) -> None:
     output = report.prepare(output)
     with progress_bars(Console(stderr=True)) as progress:
         result = run(seed, epochs, progress)
-    table = Table(title=f"Handwritten digits, seed {seed}, {epochs} epochs")
+    # Without lines between columns, whose headings then fit 80 characters.
+    table = Table(title=f"Handwritten digits, seed {seed}, {epochs} epochs", box=box.SIMPLE_HEAD)
     for i, heading in enumerate(report.HEADINGS):
         name = i == 0
-        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
+        table.add_column(
+            heading,
+            justify="left" if name else "right",
+            no_wrap=name,
+            min_width=max(map(len, heading.split())),
+        )
     for row in result.rows:
         table.add_row(*row.cells())
     Console().print(table)

@@ -62,7 +62,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100%; margin: 1rem 0;
         font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 figure { margin: 2rem 0; }
 figure svg { width: 100%; height: auto; }
 figcaption { color: #555; }
@@ -146,8 +146,10 @@ class Report:
     def _size_plot(self) -> Figure:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
-        for row in self.rows:
-            axes.scatter(row.bytes / 1024, 100 * row.accuracy, label=row.name, s=60)
+        # Shapes that can be told apart where one lies on another.
+        for row, marker in zip(self.rows, "os^Dv", strict=True):
+            size, accuracy = row.bytes / 1024, 100 * row.accuracy
+            axes.scatter(size, accuracy, label=row.name, s=80, marker=marker, alpha=0.7)
         axes.set(xlabel="size on disk, KiB", ylabel="test accuracy, %", xscale="log")
         axes.legend()
         return figure

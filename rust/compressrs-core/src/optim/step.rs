@@ -227,46 +227,52 @@ impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Elementwise<'_, E, F
     fn update_masked(mut self, mask: &[u8]) {
         let n = self.param.len();
         let (param, grad) = (&mut std::mem::take(&mut self.param)[..n], &self.grad[..n]);
-        let states = self.states.each_mut().map(|state| &mut std::mem::take(state)[..n]);
-        // Units whose length is known while compiling become vector instructions,
-        // with the bits of their mask spread over a register.
-        for start in (0..n).step_by(UNIT) {
-            let unit = start..n.min(start + UNIT);
-            let bytes = &mask[start / 8..mask_bytes(unit.end)];
-            let bits = bytes.iter().rev().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte));
-            if unit.len() == UNIT {
-                let mut block: ([E; UNIT], [E; UNIT]) =
-                    ([E::default(); UNIT], [E::default(); UNIT]);
-                block.0.copy_from_slice(&param[unit.clone()]);
-                block.1.copy_from_slice(&grad[unit.clone()]);
-                let mut kept = [[E::Compute::zero(); UNIT]; S];
-                for s in 0..S {
-                    kept[s].copy_from_slice(&states[s][unit.clone()]);
-                }
-                for l in 0..UNIT {
-                    let mut state: [E::Compute; S] = std::array::from_fn(|s| kept[s][l]);
-                    let theta = self.element(block.0[l], block.1[l], &mut state);
-                    let keep = bits >> l & 1 != 0;
-                    block.0[l] = E::store(if keep { theta } else { E::Compute::zero() });
-                    for s in 0..S {
-                        kept[s][l] = if keep { state[s] } else { E::Compute::zero() };
-                    }
-                }
-                param[unit.clone()].copy_from_slice(&block.0);
-                for s in 0..S {
-                    states[s][unit.clone()].copy_from_slice(&kept[s]);
-                }
-                continue;
+        let mut states = self.states.each_mut().map(|state| &mut std::mem::take(state)[..n]);
+        let full = n / UNIT * UNIT;
+        for start in (0..full).step_by(UNIT) {
+            let bits = u32::from(mask[start / 8]) | u32::from(mask[start / 8 + 1]) << 8;
+            self.update_unit(param, grad, &mut states, bits, start, UNIT);
+        }
+        if full < n {
+            let bytes = mask[full / 8..].iter().rev();
+            let bits = bytes.fold(0u32, |bits, &byte| bits << 8 | u32::from(byte));
+            self.update_unit(param, grad, &mut states, bits, full, n - full);
+        }
+    }
+
+    /// Updates `len` elements from `start` on, of which `bits` are kept, by way of
+    /// locals of a fixed length: the loop over them becomes vector instructions,
+    /// with the bits spread over a register.
+    #[inline(always)]
+    fn update_unit(
+        &self,
+        param: &mut [E],
+        grad: &[E],
+        states: &mut [&mut [E::Compute]; S],
+        bits: u32,
+        start: usize,
+        len: usize,
+    ) {
+        let unit = start..start + len;
+        let (mut theta, mut g) = ([E::default(); UNIT], [E::default(); UNIT]);
+        theta[..len].copy_from_slice(&param[unit.clone()]);
+        g[..len].copy_from_slice(&grad[unit.clone()]);
+        let mut kept = [[E::Compute::zero(); UNIT]; S];
+        for s in 0..S {
+            kept[s][..len].copy_from_slice(&states[s][unit.clone()]);
+        }
+        for l in 0..UNIT {
+            let mut state: [E::Compute; S] = std::array::from_fn(|s| kept[s][l]);
+            let new = self.element(theta[l], g[l], &mut state);
+            let keep = bits >> l & 1 != 0;
+            theta[l] = E::store(if keep { new } else { E::Compute::zero() });
+            for s in 0..S {
+                kept[s][l] = if keep { state[s] } else { E::Compute::zero() };
             }
-            for (l, i) in unit.enumerate() {
-                let mut state: [E::Compute; S] = std::array::from_fn(|s| states[s][i]);
-                let theta = self.element(param[i], grad[i], &mut state);
-                let keep = bits >> l & 1 != 0;
-                param[i] = E::store(if keep { theta } else { E::Compute::zero() });
-                for s in 0..S {
-                    states[s][i] = if keep { state[s] } else { E::Compute::zero() };
-                }
-            }
+        }
+        param[unit.clone()].copy_from_slice(&theta[..len]);
+        for s in 0..S {
+            states[s][unit.clone()].copy_from_slice(&kept[s][..len]);
         }
     }
 }
