@@ -12,10 +12,6 @@ use crate::simd::{self, Kernel};
 /// Number of accumulators of a reduction.
 pub const LANES: usize = 64;
 
-/// Elements that [`sweep`] takes at a time: a register of `f32` where
-/// registers are widest, and what a short row is filled up to.
-pub const UNIT: usize = 16;
-
 /// Combines the lanes as a binary tree: `l` with `l + N / 2`, then `l + N / 4`, ...
 #[inline(always)]
 pub fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) -> C) -> C {
@@ -54,64 +50,46 @@ impl<C: Float> Lanes<C> {
     }
 }
 
-/// Calls `f` for each element of the inputs, with the accumulators of its lane,
-/// and writes what it returns to the outputs. All slices are of one length.
+/// Calls `f` with blocks of [`LANES`] elements of the inputs, the accumulators, and
+/// blocks for the outputs. All slices are of one length.
 ///
-/// Elements go in units, the last of which is filled up with `fill`: a loop whose
-/// length is known while compiling becomes vector instructions with nothing left
-/// over, and a row shorter than a register costs one unit. `f` sees what is
-/// filled in, which must not change the accumulators.
+/// The last block is filled up with `fill`, which must not change the accumulators:
+/// a loop over a block, whose length is known while compiling, becomes vector
+/// instructions with nothing left over.
 #[inline(always)]
 pub fn sweep<C: Float, const I: usize, const O: usize, const A: usize>(
     inputs: [&[C]; I],
     mut outputs: [&mut [C]; O],
     accumulators: &mut [Lanes<C>; A],
     fill: C,
-    f: impl Fn([C; I], &mut [C; A]) -> [C; O],
+    f: impl Fn([&[C; LANES]; I], &mut [[C; LANES]; A], &mut [[C; LANES]; O]),
 ) {
-    // Lengths that the compiler can see are equal need no bounds checks.
     let n = inputs[0].len();
-    let inputs = inputs.map(|x| x[..n].as_chunks::<UNIT>());
-    let mut outputs = outputs.each_mut().map(|x| x[..n].as_chunks_mut::<UNIT>());
-    let mut call = |unit: usize, inputs: [&[C; UNIT]; I]| {
-        let lane = unit % (LANES / UNIT);
-        let slots = accumulators.each_mut().map(|a| &mut a.0.as_chunks_mut::<UNIT>().0[lane]);
-        // Locals, which nothing can overlap.
-        let mut sums: [[C; UNIT]; A] = slots.each_ref().map(|slot| **slot);
-        let mut results = [[C::zero(); UNIT]; O];
-        for l in 0..UNIT {
-            let mut sum = sums.each_ref().map(|s| s[l]);
-            let result = f(inputs.map(|x| x[l]), &mut sum);
-            for a in 0..A {
-                sums[a][l] = sum[a];
-            }
-            for o in 0..O {
-                results[o][l] = result[o];
-            }
-        }
-        for (slot, sum) in slots.into_iter().zip(sums) {
-            *slot = sum;
-        }
-        results
-    };
-    for unit in 0..n / UNIT {
-        let results = call(unit, inputs.map(|(units, _)| &units[unit]));
-        for ((units, _), result) in outputs.iter_mut().zip(results) {
-            units[unit] = result;
+    // Lengths that the compiler can see are equal need no bounds checks.
+    let inputs = inputs.map(|x| x[..n].as_chunks::<LANES>());
+    let mut outputs = outputs.each_mut().map(|x| x[..n].as_chunks_mut::<LANES>());
+    // Locals, which nothing can overlap.
+    let mut sums: [[C; LANES]; A] = accumulators.each_ref().map(|a| a.0);
+    let mut results = [[C::zero(); LANES]; O];
+    for block in 0..n / LANES {
+        f(inputs.map(|(blocks, _)| &blocks[block]), &mut sums, &mut results);
+        for ((blocks, _), result) in outputs.iter_mut().zip(&results) {
+            blocks[block] = *result;
         }
     }
-    let rest = n % UNIT;
+    let rest = n % LANES;
     if rest > 0 {
-        let inputs = inputs.map(|(_, tail)| {
-            let mut unit = [fill; UNIT];
-            unit[..rest].copy_from_slice(tail);
-            unit
+        let filled = inputs.map(|(_, tail)| {
+            let mut block = [fill; LANES];
+            block[..rest].copy_from_slice(tail);
+            block
         });
-        let results = call(n / UNIT, inputs.each_ref());
-        for ((_, tail), result) in outputs.iter_mut().zip(results) {
+        f(filled.each_ref(), &mut sums, &mut results);
+        for ((_, tail), result) in outputs.iter_mut().zip(&results) {
             tail.copy_from_slice(&result[..rest]);
         }
     }
+    *accumulators = sums.map(Lanes);
 }
 
 /// The larger; the first where either is NaN.
@@ -124,9 +102,10 @@ pub fn max<C: Float>(a: C, b: C) -> C {
 #[inline(always)]
 pub fn max_of<C: Float>(x: &[C]) -> C {
     let mut top = [Lanes::new(C::neg_infinity())];
-    sweep([x], [], &mut top, C::neg_infinity(), |[x], [top]| {
-        *top = max(*top, x);
-        []
+    sweep([x], [], &mut top, C::neg_infinity(), |[x], [top], []| {
+        for l in 0..LANES {
+            top[l] = max(top[l], x[l]);
+        }
     });
     tree(top[0].0, max)
 }
@@ -134,12 +113,15 @@ pub fn max_of<C: Float>(x: &[C]) -> C {
 /// Elements that [`total`] sums in lanes before partial sums are added up.
 const BLOCK: usize = 1 << 15;
 
+/// Accumulators of [`sums`].
+const TERMS: usize = 16;
+
 /// The sums over `0..n` of the terms that `f` gives, in double precision.
 #[inline(always)]
 pub fn sums<const K: usize>(n: usize, f: impl Fn(usize) -> [f64; K]) -> [f64; K] {
-    let mut lanes = [[0.0; UNIT]; K];
-    for start in (0..n).step_by(UNIT) {
-        for l in 0..UNIT.min(n - start) {
+    let mut lanes = [[0.0; TERMS]; K];
+    for start in (0..n).step_by(TERMS) {
+        for l in 0..TERMS.min(n - start) {
             let terms = f(start + l);
             for k in 0..K {
                 lanes[k][l] += terms[k];

@@ -3,7 +3,7 @@
 use super::tile::{self, MAX_CLASSES, ROWS};
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
-use crate::lanes::{self, Lanes, max_of};
+use crate::lanes::{self, LANES, Lanes, max_of};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
@@ -277,12 +277,15 @@ fn sweep<C: Float, const PLAIN: bool>(
             [&mut student_exp[part.clone()], &mut teacher_exp[part.clone()]],
             &mut lanes,
             C::neg_infinity(),
-            |[s, t], [student, teacher, weighted]| {
-                let [exp_b, exp_a, term] = soft_terms(s - top_s, t - top_t, scale);
-                *student += exp_b;
-                *teacher += exp_a;
-                *weighted += term;
-                [exp_b, exp_a]
+            |[s, t], [student, teacher, weighted], [student_exp, teacher_exp]| {
+                for l in 0..LANES {
+                    let term;
+                    [student_exp[l], teacher_exp[l], term] =
+                        soft_terms(s[l] - top_s, t[l] - top_t, scale);
+                    student[l] += student_exp[l];
+                    teacher[l] += teacher_exp[l];
+                    weighted[l] += term;
+                }
             },
         );
         let [student, teacher, weighted] = lanes.map(|l| l.sum().to_f64());
@@ -292,10 +295,11 @@ fn sweep<C: Float, const PLAIN: bool>(
         if PLAIN {
             let mut lanes = [Lanes::new(C::zero())];
             let plain = &mut plain_exp[part.clone()];
-            lanes::sweep([&s[part]], [plain], &mut lanes, C::neg_infinity(), |[s], [sum]| {
-                let e = (s - top_s).exp_fast();
-                *sum += e;
-                [e]
+            lanes::sweep([&s[part]], [plain], &mut lanes, C::neg_infinity(), |[s], [sum], [e]| {
+                for l in 0..LANES {
+                    e[l] = (s[l] - top_s).exp_fast();
+                    sum[l] += e[l];
+                }
             });
             sums.plain += lanes[0].sum().to_f64();
         }

@@ -3,7 +3,7 @@
 use super::tile::{self, MAX_CLASSES, ROWS};
 use super::{CHUNK, GRAIN};
 use crate::element::Float;
-use crate::lanes::{Lanes, max_of, sweep};
+use crate::lanes::{LANES, Lanes, max_of, sweep};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
@@ -122,11 +122,13 @@ fn softmax_row<C: Float>(what: Softmax, z: &[C], out: &mut [C]) {
     let mut sum = 0.0;
     for (z, out) in z.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
         let mut lanes = [Lanes::new(C::zero())];
-        sweep([z], [out], &mut lanes, C::neg_infinity(), |[z], [sum]| {
-            let shifted = (z - top) * scale;
-            let e = shifted.exp_fast();
-            *sum += e;
-            [if what.log { shifted } else { e }]
+        sweep([z], [out], &mut lanes, C::neg_infinity(), |[z], [sum], [out]| {
+            for l in 0..LANES {
+                let shifted = (z[l] - top) * scale;
+                let e = shifted.exp_fast();
+                sum[l] += e;
+                out[l] = if what.log { shifted } else { e };
+            }
         });
         sum += lanes[0].sum().to_f64();
     }
