@@ -140,13 +140,21 @@ def test_state_goes_to_torch_and_comes_back(name, kwargs):
         np.testing.assert_allclose(a, tensor.detach().numpy(), rtol=1e-12)
 
 
-def test_state_of_the_other_adam_is_told_apart():
+def test_adamw_is_not_continued_as_adam():
     torch = pytest.importorskip("torch")
     tensor = torch.nn.Parameter(torch.ones(2))
-    state = torch.optim.AdamW([tensor]).state_dict()
-    with pytest.raises(ValueError, match="decoupled_weight_decay=False for a Adam"):
-        cr.optim.Adam(np.ones(2, np.float32)).load_state_dict(state)
-    cr.optim.AdamW(np.ones(2, np.float32)).load_state_dict(state)
+    with pytest.raises(ValueError, match="decoupled_weight_decay=True for AdamW, got False"):
+        cr.optim.AdamW(np.ones(2, np.float32)).load_state_dict(
+            torch.optim.Adam([tensor]).state_dict()
+        )
+    # Adam can be either, and is what the state says.
+    p, q = np.ones(2, np.float32), np.ones(2, np.float32)
+    adam, adamw = cr.optim.Adam(p), cr.optim.AdamW(q, weight_decay=0.5)
+    state = torch.optim.AdamW([tensor], weight_decay=0.5).state_dict()
+    for opt in (adam, adamw):
+        opt.load_state_dict(state)
+        opt.step(np.ones(2, np.float32))
+    np.testing.assert_array_equal(p, q)
 
 
 def test_a_torch_model_trains_on_its_own_memory():

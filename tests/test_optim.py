@@ -32,7 +32,12 @@ RULES = {
     ),
     cr.optim.Adam: (
         reference.adam,
-        [{}, {"amsgrad": True, "weight_decay": 0.1}, {"betas": (0.5, 0.9), "maximize": True}],
+        [
+            {},
+            {"amsgrad": True, "weight_decay": 0.1},
+            {"betas": (0.5, 0.9), "maximize": True},
+            {"decoupled_weight_decay": True, "weight_decay": 0.1},
+        ],
     ),
     cr.optim.AdamW: (
         reference.adamw,
@@ -291,15 +296,16 @@ def test_state_dict_continues_exactly(cls, kwargs):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-def test_copies_are_independent(duplicate):
-    p = np.ones(5)
-    opt = cr.optim.Adam(p, lr=0.1)
-    opt.step(np.ones(5))
+@pytest.mark.parametrize("cls", RULES)
+def test_copies_are_independent(duplicate, cls):
+    p = np.ones((5, 2))
+    opt = cls(p, lr=0.1)
+    opt.step(np.ones((5, 2)))
     before = p.copy()
     twin = duplicate(opt)
-    twin.step(np.ones(5))
+    twin.step(np.ones((5, 2)))
     np.testing.assert_array_equal(p, before)
-    opt.step(np.ones(5))
+    opt.step(np.ones((5, 2)))
     np.testing.assert_array_equal(twin.param_groups[0]["params"][0], p)
 
 

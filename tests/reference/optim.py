@@ -53,10 +53,11 @@ def adam(
     weight_decay=0,
     amsgrad=False,
     maximize=False,
+    decoupled_weight_decay=False,
 ):
     if maximize:
         g = -g
-    g = g + weight_decay * theta
+    theta, g = _decayed(theta, g, lr, weight_decay, decoupled_weight_decay)
     return theta - _adam_step(g, state, t, lr, betas, eps, amsgrad)
 
 
@@ -73,10 +74,19 @@ def adamw(
     amsgrad=False,
     maximize=False,
 ):
-    if maximize:
-        g = -g
-    theta = theta - lr * weight_decay * theta
-    return theta - _adam_step(g, state, t, lr, betas, eps, amsgrad)
+    return adam(
+        theta,
+        g,
+        state,
+        t,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        maximize=maximize,
+        decoupled_weight_decay=True,
+    )
 
 
 def _adam_step(g, state, t, lr, betas, eps, amsgrad):

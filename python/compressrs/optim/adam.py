@@ -36,6 +36,8 @@ class Adam(Optimizer):
         Divide by the largest second moment so far.
     maximize : bool, default False
         Ascend instead of descend.
+    decoupled_weight_decay : bool, default False
+        Let the decay act on the parameter itself, which makes this `AdamW`.
 
     References
     ----------
@@ -64,6 +66,7 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        decoupled_weight_decay: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -74,5 +77,6 @@ class Adam(Optimizer):
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
                 "maximize": maximize,
+                "decoupled_weight_decay": decoupled_weight_decay,
             },
         )

@@ -18,6 +18,8 @@ from compressrs.sparse import CSRMatrix
 
 #: Keys of PyTorch's groups that choose an implementation, not a result.
 _TORCH_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable"))
+#: Hyperparameters that a state dict need not have: not every version of PyTorch's does.
+_NEWER = frozenset(("maximize", "decoupled_weight_decay"))
 
 
 class Optimizer:
@@ -55,6 +57,8 @@ class Optimizer:
 
     #: Name of the rule in the core.
     _rule: ClassVar[str]
+    #: Hyperparameters that make the class what it is.
+    _fixed: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         self._lock = threading.Lock()
@@ -272,25 +276,18 @@ class Optimizer:
 
     def _loaded_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a group takes over from one of a state dict."""
-        if missing := set(self.defaults) - set(group):
-            # PyTorch's Lion and Muon, for two, do not know all of ours.
-            missing -= {name for name in missing if name == "maximize"}
-            if missing:
+        if missing := set(self.defaults) - set(group) - _NEWER:
+            raise ValueError(
+                f"state_dict must give {sorted(missing)} for a {type(self).__name__}; "
+                "is it that of another optimizer?"
+            )
+        for name, value in self._fixed.items():
+            if group.get(name, value) != value:
                 raise ValueError(
-                    f"state_dict must give {sorted(missing)} for a {type(self).__name__}; "
-                    "is it that of another optimizer?"
-                )
-        decoupled = group.get("decoupled_weight_decay")
-        if "decoupled_weight_decay" not in self.defaults and decoupled is not None:
-            own = self._rule == "adamw"
-            if bool(decoupled) != own:
-                raise ValueError(
-                    f"state_dict must have decoupled_weight_decay={own} for a "
-                    f"{type(self).__name__}; is it that of another optimizer?"
+                    f"state_dict must have {name}={value} for {type(self).__name__}, "
+                    f"got {group[name]!r}; is it that of another optimizer?"
                 )
         dropped = {"params", *_TORCH_SWITCHES}
-        if "decoupled_weight_decay" not in self.defaults:
-            dropped.add("decoupled_weight_decay")
         update = {k: v for k, v in group.items() if k not in dropped}
         _core.rule_scalars(self._rule, {**self.defaults, **update})
         return update

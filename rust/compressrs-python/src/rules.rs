@@ -125,8 +125,17 @@ pub fn make(kind: &str) -> PyResult<Make> {
                 g.flag(name!(g, "maximize"))?,
             ))
         },
-        "adam" => |g| adam(g, false),
-        "adamw" => |g| adam(g, true),
+        "adam" => |g| {
+            rule(Adam::new(
+                g.number(name!(g, "lr"))?,
+                g.pair(name!(g, "betas"))?,
+                g.number(name!(g, "eps"))?,
+                g.number(name!(g, "weight_decay"))?,
+                g.flag(name!(g, "amsgrad"))?,
+                g.flag(name!(g, "maximize"))?,
+                g.flag(name!(g, "decoupled_weight_decay"))?,
+            ))
+        },
         "adamax" => |g| {
             rule(Adamax::new(
                 g.number(name!(g, "lr"))?,
@@ -239,18 +248,6 @@ pub fn make(kind: &str) -> PyResult<Make> {
         _ => return Err(PyValueError::new_err(format!("unknown rule {kind:?}"))),
     };
     Ok(make)
-}
-
-fn adam(g: &Group<'_, '_>, decoupled: bool) -> PyResult<Rule> {
-    rule(Adam::new(
-        g.number(name!(g, "lr"))?,
-        g.pair(name!(g, "betas"))?,
-        g.number(name!(g, "eps"))?,
-        g.number(name!(g, "weight_decay"))?,
-        g.flag(name!(g, "amsgrad"))?,
-        g.flag(name!(g, "maximize"))?,
-        decoupled,
-    ))
 }
 
 fn adjust_lr(value: &Bound<'_, PyAny>) -> PyResult<AdjustLr> {
