@@ -100,3 +100,8 @@ def test_misuse():
     relu(np.array([-1.0, np.nan]))
     with pytest.raises(ValueError, match="dy must have shape"):
         relu.backward(np.ones(3))
+    with pytest.raises(TypeError, match="dy must have dtype float64"):
+        relu.backward(np.ones(2, np.float32))
+    for dtype in (int, object, complex):
+        with pytest.raises(TypeError, match="x must have a floating-point dtype"):
+            relu(np.ones(2, dtype))

@@ -205,7 +205,10 @@ class ReLU:
 
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)``."""
-        self._y = np.maximum(as_array(x, "x"), 0)
+        x = as_array(x, "x")
+        if x.dtype.kind != "f":
+            raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
+        self._y = np.asarray(np.maximum(x, 0))
         return self._y
 
     __call__ = forward
@@ -217,6 +220,8 @@ class ReLU:
             raise RuntimeError("backward needs a forward before it")
         if dy.shape != self._y.shape:
             raise ValueError(f"dy must have shape {self._y.shape}, got {dy.shape}")
+        if dy.dtype != self._y.dtype:
+            raise TypeError(f"dy must have dtype {self._y.dtype} like the input, got {dy.dtype}")
         return np.where(self._y > 0, dy, dy.dtype.type(0))
 
 
