@@ -204,6 +204,33 @@ def test_arrays_that_change_behind_the_optimizer_s_back():
         opt.step(np.ones(400_000))
 
 
+def test_groups_and_states_that_change_behind_the_optimizer_s_back():
+    p, q = np.ones(4), np.ones(4)
+    opt = cr.optim.Adam([{"params": p}, {"params": q}])
+    group = opt.param_groups.pop()
+    with pytest.raises(ValueError, match="param_groups must hold the 2 groups"):
+        opt.step([np.ones(4), np.ones(4)])
+    opt.param_groups.append(group)
+    del group["lr"]
+    with pytest.raises(ValueError, match="has no hyperparameter 'lr'"):
+        opt.step([np.ones(4), np.ones(4)])
+    opt.param_groups[1] = 3
+    with pytest.raises(TypeError):
+        opt.step([np.ones(4), np.ones(4)])
+    opt.param_groups[1] = group
+    group["lr"] = 0.1
+    # Seen when the arrays are checked again.
+    good = opt.state[1]["exp_avg"]
+    for bad in (np.ones(3), np.ones(4, np.float32), np.ones(8)[::2], p):
+        opt.state[1]["exp_avg"] = bad
+        with pytest.raises((TypeError, ValueError)):
+            opt.set_masks(None)
+    opt.state[1]["exp_avg"] = good
+    opt.state[0]["step"][...] = np.iinfo(np.int64).max
+    opt.step([np.ones(4), np.ones(4)])
+    assert np.isfinite(p).all()
+
+
 @given(ANYTHING, ANYTHING)
 def test_pruning(w, s):
     check(lambda: cr.prune.magnitude_threshold(w, s), w)

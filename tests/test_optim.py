@@ -216,6 +216,15 @@ def test_adding_a_group_to_plain_parameters():
     assert (a[0], b[0]) == (1 - 1 - 1.5, 0)
 
 
+def test_iterators_count_as_lists():
+    a, b, c = np.ones(2), np.ones(2), np.ones(2)
+    opt = cr.optim.SGD(iter([a]), lr=1.0)
+    opt.add_param_group({"params": iter([b])})
+    opt.step([[np.ones(2)], iter([np.ones(2)])])
+    cr.optim.SGD([{"params": iter([c])}], lr=1.0).step(iter([iter([np.ones(2)])]))
+    assert (a[0], b[0], c[0]) == (0, 0, 0)
+
+
 def test_none_skips_a_tensor_and_its_count():
     a, b = np.ones(3), np.ones(3)
     opt = cr.optim.Adam([a, b], lr=0.1)

@@ -70,11 +70,11 @@ class Optimizer:
         self._masks: list[Array | None] = []
         self._steps = np.zeros(0, np.int64)
         self._scalars = np.zeros((0, 2))
-        if isinstance(params, Iterator):  # as of torch.nn.Module.parameters()
-            params = list(params)
+        params = _listed(params)
         self._grouped = _is_groups(params)
         self._structure: ArrayTree
         if self._grouped:
+            params = [{**group, "params": _listed(group["params"])} for group in params]
             self._structure = [_skeleton(group["params"]) for group in params]
             for i, group in enumerate(params):
                 self._append_group(f"[{i}]", group)
@@ -169,6 +169,8 @@ class Optimizer:
             self._masks = list(self._masks)
             self._paths = [p if self._grouped else f"[0]{p}" for p in self._paths]
             try:
+                if "params" in group:
+                    group = {**group, "params": _listed(group["params"])}
                 self._append_group(f"[{len(self.param_groups)}]", group)
                 own = self._structure if self._grouped else [self._structure]
                 self._structure = [*own, _skeleton(group["params"])]
@@ -176,7 +178,6 @@ class Optimizer:
                 self._prepare()
             except BaseException:
                 self.__dict__.update(before)
-                self._prepare()
                 raise
 
     def set_masks(self, masks: ArrayTree | None) -> None:
@@ -210,10 +211,15 @@ class Optimizer:
             for i, mask in masks.items()
         }
         with self._lock:
+            before = list(self._masks)
             for i, mask in checked.items():
                 packed = None if mask is None else np.packbits(mask, bitorder="little")
                 self._masks[i] = packed
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._masks = before
+                raise
             for i, mask in checked.items():
                 if mask is None:
                     continue
@@ -393,28 +399,29 @@ class Optimizer:
         return {name: array for name, array in self.state[i].items() if name not in numbers}
 
     def _prepare(self) -> None:
-        """Have the core check all arrays and remember them."""
+        """Have the core check all arrays and remember them; nothing changes if it refuses."""
         n = len(self._paths)
-        # The usual structure, which needs no walk in every step.
-        structure = self._structure
-        is_flat = isinstance(structure, list) and all(child is None for child in structure)
-        self._flat_length = n if is_flat else -1
         steps, scalars = np.zeros(n, np.int64), np.zeros((n, 2))
         steps[: len(self._steps)] = self._steps[:n]
         scalars[: len(self._scalars)] = self._scalars[:n]
+        buffers = [self._buffers(i) for i in range(n)]
+        groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+        slots = [
+            (path, array, list(buffers[i].values()), self._masks[i], groups[i])
+            for i, (path, array) in enumerate(zip(self._paths, self._arrays(), strict=True))
+        ]
+        self._stepper = _core.Stepper(self._rule, slots, self.param_groups, steps, scalars)
         self._steps, self._scalars = steps, scalars
         for i in range(n):
             # Views, so that writing to them counts.
             numbers: dict[str, Array] = {"step": steps[i : i + 1].reshape(())}
             for k, name in enumerate(self._scalar_names):
                 numbers[name] = scalars[i, k : k + 1].reshape(())
-            self.state[i] = {**numbers, **self._buffers(i)}
-        groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
-        slots = [
-            (path, array, list(self._buffers(i).values()), self._masks[i], groups[i])
-            for i, (path, array) in enumerate(zip(self._paths, self._arrays(), strict=True))
-        ]
-        self._stepper = _core.Stepper(self._rule, slots, self.param_groups, steps, scalars)
+            self.state[i] = {**numbers, **buffers[i]}
+        # The usual structure, which needs no walk in every step.
+        structure = self._structure
+        is_flat = isinstance(structure, list) and all(child is None for child in structure)
+        self._flat_length = n if is_flat else -1
 
     def _index_of(self, array: Array) -> int | None:
         """Return the index of the parameter that is this array, if any."""
@@ -459,6 +466,11 @@ def _is_groups(params: object) -> bool:
         and len(params) > 0
         and all(isinstance(group, Mapping) and "params" in group for group in params)
     )
+
+
+def _listed(params: ArrayTree) -> ArrayTree:
+    """Return an iterator, as of torch.nn.Module.parameters(), as a list."""
+    return list(params) if isinstance(params, Iterator) else params
 
 
 def _skeleton(tree: ArrayTree) -> ArrayTree:

@@ -13,7 +13,7 @@ use crate::buffers::{
     Array, Dtype, Layout, Name, Regions, data, number, require_writable, with_dtype,
 };
 use crate::errors::{NonFiniteGradientError, run};
-use crate::rules::{Group, Make, Rule, make};
+use crate::rules::{Group, Make, Rule, make, state_shape};
 
 /// An array that was checked, and what it was then.
 struct Checked {
@@ -71,6 +71,8 @@ impl Slot {
 pub struct Stepper {
     make: Make,
     slots: Vec<Slot>,
+    /// Number of parameter groups.
+    groups: usize,
     /// Steps taken, by slot.
     steps: Py<PyUntypedArray>,
     /// Numbers of the rule for each slot as a whole.
@@ -125,7 +127,7 @@ impl Stepper {
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
         let (steps, scalars) = (steps.array.unbind(), scalars.array.unbind());
-        Ok(Stepper { make, slots: checked, steps, scalars, regions })
+        Ok(Stepper { make, slots: checked, groups: rules.len(), steps, scalars, regions })
     }
 
     /// One step. `grads`: an array or None for each tensor; `groups`: the dicts of
@@ -145,6 +147,14 @@ impl Stepper {
                 "grads must hold {} arrays, one for each parameter, got {}",
                 self.slots.len(),
                 grads.len()
+            )));
+        }
+        if groups.len() != self.groups {
+            return Err(PyValueError::new_err(format!(
+                "param_groups must hold the {} groups that the optimizer was made with, got {} \
+                 (add groups with add_param_group)",
+                self.groups,
+                groups.len()
             )));
         }
         let scaling = Scaling::new(max_grad_norm, grad_scale, nonfinite)?;
@@ -201,7 +211,7 @@ impl Stepper {
             }
         }
         for job in &jobs {
-            steps[job.index] += 1;
+            steps[job.index] = steps[job.index].saturating_add(1);
             scalars[job.index] = job.numbers;
         }
         Ok(norm)
@@ -226,9 +236,12 @@ fn check_slot<'py>(
     }
     let states = states
         .iter()
-        .map(|state| {
+        .zip(&wanted)
+        .map(|(state, wanted)| {
             let state = Array::new(state, Name("state of params", &path))?;
             state.require_dtype(dtype, param.name)?;
+            let shape = state_shape(wanted.shape, param.array.shape());
+            state.require_shape(&shape, format_args!("{:?} of {name}", wanted.name))?;
             state.require_in_place()?;
             owns(state.memory());
             Ok(Checked::new(state))

@@ -266,6 +266,18 @@ fn adjust_lr(value: &Bound<'_, PyAny>) -> PyResult<AdjustLr> {
     }
 }
 
+/// The shape of a state of a parameter.
+pub fn state_shape(kind: StateShape, parameter: &[usize]) -> Vec<usize> {
+    let mut shape = parameter.to_vec();
+    let axes = shape.len();
+    match kind {
+        StateShape::Parameter => {}
+        StateShape::Rows => shape[axes - 1] = 1,
+        StateShape::Columns => shape[axes - 2] = 1,
+    }
+    shape
+}
+
 /// Checks the hyperparameters of a group, and the shape of one of its parameters;
 /// name, shape and initial value of each state buffer that is kept for it.
 #[pyfunction]
@@ -280,17 +292,8 @@ pub fn rule_states<'py>(
     rule.accepts(axes).map_err(|need| {
         Name(name, "").value_error(need, format_args!("shape {}", Shape(&shape)))
     })?;
-    let state_shape = |kind: StateShape| {
-        let mut shape = shape.clone();
-        match kind {
-            StateShape::Parameter => {}
-            StateShape::Rows => shape[axes - 1] = 1,
-            StateShape::Columns => shape[axes - 2] = 1,
-        }
-        PyTuple::new(group.py(), shape)
-    };
-    let states = rule.states(axes);
-    states.into_iter().map(|s| Ok((s.name, state_shape(s.shape)?, s.initial))).collect()
+    let tuple = |kind| PyTuple::new(group.py(), state_shape(kind, &shape));
+    rule.states(axes).into_iter().map(|s| Ok((s.name, tuple(s.shape)?, s.initial))).collect()
 }
 
 /// Checks the hyperparameters of a group; the names of the numbers that are kept
