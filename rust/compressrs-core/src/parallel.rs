@@ -161,7 +161,8 @@ pub fn for_each(
     }
     let Some(pool) = pool() else { return body(range) };
     let threads = pool.current_num_threads() + 1;
-    let size = grain.max(len.div_ceil(PARTS * threads)).next_multiple_of(align);
+    // Half a grain once threads are awake, so that few parts divide evenly.
+    let size = grain.div_ceil(2).max(len.div_ceil(PARTS * threads)).next_multiple_of(align);
     let parts = len.div_ceil(size);
     let run = |part: usize| {
         let start = range.start + part * size;

@@ -1,5 +1,7 @@
 //! Steps of optimizers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use compressrs_core::element::Float;
 use compressrs_core::optim::{
     self as core, Gradient, MAX_SCALARS, MAX_STATES, Scalars, Tensor, Update, mask_bytes,
@@ -57,6 +59,9 @@ struct Slot {
     /// Names of the states, by which a rule that has changed is told.
     state_names: Vec<&'static str>,
     mask: Option<Checked>,
+    /// Where a gradient lay that was found to overlap nothing. What it must not
+    /// overlap never changes, so the next one there need not be looked up.
+    disjoint: AtomicUsize,
 }
 
 impl Slot {
@@ -259,7 +264,8 @@ fn check_slot<'py>(
         .transpose()?;
     let state_names = wanted.into_iter().map(|s| s.name).collect();
     let param = Checked::new(param);
-    Ok(Slot { path: path.clone(), dtype, group, param, states, state_names, mask })
+    let disjoint = AtomicUsize::new(0);
+    Ok(Slot { path: path.clone(), dtype, group, param, states, state_names, mask, disjoint })
 }
 
 impl Slot {
@@ -331,11 +337,15 @@ impl Stepper {
             Ok(array) if slot.param.layout.fits(array) => Array::unchecked(array.clone(), name),
             _ => slot.gradient(grad, name)?,
         };
-        if let Some(owner) = self.regions.overlapping(&grad.memory()) {
-            return Err(PyValueError::new_err(format!(
-                "{} shares memory with params{} or its state, which the step writes to (pass a copy)",
-                grad.name, self.slots[owner].path
-            )));
+        let data = grad.data() as usize;
+        if slot.disjoint.load(Ordering::Relaxed) != data {
+            if let Some(owner) = self.regions.overlapping(&grad.memory()) {
+                return Err(PyValueError::new_err(format!(
+                    "{} shares memory with params{} or its state, which the step writes to (pass a copy)",
+                    grad.name, self.slots[owner].path
+                )));
+            }
+            slot.disjoint.store(data, Ordering::Relaxed);
         }
         Ok(grad)
     }

@@ -56,7 +56,7 @@ impl<'a, E: Element> Tensor<'a, E> {
     /// gradient does not count.
     ///
     /// # Panics
-    /// If the gradient, the mask or a state of a wrong length is given.
+    /// If the shape, the gradient or the mask is not of the parameter's length.
     pub fn new(
         update: Update,
         scale: f64,
@@ -110,6 +110,9 @@ impl<'a, E: Element> Tensor<'a, E> {
 ///
 /// All elementwise tensors are seen as one long range of elements that is divided
 /// into tasks, so that many small tensors cost no more than one large one.
+///
+/// # Panics
+/// If a state is shorter than its rule needs.
 pub fn step<E: Element>(tensors: &mut [Tensor<'_, E>]) {
     let mut total = 0;
     for tensor in &mut *tensors {
