@@ -81,6 +81,36 @@ fn blocks_of_a_long_array_are_counted_together() {
     }
 }
 
+/// Enough values that a sample brackets the rank, whatever they are like.
+#[test]
+fn samples_do_not_change_the_rank() {
+    fn check<E: Element + std::fmt::Debug>(name: &str, value: impl Fn(u32) -> E) {
+        let n = 1_100_003;
+        let w: Vec<E> = (0..n).map(value).collect();
+        let truth = sorted(std::slice::from_ref(&w));
+        let n = n as usize;
+        for k in [0, 1, 7, n / 1000, n / 3, n / 2, n / 10 * 9, n - 1000, n - 2, n - 1] {
+            let rank = rank(&[&w[..100], &[], &w[100..]], k).unwrap();
+            assert_eq!(rank.value.magnitude(), truth[k], "{name}, k = {k}");
+            assert_eq!(rank.smaller, truth.partition_point(|&x| x < truth[k]), "{name}, k = {k}");
+        }
+    }
+    let mixed = |i: u32| i.wrapping_mul(2_654_435_761);
+    check("f32", |i| (mixed(i) as f32 - 2e9) / 1e9);
+    check("f64", |i| f64::from(mixed(i)).ln());
+    check("f16", |i| f16::from_f32((mixed(i) % 5000) as f32 / 100.0 - 25.0));
+    check("all equal", |_| -1.5f32);
+    check("half zeros", |i| if mixed(i) % 2 == 0 { 0.0 } else { mixed(i) as f32 });
+    check("two values", |i| if i < 700_000 { 1.0f32 } else { 2.0 });
+    check("ascending", |i| i as f32);
+    check("descending", |i| -((2_000_000 - i) as f32));
+    // Every 22nd or 23rd value is sampled: small ones only, none of the rest.
+    check("a pattern", |i| if i % 11 == 0 { mixed(i) as f32 / 1e12 } else { mixed(i) as f32 });
+    check("NaN", |i| if mixed(i) % 3 == 0 { f32::NAN } else { mixed(i) as f32 });
+    check("infinite", |i| if mixed(i) % 3 == 0 { f32::NEG_INFINITY } else { i as f32 });
+    check("subnormal", |i| f32::from_bits(mixed(i) % 1_000_000));
+}
+
 #[test]
 fn the_threshold_itself_is_kept() {
     let w = [-2.0f32, -1.0, -0.5, 0.0, 0.5, 1.0, f32::INFINITY, f32::NAN];
