@@ -427,3 +427,38 @@ def test_parameters_in_a_memory_map_larger_than_the_memory_that_is_allowed(tmp_p
     assert path.stat().st_size == 64 * 2**20
     np.testing.assert_array_equal(np.memmap(path, np.float32, "r")[:: 2**20], -1)
     os.unlink(path)
+
+
+@pytest.mark.parametrize("kind", ["lookahead", "schedule free"])
+def test_wrappers_load_all_or_nothing(kind):
+    def make():
+        p = np.ones(3)
+        if kind == "lookahead":
+            return p, cr.optim.Lookahead(cr.optim.Adam(p), k=2)
+        return p, cr.optim.ScheduleFree(p, lambda z: cr.optim.Adam(z))
+
+    _, source = make()
+    source.step(np.ones(3))
+    good = copy.deepcopy(source.state_dict())
+    p, target = make()
+    target.step(np.full(3, 2.0))
+    before, weights = copy.deepcopy(target.state_dict()), p.copy()
+    for key in good:
+        bad = copy.deepcopy(good)
+        bad[key] = "no"
+        with pytest.raises(ValueError):
+            target.load_state_dict(bad)
+        np.testing.assert_equal(target.state_dict(), before)
+        np.testing.assert_array_equal(p, weights)
+    target.load_state_dict(good)
+    np.testing.assert_equal(target.state_dict(), good)
+
+
+def test_hyperparameters_that_need_other_state_are_not_loaded():
+    """As of a PyTorch optimizer that took no step, whose state is empty."""
+    opt = cr.optim.SGD(np.ones(3), momentum=0.9)
+    group = {**opt.state_dict()["param_groups"][0], "momentum": 0.0}
+    with pytest.raises(ValueError, match=r"that need \['momentum_buffer'\] for params, got"):
+        opt.load_state_dict({"state": {}, "param_groups": [group]})
+    assert opt.param_groups[0]["momentum"] == 0.9
+    opt.step(np.ones(3))

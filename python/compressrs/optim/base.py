@@ -274,7 +274,15 @@ class Optimizer:
                 )
             updates = [self._loaded_group(group) for group in groups]
             # Copied now, since a source may be a view of another target.
-            copies = [copy for i in self.state for copy in self._loaded_state(i, state.get(i, {}))]
+            copies = []
+            i = 0
+            for group, update in zip(self.param_groups, updates, strict=True):
+                for array in group["params"]:
+                    states = _core.rule_states(
+                        self._rule, {**group, **update}, array.shape, f"params{self._paths[i]}"
+                    )
+                    copies += self._loaded_state(i, state.get(i, {}), states)
+                    i += 1
             for target, value in copies:
                 target[...] = value
             for group, update in zip(self.param_groups, updates, strict=True):
@@ -298,14 +306,24 @@ class Optimizer:
         _core.rule_scalars(self._rule, {**self.defaults, **update})
         return update
 
-    def _loaded_state(self, i: int, source: Mapping[str, Any]) -> list[tuple[Array, Array]]:
-        """Return the buffers of a parameter with the values that they shall have."""
+    def _loaded_state(
+        self, i: int, source: Mapping[str, Any], states: list[tuple[str, tuple[int, ...], float]]
+    ) -> list[tuple[Array, Array]]:
+        """Return the buffers of a parameter with the values that they shall have.
+
+        `states` are those that the rule needs with the hyperparameters to come.
+        """
         own = self.state[i]
+        if [name for name, _, _ in states] != list(self._buffers(i)):
+            raise ValueError(
+                f"state_dict must have hyperparameters that need {list(self._buffers(i))} for "
+                f"params{self._paths[i]}, got some that need {[name for name, _, _ in states]}"
+            )
         # PyTorch keeps nothing for a parameter that was never updated, None for a
         # buffer that is not used, and no count of steps for SGD.
         source = {name: value for name, value in source.items() if value is not None}
         if not source:
-            initial = {name: value for name, _, value in self._states_of(i)}
+            initial = {name: value for name, _, value in states}
             return [(own[name], np.asarray(initial.get(name, 0.0))) for name in own]
         if self._rule == "sgd" and "step" not in source:
             source["step"] = 1
@@ -356,16 +374,6 @@ class Optimizer:
             nothing is changed then.
         """
         self.load_state_dict(storage.load(Path(path), type(self).__name__))
-
-    def _states_of(self, i: int) -> list[tuple[str, tuple[int, ...], float]]:
-        """Return name, shape and initial value of the state buffers of a parameter."""
-        index = 0
-        for group in self.param_groups:
-            if i < index + len(group["params"]):
-                shape = group["params"][i - index].shape
-                return _core.rule_states(self._rule, group, shape, f"params{self._paths[i]}")
-            index += len(group["params"])
-        raise IndexError(i)
 
     def _append_group(self, path: str, group: Mapping[str, Any]) -> None:
         if "params" not in group:

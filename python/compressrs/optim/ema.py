@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, rebuild
+from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild
 from compressrs._checks import number
 
 
@@ -95,8 +95,7 @@ class EMA:
 
     def copy_to_params(self) -> None:
         """Set the weights to their averages, for good."""
-        for weight, average in zip(self._weights, self._averages, strict=True):
-            weight[...] = average
+        assign(self._weights, self._averages)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages, not copied, and the number of updates."""
@@ -110,15 +109,17 @@ class EMA:
         ValueError
             If it does not fit; nothing is changed then.
         """
-        load_arrays(self._averages, state_dict, "averages")
+        assign(self._averages, checked_arrays(self._averages, state_dict, "averages"))
         self.steps = int(state_dict["steps"])
 
     def _swap(self) -> None:
         _core.swap(self._weights, self._names, self._averages, self._average_names)
 
 
-def load_arrays(targets: list[Any], state_dict: Mapping[str, Any], key: str) -> None:
-    """Copy arrays of a state dict to arrays of the same shapes, all or none.
+def checked_arrays(targets: list[Array], state_dict: Mapping[str, Any], key: str) -> list[Array]:
+    """Return the arrays of a state dict that fit `targets`, after a look at its ``"steps"``.
+
+    Nothing is written, so that a caller can check all before it changes anything.
 
     Raises
     ------
@@ -133,5 +134,10 @@ def load_arrays(targets: list[Any], state_dict: Mapping[str, Any], key: str) -> 
     shapes, own = [v.shape for v in values], [t.shape for t in targets]
     if shapes != own or any(v.dtype.kind not in "iuf" for v in values):
         raise ValueError(f"state_dict[{key!r}] must hold numbers of shapes {own}, got {shapes}")
+    return values
+
+
+def assign(targets: list[Array], values: list[Array]) -> None:
+    """Copy arrays to others of the same shapes."""
     for target, value in zip(targets, values, strict=True):
         target[...] = value

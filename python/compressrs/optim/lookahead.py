@@ -9,7 +9,7 @@ from compressrs import _core
 from compressrs._arrays import ArrayTree
 from compressrs._checks import share, whole
 from compressrs.optim.base import Optimizer
-from compressrs.optim.ema import load_arrays
+from compressrs.optim.ema import assign, checked_arrays
 
 
 class Lookahead:
@@ -71,8 +71,7 @@ class Lookahead:
             names = [f"params{path}" for path in self.optimizer._paths]
             slow_names = [f"the slow weights of {name}" for name in names]
             _core.lerp(self._slow, slow_names, fast, names, self.alpha)
-            for weight, slow in zip(fast, self._slow, strict=True):
-                weight[...] = slow
+            assign(fast, self._slow)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,10 +85,11 @@ class Lookahead:
         Raises
         ------
         ValueError
-            If it does not fit.
+            If it does not fit; nothing is changed then.
         """
         if "optimizer" not in state_dict:
             raise ValueError("state_dict must hold 'optimizer', 'slow' and 'steps'")
-        load_arrays(self._slow, state_dict, "slow")
+        slow = checked_arrays(self._slow, state_dict, "slow")
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        assign(self._slow, slow)
         self.steps = int(state_dict["steps"])

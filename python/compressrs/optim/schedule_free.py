@@ -11,7 +11,7 @@ from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays, rebuild
 from compressrs._checks import number
 from compressrs.optim.base import Optimizer
-from compressrs.optim.ema import load_arrays
+from compressrs.optim.ema import assign, checked_arrays
 
 
 class ScheduleFree:
@@ -117,8 +117,7 @@ class ScheduleFree:
     def eval(self) -> None:
         """Set the parameters to the average, the model to use."""
         if self._training:
-            for weight, x in zip(self._weights, self._x, strict=True):
-                weight[...] = x
+            assign(self._weights, self._x)
             self._training = False
 
     def train(self) -> None:
@@ -128,8 +127,7 @@ class ScheduleFree:
             self._training = True
 
     def _set_y(self) -> None:
-        for weight, x in zip(self._weights, self._x, strict=True):
-            weight[...] = x
+        assign(self._weights, self._x)
         _core.lerp(self._weights, self._names, self._z, self._z_names, 1 - self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,16 +147,18 @@ class ScheduleFree:
         Raises
         ------
         ValueError
-            If it does not fit.
+            If it does not fit; nothing is changed then.
         """
         try:
             largest, total = float(state_dict["largest_lr"]), float(state_dict["weight_sum"])
             optimizer = state_dict["optimizer"]
         except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError("state_dict must be what ScheduleFree.state_dict returned") from None
-        load_arrays(self._x, state_dict, "x")
-        load_arrays(self._z, state_dict, "z")
+        x = checked_arrays(self._x, state_dict, "x")
+        z = checked_arrays(self._z, state_dict, "z")
         self.optimizer.load_state_dict(optimizer)
+        assign(self._x, x)
+        assign(self._z, z)
         self.steps, self._largest_lr, self._weight_sum = int(state_dict["steps"]), largest, total
         self._training = True
         self._set_y()

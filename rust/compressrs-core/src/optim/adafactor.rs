@@ -200,18 +200,19 @@ impl Factored {
                 rows,
                 block,
                 |part| {
-                    let mut column_sums = vec![0.0; columns];
+                    let (mut column_sums, mut squares) = (vec![0.0; columns], vec![0.0; columns]);
                     for row in part {
-                        let [sum] = sums(columns, |column| [square(first + row, column)]);
+                        for (column, square_of) in squares.iter_mut().enumerate() {
+                            *square_of = square(first + row, column);
+                        }
+                        let [sum] = sums(columns, |column| [squares[column]]);
                         // SAFETY: tasks have different rows.
                         blend(
                             unsafe { &mut shared.slice(row..row + 1)[0] },
                             sum / columns as f64,
                             self.blend,
                         );
-                        for (column, sum) in column_sums.iter_mut().enumerate() {
-                            *sum += square(first + row, column);
-                        }
+                        column_sums.iter_mut().zip(&squares).for_each(|(sum, x)| *sum += x);
                     }
                     column_sums
                 },

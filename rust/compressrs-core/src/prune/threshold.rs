@@ -2,7 +2,7 @@
 //! sorting, concatenating or copying them.
 //!
 //! Of many values, a sample brackets the one that is looked for; one pass counts
-//! what lies below the bracket and keeps what lies within, about a hundredth, of
+//! what lies below the bracket and keeps what lies within, less than a hundredth, of
 //! which a radix histogram then finds it. Where the sample misled, the histogram
 //! goes over all.
 
@@ -145,49 +145,53 @@ impl<E: Element> Kernel for Sift<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        let Sift { slice, low, high, sifted } = self;
-        let is_within = |x: E| (x.load().abs() > low) & (x.load().abs() < high);
-        let mut keep = |values: &[E]| {
-            if sifted.between.len() > BLOCK / 8 {
-                sifted.overflow = true;
-            } else {
-                // Without branches, which nothing could predict.
-                let (mut within, mut n) = ([E::default(); UNIT], 0);
-                for &x in values {
-                    within[n % UNIT] = x;
-                    n += usize::from(is_within(x));
-                }
-                sifted.between.extend_from_slice(&within[..n]);
-            }
-        };
-        let (units, rest) = slice.as_chunks::<UNIT>();
+    fn run(mut self) {
+        let (units, rest) = self.slice.as_chunks::<UNIT>();
         let mut counts = [[0u32; UNIT]; 3];
         for unit in units {
-            let mut within = 0;
-            for l in 0..UNIT {
-                let x = unit[l].load().abs();
-                counts[0][l] += u32::from(x < low);
-                counts[1][l] += u32::from(x == low);
-                counts[2][l] += u32::from(x == high);
-                within |= u32::from(x > low) & u32::from(x < high);
-            }
-            if within != 0 {
-                keep(unit);
-            }
+            self.unit(unit, &mut counts);
         }
-        for (l, x) in rest.iter().map(|x| x.load().abs()).enumerate() {
+        // Filled up with NaN, the largest magnitude, which counts nowhere.
+        let mut last = [E::from_magnitude((1 << E::MAGNITUDE_BITS) - 1); UNIT];
+        last[..rest.len()].copy_from_slice(rest);
+        self.unit(&last, &mut counts);
+        // At most BLOCK in each, so that no count overflows.
+        let [below, at_low, at_high] = counts.map(|c| c.iter().map(|&n| n as usize).sum::<usize>());
+        self.sifted.below += below;
+        self.sifted.at_low += at_low;
+        // Counted once where both ends are the same value.
+        self.sifted.at_high += if self.low == self.high { 0 } else { at_high };
+    }
+}
+
+impl<E: Element> Sift<'_, E> {
+    /// Counts, lane by lane, what is below the bracket and at its ends, and keeps
+    /// what is within.
+    #[inline(always)]
+    fn unit(&mut self, unit: &[E; UNIT], counts: &mut [[u32; UNIT]; 3]) {
+        let (low, high) = (self.low, self.high);
+        let mut any = 0;
+        for l in 0..UNIT {
+            let x = unit[l].load().abs();
             counts[0][l] += u32::from(x < low);
             counts[1][l] += u32::from(x == low);
             counts[2][l] += u32::from(x == high);
+            any |= u32::from(x > low) & u32::from(x < high);
         }
-        keep(rest);
-        // At most BLOCK in each, so that no count overflows.
-        let [below, at_low, at_high] = counts.map(|c| c.iter().map(|&n| n as usize).sum::<usize>());
-        sifted.below += below;
-        sifted.at_low += at_low;
-        // Counted once where both ends are the same value.
-        sifted.at_high += if low == high { 0 } else { at_high };
+        if any == 0 {
+            return;
+        }
+        if self.sifted.between.len() > BLOCK / 8 {
+            self.sifted.overflow = true;
+            return;
+        }
+        // Without branches, which nothing could predict.
+        let (mut kept, mut n) = ([E::default(); UNIT], 0);
+        for &x in unit {
+            kept[n % UNIT] = x;
+            n += usize::from((x.load().abs() > low) & (x.load().abs() < high));
+        }
+        self.sifted.between.extend_from_slice(&kept[..n]);
     }
 }
 
