@@ -6,13 +6,16 @@ use std::hint::black_box;
 use compressrs_core::distill::{KdLoss, Softmax, kd_loss, softmax};
 use compressrs_core::element::Float;
 use compressrs_core::optim::{
-    Adagrad, Adam, Hyperparameters, MAX_STATES, Scalars, Sgd, Tensor, step,
+    Adagrad, Adam, BLOCK, Codes, Dither, Halves, Hyperparameters, MAX_STATES, Moments, Rounding,
+    Scalars, Sgd, Tensor, Weights, step,
 };
 use compressrs_core::parallel::{self, SharedMut};
 use compressrs_core::prune::rank;
 use compressrs_core::simd::{self, Kernel};
 use compressrs_core::sparse::{Csr, Dense, DenseMut, matmul, matmul_transposed, sddmm};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
 
 /// Repeatable values in [-1, 1) without a pattern that a kernel could notice.
 fn values(len: usize) -> Vec<f32> {
@@ -66,11 +69,13 @@ fn optim(c: &mut Criterion) {
             group.throughput(Throughput::Bytes((3 + 2 * count as u64) * 4 * n as u64));
             group.bench_function(name, |b| {
                 b.iter(|| {
-                    let states = states.each_mut().map(Vec::as_mut_slice);
-                    step(&mut [Tensor::new(update, 1.0, &[n], &mut param, &grad, states, None)]);
+                    let states = states.each_mut().map(|s| Moments::from(s.as_mut_slice()));
+                    let (param, grad) = (param.as_mut_slice(), grad.as_slice());
+                    step(&mut [Tensor::new(update, &[n], param, grad, states)]);
                 });
             });
         }
+        few_bytes(&mut group, &adam, &mut param, &grad);
         group.throughput(Throughput::Bytes(2 * 4 * n as u64));
         group.bench_function("copy", |b| {
             b.iter(|| {
@@ -83,6 +88,53 @@ fn optim(c: &mut Criterion) {
             });
         });
     }
+}
+
+/// Adam with moments in 8 bits, and with all in bfloat16.
+fn few_bytes(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    adam: &Adam,
+    param: &mut [f32],
+    grad: &[f32],
+) {
+    let n = param.len();
+    let (update, dither) = (adam.at(10, &mut Scalars::default()), Dither::new(0, 0, 10));
+    let blocks = n.div_ceil(BLOCK);
+    let (mut m, mut v) = (vec![0u8; n], vec![0u8; n]);
+    let (mut m_scales, mut v_scales) = (vec![0.0f32; blocks], vec![0.0f32; blocks]);
+    group.throughput(Throughput::Bytes(16 * n as u64 + 16 * blocks as u64));
+    group.bench_function("Adam, 8-bit moments", |b| {
+        b.iter(|| {
+            let coded = |codes, scales, divisor| {
+                let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
+                Moments::Coded(Codes { codes, scales, divisor })
+            };
+            let states = [
+                coded(&mut m, &mut m_scales, false),
+                coded(&mut v, &mut v_scales, true),
+                Moments::default(),
+            ];
+            step(&mut [Tensor::new(update, &[n], &mut *param, grad, states).dithered(dither)]);
+        });
+    });
+    let halves = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+    let (mut param, grad) = (halves(param), halves(grad));
+    let (mut m, mut v) = (vec![bf16::ZERO; n], vec![bf16::ZERO; n]);
+    group.throughput(Throughput::Bytes(14 * n as u64));
+    group.bench_function("Adam, bfloat16", |b| {
+        b.iter(|| {
+            let param: Weights<'_, f32> = Weights::Bf16(Halves {
+                values: SharedMut::new(&mut param),
+                rounding: Rounding::Stochastic,
+            });
+            let states = [
+                Moments::Bf16(SharedMut::new(&mut m)),
+                Moments::Bf16(SharedMut::new(&mut v)),
+                Moments::default(),
+            ];
+            step(&mut [Tensor::new(update, &[n], param, &*grad, states).dithered(dither)]);
+        });
+    });
 }
 
 /// A matrix with every tenth element kept, and the dense operands of a layer.

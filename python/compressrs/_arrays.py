@@ -32,7 +32,13 @@ def as_array(x: object, name: str) -> Array:
     if detach is not None:
         x = detach()
     try:
-        if hasattr(x, "__dlpack__"):
+        if str(getattr(x, "dtype", "")) == "torch.bfloat16":
+            # DLPack knows bfloat16, NumPy's does not.
+            import torch
+
+            bits: Any = x
+            return np.from_dlpack(bits.view(torch.int16)).view(bfloat16())
+        if hasattr(x, "__dlpack__") and "bfloat16" not in str(getattr(x, "dtype", "")):
             return np.from_dlpack(x)
         return np.asarray(x, copy=False)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -40,6 +46,39 @@ def as_array(x: object, name: str) -> Array:
             f"{name} must be a NumPy array or give a view of its memory "
             f"(DLPack on the CPU, buffer protocol), got {type(x).__name__}"
         ) from error
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return the dtype that ml_dtypes adds to NumPy.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If ml_dtypes is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "bfloat16 needs ml_dtypes: pip install 'compressrs[bfloat16]'"
+        ) from None
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the dtype of this name, bfloat16 included."""
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that arithmetic on arrays of `dtype` is done in."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of `dtype` hold integers or floating-point numbers."""
+    return dtype.kind in "iuf" or dtype.name == "bfloat16"
 
 
 def as_gradient(x: object, name: str) -> Array:

@@ -5,6 +5,8 @@ from typing import Any, final
 from numpy.typing import NDArray
 
 __all__ = [
+    "CODE_BLOCK",
+    "CODE_VERSION",
     "NonFiniteGradientError",
     "Stepper",
     "__version__",
@@ -15,6 +17,8 @@ __all__ = [
     "csr_from_dense",
     "csr_matmul",
     "csr_to_dense",
+    "decode_state",
+    "encode_state",
     "get_num_threads",
     "kd_loss",
     "lerp",
@@ -22,8 +26,8 @@ __all__ = [
     "mask_below",
     "mask_smallest",
     "norm",
+    "rule_buffers",
     "rule_scalars",
-    "rule_states",
     "scale",
     "sddmm",
     "set_num_threads",
@@ -31,10 +35,11 @@ __all__ = [
     "simd_level",
     "simd_levels",
     "softmax",
-    "swap",
 ]
 
 __version__: str
+CODE_BLOCK: int
+CODE_VERSION: int
 
 _Array = NDArray[Any]
 _Parts = tuple[_Array, _Array, _Array]
@@ -44,9 +49,9 @@ def set_num_threads(n: int) -> None: ...
 def shutdown() -> None: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
-def rule_states(
-    kind: str, group: dict[str, Any], shape: tuple[int, ...], name: str
-) -> list[tuple[str, tuple[int, ...], float]]: ...
+def rule_buffers(
+    kind: str, group: dict[str, Any], param: _Array, name: str
+) -> list[tuple[str, tuple[int, ...], str, float]]: ...
 def rule_scalars(kind: str, group: dict[str, Any]) -> list[str]: ...
 
 class NonFiniteGradientError(ValueError): ...
@@ -70,6 +75,8 @@ class Stepper:
         nonfinite: str,
     ) -> float | None: ...
 
+def encode_state(x: _Array, codes: _Array, scales: _Array, name: str) -> None: ...
+def decode_state(codes: _Array, scales: _Array, x: _Array, name: str) -> None: ...
 def lerp(
     targets: list[_Array],
     names: list[str],
@@ -80,7 +87,6 @@ def lerp(
 def accumulate(
     sums: list[_Array], names: list[str], x: list[_Array], x_names: list[str], weight: float
 ) -> None: ...
-def swap(x: list[_Array], x_names: list[str], y: list[_Array], y_names: list[str]) -> None: ...
 def norm(arrays: list[_Array], names: list[str], order: float) -> float: ...
 def scale(arrays: list[_Array], names: list[str], factor: float) -> None: ...
 def clamp(arrays: list[_Array], names: list[str], limit: float) -> None: ...

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_gradient, flatten, flatten_like, rebuild
+from compressrs._arrays import (
+    Array,
+    ArrayTree,
+    as_gradient,
+    compute_dtype,
+    flatten,
+    flatten_like,
+    rebuild,
+)
 from compressrs._checks import whole
 
 
@@ -52,8 +60,8 @@ class GradientAccumulator:
         Parameters
         ----------
         grads : array, or list or nested dict of arrays
-            float32 or float64, of one structure and the same shapes in every call.
-            None counts as zeros.
+            float32, float64, float16 or bfloat16, of one structure and the same shapes
+            in every call. None counts as zeros. Half precision is summed in float32.
 
         Returns
         -------
@@ -76,7 +84,7 @@ class GradientAccumulator:
             arrays = self._arrays(leaves, paths)
             if any(a is None for a in arrays):
                 raise ValueError("the first gradients must all be arrays, to tell their shapes")
-            sums = [np.zeros(a.shape, a.dtype) for a in arrays if a is not None]
+            sums = [np.zeros(a.shape, compute_dtype(a.dtype)) for a in arrays if a is not None]
             structure = rebuild(grads, iter([None] * len(leaves)))
         else:
             structure, sums = self._structure, self._sums

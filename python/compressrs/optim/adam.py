@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Adam(Optimizer):
@@ -38,6 +43,9 @@ class Adam(Optimizer):
         Ascend instead of descend.
     decoupled_weight_decay : bool, default False
         Let the decay act on the parameter itself, which makes this `AdamW`.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -67,6 +75,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -79,4 +88,5 @@ class Adam(Optimizer):
                 "maximize": maximize,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
+            storage,
         )

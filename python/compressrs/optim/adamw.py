@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressrs._arrays import ArrayTree
 from compressrs.optim.adam import Adam
+from compressrs.optim.base import Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AdamW(Adam):
@@ -31,6 +35,9 @@ class AdamW(Adam):
         Divide by the largest second moment so far.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -59,6 +66,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -69,4 +77,5 @@ class AdamW(Adam):
             amsgrad,
             maximize=maximize,
             decoupled_weight_decay=True,
+            **storage,
         )

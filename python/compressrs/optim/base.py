@@ -7,19 +7,52 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, flatten, flatten_like, same_memory
-from compressrs.optim import storage
+from compressrs._arrays import (
+    Array,
+    ArrayTree,
+    as_array,
+    flatten,
+    flatten_like,
+    is_number,
+    same_memory,
+)
+from compressrs.optim import storage as files
+from compressrs.optim._moments import (
+    CODES,
+    OF_WEIGHTS,
+    SCALE,
+    Buffer,
+    has_codes,
+    narrowed,
+    widened,
+)
 from compressrs.sparse import CSRMatrix
 
 #: Keys of PyTorch's groups that choose an implementation, not a result.
 _TORCH_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable"))
 #: Hyperparameters that a state dict need not have: not every version of PyTorch's does.
-_NEWER = frozenset(("maximize", "decoupled_weight_decay"))
+_NEWER = frozenset(("maximize", "decoupled_weight_decay", "state_dtype", "precision", "seed"))
+#: How numbers are stored, which an optimizer does not take over with a state.
+_OWN = ("state_dtype", "precision")
+
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
+Precision: TypeAlias = Literal["nearest", "stochastic", "kahan", "master"]
+
+
+class Storage(TypedDict, total=False):
+    """How little memory state and weights take; see `Optimizer`."""
+
+    state_dtype: StateDtype
+    precision: Precision
+    seed: int
+
+
+_STORAGE = Storage(state_dtype="float32", precision="nearest", seed=0)
 
 
 class Optimizer:
@@ -28,13 +61,34 @@ class Optimizer:
     Parameters
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
-        float32 or float64, C-contiguous and writable. They are updated in place,
-        so they must not share memory. NumPy arrays, memory maps, and what gives a
-        view of its memory through DLPack or the buffer protocol (a CPU tensor of
-        PyTorch). An iterator counts as a list. A group dict has a key ``"params"``
-        and hyperparameters of its own.
+        float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous and
+        writable. They are updated in place, so they must not share memory. NumPy
+        arrays, memory maps, and what gives a view of its memory through DLPack or
+        the buffer protocol (a CPU tensor of PyTorch). An iterator counts as a list.
+        A group dict has a key ``"params"`` and hyperparameters of its own.
     defaults : dict
         Hyperparameters of groups that do not give them.
+    storage : dict, optional
+        How numbers are stored; given to the subclasses as keywords, and to groups
+        by the same keys.
+
+        state_dtype : {"float32", "bfloat16", "int8"}, default "float32"
+            What the moments of parameters are kept in. "float32" means float64 for
+            float64 parameters. "bfloat16" takes half of the bytes, "int8" a quarter:
+            8-bit codes with a scale for each block of 256. Both are rounded up or
+            down by chance, so that slow means move at the right pace. Under "int8",
+            parameters of fewer than 4,096 elements keep float32 state, and so do
+            row and column means, step sizes, and the moments that centered RMSprop
+            takes a difference of.
+        precision : {"nearest", "stochastic", "kahan", "master"}, default "nearest"
+            How float16 and bfloat16 parameters, whose steps are computed in float32,
+            are rounded: to nearest, which loses steps of less than half of the last
+            place; up or down by chance, so that the mean is right; to nearest, with
+            what was cut off kept beside (2 bytes an element more); or from weights
+            kept in float32 (4 bytes more). Others are not rounded.
+        seed : int, default 0
+            Of what is rounded by chance. The same seed gives the same bits for any
+            number of threads and any vector width.
 
     Attributes
     ----------
@@ -60,9 +114,16 @@ class Optimizer:
     #: Hyperparameters that make the class what it is.
     _fixed: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, params: ArrayTree, defaults: dict[str, Any], storage: Storage | None = None
+    ) -> None:
         self._lock = threading.Lock()
-        self.defaults = defaults
+        if unknown := set(storage or ()) - set(_STORAGE):
+            raise TypeError(
+                f"{type(self).__name__} has no parameter {sorted(unknown)[0]!r}; "
+                f"it takes {', '.join([*defaults, *_STORAGE])}"
+            )
+        self.defaults = defaults = {**defaults, **_STORAGE, **(storage or {})}
         self._scalar_names = _core.rule_scalars(self._rule, defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, dict[str, Array]] = {}
@@ -100,8 +161,8 @@ class Optimizer:
         ----------
         grads : array, or list or nested dict of arrays
             Gradients in the structure in which the parameters were given (for
-            groups: a list with one entry a group), of their parameters' dtypes and
-            shapes. None leaves a parameter and its state as they are. Gradients
+            groups: a list with one entry a group), of their parameters' shapes and
+            any floating-point dtype. None leaves a parameter and its state as they are. Gradients
             that are not C-contiguous are copied.
         max_grad_norm : float, optional
             Scales the gradients by ``min(1, max_grad_norm / (norm + 1e-6))``, where
@@ -125,7 +186,7 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If a gradient is not an array or of another dtype than its parameter.
+            If a gradient is not an array of a floating-point dtype.
         NonFiniteGradientError
             A ValueError that names the gradient; see `nonfinite`.
         ValueError
@@ -225,8 +286,60 @@ class Optimizer:
                     continue
                 for buffer in (arrays[i], *self._buffers(i).values()):
                     # Means over rows and columns have no masked elements.
-                    if buffer.shape == mask.shape:
+                    if buffer.shape != mask.shape:
+                        continue
+                    if buffer.dtype.kind in "iu":
+                        np.copyto(buffer, 0, where=~mask)
+                    else:
                         _core.apply_mask(buffer, mask, f"params{self._paths[i]}")
+
+    def convert_state(
+        self, state_dtype: StateDtype | None = None, precision: Precision | None = None
+    ) -> None:
+        """Change how the numbers of a running optimizer are stored.
+
+        Parameters
+        ----------
+        state_dtype, precision : str, optional
+            See `Optimizer`; None leaves a setting as it is. Moments are rounded to
+            nearest once.
+
+        Raises
+        ------
+        ValueError
+            If a setting is not one of those; nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, compressrs as cr
+        >>> w = np.zeros(4096, np.float32)
+        >>> opt = cr.optim.Adam(w)
+        >>> opt.step(np.ones_like(w))
+        >>> sum(a.nbytes for a in opt.state[0].values())
+        32776
+        >>> opt.convert_state("int8")
+        >>> sum(a.nbytes for a in opt.state[0].values())
+        8328
+        """
+        given = {"state_dtype": state_dtype, "precision": precision}
+        changes = {key: value for key, value in given.items() if value is not None}
+        with self._lock:
+            groups = [{**group, **changes} for group in self.param_groups]
+            state, i = {}, 0
+            for group in groups:
+                for array in group["params"]:
+                    wanted = self._wanted(group, array, self._paths[i])
+                    numbers = {"step": self.state[i]["step"]}
+                    state[i] = {**numbers, **narrowed(wanted, widened(self._buffers(i)))}
+                    i += 1
+            self.state = state
+            for group in self.param_groups:
+                group.update(changes)
+            self._prepare()
+
+    def _wanted(self, group: dict[str, Any], array: Array, path: str) -> list[Buffer]:
+        """Return what buffers are to be kept for a parameter of a group."""
+        return _core.rule_buffers(self._rule, group, array, f"params{path}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return state and hyperparameters in the form of PyTorch.
@@ -238,20 +351,25 @@ class Optimizer:
         -------
         dict
             ``"state"``: by index of the parameter, and ``"param_groups"``: with
-            these indices in place of the parameters.
+            these indices in place of the parameters. With 8-bit state also
+            ``"codes"``, what the codes mean; those of ``"exp_avg"``, say, have their
+            scales in ``"exp_avg_scale"``.
         """
         groups, first = [], 0
         for group in self.param_groups:
             last = first + len(group["params"])
             groups.append({**group, "params": list(range(first, last))})
             first = last
-        return {"state": {i: dict(s) for i, s in self.state.items()}, "param_groups": groups}
+        state = {i: dict(buffers) for i, buffers in self.state.items()}
+        codes = {"codes": dict(CODES)} if has_codes(state) else {}
+        return {"state": state, "param_groups": groups, **codes}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over state and hyperparameters that `state_dict` returned.
 
-        The values are copied into the optimizer's own arrays. The state dict of the
-        PyTorch optimizer of this name is taken as well, with CPU tensors.
+        The values are copied into the optimizer's own arrays, and converted if those
+        are of another `state_dtype`. The state dict of the PyTorch optimizer of this
+        name is taken as well, with CPU tensors.
 
         Raises
         ------
@@ -266,6 +384,11 @@ class Optimizer:
             raise ValueError(
                 "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
             ) from None
+        if has_codes(state) and state_dict.get("codes") != CODES:
+            raise ValueError(
+                f"state_dict must have 8-bit codes {CODES}, got {state_dict.get('codes')}; "
+                "convert it with the version that wrote it: opt.convert_state('float32')"
+            )
         with self._lock:
             lengths = [len(group["params"]) for group in self.param_groups]
             if given != lengths:
@@ -278,10 +401,8 @@ class Optimizer:
             i = 0
             for group, update in zip(self.param_groups, updates, strict=True):
                 for array in group["params"]:
-                    states = _core.rule_states(
-                        self._rule, {**group, **update}, array.shape, f"params{self._paths[i]}"
-                    )
-                    copies += self._loaded_state(i, state.get(i, {}), states)
+                    wanted = self._wanted({**group, **update}, array, self._paths[i])
+                    copies += self._loaded_state(i, state.get(i, {}), wanted)
                     i += 1
             for target, value in copies:
                 target[...] = value
@@ -301,49 +422,67 @@ class Optimizer:
                     f"state_dict must have {name}={value} for {type(self).__name__}, "
                     f"got {group[name]!r}; is it that of another optimizer?"
                 )
-        dropped = {"params", *_TORCH_SWITCHES}
+        dropped = {"params", *_TORCH_SWITCHES, *_OWN}
         update = {k: v for k, v in group.items() if k not in dropped}
         _core.rule_scalars(self._rule, {**self.defaults, **update})
         return update
 
     def _loaded_state(
-        self, i: int, source: Mapping[str, Any], states: list[tuple[str, tuple[int, ...], float]]
+        self, i: int, source: Mapping[str, Any], wanted: list[Buffer]
     ) -> list[tuple[Array, Array]]:
         """Return the buffers of a parameter with the values that they shall have.
 
-        `states` are those that the rule needs with the hyperparameters to come.
+        `wanted` are those that are needed with the hyperparameters to come.
         """
         own = self.state[i]
-        if [name for name, _, _ in states] != list(self._buffers(i)):
+        if [name for name, *_ in wanted] != list(self._buffers(i)):
             raise ValueError(
                 f"state_dict must have hyperparameters that need {list(self._buffers(i))} for "
-                f"params{self._paths[i]}, got some that need {[name for name, _, _ in states]}"
+                f"params{self._paths[i]}, got some that need {[name for name, *_ in wanted]}"
             )
         # PyTorch keeps nothing for a parameter that was never updated, None for a
         # buffer that is not used, and no count of steps for SGD.
         source = {name: value for name, value in source.items() if value is not None}
         if not source:
-            initial = {name: value for name, _, value in states}
-            return [(own[name], np.asarray(initial.get(name, 0.0))) for name in own]
+            initial = narrowed(wanted, {})
+            return [(own[name], initial.get(name, np.asarray(0.0))) for name in own]
         if self._rule == "sgd" and "step" not in source:
             source["step"] = 1
-        if source.keys() != own.keys():
+        # Codes come with their scales; what belongs to a weight makes up for itself.
+        scales = {name + SCALE for name, *_ in wanted}
+        optional = scales | {*OF_WEIGHTS}
+        if set(own) - optional - set(source) or set(source) - set(own) - optional:
             raise ValueError(
-                f"state_dict['state'][{i}] must hold {sorted(own)}, got {sorted(source)}"
+                f"state_dict['state'][{i}] must hold {sorted(set(own) - optional)}, "
+                f"got {sorted(source)}"
             )
-        copies = []
-        for name, target in own.items():
-            value = np.asarray(source[name])
+        values = {}
+        for name, value in source.items():
             path = f"state_dict['state'][{i}][{name!r}]"
-            if value.shape != target.shape or value.dtype.kind not in "iuf":
+            codes = own.get(name.removesuffix(SCALE)) if name in scales else None
+            if codes is not None:
+                shape: tuple[int, ...] = (-(-codes.size // _core.CODE_BLOCK),)
+            else:
+                shape = own[name].shape if name in own else self._arrays()[i].shape
+            array = as_array(value, path) if hasattr(value, "detach") else np.asarray(value)
+            if array.shape != shape or not is_number(array.dtype):
                 raise ValueError(
-                    f"{path} must be numbers of shape {target.shape}, "
-                    f"got {value.dtype} of shape {value.shape}"
+                    f"{path} must be numbers of shape {shape}, "
+                    f"got {array.dtype} of shape {array.shape}"
                 )
-            if name == "step" and not (0 <= value < 2**53 and value == int(value)):
+            if name + SCALE in scales and (array.dtype in (np.int8, np.uint8)) != (
+                name + SCALE in source
+            ):
+                raise ValueError(f"{path} must be codes with their {name + SCALE!r}, or neither")
+            if name == "step" and not (0 <= array < 2**53 and array == int(array)):
                 raise ValueError(f"{path} must be a whole number >= 0, got {value}")
-            copies.append((target, value.astype(target.dtype)))
-        return copies
+            values[name] = array
+        new = {**values, **narrowed(wanted, widened(values))}
+        for name, _, dtype, _ in wanted:
+            if dtype in ("int8", "uint8") and values[name].dtype == dtype:
+                # As they are, rather than decoded and encoded.
+                new[name], new[name + SCALE] = values[name], values[name + SCALE]
+        return [(target, new[name].astype(target.dtype)) for name, target in own.items()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and hyperparameters to one safetensors file.
@@ -360,7 +499,7 @@ class Optimizer:
             If a group holds something that JSON cannot.
         """
         with self._lock:
-            storage.save(Path(path), type(self).__name__, self.state_dict())
+            files.save(Path(path), type(self).__name__, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over state and hyperparameters from a file that `save` wrote.
@@ -373,7 +512,7 @@ class Optimizer:
             If it is truncated, of another format, rule or version, or does not fit;
             nothing is changed then.
         """
-        self.load_state_dict(storage.load(Path(path), type(self).__name__))
+        self.load_state_dict(files.load(Path(path), type(self).__name__))
 
     def _append_group(self, path: str, group: Mapping[str, Any]) -> None:
         if "params" not in group:
@@ -383,17 +522,8 @@ class Optimizer:
         group = {**self.defaults, **group, "params": arrays}
         _core.rule_scalars(self._rule, group)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):
-            if array.dtype not in (np.float32, np.float64):
-                raise TypeError(
-                    f"params{leaf_path} must have dtype float32 or float64, got {array.dtype}"
-                )
-            states = _core.rule_states(self._rule, group, array.shape, f"params{leaf_path}")
-            self.state[len(self._paths)] = {
-                name: np.full(shape, initial, array.dtype)
-                if initial
-                else np.zeros(shape, array.dtype)
-                for name, shape, initial in states
-            }
+            wanted = self._wanted(group, array, leaf_path)
+            self.state[len(self._paths)] = narrowed(wanted, {})
             self._paths.append(leaf_path)
             self._masks.append(None)
         self.param_groups.append(group)
@@ -449,7 +579,12 @@ class Optimizer:
 
     def __repr__(self) -> str:
         groups = "; ".join(
-            ", ".join(f"{k}={group[k]!r}" for k in self.defaults) for group in self.param_groups
+            ", ".join(
+                f"{k}={group[k]!r}"
+                for k in self.defaults
+                if k not in _STORAGE or group[k] != _STORAGE[k]  # type: ignore[literal-required]
+            )
+            for group in self.param_groups
         )
         return f"{type(self).__name__}({len(self._paths)} parameters; {groups})"
 

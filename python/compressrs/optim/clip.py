@@ -25,7 +25,7 @@ def clip_grad_norm_(
     Parameters
     ----------
     grads : array, or list or nested dict of arrays
-        float32 or float64, C-contiguous and writable; None is passed over.
+        float32, float64, float16 or bfloat16, C-contiguous and writable; None is passed over.
     max_norm : float
         At least 0.
     norm_type : float, default 2.0

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild
+from compressrs._arrays import (
+    Array,
+    ArrayTree,
+    compute_dtype,
+    is_number,
+    named_arrays,
+    rebuild,
+)
 from compressrs._checks import number
 
 
@@ -24,7 +31,7 @@ class EMA:
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32 or float64, C-contiguous and writable.
+        float32, float64, float16 or bfloat16, C-contiguous and writable.
     decay : float, default 0.999
         :math:`\beta` in [0, 1).
     warmup : bool, default False
@@ -34,7 +41,8 @@ class EMA:
     Attributes
     ----------
     average : array, list or dict
-        The averages, in the structure of `params`.
+        The averages, in the structure of `params`; float32 for parameters in half
+        precision, in which they would not move.
 
     Raises
     ------
@@ -70,7 +78,7 @@ class EMA:
         self.warmup = warmup
         self.steps = 0
         self._names, self._weights = named_arrays(params, "params")
-        self._averages = [w.copy(order="C") for w in self._weights]
+        self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._average_names = [f"the average of {name}" for name in self._names]
         self.average = rebuild(params, iter(self._averages))
         # Changes nothing, but refuses what cannot be changed in place.
@@ -87,11 +95,12 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages in the place of the weights for the length of a block."""
-        self._swap()
+        weights = [w.copy() for w in self._weights]
+        assign(self._weights, self._averages)
         try:
             yield
         finally:
-            self._swap()
+            assign(self._weights, weights)
 
     def copy_to_params(self) -> None:
         """Set the weights to their averages, for good."""
@@ -112,9 +121,6 @@ class EMA:
         assign(self._averages, checked_arrays(self._averages, state_dict, "averages"))
         self.steps = int(state_dict["steps"])
 
-    def _swap(self) -> None:
-        _core.swap(self._weights, self._names, self._averages, self._average_names)
-
 
 def checked_arrays(targets: list[Array], state_dict: Mapping[str, Any], key: str) -> list[Array]:
     """Return the arrays of a state dict that fit `targets`, after a look at its ``"steps"``.
@@ -132,7 +138,7 @@ def checked_arrays(targets: list[Array], state_dict: Mapping[str, Any], key: str
     except (TypeError, LookupError, ValueError, OverflowError):
         raise ValueError(f"state_dict must hold {key!r} and 'steps'") from None
     shapes, own = [v.shape for v in values], [t.shape for t in targets]
-    if shapes != own or any(v.dtype.kind not in "iuf" for v in values):
+    if shapes != own or any(not is_number(v.dtype) for v in values):
         raise ValueError(f"state_dict[{key!r}] must hold numbers of shapes {own}, got {shapes}")
     return values
 

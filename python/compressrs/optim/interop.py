@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from compressrs.optim._moments import OF_WEIGHTS, widened
+
 #: State that is one number a tensor, which PyTorch keeps in single precision.
 _NUMBERS = ("step", "mu_product", "eta", "mu")
 
@@ -13,8 +15,8 @@ _NUMBERS = ("step", "mu_product", "eta", "mu")
 def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict that the PyTorch optimizer of the same name loads.
 
-    Arrays become tensors, copied. The other way needs no function:
-    ``opt.load_state_dict(torch_opt.state_dict())``.
+    Arrays become tensors, copied, in float32 where they are in fewer bits. The other
+    way needs no function: ``opt.load_state_dict(torch_opt.state_dict())``.
 
     Parameters
     ----------
@@ -34,7 +36,8 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             continue  # PyTorch makes state at the first step.
         state[i] = {
             name: torch.tensor(float(array) if name in _NUMBERS else array)
-            for name, array in buffers.items()
+            for name, array in widened(buffers).items()
+            if name not in OF_WEIGHTS
         }
     groups = [
         {**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Lamb(Optimizer):
@@ -34,6 +39,9 @@ class Lamb(Optimizer):
         L2 penalty :math:`\lambda \ge 0`.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -62,6 +70,7 @@ class Lamb(Optimizer):
         weight_decay: float = 0,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -73,4 +82,5 @@ class Lamb(Optimizer):
                 "weight_decay": weight_decay,
                 "maximize": maximize,
             },
+            storage,
         )

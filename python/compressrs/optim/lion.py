@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Lion(Optimizer):
@@ -29,6 +34,9 @@ class Lion(Optimizer):
         Decoupled weight decay :math:`\lambda \ge 0`.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -55,6 +63,7 @@ class Lion(Optimizer):
         weight_decay: float = 1e-3,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -64,4 +73,5 @@ class Lion(Optimizer):
                 "weight_decay": weight_decay,
                 "maximize": maximize,
             },
+            storage,
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree
+from compressrs._arrays import ArrayTree, compute_dtype
 from compressrs._checks import share, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
@@ -57,7 +57,7 @@ class Lookahead:
         self.alpha = share(alpha, "alpha")
         self.optimizer = optimizer
         self.steps = 0
-        self._slow = [w.copy() for w in optimizer._arrays()]
+        self._slow = [w.astype(compute_dtype(w.dtype)) for w in optimizer._arrays()]
 
     def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
         """Take a step of the optimizer, and synchronize if it is time to.

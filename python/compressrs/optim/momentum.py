@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Momentum(Optimizer):
@@ -31,6 +36,9 @@ class Momentum(Optimizer):
         Take the gradient's share of the next step in advance.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -60,6 +68,7 @@ class Momentum(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -70,4 +79,5 @@ class Momentum(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
+            storage,
         )

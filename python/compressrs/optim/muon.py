@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Muon(Optimizer):
@@ -46,6 +49,9 @@ class Muon(Optimizer):
         "spectral_unclamped", :math:`\sqrt{A/B}`.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -77,6 +83,7 @@ class Muon(Optimizer):
         adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -91,4 +98,5 @@ class Muon(Optimizer):
                 "adjust_lr_fn": adjust_lr_fn,
                 "maximize": maximize,
             },
+            storage,
         )

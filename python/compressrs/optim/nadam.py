@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class NAdam(Optimizer):
@@ -36,6 +41,9 @@ class NAdam(Optimizer):
         Let the decay act on the parameter itself, as `AdamW` does.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -65,6 +73,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -77,4 +86,5 @@ class NAdam(Optimizer):
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "maximize": maximize,
             },
+            storage,
         )

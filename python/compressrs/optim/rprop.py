@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Rprop(Optimizer):
@@ -30,6 +35,9 @@ class Rprop(Optimizer):
         :math:`0 \le \eta_{\min} \le \eta_{\max}`.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -56,6 +64,7 @@ class Rprop(Optimizer):
         step_sizes: tuple[float, float] = (1e-6, 50),
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -65,4 +74,5 @@ class Rprop(Optimizer):
                 "step_sizes": step_sizes,
                 "maximize": maximize,
             },
+            storage,
         )

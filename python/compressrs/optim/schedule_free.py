@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, rebuild
+from compressrs._arrays import ArrayTree, compute_dtype, named_arrays, rebuild
 from compressrs._checks import number
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
@@ -29,7 +29,7 @@ class ScheduleFree:
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32 or float64, C-contiguous and writable.
+        float32, float64, float16 or bfloat16, C-contiguous and writable.
     make : callable
         Makes the optimizer of the arrays :math:`z` that it is given, in the structure
         of `params`. It should have no momentum of its own: ``SGD``, ``Adam`` with
@@ -79,8 +79,9 @@ class ScheduleFree:
         self._names, self._weights = named_arrays(params, "params")
         # Changes nothing, but refuses what cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
-        self._x = [w.copy() for w in self._weights]
-        self._z = [w.copy() for w in self._weights]
+        # In the type that is computed in: small steps must not be lost.
+        self._x = [w.astype(compute_dtype(w.dtype)) for w in self._weights]
+        self._z = [x.copy() for x in self._x]
         self._z_names = [f"z of {name}" for name in self._names]
         self._x_names = [f"the average of {name}" for name in self._names]
         self.optimizer = make(rebuild(params, iter(self._z)))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressrs._arrays import ArrayTree
-from compressrs.optim.base import Optimizer
+from compressrs.optim.base import Optimizer, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SGD(Optimizer):
@@ -34,6 +39,9 @@ class SGD(Optimizer):
         Needs momentum and no dampening.
     maximize : bool, default False
         Ascend instead of descend.
+    **storage
+        `state_dtype`, `precision` and `seed`: how little memory state and weights
+        take; see `Optimizer`.
 
     References
     ----------
@@ -62,6 +70,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
             params,
@@ -73,4 +82,5 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
+            storage,
         )

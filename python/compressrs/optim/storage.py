@@ -9,10 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from compressrs._arrays import dtype_of
 from compressrs._files import write_atomically
 
 FORMAT = "compressrs.optim"
 VERSION = "1"
+
+#: Names of dtypes in the format and in NumPy.
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I8": "int8",
+    "U8": "uint8",
+}
 
 
 def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
@@ -29,6 +41,8 @@ def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
         "rule": rule,
         "param_groups": json.dumps(state_dict["param_groups"]),
     }
+    if "codes" in state_dict:
+        metadata["codes"] = json.dumps(state_dict["codes"])
     write_atomically(path, numpy_format.save(arrays, metadata))
 
 
@@ -42,12 +56,18 @@ def load(path: Path, rule: str) -> dict[str, Any]:
     ValueError
         If it is not such a file.
     """
-    numpy_format = _safetensors()
+    _safetensors()
     import safetensors
 
     data = path.read_bytes()
     try:
-        arrays = numpy_format.load(data)
+        # Not with its reader of NumPy arrays, which does not know bfloat16.
+        arrays = {
+            name: np.frombuffer(view["data"], dtype_of(_DTYPES[view["dtype"]])).reshape(
+                view["shape"]
+            )
+            for name, view in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        }
         # Its own reader of metadata wants a file; the format is 8 bytes of length,
         # then JSON, and has been checked just now.
         length = int.from_bytes(data[:8], "little")
@@ -67,7 +87,10 @@ def load(path: Path, rule: str) -> dict[str, Any]:
             state.setdefault(int(index), {})[name] = array
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no state of an optimizer: {error}") from error
-    return {"state": state, "param_groups": groups}
+    loaded = {"state": state, "param_groups": groups}
+    if "codes" in metadata:
+        loaded["codes"] = json.loads(metadata["codes"])
+    return loaded
 
 
 def _safetensors() -> ModuleType:

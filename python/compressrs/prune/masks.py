@@ -20,7 +20,7 @@ def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
     Parameters
     ----------
     arrays : array, or list or nested dict of arrays
-        float32 or float64, all of one dtype, any shapes.
+        float32, float64, float16 or bfloat16, all of one dtype, any shapes.
     sparsity : float
         In [0, 1).
 
@@ -54,7 +54,7 @@ def magnitude_mask(
     Parameters
     ----------
     w : array
-        float32 or float64, of any shape.
+        float32, float64, float16 or bfloat16, of any shape.
     sparsity : float, optional
         In [0, 1): removes exactly ``round(sparsity * w.size)`` weights; of equal
         magnitudes, those that come first in C order.

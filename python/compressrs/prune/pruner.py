@@ -27,7 +27,8 @@ class MagnitudePruner:
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        The weights to prune, usually without biases. float32 or float64, all of
+        The weights to prune, usually without biases. float32, float64,
+        float16 or bfloat16, all of
         one dtype, C-contiguous and writable; they are changed in place.
     schedule : callable
         Sparsity in [0, 1) as a function of the step, counted from 0: a

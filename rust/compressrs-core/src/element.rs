@@ -4,7 +4,7 @@
 //! [`Element::Compute`] and stores. Half-precision storage therefore needs no
 //! formula of its own.
 
-use half::{bf16, f16};
+pub use half::{bf16, f16};
 
 /// A type arithmetic is done in: `f32` or `f64`.
 ///
@@ -17,6 +17,8 @@ pub trait Float:
     fn from_f64(x: f64) -> Self;
     /// Widens to a double, exactly.
     fn to_f64(self) -> f64;
+    /// Rounds to single precision.
+    fn to_f32(self) -> f32;
     /// `e^self`, see [`crate::exp`].
     fn exp_fast(self) -> Self;
 }
@@ -29,6 +31,10 @@ pub trait Element: Copy + Send + Sync + Default + PartialEq + 'static {
     fn load(self) -> Self::Compute;
     /// Rounds to nearest, ties to even.
     fn store(x: Self::Compute) -> Self;
+    /// Rounds up, away from 0, if the part that is cut off, taken as a fraction of
+    /// the last place, plus `threshold / 2^32` is 1 or more: for a threshold that
+    /// is uniform over all `u32`, the mean of the results is `x`.
+    fn store_dithered(x: Self::Compute, threshold: u32) -> Self;
 
     /// Number of bits of a magnitude, that is, all but the sign.
     const MAGNITUDE_BITS: u32;
@@ -64,6 +70,10 @@ macro_rules! float {
             fn store(x: $t) -> $t {
                 x
             }
+            #[inline(always)]
+            fn store_dithered(x: $t, _: u32) -> $t {
+                x
+            }
             magnitude!($bits);
         }
         impl Float for $t {
@@ -76,6 +86,10 @@ macro_rules! float {
                 self as f64
             }
             #[inline(always)]
+            fn to_f32(self) -> f32 {
+                self as f32
+            }
+            #[inline(always)]
             fn exp_fast(self) -> $t {
                 <$t as crate::exp::Exp>::exp(self)
             }
@@ -85,48 +99,177 @@ macro_rules! float {
 float!(f32, u32);
 float!(f64, u64);
 
-macro_rules! half {
-    ($t:ty) => {
-        impl Element for $t {
-            type Compute = f32;
-            #[inline(always)]
-            fn load(self) -> f32 {
-                self.to_f32()
-            }
-            #[inline(always)]
-            fn store(x: f32) -> $t {
-                <$t>::from_f32(x)
-            }
-            magnitude!(u16);
-        }
-    };
+// The conversions of the `half` crate ask for the CPU's features element by
+// element, which keeps a loop over them from becoming vector instructions. These
+// are integer operations and selections.
+
+const SIGN: u32 = 1 << 31;
+const INFINITY: u32 = 0xFF << 23;
+
+impl Element for bf16 {
+    type Compute = f32;
+
+    #[inline(always)]
+    fn load(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn store(x: f32) -> bf16 {
+        bf16_from(x, 0x7FFF + (x.to_bits() >> 16 & 1))
+    }
+
+    #[inline(always)]
+    fn store_dithered(x: f32, threshold: u32) -> bf16 {
+        bf16_from(x, threshold >> 16)
+    }
+
+    magnitude!(u16);
 }
-half!(f16);
-half!(bf16);
+
+/// The upper half of the sum of the bits of `x` and `up`.
+#[inline(always)]
+fn bf16_from(x: f32, up: u32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = if x.is_nan() { bits | 1 << 22 } else { bits.wrapping_add(up) };
+    bf16::from_bits((rounded >> 16) as u16)
+}
+
+/// The difference of the exponents' biases of `f32` and `f16`, in its place.
+const REBIAS: u32 = (127 - 15) << 23;
+/// The least normal `f16`, `2^-14`, as `f32`.
+const LEAST_NORMAL: u32 = REBIAS + (1 << 23);
+
+impl Element for f16 {
+    type Compute = f32;
+
+    #[inline(always)]
+    fn load(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7FFF) << 13;
+        let normal = magnitude + REBIAS;
+        // Below the normal range the digits stand as if before them stood a 1.
+        let subnormal = f32::from_bits(magnitude + LEAST_NORMAL) - f32::from_bits(LEAST_NORMAL);
+        let special = magnitude + 2 * REBIAS;
+        let result = if magnitude < 1 << 23 { subnormal.to_bits() } else { normal };
+        let result = if magnitude >= 0x1F << 23 { special } else { result };
+        f32::from_bits(result | bits << 16 & SIGN)
+    }
+
+    #[inline(always)]
+    fn store(x: f32) -> f16 {
+        let magnitude = x.to_bits() & !SIGN;
+        let normal = magnitude + 0xFFF + (magnitude >> 13 & 1);
+        // Next to 0.5 the last place of `f32` is that of a subnormal `f16`.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits();
+        f16_from(x, normal, subnormal)
+    }
+
+    #[inline(always)]
+    fn store_dithered(x: f32, threshold: u32) -> f16 {
+        const PLACES: f32 = (1 << 24) as f32;
+        let magnitude = x.to_bits() & !SIGN;
+        // What is no normal number is far below 2^24 here, so that the sum is too.
+        let places = f32::from_bits(magnitude.min(LEAST_NORMAL)) * PLACES;
+        let up = (threshold >> 8) as f32 / PLACES;
+        f16_from(x, magnitude + (threshold >> 19), (places + up) as i32 as u32)
+    }
+
+    magnitude!(u16);
+}
+
+/// An `f16` with the sign of `x` and the digits of `normal`, rounded, those of
+/// `subnormal` below the normal range, or infinity or NaN.
+#[inline(always)]
+fn f16_from(x: f32, normal: u32, subnormal: u32) -> f16 {
+    let magnitude = x.to_bits() & !SIGN;
+    let result = normal.wrapping_sub(REBIAS) >> 13;
+    let result = if result > 0x7C00 { 0x7C00 } else { result };
+    let result = if magnitude < LEAST_NORMAL { subnormal } else { result };
+    let result = if magnitude >= INFINITY { 0x7C00 } else { result };
+    let result = if magnitude > INFINITY { 0x7E00 } else { result };
+    f16::from_bits((result | x.to_bits() >> 16 & 0x8000) as u16)
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn half_types_round_trip_every_finite_value() {
+    fn half_types_load_every_value_and_store_it_back() {
         for bits in 0..=u16::MAX {
             let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
-            if !h.is_nan() {
-                assert_eq!(f16::store(h.load()), h);
+            if h.is_nan() {
+                assert!(h.load().is_nan() && f16::store(h.load()).is_nan());
+            } else {
+                assert_eq!(h.load().to_bits(), h.to_f32().to_bits());
+                assert_eq!(f16::store(h.load()).to_bits(), bits);
             }
-            if !b.is_nan() {
-                assert_eq!(bf16::store(b.load()), b);
+            if b.is_nan() {
+                assert!(b.load().is_nan() && bf16::store(b.load()).is_nan());
+            } else {
+                assert_eq!(b.load().to_bits(), b.to_f32().to_bits());
+                assert_eq!(bf16::store(b.load()).to_bits(), bits);
             }
         }
     }
 
-    #[test]
-    fn half_types_round_to_nearest_even() {
-        // 2049 lies half way between the f16 neighbours 2048 and 2050.
-        assert_eq!(f16::store(2049.0), f16::from_f32(2048.0));
-        assert_eq!(f16::store(2051.0), f16::from_f32(2052.0));
-        // 257 lies half way between the bf16 neighbours 256 and 258.
-        assert_eq!(bf16::store(257.0), bf16::from_f32(256.0));
+    /// What is half way between neighbours, next to it, and anything else.
+    fn singles() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            any::<u32>().prop_map(f32::from_bits),
+            (any::<u16>(), 0x7FFFu32..0x8002)
+                .prop_map(|(h, low)| f32::from_bits(u32::from(h) << 16 | low)),
+            (any::<u16>(), 0xFFFu32..0x1002).prop_map(|(h, low)| {
+                f32::from_bits(f16::from_bits(h).to_f32().to_bits() & !0x1FFF | low)
+            }),
+            (-70000.0f32..70000.0),
+            (-7e-5f32..7e-5),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn half_types_round_as_the_half_crate_does(x in singles()) {
+            let (h, b) = (f16::from_f32(x), bf16::from_f32(x));
+            prop_assert!(f16::store(x).to_bits() == h.to_bits() || h.is_nan() && f16::store(x).is_nan());
+            prop_assert!(bf16::store(x).to_bits() == b.to_bits() || b.is_nan() && bf16::store(x).is_nan());
+        }
+
+        #[test]
+        fn dithering_rounds_up_in_proportion_to_what_is_cut_off(x in singles()) {
+            proportion::<f16>(x, 65504.0)?;
+            proportion::<bf16>(x, bf16::MAX.to_f32())?;
+        }
+    }
+
+    /// The share of thresholds that round up is what is cut off, in places of `H`.
+    fn proportion<H: Element<Compute = f32>>(x: f32, max: f32) -> Result<(), TestCaseError> {
+        let low = H::store_dithered(x, 0);
+        if x.is_nan() || x.abs() >= max {
+            let high = H::store_dithered(x, u32::MAX);
+            for y in [low.load(), high.load()] {
+                prop_assert!(y.is_nan() == x.is_nan() && (y.is_nan() || y.abs() >= max));
+            }
+            return Ok(());
+        }
+        prop_assert_eq!(low.load().is_sign_negative(), x.is_sign_negative());
+        // The greatest threshold that does not round up, found by halving.
+        let (mut greatest, mut above) = (0u64, 1u64 << 32);
+        while above - greatest > 1 {
+            let middle = greatest + (above - greatest) / 2;
+            let up = H::store_dithered(x, middle as u32) != low;
+            if up { above = middle } else { greatest = middle }
+        }
+        let share = 1.0 - (greatest + 1) as f64 / 2f64.powi(32);
+        let next = f64::from(H::from_magnitude(low.magnitude() + 1).load());
+        let low = f64::from(low.load().abs());
+        let cut = (f64::from(x.abs()) - low) / (next - low);
+        // Of f32, 13 bits more than those of f16 are seen.
+        prop_assert!((share - cut).abs() < 2f64.powi(-12), "{x:e}: {share} for {cut}");
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@
 //! reductions use [`reduce`], whose tree depends on the length alone.
 
 use std::any::Any;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -281,43 +282,59 @@ pub fn reduce<T: Send>(
     slot(0).take()
 }
 
-/// A base pointer that tasks may share, each writing its own part.
-#[derive(Clone, Copy)]
-pub struct SharedMut<T>(*mut T, usize);
+/// A slice that tasks may share, each writing its own part.
+pub struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
 
-// SAFETY: access goes through `slice`, whose caller promises that parts do not
-// overlap.
-unsafe impl<T: Send> Send for SharedMut<T> {}
+impl<T> Clone for SharedMut<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<'_, T> {}
+
+// SAFETY: access goes through `slice` and `read`, whose callers promise that
+// parts do not overlap.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for SharedMut<T> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<T> SharedMut<T> {
-    /// Shares a slice for the duration of a parallel loop.
-    pub fn new(slice: &mut [T]) -> Self {
-        SharedMut(slice.as_mut_ptr(), slice.len())
+impl<'a, T> SharedMut<'a, T> {
+    /// Shares a slice.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+
+    /// Number of elements.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// A part of the slice.
     ///
     /// # Safety
-    /// The slice that this was made from must still be borrowed, and no other
-    /// reference into `range` may be alive.
-    #[expect(clippy::mut_from_ref, reason = "that is the point; see Safety")]
-    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.1);
-        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    /// No other reference into `range` may be alive while the result is used.
+    pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds by the assertion, borrowed for 'a, exclusive by the
+        // caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
     /// A part of the slice, to read.
     ///
     /// # Safety
-    /// The slice that this was made from must still be borrowed, and nothing may
-    /// write to `range` while the result is used.
-    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
-        assert!(range.start <= range.end && range.end <= self.1);
-        // SAFETY: in bounds by the assertion; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.0.add(range.start), range.len()) }
+    /// Nothing may write to `range` while the result is used.
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds by the assertion, borrowed for 'a; the rest is the
+        // caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
 }
 

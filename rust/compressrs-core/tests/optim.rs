@@ -6,10 +6,11 @@ use std::sync::Mutex;
 
 use compressrs_core::element::Element;
 use compressrs_core::optim::{
-    Adam, Gradient, Hyperparameters, Lamb, Lion, MAX_STATES, RmsProp, Scalars, Sgd, Tensor,
-    accumulate, clamp, find_non_finite, lerp, mask_bytes, norm, scale, step, swap,
+    Adam, BLOCK, Code, Dither, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
+    RmsProp, Rounding, Scalars, Sgd, Tensor, Values, Weights, accumulate, clamp, decode, encode,
+    find_non_finite, lerp, mask_bytes, norm, scale, step,
 };
-use compressrs_core::parallel;
+use compressrs_core::parallel::{self, SharedMut};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -56,17 +57,17 @@ fn rules() -> Vec<Box<dyn Hyperparameters>> {
 
 /// Parameters with their gradients, states and masks.
 #[derive(Clone)]
-struct Owned<E: Element> {
-    param: Vec<E>,
-    grad: Vec<E>,
-    states: [Vec<E::Compute>; MAX_STATES],
+struct Owned {
+    param: Vec<f32>,
+    grad: Vec<f32>,
+    states: [Vec<f32>; MAX_STATES],
     mask: Option<Vec<u8>>,
 }
 
-impl<E: Element> Owned<E> {
-    fn new(rule: &dyn Hyperparameters, len: usize, value: impl Fn(usize) -> E) -> Self {
+impl Owned {
+    fn new(rule: &dyn Hyperparameters, len: usize, value: impl Fn(usize) -> f32) -> Self {
         let count = rule.states(1).len();
-        let state = |s| if s < count { vec![E::Compute::default(); len] } else { vec![] };
+        let state = |s| if s < count { vec![0.0; len] } else { vec![] };
         Owned {
             param: (0..len).map(&value).collect(),
             grad: (0..len).map(|i| value(7 * i + 3)).collect(),
@@ -75,17 +76,12 @@ impl<E: Element> Owned<E> {
         }
     }
 
-    fn tensor(&mut self, rule: &dyn Hyperparameters, t: u64) -> Tensor<'_, E> {
-        let len = self.param.len();
-        Tensor::new(
-            rule.at(t, &mut Scalars::default()),
-            1.0,
-            &[len],
-            &mut self.param,
-            &self.grad,
-            self.states.each_mut().map(Vec::as_mut_slice),
-            self.mask.as_deref(),
-        )
+    fn tensor(&mut self, rule: &dyn Hyperparameters, t: u64) -> Tensor<'_, f32> {
+        let shape = [self.param.len()];
+        let states = self.states.each_mut().map(|s| Moments::from(s.as_mut_slice()));
+        let update = rule.at(t, &mut Scalars::default());
+        Tensor::new(update, &shape, self.param.as_mut_slice(), self.grad.as_slice(), states)
+            .masked(self.mask.as_deref())
     }
 }
 
@@ -105,7 +101,7 @@ proptest! {
     fn tensors_do_not_touch_each_other(tensors in masks()) {
         for rule in rules() {
             let rule = &*rule;
-            let mut together: Vec<Owned<f32>> = tensors
+            let mut together: Vec<Owned> = tensors
                 .iter()
                 .map(|&(len, seed)| {
                     let mut owned = Owned::new(rule, len, value);
@@ -120,7 +116,7 @@ proptest! {
             for (after, before) in together.iter().zip(&before) {
                 for i in 0..before.param.len() {
                     let kept = before.mask.as_ref().is_none_or(|m| m[i / 8] >> (i % 8) & 1 != 0);
-                    let mut one = Owned::new(rule, 1, |_| 0.0f32);
+                    let mut one = Owned::new(rule, 1, |_| 0.0);
                     one.param[0] = before.param[i];
                     one.grad[0] = before.grad[i];
                     step(&mut [one.tensor(rule, 3)]);
@@ -139,7 +135,7 @@ proptest! {
     fn norms_agree_with_sums(len in 0usize..3000, split in 0usize..3000) {
         let x: Vec<f64> = (0..len).map(|i| f64::from(value(i)) * 1e3).collect();
         let (a, b) = x.split_at(split.min(len));
-        let parts = [a, b].map(|values| Gradient { values, mask: None });
+        let parts = [a, b].map(|values| Gradient { values: values.into(), mask: None });
         let sum = |order: f64| x.iter().map(|x| x.abs().powf(order)).sum::<f64>().powf(1.0 / order);
         for order in [1.0, 2.0, 3.5] {
             let (got, truth) = (norm(&parts, order), sum(order));
@@ -154,21 +150,148 @@ proptest! {
 /// The formulas serve half precision as they are: the result is that of single
 /// precision, rounded.
 #[test]
+#[expect(clippy::redundant_closure, reason = "the variants are for one lifetime only")]
 fn half_precision_needs_no_formula() {
-    fn check<E: Element<Compute = f32> + std::fmt::Debug>() {
-        for rule in rules() {
+    fn check<H: Element<Compute = f32> + std::fmt::Debug>(
+        weights: impl Fn(Halves<'_, H>) -> Weights<'_, f32>,
+    ) where
+        for<'a> &'a [H]: Into<Values<'a>>,
+    {
+        let lamb = Lamb::new(0.1, (0.9, 0.99), 1e-6, 0.0, 0.1, false).unwrap();
+        for rule in rules().into_iter().chain([Box::new(lamb) as Box<dyn Hyperparameters>]) {
             let rule = &*rule;
-            let mut half = Owned::new(rule, 100, |i| E::store(value(i)));
-            let mut single = Owned::new(rule, 100, |i| E::store(value(i)).load());
-            step(&mut [half.tensor(rule, 1)]);
+            // More than a block, and not a whole number of them.
+            let mut single = Owned::new(rule, 2 * BLOCK + 3, |i| H::store(value(i)).load());
+            let mut half: Vec<H> = single.param.iter().map(|&x| H::store(x)).collect();
+            let grad: Vec<H> = single.grad.iter().map(|&x| H::store(x)).collect();
+            let mut states = single.states.clone();
             step(&mut [single.tensor(rule, 1)]);
-            let rounded: Vec<E> = single.param.iter().map(|&x| E::store(x)).collect();
-            assert_eq!(half.param, rounded);
-            assert_eq!(half.states, single.states);
+            let halves = Halves { values: SharedMut::new(&mut half), rounding: Rounding::Nearest };
+            step(&mut [Tensor::new(
+                rule.at(1, &mut Scalars::default()),
+                &[grad.len()],
+                weights(halves),
+                grad.as_slice(),
+                states.each_mut().map(|s| Moments::from(s.as_mut_slice())),
+            )]);
+            let rounded: Vec<H> = single.param.iter().map(|&x| H::store(x)).collect();
+            assert_eq!(half, rounded);
+            assert_eq!(states, single.states);
         }
     }
-    check::<f16>();
-    check::<bf16>();
+    check::<f16>(|halves| Weights::F16(halves));
+    check::<bf16>(|halves| Weights::Bf16(halves));
+}
+
+/// A step with moments in 8 bits is one with the decoded moments, encoded.
+#[test]
+fn moments_in_8_bits_need_no_formula() {
+    let rule = Adam::new(0.1, (0.9, 0.99), 1e-8, 0.0, false, false, false).unwrap();
+    let len = 2 * BLOCK + 3;
+    let mut full = Owned::new(&rule, len, value);
+    let (mut m, mut v) = (vec![0i8; len], vec![0u8; len]);
+    let (mut m_scales, mut v_scales) = (vec![0.0; 3], vec![0.0; 3]);
+    let mut param = full.param.clone();
+    for t in 1..5 {
+        step(&mut [full.tensor(&rule, t)]);
+        step(&mut [Tensor::new(
+            rule.at(t, &mut Scalars::default()),
+            &[len],
+            param.as_mut_slice(),
+            full.grad.as_slice(),
+            [
+                Moments::Signed(SharedMut::new(&mut m), SharedMut::new(&mut m_scales)),
+                Moments::Divisor(SharedMut::new(&mut v), SharedMut::new(&mut v_scales)),
+                Moments::default(),
+            ],
+        )
+        .dithered(Dither::new(0, 0, t))]);
+        assert_eq!(param, full.param, "step {t}");
+        let before = full.states.clone();
+        decode(&m, &m_scales, &mut full.states[0]);
+        decode(&v, &v_scales, &mut full.states[1]);
+        for (before, after) in before.iter().zip(&full.states) {
+            let greatest = before.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+            for (before, after) in before.iter().zip(after) {
+                assert!((before - after).abs() <= 0.13 * before.abs() + greatest / 1e3);
+            }
+        }
+    }
+}
+
+/// Finite numbers over many orders of magnitude.
+fn numbers() -> impl Strategy<Value = Vec<f32>> {
+    let number = (any::<i16>(), -60i32..30).prop_map(|(x, e)| f32::from(x) * 2f32.powi(e));
+    prop::collection::vec(number, 1..600)
+}
+
+proptest! {
+    /// Nothing is off by more than half the distance of neighbouring levels, what
+    /// is decoded is encoded as it was, and a divisor is 0 only where it was.
+    #[test]
+    fn codes_are_close_and_stay(x in numbers()) {
+        let greatest = |x: &[f32]| x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let blocks = x.len().div_ceil(BLOCK);
+        let (mut codes, mut scales, mut y) = (vec![0i8; x.len()], vec![0.0; blocks], x.clone());
+        encode(&x, &mut codes, &mut scales);
+        decode(&codes, &scales, &mut y);
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+            let floor = greatest(x) / 2f32.powi(11);
+            for (x, y) in x.iter().zip(y) {
+                prop_assert!((x - y).abs() <= x.abs() / 16.0 + floor, "{x} {y}");
+            }
+        }
+        stays(&y, &codes, &scales)?;
+
+        let x: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+        let mut codes = vec![0u8; x.len()];
+        encode(&x, &mut codes, &mut scales);
+        decode(&codes, &scales, &mut y);
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+            let floor = greatest(x) / 2f32.powi(17);
+            for (x, y) in x.iter().zip(y) {
+                prop_assert!((x - y).abs() <= x / 16.0 + floor, "{x} {y}");
+                prop_assert_eq!(*x == 0.0, *y == 0.0);
+            }
+        }
+        stays(&y, &codes, &scales)?;
+    }
+}
+
+/// What is decoded is encoded as it was, if it gets the scale that it had.
+fn stays<K: Code + PartialEq + std::fmt::Debug>(
+    y: &[f32],
+    codes: &[K],
+    scales: &[f32],
+) -> Result<(), TestCaseError> {
+    let (mut new_codes, mut new_scales) = (codes.to_vec(), scales.to_vec());
+    encode(y, &mut new_codes, &mut new_scales);
+    for block in (0..scales.len()).filter(|&b| scales[b] == new_scales[b]) {
+        let range = block * BLOCK..y.len().min((block + 1) * BLOCK);
+        prop_assert_eq!(&codes[range.clone()], &new_codes[range]);
+    }
+    Ok(())
+}
+
+#[test]
+fn codes_keep_what_is_not_finite() {
+    let mut x: Vec<f32> = (0..300).map(value).collect();
+    x[3] = f32::NAN;
+    x[4] = f32::INFINITY;
+    x[5] = f32::NEG_INFINITY;
+    let (mut codes, mut scales, mut y) = (vec![0i8; 300], vec![0.0; 2], vec![0.0; 300]);
+    encode(&x, &mut codes, &mut scales);
+    decode(&codes, &scales, &mut y);
+    assert!(y[3].is_nan());
+    assert_eq!(y[4..6], x[4..6]);
+    for (i, (x, y)) in x.iter().zip(&y).enumerate().filter(|(i, _)| !(3..6).contains(i)) {
+        assert!((x - y).abs() <= x.abs() / 16.0 + 1e-3, "{i}: {x} {y}");
+    }
+    let mut codes = vec![0u8; 300];
+    x[5] = 0.0;
+    encode(&x, &mut codes, &mut scales);
+    decode(&codes, &scales, &mut y);
+    assert!(y[3].is_nan() && y[4] == f32::INFINITY && y[5] == 0.0);
 }
 
 #[test]
@@ -180,7 +303,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         parallel::set_num_threads(threads).unwrap();
         let mut owned = Owned::new(&rule, 300_001, value);
         step(&mut [owned.tensor(&rule, 1)]);
-        let gradient = Gradient { values: &owned.grad, mask: None };
+        let gradient = Gradient { values: owned.grad.as_slice().into(), mask: None };
         (owned.param, norm(&[gradient], 2.0).to_bits())
     });
     parallel::set_num_threads(before).unwrap();
@@ -219,35 +342,32 @@ fn what_is_not_finite_is_found_unless_masked() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut dirty = clean;
         dirty[66] = bad;
-        let plain = |values| Gradient { values, mask: None };
-        assert_eq!(find_non_finite(&[plain(&clean[..]), plain(&dirty)]), Some(1));
-        assert!(!norm(&[plain(&clean[..]), plain(&dirty)], 2.0).is_finite());
+        let plain = |values| Gradient { values: Values::F32(values), mask: None };
+        assert_eq!(find_non_finite(&[plain(&clean), plain(&dirty)]), Some(1));
+        assert!(!norm(&[plain(&clean), plain(&dirty)], 2.0).is_finite());
         let mut mask = [0xff; 9];
         mask[8] &= !(1 << 2);
-        let masked = Gradient { values: &dirty, mask: Some(&mask) };
+        let masked = Gradient { values: Values::F32(&dirty), mask: Some(&mask) };
         assert_eq!(find_non_finite(&[masked]), None);
         assert_eq!(norm(&[masked], 2.0), 69f64.sqrt());
     }
     assert_eq!(
-        norm(&[Gradient { values: &[f32::MAX; 4], mask: None }], 2.0),
+        norm(&[Gradient { values: Values::F32(&[f32::MAX; 4]), mask: None }], 2.0),
         f64::from(f32::MAX) * 2.0
     );
-    assert_eq!(norm::<f64>(&[], 2.0), 0.0);
+    assert_eq!(norm(&[], 2.0), 0.0);
 }
 
 #[test]
 fn blending() {
     let (mut x, y) = ([1.0f64, 2.0, f64::NAN], [3.0, -2.0, 0.0]);
-    lerp(&mut x[..2], &y[..2], 0.25);
+    lerp(&mut x[..2], Values::F64(&y[..2]), 0.25);
     assert_eq!(x[..2], [1.5, 1.0]);
-    accumulate(&mut x[..2], &y[..2], 2.0);
+    accumulate(&mut x[..2], Values::F64(&y[..2]), 2.0);
     assert_eq!(x[..2], [7.5, -3.0]);
     scale(&mut x[..2], -2.0);
     assert_eq!(x[..2], [-15.0, 6.0]);
     clamp(&mut x, 10.0);
     assert_eq!(x[..2], [-10.0, 6.0]);
     assert!(x[2].is_nan());
-    let mut z = y;
-    swap(&mut x[..2], &mut z[..2]);
-    assert_eq!((x[0], x[1], z), (3.0, -2.0, [-10.0, 6.0, 0.0]));
 }

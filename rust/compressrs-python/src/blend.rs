@@ -6,8 +6,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Dtype, Name, Regions, with_dtype};
+use crate::buffers::{Array, Name, Regions, with_dtype};
 use crate::errors::run;
+use crate::storage::values;
 
 /// Arrays of weights or gradients, checked for being changed in place.
 struct Targets<'py, 'n> {
@@ -40,7 +41,7 @@ impl<'py, 'n> Targets<'py, 'n> {
         Ok(Targets { arrays, regions })
     }
 
-    /// Arrays of the same dtypes and shapes that share no memory with these.
+    /// Arrays of the same shapes that share no memory with these.
     fn others<'m>(
         &self,
         arrays: &[Bound<'py, PyAny>],
@@ -56,7 +57,7 @@ impl<'py, 'n> Targets<'py, 'n> {
         let mut checked = Vec::with_capacity(arrays.len());
         for ((array, name), target) in arrays.iter().zip(names).zip(&self.arrays) {
             let array = Array::new(array, Name(name, ""))?;
-            array.require_dtype(target.float_dtype()?, target.name)?;
+            array.float_dtype()?;
             array.require_shape(target.array.shape(), target.name)?;
             let array = array.contiguous()?;
             if let Some(owner) = self.regions.overlapping(&array.memory()) {
@@ -86,7 +87,7 @@ pub fn lerp<'py>(
     for (target, end) in targets.arrays.iter().zip(&ends) {
         with_dtype!(target.float_dtype()?, T => {
             // SAFETY: checked just now, and disjoint.
-            let (target, end) = unsafe { (target.slice_mut::<T>(), end.slice::<T>()) };
+            let (target, end) = unsafe { (target.slice_mut::<T>(), values(end)?) };
             run(py, || core::lerp(target, end, weight))?;
         });
     }
@@ -108,31 +109,8 @@ pub fn accumulate<'py>(
     for (sum, x) in sums.arrays.iter().zip(&x) {
         with_dtype!(sum.float_dtype()?, T => {
             // SAFETY: checked just now, and disjoint.
-            let (sum, x) = unsafe { (sum.slice_mut::<T>(), x.slice::<T>()) };
+            let (sum, x) = unsafe { (sum.slice_mut::<T>(), values(x)?) };
             run(py, || core::accumulate(sum, x, weight))?;
-        });
-    }
-    Ok(())
-}
-
-/// Exchanges the contents of arrays, pair by pair.
-#[pyfunction]
-pub fn swap<'py>(
-    py: Python<'py>,
-    x: Vec<Bound<'py, PyAny>>,
-    x_names: Vec<String>,
-    y: Vec<Bound<'py, PyAny>>,
-    y_names: Vec<String>,
-) -> PyResult<()> {
-    let x = Targets::new(&x, &x_names)?;
-    let y = Targets::new(&y, &y_names)?;
-    let others: Vec<_> = y.arrays.iter().map(|a| a.array.clone().into_any()).collect();
-    x.others(&others, &y_names)?;
-    for (x, y) in x.arrays.iter().zip(&y.arrays) {
-        with_dtype!(x.float_dtype()?, T => {
-            // SAFETY: checked just now, and disjoint.
-            let (x, y) = unsafe { (x.slice_mut::<T>(), y.slice_mut::<T>()) };
-            run(py, || core::swap(x, y))?;
         });
     }
     Ok(())
@@ -151,25 +129,16 @@ pub fn norm<'py>(
         .zip(&names)
         .map(|(array, name)| {
             let array = Array::new(array, Name(name, ""))?.contiguous()?;
-            Ok((array.float_dtype()?, array))
+            array.float_dtype()?;
+            Ok(array)
         })
         .collect::<PyResult<Vec<_>>>()?;
-    let mut parts = [0.0f64; 2];
-    for (part, dtype) in parts.iter_mut().zip([Dtype::F32, Dtype::F64]) {
-        with_dtype!(dtype, T => {
-            let gradients: Vec<Gradient<'_, T>> = arrays
-                .iter()
-                .filter(|(d, _)| *d == dtype)
-                .map(|(_, array)| {
-                    // SAFETY: dtype and layout were checked; nothing writes to it here.
-                    let values = unsafe { array.slice::<T>() };
-                    Gradient { values, mask: None }
-                })
-                .collect();
-            *part = run(py, || core::norm(&gradients, order))?;
-        });
-    }
-    run(py, || core::norm(&[Gradient { values: &parts, mask: None }], order))
+    let gradients = arrays
+        .iter()
+        // SAFETY: dtype and layout were checked; nothing writes to it here.
+        .map(|array| Ok(Gradient { values: unsafe { values(array)? }, mask: None }))
+        .collect::<PyResult<Vec<_>>>()?;
+    run(py, || core::norm(&gradients, order))
 }
 
 /// `arrays <- factor arrays`.

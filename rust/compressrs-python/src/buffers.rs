@@ -19,13 +19,24 @@ use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods}
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-/// A floating-point dtype that kernels are compiled for.
+/// A floating-point dtype that numbers are stored in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     /// float32
     F32,
     /// float64
     F64,
+    /// float16
+    F16,
+    /// bfloat16, of ml_dtypes
+    Bf16,
+}
+
+impl Dtype {
+    /// The type that arithmetic on it is done in.
+    pub fn compute(self) -> Compute {
+        if self == Dtype::F64 { Compute::F64 } else { Compute::F32 }
+    }
 }
 
 impl Display for Dtype {
@@ -33,7 +44,27 @@ impl Display for Dtype {
         f.write_str(match self {
             Dtype::F32 => "float32",
             Dtype::F64 => "float64",
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
         })
+    }
+}
+
+/// A floating-point dtype that arithmetic is done in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Compute {
+    /// float32
+    F32,
+    /// float64
+    F64,
+}
+
+impl From<Compute> for Dtype {
+    fn from(compute: Compute) -> Dtype {
+        match compute {
+            Compute::F32 => Dtype::F32,
+            Compute::F64 => Dtype::F64,
+        }
     }
 }
 
@@ -49,10 +80,35 @@ macro_rules! with_dtype {
                 type $T = f64;
                 $body
             }
+            $crate::buffers::Dtype::F16 => {
+                type $T = ::compressrs_core::element::f16;
+                $body
+            }
+            $crate::buffers::Dtype::Bf16 => {
+                type $T = ::compressrs_core::element::bf16;
+                $body
+            }
         }
     };
 }
 pub(crate) use with_dtype;
+
+/// Runs `$body` with `$T` the type that belongs to a [`Compute`].
+macro_rules! with_compute {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::buffers::Compute::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::buffers::Compute::F64 => {
+                type $T = f64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_compute;
 
 /// An argument's name in messages: that of the parameter and what leads from it
 /// to the array, as in `grads` and `[2]['weight']`.
@@ -122,20 +178,48 @@ impl<'py, 'n> Array<'py, 'n> {
 
     /// Its dtype, which must be one of [`Dtype`].
     pub fn float_dtype(&self) -> PyResult<Dtype> {
-        match self.array.dtype().num() {
-            n if n == NPY_TYPES::NPY_FLOAT as i32 => Ok(Dtype::F32),
-            n if n == NPY_TYPES::NPY_DOUBLE as i32 => Ok(Dtype::F64),
+        let need = "have dtype float32, float64, float16 or bfloat16";
+        self.dtype().ok_or_else(|| self.name.type_error(need, self.dtype_name()))
+    }
+
+    /// Its dtype, which must be one of [`Compute`].
+    pub fn compute_dtype(&self) -> PyResult<Compute> {
+        match self.dtype() {
+            Some(Dtype::F32) => Ok(Compute::F32),
+            Some(Dtype::F64) => Ok(Compute::F64),
             _ => Err(self.name.type_error("have dtype float32 or float64", self.dtype_name())),
         }
     }
 
+    fn dtype(&self) -> Option<Dtype> {
+        match self.array.dtype().num() {
+            n if n == NPY_TYPES::NPY_FLOAT as i32 => Some(Dtype::F32),
+            n if n == NPY_TYPES::NPY_DOUBLE as i32 => Some(Dtype::F64),
+            n if n == NPY_TYPES::NPY_HALF as i32 => Some(Dtype::F16),
+            // The number of a dtype that NumPy does not know is given at run time.
+            n if n >= NPY_TYPES::NPY_USERDEF as i32 => {
+                (self.dtype_name() == "bfloat16").then_some(Dtype::Bf16)
+            }
+            _ => None,
+        }
+    }
+
     /// Requires the dtype `dtype`, which is that of `like`.
-    pub fn require_dtype(&self, dtype: Dtype, like: impl Display) -> PyResult<()> {
-        if self.float_dtype().is_ok_and(|d| d == dtype) {
+    pub fn require_dtype(&self, dtype: impl Into<Dtype>, like: impl Display) -> PyResult<()> {
+        let dtype = dtype.into();
+        if self.dtype() == Some(dtype) {
             return Ok(());
         }
         let need = format!("have dtype {dtype} like {like} (convert it with a.astype('{dtype}'))");
         Err(self.name.type_error(need, self.dtype_name()))
+    }
+
+    /// Requires the dtype of this name.
+    pub fn require_dtype_name(&self, name: &str) -> PyResult<()> {
+        if self.dtype_name() == name {
+            return Ok(());
+        }
+        Err(self.name.type_error(format_args!("have dtype {name}"), self.dtype_name()))
     }
 
     /// Requires elements of type `T`.

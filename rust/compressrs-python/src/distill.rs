@@ -5,7 +5,7 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Name, require_disjoint, with_dtype};
+use crate::buffers::{Array, Name, require_disjoint, with_compute};
 use crate::errors::run;
 
 /// Writes `softmax(z / temperature)` over the last axis to `out`, or its
@@ -19,7 +19,7 @@ pub fn softmax(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let z = Array::new(z, Name("z", ""))?;
-    let dtype = z.float_dtype()?;
+    let dtype = z.compute_dtype()?;
     let out = Array::new(out, Name("out", ""))?;
     out.require_dtype(dtype, z.name)?;
     out.require_shape(z.array.shape(), z.name)?;
@@ -34,7 +34,7 @@ pub fn softmax(
         ));
     }
     let what = core::Softmax { classes, temperature, log };
-    with_dtype!(dtype, T => {
+    with_compute!(dtype, T => {
         // SAFETY: checked above; `z` is used only where it shares nothing with `out`.
         let (z, out) = unsafe { ((!same).then(|| z.slice::<T>()), out.slice_mut::<T>()) };
         run(py, || core::softmax(what, z, out))
@@ -54,7 +54,7 @@ pub fn kd_loss(
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
     let student = Array::new(student, Name("student", ""))?;
-    let dtype = student.float_dtype()?;
+    let dtype = student.compute_dtype()?;
     student.require_ndim(2)?;
     let teacher = Array::new(teacher, Name("teacher", ""))?;
     teacher.require_dtype(dtype, student.name)?;
@@ -77,7 +77,7 @@ pub fn kd_loss(
     for read in [&student, &teacher] {
         require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
     }
-    with_dtype!(dtype, T => {
+    with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to the logits.
         let (input, grad) = unsafe {
             let input = core::KdLoss {

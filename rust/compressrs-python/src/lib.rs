@@ -13,6 +13,7 @@ mod optim;
 mod prune;
 mod rules;
 mod sparse;
+mod storage;
 mod threads;
 
 /// See the crate's documentation.
@@ -22,7 +23,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::blend::{accumulate, clamp, lerp, norm, scale, swap};
+    use crate::blend::{accumulate, clamp, lerp, norm, scale};
     #[pymodule_export]
     use crate::distill::{kd_loss, softmax};
     #[pymodule_export]
@@ -32,9 +33,11 @@ mod _core {
     #[pymodule_export]
     use crate::prune::{apply_mask, magnitude_threshold, mask_below, mask_smallest};
     #[pymodule_export]
-    use crate::rules::{rule_scalars, rule_states};
+    use crate::rules::{rule_buffers, rule_scalars};
     #[pymodule_export]
     use crate::sparse::{csr_check, csr_from_dense, csr_matmul, csr_to_dense, sddmm};
+    #[pymodule_export]
+    use crate::storage::{decode_state, encode_state};
     #[pymodule_export]
     use crate::threads::{get_num_threads, set_num_threads, shutdown, simd_level, simd_levels};
 
@@ -44,6 +47,8 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         compressrs_core::simd::level().map_err(PyImportError::new_err)?;
         compressrs_core::parallel::num_threads().map_err(PyImportError::new_err)?;
+        module.add("CODE_BLOCK", compressrs_core::optim::BLOCK)?;
+        module.add("CODE_VERSION", compressrs_core::optim::CODE_VERSION)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

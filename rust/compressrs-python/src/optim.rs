@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compressrs_core::element::Float;
 use compressrs_core::optim::{
-    self as core, Gradient, MAX_SCALARS, MAX_STATES, Scalars, Tensor, Update, mask_bytes,
+    self as core, Dither, Gradient, MAX_SCALARS, Scalars, State, Tensor, Update, mask_bytes,
 };
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -12,10 +12,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::buffers::{
-    Array, Dtype, Layout, Name, Regions, data, number, require_writable, with_dtype,
+    Array, Compute, Dtype, Layout, Name, Regions, data, number, require_writable, with_compute,
 };
 use crate::errors::{NonFiniteGradientError, run};
-use crate::rules::{Group, Make, Rule, make, state_shape};
+use crate::rules::{Group, Make, Rule, make};
+use crate::storage::{RawBuffer, Storage, values};
 
 /// An array that was checked, and what it was then.
 struct Checked {
@@ -40,6 +41,10 @@ impl Checked {
         self.layout.shape().iter().product()
     }
 
+    fn raw(&self) -> RawBuffer {
+        RawBuffer { data: self.data, len: self.len() }
+    }
+
     /// Whether the array is still what it was when it was checked: arrays can be
     /// resized, reshaped or locked behind our back.
     fn is_unchanged(&self, py: Python<'_>) -> bool {
@@ -55,9 +60,10 @@ struct Slot {
     dtype: Dtype,
     group: usize,
     param: Checked,
-    states: Vec<Checked>,
-    /// Names of the states, by which a rule that has changed is told.
-    state_names: Vec<&'static str>,
+    storage: Storage,
+    states: Vec<State>,
+    /// Of the states, and of what the parameter's precision needs.
+    buffers: Vec<Checked>,
     mask: Option<Checked>,
     /// Where a gradient lay that was found to overlap nothing. What it must not
     /// overlap never changes, so the next one there need not be looked up.
@@ -104,7 +110,10 @@ impl Stepper {
         scalars: &Bound<'py, PyAny>,
     ) -> PyResult<Self> {
         let make = make(kind)?;
-        let rules = groups.iter().map(|g| make(&Group(g))).collect::<PyResult<Vec<Rule>>>()?;
+        let rules = groups
+            .iter()
+            .map(|g| Ok((make(&Group(g))?, Storage::new(g)?)))
+            .collect::<PyResult<Vec<_>>>()?;
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
         for (i, arguments) in slots.into_iter().enumerate() {
@@ -167,7 +176,8 @@ impl Stepper {
         for group in groups.iter() {
             let group = group.cast::<PyDict>()?;
             let rule = (self.make)(&Group(group))?;
-            rules.push((!Group(group).is_frozen()?).then_some(rule));
+            let frozen = Group(group).is_frozen()?;
+            rules.push((!frozen).then_some((rule, Storage::new(group)?, Group(group).seed()?)));
         }
         let steps = Array::unchecked(self.steps.bind(py).clone(), Name("steps", ""));
         let scalars = Array::unchecked(self.scalars.bind(py).clone(), Name("scalars", ""));
@@ -180,37 +190,40 @@ impl Stepper {
         // Tensors of a group that are at the same step have the same coefficients.
         let mut last: Option<(usize, usize, i64)> = None;
         for (i, (slot, grad)) in self.slots.iter().zip(&grads).enumerate() {
-            let (Some(grad), Some(rule)) = (grad, &rules[slot.group]) else { continue };
+            let (Some(grad), Some((rule, storage, seed))) = (grad, &rules[slot.group]) else {
+                continue;
+            };
             let grad = self.check(py, slot, grad)?;
+            let t = u64::try_from(steps[i]).unwrap_or(0) + 1;
             let mut numbers = scalars[i];
             let key = (slot.group, slot.shape().len(), steps[i]);
             let update = match jobs.last() {
                 Some(job) if last == Some(key) && rule.scalars().is_empty() => job.update,
                 _ => {
-                    slot.require_states_of(rule)?;
-                    rule.at(u64::try_from(steps[i]).unwrap_or(0) + 1, &mut numbers)
+                    slot.require_states_of(rule, *storage)?;
+                    rule.at(t, &mut numbers)
                 }
             };
             last = Some(key);
             let sign = if rule.maximize() { -1.0 } else { 1.0 };
-            jobs.push(Job { index: i, slot, update, numbers, sign, grad });
+            let dither = Dither::new(*seed, i as u64, t);
+            jobs.push(Job { index: i, slot, update, numbers, sign, grad, dither });
         }
 
         let (factor, norm) = match scaling.factor(py, &jobs)? {
             Factor::Skip(norm) => return Ok(Some(norm)),
             Factor::Take(factor, norm) => (factor, norm),
         };
-        for dtype in [Dtype::F32, Dtype::F64] {
-            if jobs.iter().any(|job| job.slot.dtype == dtype) {
-                with_dtype!(dtype, T => {
+        for compute in [Compute::F32, Compute::F64] {
+            let of_type = || jobs.iter().filter(|job| job.slot.dtype.compute() == compute);
+            if of_type().next().is_some() {
+                with_compute!(compute, T => {
                     // SAFETY: `check` checked every array of the job; parameters
                     // and states are disjoint by `regions`, and gradients and
                     // masks from them. The arrays live as long as `jobs`.
-                    let mut tensors: Vec<Tensor<'_, T>> = jobs
-                        .iter()
-                        .filter(|job| job.slot.dtype == dtype)
+                    let mut tensors = of_type()
                         .map(|job| unsafe { job.tensor(factor) })
-                        .collect();
+                        .collect::<PyResult<Vec<Tensor<'_, T>>>>()?;
                     run(py, || core::step(&mut tensors))?;
                 });
             }
@@ -224,8 +237,8 @@ impl Stepper {
 }
 
 fn check_slot<'py>(
-    (path, param, states, mask, group): SlotArguments<'py>,
-    rules: &[Rule],
+    (path, param, buffers, mask, group): SlotArguments<'py>,
+    rules: &[(Rule, Storage)],
     mut owns: impl FnMut(std::ops::Range<usize>),
 ) -> PyResult<Slot> {
     let name = Name("params", &path);
@@ -233,23 +246,23 @@ fn check_slot<'py>(
     let dtype = param.float_dtype()?;
     param.require_in_place()?;
     owns(param.memory());
-    let rule = rules.get(group).ok_or_else(|| PyValueError::new_err("no such group"))?;
-    let wanted = rule.states(param.array.ndim());
-    if states.len() != wanted.len() {
-        let (wanted, got) = (wanted.len(), states.len());
-        return Err(PyValueError::new_err(format!("{name} needs {wanted} states, got {got}")));
+    let (rule, storage) = rules.get(group).ok_or_else(|| PyValueError::new_err("no such group"))?;
+    let states = rule.states(param.array.ndim());
+    let wanted = storage.buffers(&states, dtype, param.array.shape())?;
+    if buffers.len() != wanted.len() {
+        let (wanted, got) = (wanted.len(), buffers.len());
+        return Err(PyValueError::new_err(format!("{name} needs {wanted} buffers, got {got}")));
     }
-    let states = states
+    let buffers = buffers
         .iter()
         .zip(&wanted)
-        .map(|(state, wanted)| {
-            let state = Array::new(state, Name("state of params", &path))?;
-            state.require_dtype(dtype, param.name)?;
-            let shape = state_shape(wanted.shape, param.array.shape());
-            state.require_shape(&shape, format_args!("{:?} of {name}", wanted.name))?;
-            state.require_in_place()?;
-            owns(state.memory());
-            Ok(Checked::new(state))
+        .map(|(buffer, wanted)| {
+            let buffer = Array::new(buffer, Name("state of params", &path))?;
+            buffer.require_dtype_name(wanted.dtype)?;
+            buffer.require_shape(&wanted.shape, format_args!("{:?} of {name}", wanted.name))?;
+            buffer.require_in_place()?;
+            owns(buffer.memory());
+            Ok(Checked::new(buffer))
         })
         .collect::<PyResult<Vec<_>>>()?;
     let len = param.array.len();
@@ -262,15 +275,13 @@ fn check_slot<'py>(
             PyResult::Ok(Checked::new(mask))
         })
         .transpose()?;
-    let state_names = wanted.into_iter().map(|s| s.name).collect();
-    let param = Checked::new(param);
+    let (param, storage) = (Checked::new(param), *storage);
     let disjoint = AtomicUsize::new(0);
-    Ok(Slot { path: path.clone(), dtype, group, param, states, state_names, mask, disjoint })
+    Ok(Slot { path: path.clone(), dtype, group, param, storage, states, buffers, mask, disjoint })
 }
 
 impl Slot {
-    /// A gradient of the parameter's dtype and shape, in C order; copied if it is
-    /// not in that.
+    /// A gradient of the parameter's shape, in C order; copied if it is not in that.
     fn gradient<'py, 'n>(
         &self,
         grad: &Bound<'py, PyAny>,
@@ -285,23 +296,31 @@ impl Slot {
             Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
         };
         let param = Name("params", &self.path);
-        grad.require_dtype(self.dtype, param)?;
+        grad.float_dtype()?;
         grad.require_shape(self.shape(), param)?;
         grad.contiguous()
     }
 
-    /// Requires that the rule's states are those that this slot has.
-    fn require_states_of(&self, rule: &Rule) -> PyResult<()> {
+    /// Requires that the rule's states are those that this slot has, stored so.
+    fn require_states_of(&self, rule: &Rule, storage: Storage) -> PyResult<()> {
         let needed = rule.states(self.shape().len());
-        if needed.iter().map(|s| s.name).eq(self.state_names.iter().copied()) {
-            return Ok(());
+        let names = |states: &[State]| states.iter().map(|s| s.name).collect::<Vec<_>>();
+        if names(&needed) != names(&self.states) {
+            return Err(PyValueError::new_err(format!(
+                "the state of params{} does not fit the hyperparameters of its group, which now need {:?} \
+                 (momentum, amsgrad and the like cannot be switched on or off; make a new optimizer)",
+                self.path,
+                names(&needed),
+            )));
         }
-        let names: Vec<_> = needed.iter().map(|s| s.name).collect();
-        Err(PyValueError::new_err(format!(
-            "the state of params{} does not fit the hyperparameters of its group, which now need {names:?} \
-             (momentum, amsgrad and the like cannot be switched on or off; make a new optimizer)",
-            self.path,
-        )))
+        if storage != self.storage {
+            return Err(PyValueError::new_err(format!(
+                "state_dtype and precision of the group of params{} cannot be changed so \
+                 (use convert_state)",
+                self.path
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -314,6 +333,7 @@ struct Job<'py, 's> {
     numbers: Scalars,
     sign: f64,
     grad: Array<'py, 's>,
+    dither: Dither,
 }
 
 impl Stepper {
@@ -326,7 +346,7 @@ impl Stepper {
         let name = Name("grads", &slot.path);
         let param = Name("params", &slot.path);
         require_writable(slot.param.array.bind(py), param)?;
-        if !slot.param.is_unchanged(py) || slot.states.iter().any(|s| !s.is_unchanged(py)) {
+        if !slot.param.is_unchanged(py) || slot.buffers.iter().any(|s| !s.is_unchanged(py)) {
             return Err(PyValueError::new_err(format!(
                 "{param} was resized or reshaped since the optimizer was made, or its state was \
                  (make a new optimizer)"
@@ -353,33 +373,33 @@ impl Stepper {
 
 impl Job<'_, '_> {
     /// # Safety
-    /// `T` is the slot's dtype, and nothing else uses the parameter and its
-    /// states, or writes to the gradient and the mask, while the result is used.
-    unsafe fn tensor<'a, T: Float>(&self, factor: f64) -> Tensor<'a, T> {
+    /// `C` is the slot's compute type, and nothing else uses the parameter and its
+    /// buffers, or writes to the gradient and the mask, while the result is used.
+    unsafe fn tensor<'a, C: Float>(&self, factor: f64) -> PyResult<Tensor<'a, C>> {
         let slot = self.slot;
-        let mut states: [&mut [T]; MAX_STATES] = Default::default();
-        for (slice, state) in states.iter_mut().zip(&slot.states) {
-            // SAFETY: `check` found the array where and as `new` checked it; the
-            // rest is the caller's promise.
-            *slice = unsafe { slice_mut(state.data.cast(), state.len()) };
-        }
-        // SAFETY: as above.
-        let param = unsafe { slice_mut(slot.param.data.cast(), slot.param.len()) };
-        // SAFETY: as above.
-        let Gradient { values, mask } = unsafe { self.gradient() };
-        Tensor::new(self.update, self.sign * factor, slot.shape(), param, values, states, mask)
+        let mut buffers = slot.buffers.iter().map(Checked::raw);
+        let (raw, len) = (slot.param.raw(), slot.param.len());
+        // SAFETY: `check` found the arrays where and as `new` checked them; the rest
+        // is the caller's promise.
+        let (states, param, Gradient { values, mask }) = unsafe {
+            let states = slot.storage.moments(&slot.states, len, &mut buffers);
+            (states, slot.storage.weights(slot.dtype, raw, &mut buffers), self.gradient()?)
+        };
+        Ok(Tensor::new(self.update, slot.shape(), param, values, states)
+            .scaled(self.sign * factor)
+            .masked(mask)
+            .dithered(self.dither))
     }
 
     /// # Safety
-    /// `T` is the slot's dtype, and nothing writes to the gradient and the mask
-    /// while the result is used.
-    unsafe fn gradient<'a, T: Float>(&self) -> Gradient<'a, T> {
-        Gradient {
-            // SAFETY: `check` checked dtype and layout; the rest is the caller's promise.
-            values: unsafe { self.grad.slice() },
+    /// Nothing writes to the gradient and the mask while the result is used.
+    unsafe fn gradient<'a>(&self) -> PyResult<Gradient<'a>> {
+        Ok(Gradient {
+            // SAFETY: the caller's promise.
+            values: unsafe { values(&self.grad)? },
             // SAFETY: `new` checked the mask, which is the optimizer's own.
             mask: self.slot.mask.as_ref().map(|m| unsafe { &*slice_mut(m.data, m.len()) }),
-        }
+        })
     }
 }
 
@@ -451,34 +471,29 @@ impl Scaling {
         if self.max_norm.is_none() && self.nonfinite == NonFinite::Ignore {
             return Ok(Factor::Take(self.scale, None));
         }
-        let mut norm = 0.0f64;
-        for dtype in [Dtype::F32, Dtype::F64] {
-            with_dtype!(dtype, T => {
-                let of_dtype = || jobs.iter().filter(|job| job.slot.dtype == dtype);
-                // SAFETY: the dtype is the slot's, and nothing writes to gradients here.
-                let gradients: Vec<Gradient<'_, T>> =
-                    of_dtype().map(|job| unsafe { job.gradient() }).collect();
-                let (part, bad) = run(py, || {
-                    let part = core::norm(&gradients, 2.0);
-                    // An infinite norm may also be one too large for the format.
-                    let bad = if part.is_finite() { None } else { core::find_non_finite(&gradients) };
-                    (part, bad)
-                })?;
-                norm = norm.hypot(part);
-                if let Some(bad) = bad {
-                    match self.nonfinite {
-                        NonFinite::Raise => {
-                            let path = of_dtype().nth(bad).map_or("", |job| &job.slot.path);
-                            return Err(NonFiniteGradientError::new_err(format!(
-                                "grads{path} holds NaN or infinity; nothing was changed \
-                                 (nonfinite=\"skip\" leaves such steps out)"
-                            )));
-                        }
-                        NonFinite::Skip => return Ok(Factor::Skip(part)),
-                        NonFinite::Ignore => {}
-                    }
+        let gradients = jobs
+            .iter()
+            // SAFETY: nothing writes to gradients here.
+            .map(|job| unsafe { job.gradient() })
+            .collect::<PyResult<Vec<_>>>()?;
+        let (mut norm, bad) = run(py, || {
+            let norm = core::norm(&gradients, 2.0);
+            // An infinite norm may also be one too large for the format.
+            let bad = if norm.is_finite() { None } else { core::find_non_finite(&gradients) };
+            (norm, bad)
+        })?;
+        if let Some(bad) = bad {
+            match self.nonfinite {
+                NonFinite::Raise => {
+                    let path = &jobs[bad].slot.path;
+                    return Err(NonFiniteGradientError::new_err(format!(
+                        "grads{path} holds NaN or infinity; nothing was changed \
+                         (nonfinite=\"skip\" leaves such steps out)"
+                    )));
                 }
-            });
+                NonFinite::Skip => return Ok(Factor::Skip(norm)),
+                NonFinite::Ignore => {}
+            }
         }
         norm *= self.scale.abs();
         // As PyTorch clips, epsilon included.

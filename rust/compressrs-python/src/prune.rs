@@ -63,7 +63,7 @@ pub fn magnitude_threshold(
     with_dtype!(weights.dtype, T => {
         let slices = weights.slices::<T>();
         let rank = run(py, || core::rank(&slices, k))?;
-        Ok(rank.map_or(f64::INFINITY, |rank| rank.value.to_f64()))
+        Ok(rank.map_or(f64::INFINITY, |rank| rank.value.load().to_f64()))
     })
 }
 
@@ -106,7 +106,9 @@ pub fn mask_below(
     let mask = unsafe { mask.slice_mut() };
     with_dtype!(weights.dtype, T => {
         let w = weights.slices::<T>()[0];
-        run(py, || core::mask_below(w, threshold as T, mask))
+        // As NumPy compares an array with a Python float.
+        let threshold = T::store(<T as Element>::Compute::from_f64(threshold));
+        run(py, || core::mask_below(w, threshold, mask))
     })
 }
 

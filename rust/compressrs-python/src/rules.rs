@@ -4,12 +4,14 @@ use compressrs_core::optim::{
     Adadelta, Adafactor, Adagrad, Adam, Adamax, AdjustLr, Asgd, Hyperparameters, Lamb, Lion,
     Momentum, Muon, NAdam, OutOfRange, RAdam, RmsProp, Rprop, Sgd, StateShape,
 };
+use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::buffers::{Name, Shape, flag, number};
+use crate::buffers::{Array, Name, Shape, flag, number};
+use crate::storage::Storage;
 
 /// A rule with its hyperparameters.
 pub type Rule = Box<dyn Hyperparameters>;
@@ -68,6 +70,19 @@ impl<'py> Group<'_, 'py> {
             return Ok(pair);
         }
         self.numbers(name).map(|[a, b]| (a, b))
+    }
+
+    /// The seed of what is rounded at random.
+    pub fn seed(&self) -> PyResult<u64> {
+        let name = intern!(self.0.py(), "seed");
+        let value = self.get(name)?;
+        value.extract().map_err(|_| {
+            let need = "be an integer from 0 to 2**64 - 1";
+            match value.is_instance_of::<pyo3::types::PyInt>() {
+                true => Name("seed", "").value_error(need, &value),
+                false => Name("seed", "").type_error(need, &value),
+            }
+        })
     }
 
     /// Whether the group is to be left alone.
@@ -278,22 +293,24 @@ pub fn state_shape(kind: StateShape, parameter: &[usize]) -> Vec<usize> {
     shape
 }
 
-/// Checks the hyperparameters of a group, and the shape of one of its parameters;
-/// name, shape and initial value of each state buffer that is kept for it.
+/// Checks the hyperparameters of a group, and one of its parameters; name, shape,
+/// dtype and initial value of each buffer that is kept for it.
 #[pyfunction]
-pub fn rule_states<'py>(
+pub fn rule_buffers<'py>(
     kind: &str,
     group: &Bound<'py, PyDict>,
-    shape: Vec<usize>,
+    param: &Bound<'py, PyAny>,
     name: &str,
-) -> PyResult<Vec<(&'static str, Bound<'py, PyTuple>, f64)>> {
+) -> PyResult<Vec<(String, Bound<'py, PyTuple>, &'static str, f64)>> {
     let rule = make(kind)?(&Group(group))?;
+    let param = Array::new(param, Name(name, ""))?;
+    let (dtype, shape) = (param.float_dtype()?, param.array.shape());
     let axes = shape.len();
-    rule.accepts(axes).map_err(|need| {
-        Name(name, "").value_error(need, format_args!("shape {}", Shape(&shape)))
-    })?;
-    let tuple = |kind| PyTuple::new(group.py(), state_shape(kind, &shape));
-    rule.states(axes).into_iter().map(|s| Ok((s.name, tuple(s.shape)?, s.initial))).collect()
+    rule.accepts(axes)
+        .map_err(|need| param.name.value_error(need, format_args!("shape {}", Shape(shape))))?;
+    let buffers = Storage::new(group)?.buffers(&rule.states(axes), dtype, shape)?;
+    let tuple = |shape| PyTuple::new(group.py(), shape);
+    buffers.into_iter().map(|b| Ok((b.name, tuple(b.shape)?, b.dtype, b.initial))).collect()
 }
 
 /// Checks the hyperparameters of a group; the names of the numbers that are kept
@@ -301,5 +318,7 @@ pub fn rule_states<'py>(
 #[pyfunction]
 pub fn rule_scalars(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
     Group(group).is_frozen()?;
+    Group(group).seed()?;
+    Storage::new(group)?;
     Ok(make(kind)?(&Group(group))?.scalars().to_vec())
 }

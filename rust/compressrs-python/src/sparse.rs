@@ -8,7 +8,7 @@ use numpy::{PyArray1, PyArray2, PyArrayDescrMethods, PyArrayMethods, PyUntypedAr
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Dtype, Name, Shape, require_disjoint, with_dtype};
+use crate::buffers::{Array, Compute, Name, Shape, require_disjoint, with_compute};
 use crate::errors::run;
 
 /// The arrays of a matrix, of checked dtypes and layout; what they hold is
@@ -18,7 +18,7 @@ struct Matrix<'py> {
     indices: Array<'py, 'static>,
     indptr: Array<'py, 'static>,
     shape: (usize, usize),
-    dtype: Dtype,
+    dtype: Compute,
     /// Whether indices are int64; else they are int32.
     wide: bool,
 }
@@ -26,7 +26,7 @@ struct Matrix<'py> {
 /// Runs `$body` with `$T` and `$I` the element and index type of a [`Matrix`].
 macro_rules! with_types {
     ($matrix:expr, $T:ident, $I:ident => $body:expr) => {
-        with_dtype!($matrix.dtype, $T => {
+        with_compute!($matrix.dtype, $T => {
             if $matrix.wide {
                 type $I = i64;
                 $body
@@ -46,7 +46,7 @@ impl<'py> Matrix<'py> {
         let data = Array::new(&data, Name("data", ""))?;
         let indices = Array::new(&indices, Name("indices", ""))?;
         let indptr = Array::new(&indptr, Name("indptr", ""))?;
-        let dtype = data.float_dtype()?;
+        let dtype = data.compute_dtype()?;
         let wide = indices.require_element::<i64>().is_ok();
         if !wide && indices.require_element::<i32>().is_err() {
             let got = indices.array.dtype().to_string();
@@ -108,7 +108,7 @@ impl<'py, 'n> Operand<'py, 'n> {
     fn new(
         object: &Bound<'py, PyAny>,
         name: Name<'n>,
-        dtype: Dtype,
+        dtype: Compute,
         output: bool,
     ) -> PyResult<Self> {
         let mut array = Array::new(object, name)?;
@@ -206,11 +206,11 @@ pub fn csr_from_dense<'py>(
     threshold: f64,
 ) -> PyResult<Parts<'py>> {
     let w = Array::new(w, Name("w", ""))?;
-    let dtype = w.float_dtype()?;
+    let dtype = w.compute_dtype()?;
     w.require_ndim(2)?;
     let w = w.contiguous()?;
     let (rows, columns) = (w.array.shape()[0], w.array.shape()[1]);
-    with_dtype!(dtype, T => {
+    with_compute!(dtype, T => {
         // SAFETY: checked just now; nothing here writes to it.
         let dense = unsafe { w.slice::<T>() };
         let threshold = threshold as T;

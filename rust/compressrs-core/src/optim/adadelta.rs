@@ -49,7 +49,7 @@ impl Adadelta {
 
 impl Hyperparameters for Adadelta {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("square_avg"), State::zeros("acc_delta")]
+        vec![State::divisor("square_avg"), State::divisor("acc_delta")]
     }
 
     fn at(&self, _: u64, _: &mut Scalars) -> Update {
@@ -73,6 +73,8 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 2> for Deltas<C> {
+    const DIVISORS: [bool; 2] = [true, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, acc]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);

@@ -2,8 +2,8 @@
 
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, StateShape, Update};
 use super::rule::{coefficients, non_negative, require, weight_decay};
-use super::step::{GRAIN, Tensor, is_kept};
-use crate::element::{Element, Float};
+use super::step::{GRAIN, Whole, is_kept};
+use crate::element::Float;
 use crate::lanes::{sums, total};
 use crate::parallel::{self, SharedMut};
 
@@ -65,11 +65,11 @@ impl Adafactor {
 impl Hyperparameters for Adafactor {
     fn states(&self, axes: usize) -> Vec<State> {
         if axes < 2 {
-            return vec![State::zeros("variance")];
+            return vec![State::exact("variance")];
         }
         vec![
-            State { shape: StateShape::Rows, ..State::zeros("row_var") },
-            State { shape: StateShape::Columns, ..State::zeros("col_var") },
+            State { shape: StateShape::Rows, ..State::exact("row_var") },
+            State { shape: StateShape::Columns, ..State::exact("col_var") },
         ]
     }
 
@@ -135,7 +135,7 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
 }
 
 impl Factored {
-    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
+    pub(super) fn step<C: Float>(self, t: &Whole<'_, C>) {
         let n = t.grad.len();
         if n == 0 {
             return;
@@ -143,12 +143,11 @@ impl Factored {
         // SAFETY: no loop works on the tensor while it is read.
         let theta = unsafe { t.param.read(0..n) };
         let [weight] = total(n, |i| {
-            let theta = theta[i].load().to_f64();
+            let theta = theta[i].to_f64();
             [theta * theta]
         });
         let rate = self.eps2.max((weight / n as f64).sqrt()) * self.rate;
-        let eps1 =
-            self.eps1.unwrap_or_else(|| <E::Compute as num_traits::Float>::epsilon().to_f64());
+        let eps1 = self.eps1.unwrap_or_else(|| <C as num_traits::Float>::epsilon().to_f64());
         match t.matrix {
             None => self.step_vector(t, rate, eps1),
             Some(shape) => self.step_matrix(t, shape, rate, eps1),
@@ -160,8 +159,8 @@ impl Factored {
         rate / f64::max(1.0, (squares / n as f64).sqrt() / self.d)
     }
 
-    fn step_vector<E: Element>(self, t: &Tensor<'_, E>, rate: f64, eps1: f64) {
-        t.apply(SecondMoment { blend: self.blend }.cast::<E::Compute>());
+    fn step_vector<C: Float>(self, t: &Whole<'_, C>, rate: f64, eps1: f64) {
+        t.apply(SecondMoment { blend: self.blend }.cast::<C>());
         let (n, floor) = (t.grad.len(), eps1 * eps1);
         // SAFETY: no loop works on the tensor while it is read.
         let variance = unsafe { t.states[0].read(0..n) };
@@ -170,12 +169,12 @@ impl Factored {
             [g * g / variance[i].to_f64().max(floor)]
         });
         let rate = self.clipped(rate, squares, n);
-        t.apply(Scaled { shrink: self.shrink, rate, floor }.cast::<E::Compute>());
+        t.apply(Scaled { shrink: self.shrink, rate, floor }.cast::<C>());
     }
 
-    fn step_matrix<E: Element>(
+    fn step_matrix<C: Float>(
         self,
-        t: &Tensor<'_, E>,
+        t: &Whole<'_, C>,
         (rows, columns): (usize, usize),
         rate: f64,
         eps1: f64,
@@ -258,9 +257,9 @@ impl Factored {
                 for (column, theta) in theta.iter_mut().enumerate() {
                     let i = row * columns + column;
                     let step = rate * t.gradient(i).to_f64() / variance(row, column).sqrt();
-                    let new = theta.load().to_f64() * self.shrink - step;
+                    let new = theta.to_f64() * self.shrink - step;
                     let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
-                    *theta = E::store(E::Compute::from_f64(if kept { new } else { 0.0 }));
+                    *theta = C::from_f64(if kept { new } else { 0.0 });
                 }
             }
         });

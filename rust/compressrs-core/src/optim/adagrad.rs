@@ -50,7 +50,7 @@ impl Adagrad {
 
 impl Hyperparameters for Adagrad {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State { initial: self.initial, ..State::zeros("sum") }]
+        vec![State { initial: self.initial, ..State::divisor("sum") }]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -72,6 +72,8 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 1> for Accumulated<C> {
+    const DIVISORS: [bool; 1] = [true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [sum]: &mut [C; 1]) -> C {
         let g = self.weight_decay.mul_add(theta, g);

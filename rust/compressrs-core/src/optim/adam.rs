@@ -62,9 +62,9 @@ impl Adam {
 
 impl Hyperparameters for Adam {
     fn states(&self, _: usize) -> Vec<State> {
-        let mut states = vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")];
+        let mut states = vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")];
         if self.amsgrad {
-            states.push(State::zeros("max_exp_avg_sq"));
+            states.push(State::divisor("max_exp_avg_sq"));
         }
         states
     }
@@ -133,6 +133,8 @@ impl<C: Float> Moments<C> {
 }
 
 impl<C: Float> Formula<C, 2> for Moments<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
         self.update(theta, g, m, v, |v| v)
@@ -145,6 +147,8 @@ variant! {
 }
 
 impl<C: Float> Formula<C, 3> for LargestMoments<C> {
+    const DIVISORS: [bool; 3] = [false, true, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v, v_max]: &mut [C; 3]) -> C {
         self.0.update(theta, g, m, v, |v| {

@@ -51,7 +51,7 @@ impl Adamax {
 
 impl Hyperparameters for Adamax {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("exp_avg"), State::zeros("exp_inf")]
+        vec![State::moment("exp_avg"), State::divisor("exp_inf")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -75,6 +75,8 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 2> for InfinityNorm<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, u]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);

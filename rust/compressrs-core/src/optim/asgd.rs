@@ -53,7 +53,7 @@ impl Asgd {
 
 impl Hyperparameters for Asgd {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("ax")]
+        vec![State::exact("ax")]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

@@ -7,26 +7,27 @@ use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
 use super::step::{ALIGN, GRAIN};
+use super::storage::{Values, convert, with_values};
 
 /// Calls `f` for each element of `x` and the one of `y` at its place.
-fn zip<E: Element>(x: &mut [E], y: &[E], f: impl Fn(&mut E, E) + Copy + Sync) {
+fn zip<X: Element, Y: Element>(x: &mut [X], y: &[Y], f: impl Fn(&mut X, Y) + Copy + Sync) {
     assert_eq!(x.len(), y.len());
     let len = x.len();
     let shared = SharedMut::new(x);
     parallel::for_each(0..len, GRAIN, ALIGN, |part| {
-        // SAFETY: `x` is borrowed until the loop ends; parts do not overlap.
+        // SAFETY: parts do not overlap.
         let x = unsafe { shared.slice(part.clone()) };
         simd::dispatch(Zip { x, y: &y[part], f });
     });
 }
 
-struct Zip<'a, E, F> {
-    x: &'a mut [E],
-    y: &'a [E],
+struct Zip<'a, X, Y, F> {
+    x: &'a mut [X],
+    y: &'a [Y],
     f: F,
 }
 
-impl<E: Element, F: Fn(&mut E, E)> Kernel for Zip<'_, E, F> {
+impl<X: Element, Y: Element, F: Fn(&mut X, Y)> Kernel for Zip<'_, X, Y, F> {
     type Output = ();
 
     #[inline(always)]
@@ -37,46 +38,34 @@ impl<E: Element, F: Fn(&mut E, E)> Kernel for Zip<'_, E, F> {
     }
 }
 
-/// `x <- x + weight (end - x)`.
+/// `x <- x + weight (end - x)`, in the type that `x` is computed in.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn lerp<E: Element>(x: &mut [E], end: &[E], weight: f64) {
-    let weight = E::Compute::from_f64(weight);
-    zip(x, end, |x, end| {
-        let start = x.load();
-        *x = E::store(weight.mul_add(end.load() - start, start));
-    });
+pub fn lerp<X: Element>(x: &mut [X], end: Values<'_>, weight: f64) {
+    let weight = X::Compute::from_f64(weight);
+    with_values!(end, end => zip(x, end, |x, end| {
+        let (start, end) = (x.load(), convert::<_, X::Compute>(end));
+        *x = X::store(weight.mul_add(end - start, start));
+    }));
 }
 
-/// `sum <- sum + weight x`.
+/// `sum <- sum + weight x`, in the type that `sum` is computed in.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn accumulate<E: Element>(sum: &mut [E], x: &[E], weight: f64) {
-    let weight = E::Compute::from_f64(weight);
-    zip(sum, x, |sum, x| *sum = E::store(weight.mul_add(x.load(), sum.load())));
-}
-
-/// Exchanges two slices.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn swap<E: Element>(x: &mut [E], y: &mut [E]) {
-    assert_eq!(x.len(), y.len());
-    let len = x.len();
-    let (x, y) = (SharedMut::new(x), SharedMut::new(y));
-    parallel::for_each(0..len, GRAIN, ALIGN, |part| {
-        // SAFETY: both are borrowed until the loop ends; parts do not overlap.
-        unsafe { x.slice(part.clone()).swap_with_slice(y.slice(part)) };
-    });
+pub fn accumulate<X: Element>(sum: &mut [X], x: Values<'_>, weight: f64) {
+    let weight = X::Compute::from_f64(weight);
+    with_values!(x, x => zip(sum, x, |sum, x| {
+        *sum = X::store(weight.mul_add(convert(x), sum.load()));
+    }));
 }
 
 fn each<E: Element>(x: &mut [E], f: impl Fn(E::Compute) -> E::Compute + Copy + Sync) {
     let len = x.len();
     let shared = SharedMut::new(x);
     parallel::for_each(0..len, GRAIN, ALIGN, |part| {
-        // SAFETY: `x` is borrowed until the loop ends; parts do not overlap.
+        // SAFETY: parts do not overlap.
         let x = unsafe { shared.slice(part) };
         simd::dispatch(Each { x, f });
     });

@@ -4,8 +4,7 @@ use super::adam::moments;
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{betas, bias_correction, non_negative};
 use super::step::Tensor;
-use crate::element::{Element, Float};
-use crate::lanes::total;
+use crate::element::Float;
 
 /// Hyperparameters of Lamb.
 ///
@@ -57,7 +56,7 @@ impl Lamb {
 
 impl Hyperparameters for Lamb {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")]
+        vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -102,6 +101,8 @@ coefficients! {
 struct MomentsOf<C>(Layerwise<C>);
 
 impl<C: Float> Formula<C, 2> for MomentsOf<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
         moments(g, m, v, self.0.one_minus_beta1, self.0.beta2, self.0.one_minus_beta2);
@@ -110,6 +111,8 @@ impl<C: Float> Formula<C, 2> for MomentsOf<C> {
 }
 
 impl<C: Float> Formula<C, 2> for Layerwise<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     /// Steps along the moments as they are.
     #[inline(always)]
     fn apply(&self, theta: C, _: C, [m, v]: &mut [C; 2]) -> C {
@@ -129,19 +132,14 @@ impl<C: Float> Layerwise<C> {
 }
 
 impl Layerwise<f64> {
-    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
-        let formula: Layerwise<E::Compute> = self.cast();
+    pub(super) fn step<C: Float>(self, t: &Tensor<'_, C>) {
+        let formula: Layerwise<C> = self.cast();
         t.apply(MomentsOf(formula));
-        let n = t.grad.len();
-        // SAFETY: no loop works on the tensor while these are read.
-        let (theta, m, v) =
-            unsafe { (t.param.read(0..n), t.states[0].read(0..n), t.states[1].read(0..n)) };
-        let [weight, direction] = total(n, |i| {
-            let theta = theta[i].load();
-            let u = formula.direction(theta, m[i], v[i]).to_f64();
-            [theta.to_f64() * theta.to_f64(), u * u]
+        let [weight, direction] = t.sums(|theta, [m, v]| {
+            let (theta, u) = (theta.to_f64(), formula.direction(theta, m, v).to_f64());
+            [theta * theta, u * u]
         });
         let ratio = if weight > 0.0 && direction > 0.0 { (weight / direction).sqrt() } else { 1.0 };
-        t.apply(Layerwise { rate: self.rate * ratio, ..self }.cast::<E::Compute>());
+        t.apply(Layerwise { rate: self.rate * ratio, ..self }.cast::<C>());
     }
 }

@@ -46,7 +46,7 @@ impl Lion {
 
 impl Hyperparameters for Lion {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("exp_avg")]
+        vec![State::moment("exp_avg")]
     }
 
     fn at(&self, _: u64, _: &mut Scalars) -> Update {

@@ -13,6 +13,9 @@ mod adam;
 mod adamax;
 mod asgd;
 mod blend;
+mod dither;
+mod fused;
+mod int8;
 mod lamb;
 mod lion;
 mod momentum;
@@ -25,6 +28,7 @@ mod rprop;
 mod rule;
 mod sgd;
 mod step;
+mod storage;
 
 pub use adadelta::Adadelta;
 pub use adafactor::Adafactor;
@@ -32,7 +36,9 @@ pub use adagrad::Adagrad;
 pub use adam::Adam;
 pub use adamax::Adamax;
 pub use asgd::Asgd;
-pub use blend::{accumulate, clamp, lerp, scale, swap};
+pub use blend::{accumulate, clamp, lerp, scale};
+pub use dither::Dither;
+pub use int8::{BLOCK, CODE_VERSION, LEAST};
 pub use lamb::Lamb;
 pub use lion::Lion;
 pub use momentum::Momentum;
@@ -43,8 +49,9 @@ pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use rprop::Rprop;
 pub use rule::{
-    Formula, Hyperparameters, MAX_SCALARS, MAX_STATES, OutOfRange, Scalars, State, StateShape,
-    Update,
+    Formula, Hyperparameters, MAX_SCALARS, MAX_STATES, OutOfRange, Scalars, State, StateKind,
+    StateShape, Update,
 };
 pub use sgd::Sgd;
 pub use step::{Tensor, mask_bytes, step};
+pub use storage::{Codes, Halves, Moments, Rounding, Values, Weights};

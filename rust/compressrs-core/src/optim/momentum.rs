@@ -50,7 +50,7 @@ impl Momentum {
 
 impl Hyperparameters for Momentum {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("velocity")]
+        vec![State::moment("velocity")]
     }
 
     fn at(&self, _: u64, _: &mut Scalars) -> Update {

@@ -1,11 +1,9 @@
 //! Muon: momentum, orthogonalized by a Newton-Schulz iteration.
 
-use num_traits::Float as _;
-
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update};
 use super::rule::{coefficients, non_negative, require, weight_decay};
-use super::step::{GRAIN, Tensor, is_kept};
-use crate::element::{Element, Float};
+use super::step::{GRAIN, Whole, is_kept};
+use crate::element::Float;
 use crate::gemm::{Matrix, multiply};
 use crate::lanes::total;
 use crate::parallel::{self, SharedMut};
@@ -89,7 +87,7 @@ impl Muon {
 
 impl Hyperparameters for Muon {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("momentum_buffer")]
+        vec![State::moment("momentum_buffer")]
     }
 
     fn at(&self, _: u64, _: &mut Scalars) -> Update {
@@ -154,14 +152,14 @@ impl Orthogonal {
             }
     }
 
-    pub(super) fn step<E: Element>(self, t: &Tensor<'_, E>) {
+    pub(super) fn step<C: Float>(self, t: &Whole<'_, C>) {
         let n = t.grad.len();
         let Some((rows, columns)) = t.matrix.filter(|_| n > 0) else { return };
-        t.apply(Buffer { one_minus_momentum: 1.0 - self.momentum }.cast::<E::Compute>());
+        t.apply(Buffer { one_minus_momentum: 1.0 - self.momentum }.cast::<C>());
 
         // SAFETY: no loop works on the tensor while it is read.
         let buf = unsafe { t.states[0].read(0..n) };
-        let momentum = E::Compute::from_f64(self.momentum);
+        let momentum = C::from_f64(self.momentum);
         let direction = |i: usize| {
             let g = t.gradient(i);
             if self.nesterov { momentum.mul_add(buf[i] - g, g) } else { buf[i] }
@@ -170,11 +168,11 @@ impl Orthogonal {
             let u = direction(i).to_f64();
             [u * u]
         });
-        let factor = E::Compute::from_f64(squares.sqrt().max(self.eps).recip());
+        let factor = C::from_f64(squares.sqrt().max(self.eps).recip());
         // With no more rows than columns, so that the products are small.
         let tall = rows > columns;
         let (short, long) = if tall { (columns, rows) } else { (rows, columns) };
-        let mut x = vec![E::Compute::from_f64(0.0); n];
+        let mut x = vec![C::from_f64(0.0); n];
         let at = |i: usize| if tall { i % columns * rows + i / columns } else { i };
         let shared = SharedMut::new(&mut x);
         parallel::for_each(0..n, GRAIN, 1, |part| {
@@ -185,15 +183,14 @@ impl Orthogonal {
         });
         self.orthogonalize(&mut x, short, long);
 
-        let (shrink, rate) =
-            (E::Compute::from_f64(self.shrink), E::Compute::from_f64(self.rate(rows, columns)));
+        let (shrink, rate) = (C::from_f64(self.shrink), C::from_f64(self.rate(rows, columns)));
         parallel::for_each(0..n, GRAIN, 1, |part| {
             // SAFETY: parts do not overlap.
             let theta = unsafe { t.param.slice(part.clone()) };
             for (i, theta) in part.zip(theta) {
                 let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
-                let new = (-rate).mul_add(x[at(i)], theta.load() * shrink);
-                *theta = if kept { E::store(new) } else { E::default() };
+                let new = (-rate).mul_add(x[at(i)], *theta * shrink);
+                *theta = if kept { new } else { C::zero() };
             }
         });
     }

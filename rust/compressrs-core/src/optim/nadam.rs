@@ -64,7 +64,7 @@ impl NAdam {
 
 impl Hyperparameters for NAdam {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")]
+        vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")]
     }
 
     fn scalars(&self) -> &'static [&'static str] {
@@ -114,6 +114,8 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 2> for Nesterov<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
         let g = self.l2.mul_add(theta, g);

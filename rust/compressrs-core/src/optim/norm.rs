@@ -1,6 +1,7 @@
 //! Norms of gradients over any number of tensors, and where one is not finite.
 
 use super::step::is_kept;
+use super::storage::{Values, with_values};
 use crate::element::{Element, Float};
 use crate::lanes::tree;
 use crate::parallel;
@@ -15,9 +16,9 @@ const LANES: usize = 16;
 
 /// A gradient, and which of its elements count.
 #[derive(Clone, Copy, Debug)]
-pub struct Gradient<'a, E> {
+pub struct Gradient<'a> {
     /// Its elements.
-    pub values: &'a [E],
+    pub values: Values<'a>,
     /// A bit for each element, 0 where it does not count; see
     /// [`Tensor::new`](super::Tensor::new).
     pub mask: Option<&'a [u8]>,
@@ -28,7 +29,7 @@ pub struct Gradient<'a, E> {
 ///
 /// It is not finite only if an element is not, unless the norm itself is beyond
 /// the range of `f64`.
-pub fn norm<E: Element>(gradients: &[Gradient<'_, E>], order: f64) -> f64 {
+pub fn norm(gradients: &[Gradient<'_>], order: f64) -> f64 {
     if order == f64::INFINITY {
         return reduce(gradients, Largest);
     }
@@ -56,7 +57,7 @@ pub fn norm<E: Element>(gradients: &[Gradient<'_, E>], order: f64) -> f64 {
 }
 
 /// The index of the first gradient with an element that counts and is not finite.
-pub fn find_non_finite<E: Element>(gradients: &[Gradient<'_, E>]) -> Option<usize> {
+pub fn find_non_finite(gradients: &[Gradient<'_>]) -> Option<usize> {
     gradients.iter().position(|g| !reduce(std::slice::from_ref(g), Largest).is_finite())
 }
 
@@ -119,12 +120,12 @@ impl Term for Largest {
     }
 }
 
-fn reduce<E: Element, T: Term>(gradients: &[Gradient<'_, E>], term: T) -> f64 {
+fn reduce<T: Term>(gradients: &[Gradient<'_>], term: T) -> f64 {
     // A tree for each tensor, so that a tensor's norm does not depend on the others.
-    let partial = |g: &Gradient<'_, E>| {
+    let partial = |g: &Gradient<'_>| {
         let block = |part: std::ops::Range<usize>| {
             let mask = g.mask.map(|mask| &mask[part.start / 8..]);
-            simd::dispatch(Block { values: &g.values[part], mask, term })
+            with_values!(g.values, x => simd::dispatch(Block { values: &x[part], mask, term }))
         };
         parallel::reduce(g.values.len(), BLOCK, block, |a, b| term.combine(a, b)).unwrap_or(0.0)
     };

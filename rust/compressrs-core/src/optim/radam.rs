@@ -60,7 +60,7 @@ impl RAdam {
 
 impl Hyperparameters for RAdam {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("exp_avg"), State::zeros("exp_avg_sq")]
+        vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -109,6 +109,8 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 2> for Rectified<C> {
+    const DIVISORS: [bool; 2] = [false, true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
         let g = self.l2.mul_add(theta, g);

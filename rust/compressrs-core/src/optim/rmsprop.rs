@@ -57,12 +57,15 @@ impl RmsProp {
 
 impl Hyperparameters for RmsProp {
     fn states(&self, _: usize) -> Vec<State> {
-        let mut states = vec![State::zeros("square_avg")];
+        // Centered, the divisor is a difference of squares, which rounding could
+        // make negative.
+        let divisor = if self.centered { State::exact } else { State::divisor };
+        let mut states = vec![divisor("square_avg")];
         if self.momentum > 0.0 {
-            states.push(State::zeros("momentum_buffer"));
+            states.push(State::moment("momentum_buffer"));
         }
         if self.centered {
-            states.push(State::zeros("grad_avg"));
+            states.push(State::exact("grad_avg"));
         }
         states
     }
@@ -133,6 +136,8 @@ impl<C: Float> Scaled<C> {
 }
 
 impl<C: Float> Formula<C, 1> for Scaled<C> {
+    const DIVISORS: [bool; 1] = [true];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq]: &mut [C; 1]) -> C {
         (-self.lr).mul_add(self.scaled(theta, g, sq, None), theta)
@@ -140,6 +145,8 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
 }
 
 impl<C: Float> Formula<C, 2> for WithMomentum<C> {
+    const DIVISORS: [bool; 2] = [true, false];
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, buf]: &mut [C; 2]) -> C {
         self.0.along(theta, self.0.scaled(theta, g, sq, None), buf)

@@ -49,7 +49,7 @@ impl Rprop {
 
 impl Hyperparameters for Rprop {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State::zeros("prev"), State::zeros("step_size")]
+        vec![State::exact("prev"), State::exact("step_size")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {

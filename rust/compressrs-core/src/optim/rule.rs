@@ -10,6 +10,9 @@ use crate::element::Float;
 
 /// The formula of a rule, for one element: all that differs between rules.
 pub trait Formula<C: Float, const S: usize>: Copy + Sync {
+    /// Which states are [`StateKind::Divisor`]s.
+    const DIVISORS: [bool; S] = [false; S];
+
     /// The new value of the parameter `theta` whose gradient is `g`; `state`
     /// holds the rule's state of this element and is updated.
     fn apply(&self, theta: C, g: C, state: &mut [C; S]) -> C;
@@ -76,6 +79,17 @@ pub enum StateShape {
     Columns,
 }
 
+/// What a state buffer is, which decides how it may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKind {
+    /// A mean of gradients or of steps.
+    Moment,
+    /// A mean, sum or maximum of squares or magnitudes, that steps are divided by.
+    Divisor,
+    /// What must not be rounded.
+    Exact,
+}
+
 /// A state buffer that a rule keeps for each tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct State {
@@ -83,14 +97,31 @@ pub struct State {
     pub name: &'static str,
     /// Its shape.
     pub shape: StateShape,
+    /// What it is.
+    pub kind: StateKind,
     /// What it holds before the first step.
     pub initial: f64,
 }
 
 impl State {
     /// One of the parameter's shape that is 0 at first.
-    pub(super) const fn zeros(name: &'static str) -> State {
-        State { name, shape: StateShape::Parameter, initial: 0.0 }
+    const fn zeros(name: &'static str, kind: StateKind) -> State {
+        State { name, shape: StateShape::Parameter, kind, initial: 0.0 }
+    }
+
+    /// A [`StateKind::Moment`] that is 0 at first.
+    pub(super) const fn moment(name: &'static str) -> State {
+        State::zeros(name, StateKind::Moment)
+    }
+
+    /// A [`StateKind::Divisor`] that is 0 at first.
+    pub(super) const fn divisor(name: &'static str) -> State {
+        State::zeros(name, StateKind::Divisor)
+    }
+
+    /// A [`StateKind::Exact`] that is 0 at first.
+    pub(super) const fn exact(name: &'static str) -> State {
+        State::zeros(name, StateKind::Exact)
     }
 }
 

@@ -59,7 +59,7 @@ impl Sgd {
 
 impl Hyperparameters for Sgd {
     fn states(&self, _: usize) -> Vec<State> {
-        if self.momentum == 0.0 { vec![] } else { vec![State::zeros("momentum_buffer")] }
+        if self.momentum == 0.0 { vec![] } else { vec![State::moment("momentum_buffer")] }
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {

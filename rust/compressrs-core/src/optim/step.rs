@@ -1,21 +1,23 @@
 //! The one driver: applies the formulas of any number of tensors, in place.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use num_traits::Zero;
-
+use super::dither::Dither;
+use super::fused;
+use super::int8::BLOCK;
 use super::rule::{Formula, MAX_STATES, Update, with_formula};
-use crate::element::{Element, Float};
+use super::storage::{Moments, PARAM, Storage, Values, Weights};
+use crate::element::Float;
+use crate::lanes;
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`parallel::for_each`].
 pub(super) const GRAIN: usize = 32 * 1024;
 
-/// Tasks start at multiples of this many elements, so that none shares a cache
-/// line with another inside a tensor, nor a byte of a mask.
-pub(super) const ALIGN: usize = 64;
+/// Tasks start at multiples of this many elements, so that inside a tensor none
+/// shares a cache line with another, nor a byte of a mask, nor a block of moments.
+pub(super) const ALIGN: usize = BLOCK;
 
 /// Elements that the masked loop takes at a time.
 const UNIT: usize = 16;
@@ -32,78 +34,256 @@ pub(super) fn is_kept(mask: &[u8], i: usize) -> bool {
 }
 
 /// One tensor and what a step does to it.
-pub struct Tensor<'a, E: Element> {
-    pub(super) update: Update,
-    pub(super) scale: f64,
+pub struct Tensor<'a, C: Float> {
+    update: Update,
+    scale: f64,
     /// Lengths of the last two axes, if there are two.
-    pub(super) matrix: Option<(usize, usize)>,
-    pub(super) param: SharedMut<E>,
-    pub(super) grad: &'a [E],
-    pub(super) states: [SharedMut<E::Compute>; MAX_STATES],
-    pub(super) mask: Option<&'a [u8]>,
+    matrix: Option<(usize, usize)>,
+    param: Weights<'a, C>,
+    grad: Values<'a>,
+    states: [Moments<'a, C>; MAX_STATES],
+    mask: Option<&'a [u8]>,
+    dither: Dither,
     /// Where its elements stand among those of all elementwise tensors.
     range: Range<usize>,
-    borrowed: PhantomData<&'a mut E>,
 }
 
-impl<'a, E: Element> Tensor<'a, E> {
-    /// A tensor to be updated by `update`, its gradient multiplied by `scale` first.
+impl<'a, C: Float> Tensor<'a, C> {
+    /// A tensor to be updated by `update`.
     ///
     /// `states` are the rule's, in the order of
     /// [`states`](super::Hyperparameters::states); the rest is empty. `shape` is
-    /// the parameter's. `mask` holds a bit for each element, the lowest of a byte
-    /// first: where it is 0, the parameter and its state are set to 0, and the
-    /// gradient does not count.
+    /// the parameter's.
     ///
     /// # Panics
-    /// If the shape, the gradient or the mask is not of the parameter's length.
+    /// If the shape or the gradient is not of the parameter's length.
     pub fn new(
         update: Update,
-        scale: f64,
         shape: &[usize],
-        param: &'a mut [E],
-        grad: &'a [E],
-        states: [&'a mut [E::Compute]; MAX_STATES],
-        mask: Option<&'a [u8]>,
+        param: impl Into<Weights<'a, C>>,
+        grad: impl Into<Values<'a>>,
+        states: [Moments<'a, C>; MAX_STATES],
     ) -> Self {
-        let len = param.len();
-        assert_eq!(shape.iter().product::<usize>(), len, "length of a parameter");
-        assert_eq!(grad.len(), len, "length of a gradient");
-        assert!(mask.is_none_or(|m| m.len() == mask_bytes(len)), "length of a mask");
+        let (param, grad) = (param.into(), grad.into());
+        assert_eq!(shape.iter().product::<usize>(), param.len(), "length of a parameter");
+        assert_eq!(grad.len(), param.len(), "length of a gradient");
         let matrix = match *shape {
             [.., rows, columns] => Some((rows, columns)),
             _ => None,
         };
         Tensor {
             update,
-            scale,
+            scale: 1.0,
             matrix,
-            param: SharedMut::new(param),
+            param,
             grad,
-            states: states.map(SharedMut::new),
-            mask,
+            states,
+            mask: None,
+            dither: Dither::new(0, 0, 0),
             range: 0..0,
-            borrowed: PhantomData,
         }
     }
 
-    /// The gradient of element `i` as the rule takes it.
-    #[inline(always)]
-    pub(super) fn gradient(&self, i: usize) -> E::Compute {
-        if self.mask.is_some_and(|mask| !is_kept(mask, i)) {
-            return E::Compute::zero();
-        }
-        self.grad[i].load() * E::Compute::from_f64(self.scale)
+    /// Multiplies the gradient by `scale` first.
+    pub fn scaled(self, scale: f64) -> Self {
+        Tensor { scale, ..self }
+    }
+
+    /// `mask` holds a bit for each element, the lowest of a byte first: where it is
+    /// 0, the parameter and its state are set to 0, and the gradient does not count.
+    ///
+    /// # Panics
+    /// If the mask is not of the parameter's length.
+    pub fn masked(self, mask: Option<&'a [u8]>) -> Self {
+        assert!(mask.is_none_or(|m| m.len() == mask_bytes(self.len())), "length of a mask");
+        Tensor { mask, ..self }
+    }
+
+    /// What rounding that is not to nearest decides by.
+    pub fn dithered(self, dither: Dither) -> Self {
+        Tensor { dither, ..self }
+    }
+
+    fn len(&self) -> usize {
+        self.grad.len()
     }
 
     /// Applies a formula to every element, in parallel.
-    pub(super) fn apply<const S: usize>(&self, formula: impl Formula<E::Compute, S>) {
-        parallel::for_each(0..self.grad.len(), GRAIN, ALIGN, |part| {
+    pub(super) fn apply<const S: usize>(&self, formula: impl Formula<C, S>) {
+        parallel::for_each(0..self.len(), GRAIN, ALIGN, |part| {
             // SAFETY: parts do not overlap, and only one loop at a time works on
             // a tensor.
             unsafe { update_part(self, part, formula) };
         });
     }
+
+    /// The sums of the terms that `f` gives for each parameter and its states.
+    pub(super) fn sums<const S: usize, const K: usize>(
+        &self,
+        f: impl Fn(C, [C; S]) -> [f64; K] + Copy + Sync,
+    ) -> [f64; K] {
+        let add = |a: [f64; K], b: [f64; K]| std::array::from_fn(|k| a[k] + b[k]);
+        let part = |part: Range<usize>| {
+            let mut scratch = Scratch::<C, S>::default();
+            let mut sum = [0.0; K];
+            for start in part.clone().step_by(BLOCK) {
+                let block = start..part.end.min(start + BLOCK);
+                // SAFETY: nothing writes to the tensor meanwhile.
+                let terms = unsafe {
+                    let param = view(&self.param, &block, &mut scratch.param);
+                    let mut buffers = scratch.states.iter_mut();
+                    let states: [&[C]; S] = std::array::from_fn(|s| {
+                        &*view(&self.states[s], &block, buffers.next().expect("one a state"))
+                    });
+                    simd::dispatch(Terms { param, states, f })
+                };
+                sum = add(sum, terms);
+            }
+            sum
+        };
+        parallel::reduce(self.len(), GRAIN, part, add).unwrap_or([0.0; K])
+    }
+
+    /// Calls `f` with this tensor, all of its numbers being of the type that is
+    /// computed in: itself, or a copy that is then stored here.
+    fn whole(&self, f: impl FnOnce(&Whole<'_, C>)) {
+        let mut param = Staged::new(&self.param);
+        let mut states = self.states.each_ref().map(Staged::new);
+        let grad = self.grad.to_compute();
+        let shared = param.shared();
+        let shared_states = states.each_mut().map(Staged::shared);
+        f(&Whole {
+            scale: C::from_f64(self.scale),
+            matrix: self.matrix,
+            param: shared,
+            grad: &grad,
+            states: shared_states,
+            mask: self.mask,
+            tensor: Tensor {
+                param: Weights::Full(shared),
+                grad: self.grad,
+                states: shared_states.map(Moments::Full),
+                range: 0..0,
+                ..*self
+            },
+        });
+        param.store(&self.param, self.dither, PARAM);
+        for (s, (state, target)) in states.iter_mut().zip(&self.states).enumerate() {
+            state.store(target, self.dither, s as u64);
+        }
+    }
+}
+
+/// A tensor all of whose numbers are of the type that is computed in, for rules
+/// that look at it as a whole.
+pub(super) struct Whole<'a, C: Float> {
+    scale: C,
+    /// Lengths of the last two axes, if there are two.
+    pub matrix: Option<(usize, usize)>,
+    pub param: SharedMut<'a, C>,
+    pub grad: &'a [C],
+    pub states: [SharedMut<'a, C>; MAX_STATES],
+    pub mask: Option<&'a [u8]>,
+    tensor: Tensor<'a, C>,
+}
+
+impl<C: Float> Whole<'_, C> {
+    /// The gradient of element `i` as the rule takes it.
+    #[inline(always)]
+    pub fn gradient(&self, i: usize) -> C {
+        if self.mask.is_some_and(|mask| !is_kept(mask, i)) {
+            return C::zero();
+        }
+        self.grad[i] * self.scale
+    }
+
+    /// Applies a formula to every element, in parallel.
+    pub fn apply<const S: usize>(&self, formula: impl Formula<C, S>) {
+        self.tensor.apply(formula);
+    }
+}
+
+/// Numbers of a tensor where they are, or copied to the type that is computed in.
+enum Staged<'a, C> {
+    InPlace(SharedMut<'a, C>),
+    Copy(Vec<C>),
+}
+
+impl<'a, C: Float> Staged<'a, C> {
+    fn new(source: &impl Storage<'a, C>) -> Self {
+        if let Some(numbers) = source.in_place() {
+            return Staged::InPlace(numbers);
+        }
+        let len = source.len();
+        let mut copy = vec![C::zero(); len];
+        let shared = SharedMut::new(&mut copy);
+        parallel::for_each(0..len, GRAIN, ALIGN, |part| {
+            let mut scratch = [C::zero(); BLOCK];
+            for start in part.clone().step_by(BLOCK) {
+                let block = start..part.end.min(start + BLOCK);
+                // SAFETY: parts do not overlap, and nothing writes to the source.
+                unsafe {
+                    source.load(block.clone(), &mut scratch);
+                    shared.slice(block.clone()).copy_from_slice(&scratch[..block.len()]);
+                }
+            }
+        });
+        Staged::Copy(copy)
+    }
+
+    fn shared(&mut self) -> SharedMut<'_, C> {
+        match self {
+            Staged::InPlace(numbers) => *numbers,
+            Staged::Copy(copy) => SharedMut::new(copy),
+        }
+    }
+
+    /// Stores what was copied.
+    fn store(&mut self, target: &impl Storage<'a, C>, dither: Dither, buffer: u64) {
+        let Staged::Copy(copy) = self else { return };
+        parallel::for_each(0..copy.len(), GRAIN, ALIGN, |part| {
+            let mut scratch = [C::zero(); BLOCK];
+            for start in part.clone().step_by(BLOCK) {
+                let block = start..part.end.min(start + BLOCK);
+                scratch[..block.len()].copy_from_slice(&copy[block.clone()]);
+                // SAFETY: parts do not overlap, and nothing else uses the target.
+                unsafe { target.store(block, &mut scratch, dither, buffer) };
+            }
+        });
+    }
+}
+
+/// Where blocks are decoded to.
+struct Scratch<C, const S: usize> {
+    param: [C; BLOCK],
+    grad: [C; BLOCK],
+    states: [[C; BLOCK]; S],
+}
+
+impl<C: Float, const S: usize> Default for Scratch<C, S> {
+    fn default() -> Self {
+        let zeros = [C::zero(); BLOCK];
+        Scratch { param: zeros, grad: zeros, states: [zeros; S] }
+    }
+}
+
+/// The numbers of a block where they are, or decoded to `scratch`.
+///
+/// # Safety
+/// Nothing else may use the numbers of the block while the result is used.
+unsafe fn view<'s, 'a: 's, C: Float>(
+    source: &impl Storage<'a, C>,
+    block: &Range<usize>,
+    scratch: &'s mut [C; BLOCK],
+) -> &'s mut [C] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let Some(numbers) = source.in_place() {
+            return numbers.slice(block.clone());
+        }
+        source.load(block.clone(), scratch);
+    }
+    &mut scratch[..block.len()]
 }
 
 /// Updates every tensor.
@@ -113,7 +293,7 @@ impl<'a, E: Element> Tensor<'a, E> {
 ///
 /// # Panics
 /// If a state is shorter than its rule needs.
-pub fn step<E: Element>(tensors: &mut [Tensor<'_, E>]) {
+pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
     let mut total = 0;
     for tensor in &mut *tensors {
         let elements = match tensor.update {
@@ -122,14 +302,14 @@ pub fn step<E: Element>(tensors: &mut [Tensor<'_, E>]) {
                 0
             }
             Update::Adafactor(factored) => {
-                factored.step(tensor);
+                tensor.whole(|tensor| factored.step(tensor));
                 0
             }
             Update::Muon(orthogonal) => {
-                orthogonal.step(tensor);
+                tensor.whole(|tensor| orthogonal.step(tensor));
                 0
             }
-            _ => tensor.grad.len(),
+            _ => tensor.len(),
         };
         tensor.range = total..total + elements;
         total += elements;
@@ -162,37 +342,118 @@ fn round_up(i: usize, len: usize) -> usize {
 }
 
 /// # Safety
-/// No reference to this part of the parameter or its states may be alive.
-unsafe fn update_part<E: Element, const S: usize>(
-    t: &Tensor<'_, E>,
+/// No reference to this part of the parameter or its states may be alive. The
+/// part starts at a multiple of ALIGN.
+unsafe fn update_part<C: Float, const S: usize>(
+    t: &Tensor<'_, C>,
     part: Range<usize>,
-    formula: impl Formula<E::Compute, S>,
+    formula: impl Formula<C, S>,
 ) {
-    // SAFETY: the tensor's borrows are alive; the rest is the caller's promise.
-    let (param, states) = unsafe {
-        (t.param.slice(part.clone()), std::array::from_fn(|s| t.states[s].slice(part.clone())))
+    // Parts start at multiples of ALIGN, and so of 8.
+    let mask = |range: &Range<usize>| t.mask.map(|m| &m[range.start / 8..mask_bytes(range.end)]);
+    let scale = C::from_f64(t.scale);
+    let states_in_place = || {
+        let mut states = [SharedMut::new(&mut []); S];
+        for (state, moments) in states.iter_mut().zip(&t.states) {
+            *state = moments.in_place()?;
+        }
+        Some(states)
     };
-    simd::dispatch(Elementwise {
-        formula,
-        scale: E::Compute::from_f64(t.scale),
-        param,
-        grad: &t.grad[part.clone()],
-        states,
-        // Parts start at multiples of ALIGN, and so of 8.
-        mask: t.mask.map(|m| &m[part.start / 8..mask_bytes(part.end)]),
-    });
+    if let (Some(param), Some(grad), Some(states)) =
+        (t.param.in_place(), t.grad.as_slice(), states_in_place())
+    {
+        // SAFETY: the caller's promise.
+        let (param, states) =
+            unsafe { (param.slice(part.clone()), states.map(|state| state.slice(part.clone()))) };
+        let (grad, mask) = (&grad[part.clone()], mask(&part));
+        simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
+        return;
+    }
+    let mut scratch = Scratch::<C, S>::default();
+    for start in part.clone().step_by(BLOCK) {
+        let block = start..part.end.min(start + BLOCK);
+        // SAFETY: the caller's promise.
+        unsafe { update_block(t, &block, formula, scale, mask(&block), &mut scratch) };
+    }
 }
 
-struct Elementwise<'a, E: Element, F, const S: usize> {
+/// Decodes a block, updates it, encodes it.
+///
+/// # Safety
+/// No reference to this block of the parameter or its states may be alive.
+unsafe fn update_block<C: Float, const S: usize>(
+    t: &Tensor<'_, C>,
+    block: &Range<usize>,
+    formula: impl Formula<C, S>,
+    scale: C,
+    mask: Option<&[u8]>,
+    scratch: &mut Scratch<C, S>,
+) {
+    let Tensor { param, grad, states, dither, .. } = t;
+    // SAFETY: the caller's promise.
+    let fused = mask.is_none()
+        && unsafe { fused::update(formula, scale, param, grad, states, block, *dither) };
+    if fused {
+        return;
+    }
+    let grad = match t.grad.as_slice() {
+        Some(grad) => &grad[block.clone()],
+        None => {
+            let grad = &mut scratch.grad[..block.len()];
+            t.grad.load(block.clone(), grad);
+            grad
+        }
+    };
+    // SAFETY: the caller's promise; what is in place is not stored.
+    unsafe {
+        let param = view(&t.param, block, &mut scratch.param);
+        let mut buffers = scratch.states.iter_mut();
+        let states = std::array::from_fn(|s| {
+            view(&t.states[s], block, buffers.next().expect("one a state"))
+        });
+        simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
+        if t.param.in_place().is_none() {
+            t.param.store(block.clone(), &mut scratch.param, t.dither, PARAM);
+        }
+        for (s, (state, numbers)) in t.states.iter().zip(&mut scratch.states).enumerate() {
+            if state.in_place().is_none() {
+                state.store(block.clone(), numbers, t.dither, s as u64);
+            }
+        }
+    }
+}
+
+struct Terms<'a, C, F, const S: usize> {
+    param: &'a [C],
+    states: [&'a [C]; S],
+    f: F,
+}
+
+impl<C, F, const S: usize, const K: usize> Kernel for Terms<'_, C, F, S>
+where
+    C: Float,
+    F: Fn(C, [C; S]) -> [f64; K],
+{
+    type Output = [f64; K];
+
+    #[inline(always)]
+    fn run(self) -> [f64; K] {
+        let n = self.param.len();
+        let states = self.states.map(|state| &state[..n]);
+        lanes::sums(n, |i| (self.f)(self.param[i], states.map(|state| state[i])))
+    }
+}
+
+struct Elementwise<'a, C, F, const S: usize> {
     formula: F,
-    scale: E::Compute,
-    param: &'a mut [E],
-    grad: &'a [E],
-    states: [&'a mut [E::Compute]; S],
+    scale: C,
+    param: &'a mut [C],
+    grad: &'a [C],
+    states: [&'a mut [C]; S],
     mask: Option<&'a [u8]>,
 }
 
-impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Kernel for Elementwise<'_, E, F, S> {
+impl<C: Float, F: Formula<C, S>, const S: usize> Kernel for Elementwise<'_, C, F, S> {
     type Output = ();
 
     #[inline(always)]
@@ -204,11 +465,11 @@ impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Kernel for Elementwi
     }
 }
 
-impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Elementwise<'_, E, F, S> {
+impl<C: Float, F: Formula<C, S>, const S: usize> Elementwise<'_, C, F, S> {
     /// The new parameter of one element, its state updated.
     #[inline(always)]
-    fn element(&self, param: E, grad: E, state: &mut [E::Compute; S]) -> E::Compute {
-        self.formula.apply(param.load(), grad.load() * self.scale, state)
+    fn element(&self, param: C, grad: C, state: &mut [C; S]) -> C {
+        self.formula.apply(param, grad * self.scale, state)
     }
 
     #[inline(always)]
@@ -218,8 +479,8 @@ impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Elementwise<'_, E, F
         let (param, grad) = (&mut std::mem::take(&mut self.param)[..n], &self.grad[..n]);
         let states = self.states.each_mut().map(|state| &mut std::mem::take(state)[..n]);
         for i in 0..n {
-            let mut state: [E::Compute; S] = std::array::from_fn(|s| states[s][i]);
-            param[i] = E::store(self.element(param[i], grad[i], &mut state));
+            let mut state: [C; S] = std::array::from_fn(|s| states[s][i]);
+            param[i] = self.element(param[i], grad[i], &mut state);
             for s in 0..S {
                 states[s][i] = state[s];
             }
@@ -249,28 +510,28 @@ impl<E: Element, F: Formula<E::Compute, S>, const S: usize> Elementwise<'_, E, F
     #[inline(always)]
     fn update_unit(
         &self,
-        param: &mut [E],
-        grad: &[E],
-        states: &mut [&mut [E::Compute]; S],
+        param: &mut [C],
+        grad: &[C],
+        states: &mut [&mut [C]; S],
         bits: u32,
         start: usize,
         len: usize,
     ) {
         let unit = start..start + len;
-        let (mut theta, mut g) = ([E::default(); UNIT], [E::default(); UNIT]);
+        let (mut theta, mut g) = ([C::zero(); UNIT], [C::zero(); UNIT]);
         theta[..len].copy_from_slice(&param[unit.clone()]);
         g[..len].copy_from_slice(&grad[unit.clone()]);
-        let mut kept = [[E::Compute::zero(); UNIT]; S];
+        let mut kept = [[C::zero(); UNIT]; S];
         for s in 0..S {
             kept[s][..len].copy_from_slice(&states[s][unit.clone()]);
         }
         for l in 0..UNIT {
-            let mut state: [E::Compute; S] = std::array::from_fn(|s| kept[s][l]);
+            let mut state: [C; S] = std::array::from_fn(|s| kept[s][l]);
             let new = self.element(theta[l], g[l], &mut state);
             let keep = bits >> l & 1 != 0;
-            theta[l] = E::store(if keep { new } else { E::Compute::zero() });
+            theta[l] = if keep { new } else { C::zero() };
             for s in 0..S {
-                kept[s][l] = if keep { state[s] } else { E::Compute::zero() };
+                kept[s][l] = if keep { state[s] } else { C::zero() };
             }
         }
         param[unit.clone()].copy_from_slice(&theta[..len]);

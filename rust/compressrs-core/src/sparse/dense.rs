@@ -255,7 +255,7 @@ impl<'a, T: Float> DenseMut<'a, T> {
 
     /// Calls `body` with this matrix if its rows are contiguous, else with a
     /// temporary that is then copied here.
-    pub(super) fn through_contiguous_rows(self, body: impl FnOnce(&SharedRows<T>)) {
+    pub(super) fn through_contiguous_rows(self, body: impl FnOnce(&SharedRows<'_, T>)) {
         if self.column_stride == 1 || self.columns <= 1 {
             return body(&SharedRows { data: SharedMut::new(self.data), stride: self.row_stride });
         }
@@ -280,25 +280,24 @@ impl<'a, T: Float> DenseMut<'a, T> {
     }
 
     /// The columns, which must be contiguous, as the rows of the transpose.
-    pub(super) fn into_shared_columns(self) -> SharedRows<T> {
+    pub(super) fn into_shared_columns(self) -> SharedRows<'a, T> {
         SharedRows { data: SharedMut::new(self.data), stride: self.column_stride }
     }
 }
 
 /// Contiguous rows that tasks write to.
-pub(super) struct SharedRows<T> {
-    data: SharedMut<T>,
+pub(super) struct SharedRows<'a, T> {
+    data: SharedMut<'a, T>,
     stride: usize,
 }
 
-impl<T: Float> SharedRows<T> {
+impl<'a, T: Float> SharedRows<'a, T> {
     /// `W` elements of row `i` from column `j` on.
     ///
     /// # Safety
     /// No other reference to these elements may be alive.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "see Safety")]
-    pub unsafe fn row_from<const W: usize>(&self, i: usize, j: usize) -> &mut [T; W] {
+    pub unsafe fn row_from<const W: usize>(&self, i: usize, j: usize) -> &'a mut [T; W] {
         let start = i * self.stride + j;
         // SAFETY: the caller's promise.
         let row = unsafe { self.data.slice(start..start + W) };
@@ -321,7 +320,7 @@ impl<T: Float> SharedRows<T> {
     }
 
     /// Rows one after another in a buffer.
-    pub fn row_major(buffer: &mut [T], columns: usize) -> Self {
+    pub fn row_major(buffer: &'a mut [T], columns: usize) -> Self {
         SharedRows { data: SharedMut::new(buffer), stride: columns }
     }
 }

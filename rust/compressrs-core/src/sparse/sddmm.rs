@@ -43,7 +43,7 @@ struct Sample<'a, T, I> {
     u: &'a [T],
     v: &'a [T],
     width: usize,
-    out: SharedMut<T>,
+    out: SharedMut<'a, T>,
     rows: Range<usize>,
 }
 
@@ -54,7 +54,7 @@ impl<T: Float, I: Index> Kernel for Sample<'_, T, I> {
     fn run(self) {
         for r in self.rows {
             let u = &self.u[r * self.width..(r + 1) * self.width];
-            // SAFETY: `out` is borrowed by `sddmm`, and tasks have different rows.
+            // SAFETY: tasks have different rows.
             let out = unsafe { self.out.slice(self.pattern.entries(r)) };
             for (out, &c) in out.iter_mut().zip(self.pattern.row_indices(r)) {
                 let v = &self.v[c.get() * self.width..][..self.width];

@@ -72,7 +72,7 @@ fn by_panels<T: Float>(
     work: usize,
     x: Dense<'_, T>,
     y: DenseMut<'_, T>,
-    multiply: impl Fn(Dense<'_, T>, &SharedRows<T>, usize) + Sync,
+    multiply: impl Fn(Dense<'_, T>, &SharedRows<'_, T>, usize) + Sync,
 ) {
     let (rows, columns) = (y.rows(), y.columns());
     let y = y.into_shared_columns();
@@ -98,7 +98,7 @@ fn by_panels<T: Float>(
 struct Gather<'a, T, I> {
     a: Csr<'a, T, I>,
     x: Dense<'a, T>,
-    y: &'a SharedRows<T>,
+    y: &'a SharedRows<'a, T>,
     rows: std::ops::Range<usize>,
 }
 
@@ -164,7 +164,7 @@ pub fn matmul_transposed<T: Float, I: Index>(
 struct Scatter<'a, T, I> {
     a: Csr<'a, T, I>,
     x: Dense<'a, T>,
-    y: &'a SharedRows<T>,
+    y: &'a SharedRows<'a, T>,
     columns: std::ops::Range<usize>,
     /// Where a panel of `y` is summed: next to each other, and away from the
     /// cache lines that other tasks write to.

@@ -1,0 +1,159 @@
+//! Random numbers for rounding: up or down, so that the mean is right.
+//!
+//! A number that moves by less than the distance to its neighbour, as a weight in
+//! half precision or a moment in 8 bits does, never moves at all if it is rounded
+//! to nearest. Here a threshold that is uniform in `[0, 1)` decides, and it moves
+//! in proportion.
+//!
+//! The thresholds of one element are `u_t = frac(h + t phi)` over the steps `t`,
+//! with `h` a hash of seed, tensor, buffer and element, and `phi` the golden
+//! ratio's fraction. For each step they are uniform over the elements, and over
+//! the steps they are spread more evenly than independent ones would be (their
+//! discrepancy falls as `log(t) / t`), so that a number that creeps makes its way
+//! with less noise. Being functions of their counters, they depend neither on the
+//! number of threads nor on the vector width.
+
+use super::int8::BLOCK;
+
+/// `2^32` times the fraction of the golden ratio.
+const GOLDEN: u32 = 0x9E37_79B9;
+
+/// Random numbers, of which a block takes a row of [`BLOCK`] somewhere.
+static NUMBERS: [u32; BLOCK + STARTS] = {
+    let mut numbers = [0; BLOCK + STARTS];
+    let mut i = 0;
+    while i < numbers.len() {
+        numbers[i] = mix(i as u64) as u32;
+        i += 1;
+    }
+    numbers
+};
+
+/// Where a row of [`NUMBERS`] may start.
+const STARTS: usize = 1024 - BLOCK;
+
+/// What rounding decides by in one step of one tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Dither {
+    key: u64,
+    turn: u32,
+}
+
+impl Dither {
+    /// That of step `t` of tensor number `tensor`.
+    pub fn new(seed: u64, tensor: u64, t: u64) -> Self {
+        Dither { key: mix(mix(seed) ^ tensor), turn: (t as u32).wrapping_mul(GOLDEN) }
+    }
+
+    /// The thresholds of a block of elements of one of the tensor's buffers.
+    #[inline]
+    pub(super) fn thresholds(&self, buffer: u64, block: usize) -> Thresholds {
+        let hash = mix(self.key ^ buffer << 56 ^ block as u64);
+        let start = (hash >> 32) as usize % STARTS;
+        Thresholds {
+            numbers: NUMBERS[start..].first_chunk().expect("as many as a block"),
+            offset: (hash as u32).wrapping_add(self.turn),
+        }
+    }
+}
+
+/// The output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
+const fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
+}
+
+/// A threshold for each element of a block, as a fraction of `2^32`.
+pub(super) trait Threshold: Copy {
+    fn at(self, i: usize) -> u32;
+}
+
+/// Thresholds of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Thresholds {
+    numbers: &'static [u32; BLOCK],
+    /// What is added to each.
+    offset: u32,
+}
+
+impl Threshold for Thresholds {
+    #[inline(always)]
+    fn at(self, i: usize) -> u32 {
+        self.numbers[i % BLOCK].wrapping_add(self.offset)
+    }
+}
+
+/// One half everywhere: rounds to nearest, ties up.
+#[derive(Clone, Copy)]
+pub(super) struct Nearest;
+
+impl Threshold for Nearest {
+    #[inline(always)]
+    fn at(self, _: usize) -> u32 {
+        1 << 31
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Chi-squared of counts that should be equal, in standard deviations.
+    fn excess(counts: &[u32]) -> f64 {
+        let expected = f64::from(counts.iter().sum::<u32>()) / counts.len() as f64;
+        let chi: f64 = counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
+        let degrees = (counts.len() - 1) as f64;
+        (chi - degrees) / (2.0 * degrees).sqrt()
+    }
+
+    fn at(i: usize) -> u32 {
+        Dither::new(1, 2, 3).thresholds(4, i / BLOCK).at(i % BLOCK)
+    }
+
+    #[test]
+    fn thresholds_are_uniform_over_elements() {
+        let mut counts = vec![0; 64];
+        for i in 0..200_000 {
+            counts[(at(i) >> 26) as usize] += 1;
+        }
+        assert!(excess(&counts) < 5.0, "{}", excess(&counts));
+    }
+
+    /// Two that round up with probability p do so together with p squared.
+    #[test]
+    fn thresholds_do_not_follow_their_neighbours() {
+        const N: usize = 200_000;
+        for distance in [1, 2, 16, 64, 144, BLOCK] {
+            for p in [0.05, 0.5] {
+                let up = |i: usize| f64::from(at(i)) < p * 2f64.powi(32);
+                let both = (0..N).filter(|&i| up(i) && up(i + distance)).count();
+                let correlation = (both as f64 / N as f64 - p * p) / (p * (1.0 - p));
+                assert!(correlation.abs() < 0.03, "distance {distance}: {correlation}");
+            }
+        }
+    }
+
+    #[test]
+    fn seed_tensor_and_buffer_make_a_difference() {
+        let first = |seed, tensor, buffer| {
+            let thresholds = Dither::new(seed, tensor, 1).thresholds(buffer, 0);
+            (0..8).map(|i| thresholds.at(i)).collect::<Vec<_>>()
+        };
+        let all = [first(0, 0, 0), first(1, 0, 0), first(0, 1, 0), first(0, 0, 1)];
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[..i].iter().all(|b| a != b));
+        }
+    }
+
+    /// The three-distance theorem: among n steps every arc of 3 / n is visited.
+    #[test]
+    fn thresholds_are_spread_evenly_over_steps() {
+        let mut seen: Vec<u32> =
+            (0..1000).map(|t| Dither::new(5, 6, t).thresholds(7, 8).at(9)).collect();
+        seen.sort_unstable();
+        let widest = seen.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+        assert!(f64::from(widest) < 3.0 / 1000.0 * 2f64.powi(32));
+    }
+}

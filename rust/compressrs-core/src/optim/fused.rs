@@ -1,0 +1,318 @@
+//! A block decoded, updated and encoded in one loop.
+//!
+//! Storage of any kind can be decoded to a buffer, updated there and encoded (see
+//! [`super::storage`]). Weights in single precision with moments in 8 bits, and
+//! bfloat16 throughout, have a loop of their own: while the formula waits for its
+//! division and its root, the conversions cost next to nothing.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::dither::{Dither, Threshold, Thresholds};
+use super::int8::{self, BLOCK};
+use super::rule::{Formula, MAX_STATES};
+use super::storage::{Codes, Moments, PARAM, Rounding, Values, Weights, convert};
+use crate::element::{Element, Float};
+use crate::simd::{self, Kernel};
+
+/// A block of numbers to be read.
+trait Source<C> {
+    /// Number `i`; `divisor` is a constant once this is inlined.
+    fn get(&self, i: usize, divisor: bool) -> C;
+}
+
+/// A block of numbers to be read and then written.
+trait Column<C>: Source<C> {
+    /// Holds what is written until all is. Being a local, nothing can overlap it,
+    /// so that the loop becomes vector instructions without a look at addresses.
+    type Buffer;
+
+    fn buffer() -> Self::Buffer;
+
+    /// Writes number `i`.
+    fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C);
+
+    /// Stores the block.
+    ///
+    /// # Safety
+    /// All of its numbers have been written.
+    unsafe fn finish(self, buffer: &Self::Buffer, divisor: bool);
+}
+
+/// Numbers as they are.
+impl<C: Float> Source<C> for &[C; BLOCK] {
+    #[inline(always)]
+    fn get(&self, i: usize, _: bool) -> C {
+        self[i]
+    }
+}
+
+impl<C: Float> Source<C> for &mut [C; BLOCK] {
+    #[inline(always)]
+    fn get(&self, i: usize, _: bool) -> C {
+        self[i]
+    }
+}
+
+impl<C: Float> Column<C> for &mut [C; BLOCK] {
+    type Buffer = ();
+
+    #[inline(always)]
+    fn buffer() {}
+
+    #[inline(always)]
+    fn put(&mut self, (): &mut (), i: usize, x: C) {
+        self[i] = x;
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, (): &(), _: bool) {}
+}
+
+impl<C: Float> Source<C> for &[bf16; BLOCK] {
+    #[inline(always)]
+    fn get(&self, i: usize, _: bool) -> C {
+        convert(self[i])
+    }
+}
+
+/// Numbers in bfloat16.
+struct Bf16<'a, T> {
+    values: &'a mut [bf16; BLOCK],
+    round: T,
+}
+
+impl<C: Float, T> Source<C> for Bf16<'_, T> {
+    #[inline(always)]
+    fn get(&self, i: usize, _: bool) -> C {
+        convert(self.values[i])
+    }
+}
+
+impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
+    type Buffer = [MaybeUninit<C>; BLOCK];
+
+    #[inline(always)]
+    fn buffer() -> Self::Buffer {
+        [MaybeUninit::uninit(); BLOCK]
+    }
+
+    #[inline(always)]
+    fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C) {
+        buffer[i].write(x);
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, buffer: &Self::Buffer, _: bool) {
+        // SAFETY: the caller's promise.
+        let from = unsafe { written(buffer) };
+        let mut rounded = [bf16::ZERO; BLOCK];
+        for i in 0..BLOCK {
+            rounded[i] = self.round.round(from[i].to_f32(), i);
+        }
+        *self.values = rounded;
+    }
+}
+
+/// # Safety
+/// All have been written.
+#[inline(always)]
+unsafe fn written<C: Float>(buffer: &[MaybeUninit<C>; BLOCK]) -> &[C; BLOCK] {
+    // SAFETY: the layout is the same, and there are values by the caller's promise.
+    unsafe { &*std::ptr::from_ref(buffer).cast() }
+}
+
+/// How number `i` of a block is rounded.
+trait Round {
+    fn round(&self, x: f32, i: usize) -> bf16;
+}
+
+struct Nearest;
+
+impl Round for Nearest {
+    #[inline(always)]
+    fn round(&self, x: f32, _: usize) -> bf16 {
+        bf16::store(x)
+    }
+}
+
+impl Round for Thresholds {
+    #[inline(always)]
+    fn round(&self, x: f32, i: usize) -> bf16 {
+        bf16::store_dithered(x, self.at(i))
+    }
+}
+
+/// Moments in 8 bits.
+struct Coded<'a> {
+    codes: &'a mut [u8; BLOCK],
+    scale: f32,
+    new_scale: &'a mut f32,
+    threshold: Thresholds,
+}
+
+impl<C: Float> Source<C> for Coded<'_> {
+    #[inline(always)]
+    fn get(&self, i: usize, divisor: bool) -> C {
+        let (code, scale) = (self.codes[i], self.scale);
+        let x = if divisor {
+            int8::decode(int8::Divisor, code, scale)
+        } else {
+            int8::decode(int8::Signed, code, scale)
+        };
+        C::from_f64(x.into())
+    }
+}
+
+impl<C: Float> Column<C> for Coded<'_> {
+    type Buffer = [MaybeUninit<C>; BLOCK];
+
+    #[inline(always)]
+    fn buffer() -> Self::Buffer {
+        [MaybeUninit::uninit(); BLOCK]
+    }
+
+    #[inline(always)]
+    fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C) {
+        buffer[i].write(x);
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, buffer: &Self::Buffer, divisor: bool) {
+        // SAFETY: the caller's promise.
+        let from = unsafe { written(buffer) };
+        let (codes, threshold) = (&mut self.codes[..], self.threshold);
+        *self.new_scale = if divisor {
+            int8::Encode { from, codes, threshold, kind: int8::Divisor }.run()
+        } else {
+            int8::Encode { from, codes, threshold, kind: int8::Signed }.run()
+        };
+    }
+}
+
+struct Fused<C, F, P, G, M, const S: usize> {
+    formula: F,
+    scale: C,
+    param: P,
+    grad: G,
+    states: [M; S],
+}
+
+impl<C, F, P, G, M, const S: usize> Kernel for Fused<C, F, P, G, M, S>
+where
+    C: Float,
+    F: Formula<C, S>,
+    P: Column<C>,
+    G: Source<C>,
+    M: Column<C>,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Fused { formula, scale, mut param, grad, mut states } = self;
+        let mut buffer = P::buffer();
+        let mut buffers: [M::Buffer; S] = std::array::from_fn(|_| M::buffer());
+        for i in 0..BLOCK {
+            let mut state = std::array::from_fn(|s| states[s].get(i, F::DIVISORS[s]));
+            let theta = param.get(i, false);
+            let new = formula.apply(theta, grad.get(i, false) * scale, &mut state);
+            param.put(&mut buffer, i, new);
+            for s in 0..S {
+                states[s].put(&mut buffers[s], i, state[s]);
+            }
+        }
+        // SAFETY: the loop has written all.
+        unsafe {
+            param.finish(&buffer, false);
+            for (s, state) in states.into_iter().enumerate() {
+                state.finish(&buffers[s], F::DIVISORS[s]);
+            }
+        }
+    }
+}
+
+/// Updates a whole block, if its storage is of a kind that has a loop of its own;
+/// whether it was.
+///
+/// # Safety
+/// Nothing else may use this block of the parameter or its states meanwhile. It
+/// starts at a multiple of [`BLOCK`].
+pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
+    formula: F,
+    scale: C,
+    param: &Weights<'_, C>,
+    grad: &Values<'_>,
+    states: &[Moments<'_, C>; MAX_STATES],
+    block: &Range<usize>,
+    dither: Dither,
+) -> bool {
+    let number = block.start / BLOCK;
+    if let (Weights::Full(param), Some(grad)) = (param, grad.as_slice::<C>()) {
+        // SAFETY: the caller's promise.
+        let states = all(|s| unsafe {
+            let Moments::Coded(Codes { codes, scales, divisor }) = states[s] else { return None };
+            let new_scale = &mut scales.slice(number..number + 1)[0];
+            let scale = *new_scale;
+            if divisor != F::DIVISORS[s] || scale.is_sign_negative() {
+                return None;
+            }
+            Some(Coded {
+                codes: whole_mut(codes.slice(block.clone()))?,
+                scale,
+                new_scale,
+                threshold: dither.thresholds(s as u64, number),
+            })
+        });
+        let Some(states) = states else { return false };
+        // SAFETY: the caller's promise.
+        let param = whole_mut(unsafe { param.slice(block.clone()) });
+        let (Some(param), Some(grad)) = (param, whole(&grad[block.clone()])) else { return false };
+        simd::dispatch(Fused { formula, scale, param, grad, states });
+        return true;
+    }
+    let (Weights::Bf16(param), Values::Bf16(grad)) = (param, grad) else { return false };
+    // SAFETY: the caller's promise.
+    let states = all(|s| unsafe {
+        let Moments::Bf16(values) = states[s] else { return None };
+        let values = whole_mut(values.slice(block.clone()))?;
+        Some(Bf16 { values, round: dither.thresholds(s as u64, number) })
+    });
+    // SAFETY: the caller's promise.
+    let values = whole_mut(unsafe { param.values.slice(block.clone()) });
+    let (Some(states), Some(values), Some(grad)) = (states, values, whole(&grad[block.clone()]))
+    else {
+        return false;
+    };
+    match param.rounding {
+        Rounding::Nearest => {
+            let param = Bf16 { values, round: Nearest };
+            simd::dispatch(Fused { formula, scale, param, grad, states });
+        }
+        Rounding::Stochastic => {
+            let param = Bf16 { values, round: dither.thresholds(PARAM, number) };
+            simd::dispatch(Fused { formula, scale, param, grad, states });
+        }
+        Rounding::Kahan(_) | Rounding::Master(_) => return false,
+    }
+    true
+}
+
+/// What `f` gives for `0..S`, if it gives something for each.
+fn all<T, const S: usize>(f: impl FnMut(usize) -> Option<T>) -> Option<[T; S]> {
+    let items = std::array::from_fn(f);
+    if items.iter().any(Option::is_none) {
+        return None;
+    }
+    Some(items.map(|item| item.expect("none is None")))
+}
+
+fn whole<T>(block: &[T]) -> Option<&[T; BLOCK]> {
+    block.try_into().ok()
+}
+
+fn whole_mut<T>(block: &mut [T]) -> Option<&mut [T; BLOCK]> {
+    block.try_into().ok()
+}

@@ -1,0 +1,322 @@
+//! How the numbers of an optimizer's tensors are stored, as its groups say.
+
+use compressrs_core::element::{bf16, f16};
+use compressrs_core::optim::{
+    BLOCK, Codes, Halves, LEAST, MAX_STATES, Moments, Rounding, State, StateKind, StateShape,
+    Values, Weights,
+};
+use compressrs_core::parallel::SharedMut;
+use numpy::PyUntypedArrayMethods;
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::buffers::{Array, Dtype, Name};
+use crate::errors::run;
+use crate::rules::state_shape;
+
+/// What moments are kept in.
+#[derive(Clone, Copy, PartialEq)]
+enum StateDtype {
+    Full,
+    Bf16,
+    Int8,
+}
+
+/// How weights in half precision are rounded.
+#[derive(Clone, Copy, PartialEq)]
+enum Precision {
+    Nearest,
+    Stochastic,
+    Kahan,
+    Master,
+}
+
+/// What a group says of how its tensors are stored.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Storage {
+    state_dtype: StateDtype,
+    precision: Precision,
+}
+
+/// A buffer that is kept for a tensor.
+pub struct Buffer {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: &'static str,
+    /// What it holds before the first step.
+    pub initial: f64,
+}
+
+/// What a state of a tensor is kept in.
+#[derive(Clone, Copy)]
+enum Kept {
+    Full,
+    Bf16,
+    Int8 { divisor: bool },
+}
+
+impl Storage {
+    pub fn new(group: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let py = group.py();
+        let state_dtype = match choice(group, intern!(py, "state_dtype"))?.as_str() {
+            "float32" => StateDtype::Full,
+            "bfloat16" => StateDtype::Bf16,
+            "int8" => StateDtype::Int8,
+            other => return Err(refused("state_dtype", "'float32', 'bfloat16' or 'int8'", other)),
+        };
+        let precision = match choice(group, intern!(py, "precision"))?.as_str() {
+            "nearest" => Precision::Nearest,
+            "stochastic" => Precision::Stochastic,
+            "kahan" => Precision::Kahan,
+            "master" => Precision::Master,
+            other => {
+                let need = "'nearest', 'stochastic', 'kahan' or 'master'";
+                return Err(refused("precision", need, other));
+            }
+        };
+        Ok(Storage { state_dtype, precision })
+    }
+
+    fn kept(self, state: &State, elements: usize) -> Kept {
+        if state.shape != StateShape::Parameter || state.kind == StateKind::Exact {
+            return Kept::Full;
+        }
+        match self.state_dtype {
+            StateDtype::Full => Kept::Full,
+            StateDtype::Bf16 => Kept::Bf16,
+            StateDtype::Int8 if elements < LEAST => Kept::Full,
+            StateDtype::Int8 => Kept::Int8 { divisor: state.kind == StateKind::Divisor },
+        }
+    }
+
+    /// The buffers that are kept for a parameter, in their order.
+    ///
+    /// # Errors
+    /// No state of the rule may be kept as the group says.
+    pub fn buffers(self, states: &[State], dtype: Dtype, shape: &[usize]) -> PyResult<Vec<Buffer>> {
+        let exact = |s: &State| s.kind == StateKind::Exact;
+        if self.state_dtype != StateDtype::Full && !states.is_empty() && states.iter().all(exact) {
+            return Err(PyValueError::new_err(
+                "state_dtype must be 'float32' for this rule, whose state must not be rounded",
+            ));
+        }
+        let elements: usize = shape.iter().product();
+        let full: &'static str = match Dtype::from(dtype.compute()) {
+            Dtype::F64 => "float64",
+            _ => "float32",
+        };
+        let mut buffers = Vec::with_capacity(2 * MAX_STATES + 1);
+        for state in states {
+            let kept = self.kept(state, elements);
+            buffers.push(Buffer {
+                name: state.name.to_owned(),
+                shape: state_shape(state.shape, shape),
+                dtype: match kept {
+                    Kept::Full => full,
+                    Kept::Bf16 => "bfloat16",
+                    Kept::Int8 { divisor: false } => "int8",
+                    Kept::Int8 { divisor: true } => "uint8",
+                },
+                initial: state.initial,
+            });
+            if let Kept::Int8 { .. } = kept {
+                buffers.push(Buffer {
+                    name: format!("{}_scale", state.name),
+                    shape: vec![elements.div_ceil(BLOCK)],
+                    dtype: "float32",
+                    initial: 0.0,
+                });
+            }
+        }
+        let half = match dtype {
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
+            Dtype::F32 | Dtype::F64 => return Ok(buffers),
+        };
+        let (name, dtype) = match self.precision {
+            Precision::Nearest | Precision::Stochastic => return Ok(buffers),
+            Precision::Kahan => ("compensation", half),
+            Precision::Master => ("master", "float32"),
+        };
+        buffers.push(Buffer { name: name.to_owned(), shape: shape.to_vec(), dtype, initial: 0.0 });
+        Ok(buffers)
+    }
+
+    /// The states of a parameter with this number of elements, from its buffers.
+    ///
+    /// # Safety
+    /// The buffers are those that [`buffers`](Self::buffers) lists, and nothing else
+    /// uses them while the result is used.
+    pub unsafe fn moments<'a, C>(
+        self,
+        states: &[State],
+        elements: usize,
+        buffers: &mut impl Iterator<Item = RawBuffer>,
+    ) -> [Moments<'a, C>; MAX_STATES] {
+        let mut moments: [Moments<'a, C>; MAX_STATES] = Default::default();
+        for (slot, state) in moments.iter_mut().zip(states) {
+            let mut next = || buffers.next().expect("as many as are listed");
+            // SAFETY: the caller's promise.
+            *slot = unsafe {
+                match self.kept(state, elements) {
+                    Kept::Full => Moments::Full(next().shared()),
+                    Kept::Bf16 => Moments::Bf16(next().shared()),
+                    Kept::Int8 { divisor } => {
+                        let (codes, scales) = (next().shared(), next().shared());
+                        Moments::Coded(Codes { codes, scales, divisor })
+                    }
+                }
+            };
+        }
+        moments
+    }
+
+    /// A parameter, with what is left of its buffers.
+    ///
+    /// # Safety
+    /// As for [`moments`](Self::moments), for the parameter too, which is of this dtype.
+    pub unsafe fn weights<'a, C>(
+        self,
+        dtype: Dtype,
+        param: RawBuffer,
+        buffers: &mut impl Iterator<Item = RawBuffer>,
+    ) -> Weights<'a, C> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match dtype {
+                Dtype::F32 | Dtype::F64 => Weights::Full(param.shared()),
+                Dtype::F16 => Weights::F16(self.halves::<f16>(param, buffers)),
+                Dtype::Bf16 => Weights::Bf16(self.halves::<bf16>(param, buffers)),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`weights`](Self::weights).
+    unsafe fn halves<'a, H>(
+        self,
+        param: RawBuffer,
+        buffers: &mut impl Iterator<Item = RawBuffer>,
+    ) -> Halves<'a, H> {
+        let mut next = || buffers.next().expect("as many as are listed");
+        // SAFETY: the caller's promise.
+        unsafe {
+            Halves {
+                values: param.shared(),
+                rounding: match self.precision {
+                    Precision::Nearest => Rounding::Nearest,
+                    Precision::Stochastic => Rounding::Stochastic,
+                    Precision::Kahan => Rounding::Kahan(next().shared()),
+                    Precision::Master => Rounding::Master(next().shared()),
+                },
+            }
+        }
+    }
+}
+
+fn choice(group: &Bound<'_, PyDict>, name: &Bound<'_, pyo3::types::PyString>) -> PyResult<String> {
+    let value = group.get_item(name)?.ok_or_else(|| {
+        PyValueError::new_err(format!("the parameter group has no setting {name:?}"))
+    })?;
+    value
+        .extract()
+        .map_err(|_| Name(&name.to_string(), "").type_error("be a string", value.get_type()))
+}
+
+fn refused(name: &str, need: &str, got: &str) -> PyErr {
+    Name(name, "").value_error(format_args!("be {need}"), format_args!("{got:?}"))
+}
+
+/// The memory of an array: where its elements begin, and their number.
+#[derive(Clone, Copy)]
+pub struct RawBuffer {
+    pub data: *mut u8,
+    pub len: usize,
+}
+
+impl RawBuffer {
+    /// # Safety
+    /// There are so many aligned elements of type `T`, which nothing else uses while
+    /// the result is used.
+    unsafe fn shared<'a, T>(self) -> SharedMut<'a, T> {
+        if self.len == 0 {
+            return SharedMut::new(&mut []);
+        }
+        // SAFETY: the caller's promise.
+        SharedMut::new(unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.len) })
+    }
+}
+
+/// The elements of a contiguous array of any floating-point dtype.
+///
+/// # Safety
+/// Nothing writes to them while the result is used.
+pub unsafe fn values<'a>(array: &Array<'_, '_>) -> PyResult<Values<'a>> {
+    // SAFETY: the dtype is the array's; the rest is the caller's promise.
+    Ok(unsafe {
+        match array.float_dtype()? {
+            Dtype::F32 => Values::F32(array.slice()),
+            Dtype::F64 => Values::F64(array.slice()),
+            Dtype::F16 => Values::F16(array.slice()),
+            Dtype::Bf16 => Values::Bf16(array.slice()),
+        }
+    })
+}
+
+/// Checks that codes and scales belong together.
+fn check_codes<'py>(
+    codes: &Bound<'py, PyAny>,
+    scales: &Bound<'py, PyAny>,
+    name: &str,
+    x: &Bound<'py, PyAny>,
+    body: impl FnOnce(Codes<'_>, &mut [f32]) -> PyResult<()>,
+) -> PyResult<()> {
+    let codes = Array::new(codes, Name(name, ""))?;
+    let scales = Array::new(scales, Name(name, "_scale"))?;
+    let x = Array::new(x, Name(name, ""))?;
+    let divisor = codes.require_element::<i8>().is_err();
+    if divisor {
+        codes.require_element::<u8>()?;
+    }
+    scales.require_element::<f32>()?;
+    x.require_element::<f32>()?;
+    scales.require_shape(
+        &[codes.array.len().div_ceil(BLOCK)],
+        format_args!("a scale for each {BLOCK} of {name}"),
+    )?;
+    x.require_shape(codes.array.shape(), name)?;
+    for array in [&codes, &scales, &x] {
+        array.require_in_place()?;
+    }
+    // SAFETY: the dtypes are right, codes of either sign being bytes; the caller
+    // passes arrays of its own, which do not overlap.
+    let (codes, scales, x) =
+        unsafe { (codes.slice_mut(), scales.slice_mut(), x.slice_mut::<f32>()) };
+    let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
+    body(Codes { codes, scales, divisor }, x)
+}
+
+/// Encodes a float32 array in 8 bits, rounded to nearest: int8 codes for a moment,
+/// uint8 codes for a divisor.
+#[pyfunction]
+pub fn encode_state<'py>(
+    x: &Bound<'py, PyAny>,
+    codes: &Bound<'py, PyAny>,
+    scales: &Bound<'py, PyAny>,
+    name: &str,
+) -> PyResult<()> {
+    check_codes(codes, scales, name, x, |mut codes, x| run(scales.py(), || codes.encode(x)))
+}
+
+/// Decodes what `encode_state` or a step made.
+#[pyfunction]
+pub fn decode_state<'py>(
+    codes: &Bound<'py, PyAny>,
+    scales: &Bound<'py, PyAny>,
+    x: &Bound<'py, PyAny>,
+    name: &str,
+) -> PyResult<()> {
+    check_codes(codes, scales, name, x, |codes, x| run(scales.py(), || codes.decode(x)))
+}
