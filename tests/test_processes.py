@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import threadpoolctl
+from ml_dtypes import bfloat16
 
 import compressrs as cr
 
@@ -54,6 +55,17 @@ def everything() -> str:
                 digest.update(np.float64(norm).tobytes())
             for w in p:
                 digest.update(w.tobytes())
+        for cls in (cr.optim.Adam, cr.optim.RMSprop, cr.optim.Lamb):
+            for state_dtype, precision in (("bfloat16", "stochastic"), ("int8", "kahan")):
+                # Blocks alone, with a rest, masked; of weights in half precision too.
+                p = [rng.standard_normal(n).astype(dtype) for n in (N, 4096, 5000)]
+                p += [rng.standard_normal(N).astype(half) for half in (np.float16, bfloat16)]
+                opt = cls(p, lr=0.01, state_dtype=state_dtype, precision=precision, seed=5)
+                opt.set_masks([None, None, rng.random(5000) < 0.5, None, None])
+                for _ in range(3):
+                    opt.step([rng.standard_normal(w.shape).astype(w.dtype) for w in p])
+                for w in p:
+                    digest.update(w.tobytes())
         w = rng.standard_normal((700, 900)).astype(dtype)
         mask = cr.prune.magnitude_mask(w, sparsity=0.9)
         digest.update(mask.tobytes())

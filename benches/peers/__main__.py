@@ -8,7 +8,7 @@ import argparse
 import importlib.metadata
 
 import compressrs as cr
-from benches.peers import csr, distill, optim, prune
+from benches.peers import csr, distill, few_bytes, optim, prune
 from benches.peers.measure import torch
 
 ALL = {
@@ -18,6 +18,7 @@ ALL = {
     "overhead": optim.overhead,
     "scaling": optim.scaling,
     "options": optim.options,
+    "few_bytes": few_bytes.few_bytes,
     "mlp": optim.mlp,
     "csr": csr.csr,
     "distill": distill.distill,
@@ -36,7 +37,7 @@ def main():
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
     cr.show_config()
-    for package in ("scipy", "scikit-learn", "torch", "deepspeed"):
+    for package in ("scipy", "scikit-learn", "torch", "deepspeed", "bitsandbytes", "torchao"):
         try:
             print(f"{package:16} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

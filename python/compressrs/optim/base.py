@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -282,16 +283,20 @@ class Optimizer:
                 self._masks = before
                 raise
             for i, mask in checked.items():
-                if mask is None:
-                    continue
-                for buffer in (arrays[i], *self._buffers(i).values()):
-                    # Means over rows and columns have no masked elements.
-                    if buffer.shape != mask.shape:
-                        continue
-                    if buffer.dtype.kind in "iu":
-                        np.copyto(buffer, 0, where=~mask)
-                    else:
-                        _core.apply_mask(buffer, mask, f"params{self._paths[i]}")
+                if mask is not None:
+                    _core.apply_mask(arrays[i], mask, f"params{self._paths[i]}")
+                    self._clear_masked_state(i)
+
+    def _clear_masked_state(self, i: int) -> None:
+        """Set the state of masked weights to 0."""
+        bits, shape = self._masks[i], self._arrays()[i].shape
+        if bits is None:
+            return
+        masked = np.unpackbits(bits, count=math.prod(shape), bitorder="little") == 0
+        for buffer in self._buffers(i).values():
+            # Means over rows and columns have no masked elements.
+            if buffer.shape == shape:
+                buffer.reshape(-1)[masked] = 0
 
     def convert_state(
         self, state_dtype: StateDtype | None = None, precision: Precision | None = None
@@ -336,6 +341,8 @@ class Optimizer:
             for group in self.param_groups:
                 group.update(changes)
             self._prepare()
+            for i in range(len(self._paths)):
+                self._clear_masked_state(i)
 
     def _wanted(self, group: dict[str, Any], array: Array, path: str) -> list[Buffer]:
         """Return what buffers are to be kept for a parameter of a group."""

@@ -6,9 +6,9 @@ use std::sync::Mutex;
 
 use compressrs_core::element::Element;
 use compressrs_core::optim::{
-    Adam, BLOCK, Code, Dither, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
-    RmsProp, Rounding, Scalars, Sgd, Tensor, Values, Weights, accumulate, clamp, decode, encode,
-    find_non_finite, lerp, mask_bytes, norm, scale, step,
+    Adam, BLOCK, Codes, Dither, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
+    RmsProp, Rounding, Scalars, Sgd, Tensor, Values, Weights, accumulate, clamp, find_non_finite,
+    lerp, mask_bytes, norm, scale, step,
 };
 use compressrs_core::parallel::{self, SharedMut};
 use half::{bf16, f16};
@@ -183,16 +183,22 @@ fn half_precision_needs_no_formula() {
     check::<bf16>(|halves| Weights::Bf16(halves));
 }
 
+fn coded<'a>(codes: &'a mut [u8], scales: &'a mut [f32], divisor: bool) -> Codes<'a> {
+    Codes { codes: SharedMut::new(codes), scales: SharedMut::new(scales), divisor }
+}
+
 /// A step with moments in 8 bits is one with the decoded moments, encoded.
 #[test]
 fn moments_in_8_bits_need_no_formula() {
     let rule = Adam::new(0.1, (0.9, 0.99), 1e-8, 0.0, false, false, false).unwrap();
     let len = 2 * BLOCK + 3;
     let mut full = Owned::new(&rule, len, value);
-    let (mut m, mut v) = (vec![0i8; len], vec![0u8; len]);
+    let (mut m, mut v) = (vec![0; len], vec![0; len]);
     let (mut m_scales, mut v_scales) = (vec![0.0; 3], vec![0.0; 3]);
     let mut param = full.param.clone();
     for t in 1..5 {
+        coded(&mut m, &mut m_scales, false).decode(&mut full.states[0]);
+        coded(&mut v, &mut v_scales, true).decode(&mut full.states[1]);
         step(&mut [full.tensor(&rule, t)]);
         step(&mut [Tensor::new(
             rule.at(t, &mut Scalars::default()),
@@ -200,22 +206,13 @@ fn moments_in_8_bits_need_no_formula() {
             param.as_mut_slice(),
             full.grad.as_slice(),
             [
-                Moments::Signed(SharedMut::new(&mut m), SharedMut::new(&mut m_scales)),
-                Moments::Divisor(SharedMut::new(&mut v), SharedMut::new(&mut v_scales)),
+                Moments::Coded(coded(&mut m, &mut m_scales, false)),
+                Moments::Coded(coded(&mut v, &mut v_scales, true)),
                 Moments::default(),
             ],
         )
         .dithered(Dither::new(0, 0, t))]);
         assert_eq!(param, full.param, "step {t}");
-        let before = full.states.clone();
-        decode(&m, &m_scales, &mut full.states[0]);
-        decode(&v, &v_scales, &mut full.states[1]);
-        for (before, after) in before.iter().zip(&full.states) {
-            let greatest = before.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-            for (before, after) in before.iter().zip(after) {
-                assert!((before - after).abs() <= 0.13 * before.abs() + greatest / 1e3);
-            }
-        }
     }
 }
 
@@ -226,72 +223,40 @@ fn numbers() -> impl Strategy<Value = Vec<f32>> {
 }
 
 proptest! {
-    /// Nothing is off by more than half the distance of neighbouring levels, what
-    /// is decoded is encoded as it was, and a divisor is 0 only where it was.
+    /// Nothing is off by more than half the distance of neighbouring levels, and a
+    /// divisor is never 0.
     #[test]
-    fn codes_are_close_and_stay(x in numbers()) {
-        let greatest = |x: &[f32]| x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-        let blocks = x.len().div_ceil(BLOCK);
-        let (mut codes, mut scales, mut y) = (vec![0i8; x.len()], vec![0.0; blocks], x.clone());
-        encode(&x, &mut codes, &mut scales);
-        decode(&codes, &scales, &mut y);
-        for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
-            let floor = greatest(x) / 2f32.powi(11);
-            for (x, y) in x.iter().zip(y) {
-                prop_assert!((x - y).abs() <= x.abs() / 16.0 + floor, "{x} {y}");
+    fn codes_are_close(x in numbers()) {
+        for divisor in [false, true] {
+            let x: Vec<f32> = x.iter().map(|&x| if divisor { x.abs() } else { x }).collect();
+            let mut scales = vec![0.0; x.len().div_ceil(BLOCK)];
+            let (mut codes, mut y) = (vec![0; x.len()], x.clone());
+            coded(&mut codes, &mut scales, divisor).encode(&x);
+            coded(&mut codes, &mut scales, divisor).decode(&mut y);
+            for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+                let greatest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                let floor = greatest / if divisor { 2f32.powi(15) } else { 2f32.powi(10) };
+                for (x, y) in x.iter().zip(y) {
+                    prop_assert!((x - y).abs() <= x.abs() / 32.0 + floor, "{x} {y}");
+                    prop_assert!(!divisor || *y > 0.0);
+                }
             }
         }
-        stays(&y, &codes, &scales)?;
-
-        let x: Vec<f32> = x.iter().map(|x| x.abs()).collect();
-        let mut codes = vec![0u8; x.len()];
-        encode(&x, &mut codes, &mut scales);
-        decode(&codes, &scales, &mut y);
-        for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
-            let floor = greatest(x) / 2f32.powi(17);
-            for (x, y) in x.iter().zip(y) {
-                prop_assert!((x - y).abs() <= x / 16.0 + floor, "{x} {y}");
-                prop_assert_eq!(*x == 0.0, *y == 0.0);
-            }
-        }
-        stays(&y, &codes, &scales)?;
     }
-}
-
-/// What is decoded is encoded as it was, if it gets the scale that it had.
-fn stays<K: Code + PartialEq + std::fmt::Debug>(
-    y: &[f32],
-    codes: &[K],
-    scales: &[f32],
-) -> Result<(), TestCaseError> {
-    let (mut new_codes, mut new_scales) = (codes.to_vec(), scales.to_vec());
-    encode(y, &mut new_codes, &mut new_scales);
-    for block in (0..scales.len()).filter(|&b| scales[b] == new_scales[b]) {
-        let range = block * BLOCK..y.len().min((block + 1) * BLOCK);
-        prop_assert_eq!(&codes[range.clone()], &new_codes[range]);
-    }
-    Ok(())
 }
 
 #[test]
 fn codes_keep_what_is_not_finite() {
     let mut x: Vec<f32> = (0..300).map(value).collect();
-    x[3] = f32::NAN;
-    x[4] = f32::INFINITY;
-    x[5] = f32::NEG_INFINITY;
-    let (mut codes, mut scales, mut y) = (vec![0i8; 300], vec![0.0; 2], vec![0.0; 300]);
-    encode(&x, &mut codes, &mut scales);
-    decode(&codes, &scales, &mut y);
+    (x[3], x[4], x[5]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+    let (mut codes, mut scales, mut y) = (vec![0; 300], vec![0.0; 2], vec![0.0; 300]);
+    coded(&mut codes, &mut scales, false).encode(&x);
+    coded(&mut codes, &mut scales, false).decode(&mut y);
     assert!(y[3].is_nan());
     assert_eq!(y[4..6], x[4..6]);
     for (i, (x, y)) in x.iter().zip(&y).enumerate().filter(|(i, _)| !(3..6).contains(i)) {
-        assert!((x - y).abs() <= x.abs() / 16.0 + 1e-3, "{i}: {x} {y}");
+        assert!((x - y).abs() <= x.abs() / 16.0 + 2e-3, "{i}: {x} {y}");
     }
-    let mut codes = vec![0u8; 300];
-    x[5] = 0.0;
-    encode(&x, &mut codes, &mut scales);
-    decode(&codes, &scales, &mut y);
-    assert!(y[3].is_nan() && y[4] == f32::INFINITY && y[5] == 0.0);
 }
 
 #[test]

@@ -293,6 +293,9 @@ pub fn state_shape(kind: StateShape, parameter: &[usize]) -> Vec<usize> {
     shape
 }
 
+/// Name, shape, dtype and initial value of a buffer.
+type Described<'py> = (String, Bound<'py, PyTuple>, &'static str, f64);
+
 /// Checks the hyperparameters of a group, and one of its parameters; name, shape,
 /// dtype and initial value of each buffer that is kept for it.
 #[pyfunction]
@@ -301,7 +304,7 @@ pub fn rule_buffers<'py>(
     group: &Bound<'py, PyDict>,
     param: &Bound<'py, PyAny>,
     name: &str,
-) -> PyResult<Vec<(String, Bound<'py, PyTuple>, &'static str, f64)>> {
+) -> PyResult<Vec<Described<'py>>> {
     let rule = make(kind)?(&Group(group))?;
     let param = Array::new(param, Name(name, ""))?;
     let (dtype, shape) = (param.float_dtype()?, param.array.shape());

@@ -149,7 +149,7 @@ impl<'a, C: Float> Tensor<'a, C> {
     fn whole(&self, f: impl FnOnce(&Whole<'_, C>)) {
         let mut param = Staged::new(&self.param);
         let mut states = self.states.each_ref().map(Staged::new);
-        let grad = self.grad.to_compute();
+        let grad = self.grad.as_compute();
         let shared = param.shared();
         let shared_states = states.each_mut().map(Staged::shared);
         f(&Whole {

@@ -68,7 +68,7 @@ impl<'a> Values<'a> {
     }
 
     /// The numbers as type `C`.
-    pub(super) fn to_compute<C: Float>(&self) -> Cow<'a, [C]> {
+    pub(super) fn as_compute<C: Float>(&self) -> Cow<'a, [C]> {
         match self.as_slice() {
             Some(slice) => Cow::Borrowed(slice),
             None => with_values!(self, x => Cow::Owned(x.iter().map(|&x| convert(x)).collect())),
