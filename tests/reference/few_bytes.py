@@ -57,7 +57,7 @@ class Code:
 
     def scale(self, greatest):
         """The power of 2 by which the greatest gets one of the upper levels."""
-        quotient = np.float32(greatest) / self.value(self.levels - 1)
+        quotient = np.float32(greatest) * (np.float32(1) / self.value(self.levels - 1))
         exponent = (int(quotient.view(np.uint32)) + 0x7FFFFF) >> 23
         return np.float32(2.0 ** (min(max(exponent, 1), 253) - 127))
 

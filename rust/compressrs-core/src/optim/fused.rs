@@ -34,11 +34,19 @@ trait Column<C>: Source<C> {
     /// Writes number `i`.
     fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C);
 
+    /// What must be known of the whole block before it is stored.
+    ///
+    /// # Safety
+    /// All of its numbers have been written.
+    unsafe fn summary(_buffer: &Self::Buffer) -> u32 {
+        0
+    }
+
     /// Stores the block.
     ///
     /// # Safety
     /// All of its numbers have been written.
-    unsafe fn finish(self, buffer: &Self::Buffer, divisor: bool);
+    unsafe fn finish(self, buffer: &Self::Buffer, summary: u32, divisor: bool);
 }
 
 /// Numbers as they are.
@@ -68,7 +76,7 @@ impl<C: Float> Column<C> for &mut [C; BLOCK] {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, (): &(), _: bool) {}
+    unsafe fn finish(self, (): &(), _: u32, _: bool) {}
 }
 
 impl<C: Float> Source<C> for &[bf16; BLOCK] {
@@ -105,7 +113,7 @@ impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, buffer: &Self::Buffer, _: bool) {
+    unsafe fn finish(self, buffer: &Self::Buffer, _: u32, _: bool) {
         // SAFETY: the caller's promise.
         let from = unsafe { written(buffer) };
         let mut rounded = [bf16::ZERO; BLOCK];
@@ -180,14 +188,20 @@ impl<C: Float> Column<C> for Coded<'_> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, buffer: &Self::Buffer, divisor: bool) {
+    unsafe fn summary(buffer: &Self::Buffer) -> u32 {
+        // SAFETY: the caller's promise.
+        int8::greatest(unsafe { written(buffer) })
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, buffer: &Self::Buffer, greatest: u32, divisor: bool) {
         // SAFETY: the caller's promise.
         let from = unsafe { written(buffer) };
         let (codes, threshold) = (&mut self.codes[..], self.threshold);
         *self.new_scale = if divisor {
-            int8::Encode { from, codes, threshold, kind: int8::Divisor }.run()
+            int8::Encode { from, codes, threshold, kind: int8::Divisor }.given(greatest)
         } else {
-            int8::Encode { from, codes, threshold, kind: int8::Signed }.run()
+            int8::Encode { from, codes, threshold, kind: int8::Signed }.given(greatest)
         };
     }
 }
@@ -226,9 +240,11 @@ where
         }
         // SAFETY: the loop has written all.
         unsafe {
-            param.finish(&buffer, false);
+            param.finish(&buffer, P::summary(&buffer), false);
+            // All before the first is stored: one need not wait for the other.
+            let summaries = buffers.each_ref().map(|buffer| M::summary(buffer));
             for (s, state) in states.into_iter().enumerate() {
-                state.finish(&buffers[s], F::DIVISORS[s]);
+                state.finish(&buffers[s], summaries[s], F::DIVISORS[s]);
             }
         }
     }

@@ -156,7 +156,7 @@ const fn floor<K: Code>() -> f32 {
 /// levels, and its inverse; both are normal numbers.
 #[inline(always)]
 fn scale<K: Code>(greatest: f32) -> (f32, f32) {
-    let quotient = greatest / value::<K>(K::LEVELS - 1);
+    let quotient = greatest * value::<K>(K::LEVELS - 1).recip();
     let exponent = (quotient.to_bits() + 0x7F_FFFF) >> 23;
     let exponent = exponent.clamp(1, 253);
     (f32::from_bits(exponent << 23), f32::from_bits((254 - exponent) << 23))
@@ -219,7 +219,21 @@ impl<C: Float, K: Code, T: Threshold> Kernel for Encode<'_, C, K, T> {
 
     #[inline(always)]
     fn run(self) -> f32 {
-        let greatest = self.from.iter().fold(0, |greatest, &x| greatest.max(magnitude(x)));
+        let greatest = greatest(self.from);
+        self.given(greatest)
+    }
+}
+
+/// The bits of the greatest magnitude of a block.
+#[inline(always)]
+pub(super) fn greatest<C: Float>(from: &[C; BLOCK]) -> u32 {
+    from.iter().fold(0, |greatest, &x| greatest.max(magnitude(x)))
+}
+
+impl<C: Float, K: Code, T: Threshold> Encode<'_, C, K, T> {
+    /// Encodes the block, whose [`greatest`] is given.
+    #[inline(always)]
+    pub fn given(self, greatest: u32) -> f32 {
         if greatest >= INFINITY {
             return with_infinities(
                 self.kind,
@@ -229,12 +243,11 @@ impl<C: Float, K: Code, T: Threshold> Kernel for Encode<'_, C, K, T> {
             );
         }
         let (scale, inverse) = scale::<K>(f32::from_bits(greatest));
-        let encode =
-            |i: usize| encode(self.kind, self.from[i].to_f32(), inverse, self.threshold.at(i));
         // A local, which nothing can overlap.
         let mut codes = [0; BLOCK];
         for i in 0..BLOCK {
-            codes[i] = encode(i);
+            let x = self.from[i].to_f32();
+            codes[i] = encode(self.kind, x, inverse, self.threshold.at(i));
         }
         self.codes.copy_from_slice(&codes[..self.codes.len()]);
         scale
