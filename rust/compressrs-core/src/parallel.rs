@@ -289,14 +289,6 @@ pub struct SharedMut<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-impl<T> Clone for SharedMut<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for SharedMut<'_, T> {}
-
 // SAFETY: access goes through `slice` and `read`, whose callers promise that
 // parts do not overlap.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
@@ -307,6 +299,12 @@ impl<'a, T> SharedMut<'a, T> {
     /// Shares a slice.
     pub fn new(slice: &'a mut [T]) -> Self {
         SharedMut { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+
+    /// The same slice once more. Not for others: they could make two of what must
+    /// be one.
+    pub(crate) fn alias(&self) -> Self {
+        SharedMut { start: self.start, len: self.len, borrowed: PhantomData }
     }
 
     /// Number of elements.

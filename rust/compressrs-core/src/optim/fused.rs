@@ -269,10 +269,10 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     if let (Weights::Full(param), Some(grad)) = (param, grad.as_slice::<C>()) {
         // SAFETY: the caller's promise.
         let states = all(|s| unsafe {
-            let Moments::Coded(Codes { codes, scales, divisor }) = states[s] else { return None };
+            let Moments::Coded(Codes { codes, scales, divisor }) = &states[s] else { return None };
             let new_scale = &mut scales.slice(number..number + 1)[0];
             let scale = *new_scale;
-            if divisor != F::DIVISORS[s] || scale.is_sign_negative() {
+            if *divisor != F::DIVISORS[s] || scale.is_sign_negative() {
                 return None;
             }
             Some(Coded {
@@ -292,7 +292,7 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     let (Weights::Bf16(param), Values::Bf16(grad)) = (param, grad) else { return false };
     // SAFETY: the caller's promise.
     let states = all(|s| unsafe {
-        let Moments::Bf16(values) = states[s] else { return None };
+        let Moments::Bf16(values) = &states[s] else { return None };
         let values = whole_mut(values.slice(block.clone()))?;
         Some(Bf16 { values, round: dither.thresholds(s as u64, number) })
     });

@@ -15,10 +15,10 @@
 //!
 //! The slopes, powers of 2 as well, grow with `l`: that many levels an octave.
 //! Adding `eps` makes the code linear near 0, where the logarithm would go on
-//! for ever. The codes were chosen by measurement, see `docs/storage.md`.
+//! for ever. The codes were chosen by measurement, see `docs/few_bytes.md`.
 //!
-//! A moment that is not 0 but below the least level is not rounded down to 0 where
-//! it is a divisor, since that would be an infinite step.
+//! Level 0 stands for 0, but of a divisor for half of level 1: what steps are
+//! divided by must not become 0 while what is divided does not.
 //!
 //! Numbers that are not finite have codes of their own, in blocks that are marked
 //! by the sign of their scale: only these blocks take time for them.
@@ -122,7 +122,7 @@ const fn offset<K: Code>(i: usize) -> i32 {
     offset::<K>(i - 1) + (l << slope) - (l << before)
 }
 
-/// What a level stands for, in units of the scale; level 0 for `zero`.
+/// What a level stands for, in units of the scale.
 #[inline(always)]
 fn value<K: Code>(level: i32) -> f32 {
     let q = level << PLACES;

@@ -153,19 +153,19 @@ impl<'a, C: Float> Tensor<'a, C> {
         let shared = param.shared();
         let shared_states = states.each_mut().map(Staged::shared);
         f(&Whole {
+            tensor: Tensor {
+                param: Weights::Full(shared.alias()),
+                grad: self.grad,
+                states: shared_states.each_ref().map(|s| Moments::Full(s.alias())),
+                range: 0..0,
+                ..*self
+            },
             scale: C::from_f64(self.scale),
             matrix: self.matrix,
             param: shared,
             grad: &grad,
             states: shared_states,
             mask: self.mask,
-            tensor: Tensor {
-                param: Weights::Full(shared),
-                grad: self.grad,
-                states: shared_states.map(Moments::Full),
-                range: 0..0,
-                ..*self
-            },
         });
         param.store(&self.param, self.dither, PARAM);
         for (s, (state, target)) in states.iter_mut().zip(&self.states).enumerate() {
@@ -233,7 +233,7 @@ impl<'a, C: Float> Staged<'a, C> {
 
     fn shared(&mut self) -> SharedMut<'_, C> {
         match self {
-            Staged::InPlace(numbers) => *numbers,
+            Staged::InPlace(numbers) => numbers.alias(),
             Staged::Copy(copy) => SharedMut::new(copy),
         }
     }
@@ -353,7 +353,7 @@ unsafe fn update_part<C: Float, const S: usize>(
     let mask = |range: &Range<usize>| t.mask.map(|m| &m[range.start / 8..mask_bytes(range.end)]);
     let scale = C::from_f64(t.scale);
     let states_in_place = || {
-        let mut states = [SharedMut::new(&mut []); S];
+        let mut states: [SharedMut<'_, C>; S] = std::array::from_fn(|_| SharedMut::new(&mut []));
         for (state, moments) in states.iter_mut().zip(&t.states) {
             *state = moments.in_place()?;
         }

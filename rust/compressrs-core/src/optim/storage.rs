@@ -113,7 +113,6 @@ impl<E: Element, C: Float> Kernel for Convert<'_, E, C> {
 }
 
 /// How a weight in half precision is rounded after a step in single precision.
-#[derive(Clone, Copy)]
 pub enum Rounding<'a, H> {
     /// To the nearest; what moves by less than half of the last place stays.
     Nearest,
@@ -127,7 +126,6 @@ pub enum Rounding<'a, H> {
 }
 
 /// Weights in half precision.
-#[derive(Clone, Copy)]
 pub struct Halves<'a, H> {
     /// The weights.
     pub values: SharedMut<'a, H>,
@@ -136,7 +134,6 @@ pub struct Halves<'a, H> {
 }
 
 /// The weights of a tensor.
-#[derive(Clone, Copy)]
 pub enum Weights<'a, C> {
     /// In the type that is computed in.
     Full(SharedMut<'a, C>),
@@ -147,7 +144,6 @@ pub enum Weights<'a, C> {
 }
 
 /// A state of a tensor.
-#[derive(Clone, Copy)]
 pub enum Moments<'a, C> {
     /// In the type that is computed in.
     Full(SharedMut<'a, C>),
@@ -158,7 +154,6 @@ pub enum Moments<'a, C> {
 }
 
 /// Moments in 8 bits.
-#[derive(Clone, Copy)]
 pub struct Codes<'a> {
     /// A code for each moment.
     pub codes: SharedMut<'a, u8>,
@@ -217,7 +212,7 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
     }
 
     fn in_place(&self) -> Option<SharedMut<'a, C>> {
-        if let Weights::Full(x) = self { Some(*x) } else { None }
+        if let Weights::Full(x) = self { Some(x.alias()) } else { None }
     }
 
     unsafe fn load(&self, range: Range<usize>, to: &mut [C; BLOCK]) {
@@ -259,7 +254,7 @@ impl<H: Element<Compute = f32>> Halves<'_, H> {
         // SAFETY: the caller's promise.
         unsafe {
             let from = self.values.read(range.clone());
-            match self.rounding {
+            match &self.rounding {
                 Rounding::Nearest | Rounding::Stochastic => simd::dispatch(Convert { from, to }),
                 Rounding::Kahan(rest) => {
                     simd::dispatch(Restore { from, rest: rest.read(range), to });
@@ -277,7 +272,7 @@ impl<H: Element<Compute = f32>> Halves<'_, H> {
         // SAFETY: the caller's promise.
         unsafe {
             let to = self.values.slice(range.clone());
-            match self.rounding {
+            match &self.rounding {
                 Rounding::Nearest => simd::dispatch(Round { from, to }),
                 Rounding::Stochastic => simd::dispatch(RoundDithered { from, to, threshold }),
                 Rounding::Kahan(rest) => {
@@ -401,7 +396,7 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
     }
 
     fn in_place(&self) -> Option<SharedMut<'a, C>> {
-        if let Moments::Full(x) = self { Some(*x) } else { None }
+        if let Moments::Full(x) = self { Some(x.alias()) } else { None }
     }
 
     unsafe fn load(&self, range: Range<usize>, to: &mut [C; BLOCK]) {

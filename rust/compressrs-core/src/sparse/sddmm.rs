@@ -34,7 +34,7 @@ pub fn sddmm<T: Float, I: Index>(
     let (u, v) = (u.padded(width), v.transposed().padded(width));
     let out = SharedMut::new(out);
     pattern.for_rows(GRAIN.div_ceil(width.max(1)), |rows| {
-        simd::dispatch(Sample { pattern, u: &u, v: &v, width, out, rows });
+        simd::dispatch(Sample { pattern, u: &u, v: &v, width, out: &out, rows });
     });
 }
 
@@ -43,7 +43,7 @@ struct Sample<'a, T, I> {
     u: &'a [T],
     v: &'a [T],
     width: usize,
-    out: SharedMut<'a, T>,
+    out: &'a SharedMut<'a, T>,
     rows: Range<usize>,
 }
 
