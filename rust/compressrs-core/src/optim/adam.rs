@@ -122,22 +122,38 @@ coefficients! {
 }
 
 impl<C: Float> Moments<C> {
-    /// Updates both moments; `largest` chooses the second moment to divide by.
     #[inline(always)]
-    fn update(&self, theta: C, g: C, m: &mut C, v: &mut C, largest: impl FnOnce(C) -> C) -> C {
+    fn update(&self, theta: C, g: C, m: &mut C, v: &mut C) {
         let g = self.l2.mul_add(theta, g);
         moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
-        let denominator = largest(*v).sqrt().mul_add(self.root_correction, self.eps);
-        (-self.rate).mul_add(*m / denominator, theta * self.shrink)
+    }
+
+    /// The parameter after a step along `m` over the root of `v`.
+    #[inline(always)]
+    fn along(&self, theta: C, m: C, v: C) -> C {
+        let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
+        (-self.rate).mul_add(m / denominator, theta * self.shrink)
     }
 }
 
 impl<C: Float> Formula<C, 2> for Moments<C> {
     const DIVISORS: [bool; 2] = [false, true];
+    const IN_TWO: bool = true;
 
     #[inline(always)]
-    fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
-        self.update(theta, g, m, v, |v| v)
+    fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {
+        self.advance(theta, g, state);
+        self.step(theta, g, state)
+    }
+
+    #[inline(always)]
+    fn advance(&self, theta: C, g: C, [m, v]: &mut [C; 2]) {
+        self.update(theta, g, m, v);
+    }
+
+    #[inline(always)]
+    fn step(&self, theta: C, _: C, &[m, v]: &[C; 2]) -> C {
+        self.along(theta, m, v)
     }
 }
 
@@ -148,13 +164,23 @@ variant! {
 
 impl<C: Float> Formula<C, 3> for LargestMoments<C> {
     const DIVISORS: [bool; 3] = [false, true, true];
+    const IN_TWO: bool = true;
 
     #[inline(always)]
-    fn apply(&self, theta: C, g: C, [m, v, v_max]: &mut [C; 3]) -> C {
-        self.0.update(theta, g, m, v, |v| {
-            // A NaN must not be lost, as it would be in a comparison.
-            *v_max = if *v_max > v { *v_max } else { v };
-            *v_max
-        })
+    fn apply(&self, theta: C, g: C, state: &mut [C; 3]) -> C {
+        self.advance(theta, g, state);
+        self.step(theta, g, state)
+    }
+
+    #[inline(always)]
+    fn advance(&self, theta: C, g: C, [m, v, v_max]: &mut [C; 3]) {
+        self.0.update(theta, g, m, v);
+        // A NaN must not be lost, as it would be in a comparison.
+        *v_max = if *v_max > *v { *v_max } else { *v };
+    }
+
+    #[inline(always)]
+    fn step(&self, theta: C, _: C, &[m, _, v_max]: &[C; 3]) -> C {
+        self.0.along(theta, m, v_max)
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Storage of any kind can be decoded to a buffer, updated there and encoded (see
 //! [`super::storage`]). Weights in single precision with moments in 8 bits, and
-//! bfloat16 throughout, have a loop of their own: while the formula waits for its
-//! division and its root, the conversions cost next to nothing.
+//! bfloat16 throughout, have loops of their own: one decodes and updates, one
+//! stores. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
+//! division and its root go to the second, which converts while it waits for them.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -23,8 +24,8 @@ trait Source<C> {
     fn get(&self, i: usize, divisor: bool) -> C;
 }
 
-/// A block of numbers to be read and then written.
-trait Column<C>: Source<C> {
+/// The weights of a block, to be read and then written.
+trait Target<C>: Source<C> {
     /// Holds what is written until all is. Being a local, nothing can overlap it,
     /// so that the loop becomes vector instructions without a look at addresses.
     type Buffer;
@@ -34,19 +35,33 @@ trait Column<C>: Source<C> {
     /// Writes number `i`.
     fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C);
 
-    /// What must be known of the whole block before it is stored.
-    ///
-    /// # Safety
-    /// All of its numbers have been written.
-    unsafe fn summary(_buffer: &Self::Buffer) -> u32 {
-        0
-    }
-
     /// Stores the block.
     ///
     /// # Safety
     /// All of its numbers have been written.
-    unsafe fn finish(self, buffer: &Self::Buffer, summary: u32, divisor: bool);
+    unsafe fn finish(self, buffer: &Self::Buffer);
+}
+
+/// A state of a block, to be read and then stored.
+trait Column<C>: Source<C> {
+    /// What a number is stored as.
+    type Stored: Copy;
+    /// What must be known of all numbers of a block before one is stored.
+    type Summary: Copy;
+
+    fn summary(block: &[C; BLOCK], divisor: bool) -> Self::Summary;
+
+    /// What number `i` is stored as.
+    fn stored(&self, summary: Self::Summary, i: usize, x: C, divisor: bool) -> Self::Stored;
+
+    /// Stores the block.
+    fn finish(
+        self,
+        summary: Self::Summary,
+        stored: &[Self::Stored; BLOCK],
+        block: &[C; BLOCK],
+        divisor: bool,
+    );
 }
 
 /// Numbers as they are.
@@ -64,7 +79,7 @@ impl<C: Float> Source<C> for &mut [C; BLOCK] {
     }
 }
 
-impl<C: Float> Column<C> for &mut [C; BLOCK] {
+impl<C: Float> Target<C> for &mut [C; BLOCK] {
     type Buffer = ();
 
     #[inline(always)]
@@ -76,7 +91,7 @@ impl<C: Float> Column<C> for &mut [C; BLOCK] {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, (): &(), _: u32, _: bool) {}
+    unsafe fn finish(self, (): &()) {}
 }
 
 impl<C: Float> Source<C> for &[bf16; BLOCK] {
@@ -99,21 +114,21 @@ impl<C: Float, T> Source<C> for Bf16<'_, T> {
     }
 }
 
-impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
-    type Buffer = [MaybeUninit<C>; BLOCK];
+impl<C: Float, T: Round> Target<C> for Bf16<'_, T> {
+    type Buffer = Uninit<C>;
 
     #[inline(always)]
-    fn buffer() -> Self::Buffer {
+    fn buffer() -> Uninit<C> {
         [MaybeUninit::uninit(); BLOCK]
     }
 
     #[inline(always)]
-    fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C) {
+    fn put(&mut self, buffer: &mut Uninit<C>, i: usize, x: C) {
         buffer[i].write(x);
     }
 
     #[inline(always)]
-    unsafe fn finish(self, buffer: &Self::Buffer, _: u32, _: bool) {
+    unsafe fn finish(self, buffer: &Uninit<C>) {
         // SAFETY: the caller's promise.
         let from = unsafe { written(buffer) };
         let mut rounded = [bf16::ZERO; BLOCK];
@@ -124,10 +139,31 @@ impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
     }
 }
 
+impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
+    type Stored = bf16;
+    type Summary = ();
+
+    #[inline(always)]
+    fn summary(_: &[C; BLOCK], _: bool) {}
+
+    #[inline(always)]
+    fn stored(&self, (): (), i: usize, x: C, _: bool) -> bf16 {
+        self.round.round(x.to_f32(), i)
+    }
+
+    #[inline(always)]
+    fn finish(self, (): (), stored: &[bf16; BLOCK], _: &[C; BLOCK], _: bool) {
+        *self.values = *stored;
+    }
+}
+
+/// Numbers that are written before they are read.
+type Uninit<T> = [MaybeUninit<T>; BLOCK];
+
 /// # Safety
 /// All have been written.
 #[inline(always)]
-unsafe fn written<C: Float>(buffer: &[MaybeUninit<C>; BLOCK]) -> &[C; BLOCK] {
+unsafe fn written<T>(buffer: &Uninit<T>) -> &[T; BLOCK] {
     // SAFETY: the layout is the same, and there are values by the caller's promise.
     unsafe { &*std::ptr::from_ref(buffer).cast() }
 }
@@ -175,34 +211,32 @@ impl<C: Float> Source<C> for Coded<'_> {
 }
 
 impl<C: Float> Column<C> for Coded<'_> {
-    type Buffer = [MaybeUninit<C>; BLOCK];
+    type Stored = u8;
+    type Summary = int8::Scale;
 
     #[inline(always)]
-    fn buffer() -> Self::Buffer {
-        [MaybeUninit::uninit(); BLOCK]
-    }
-
-    #[inline(always)]
-    fn put(&mut self, buffer: &mut Self::Buffer, i: usize, x: C) {
-        buffer[i].write(x);
-    }
-
-    #[inline(always)]
-    unsafe fn summary(buffer: &Self::Buffer) -> u32 {
-        // SAFETY: the caller's promise.
-        int8::greatest(unsafe { written(buffer) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish(self, buffer: &Self::Buffer, greatest: u32, divisor: bool) {
-        // SAFETY: the caller's promise.
-        let from = unsafe { written(buffer) };
-        let (codes, threshold) = (&mut self.codes[..], self.threshold);
-        *self.new_scale = if divisor {
-            int8::Encode { from, codes, threshold, kind: int8::Divisor }.given(greatest)
+    fn summary(block: &[C; BLOCK], divisor: bool) -> int8::Scale {
+        if divisor {
+            int8::Scale::of::<C, int8::Divisor>(block)
         } else {
-            int8::Encode { from, codes, threshold, kind: int8::Signed }.given(greatest)
-        };
+            int8::Scale::of::<C, int8::Signed>(block)
+        }
+    }
+
+    #[inline(always)]
+    fn stored(&self, scale: int8::Scale, i: usize, x: C, divisor: bool) -> u8 {
+        let (x, threshold) = (x.to_f32(), self.threshold.at(i));
+        if divisor {
+            int8::encode(int8::Divisor, x, scale, threshold)
+        } else {
+            int8::encode(int8::Signed, x, scale, threshold)
+        }
+    }
+
+    #[inline(always)]
+    fn finish(self, scale: int8::Scale, stored: &[u8; BLOCK], block: &[C; BLOCK], divisor: bool) {
+        *self.codes = *stored;
+        *self.new_scale = scale.finish(block, self.codes, self.threshold, divisor);
     }
 }
 
@@ -218,7 +252,7 @@ impl<C, F, P, G, M, const S: usize> Kernel for Fused<C, F, P, G, M, S>
 where
     C: Float,
     F: Formula<C, S>,
-    P: Column<C>,
+    P: Target<C>,
     G: Source<C>,
     M: Column<C>,
 {
@@ -226,26 +260,43 @@ where
 
     #[inline(always)]
     fn run(self) {
-        let Fused { formula, scale, mut param, grad, mut states } = self;
+        let Fused { formula, scale, mut param, grad, states } = self;
         let mut buffer = P::buffer();
-        let mut buffers: [M::Buffer; S] = std::array::from_fn(|_| M::buffer());
+        let mut new_states = [[MaybeUninit::uninit(); BLOCK]; S];
         for i in 0..BLOCK {
             let mut state = std::array::from_fn(|s| states[s].get(i, F::DIVISORS[s]));
-            let theta = param.get(i, false);
-            let new = formula.apply(theta, grad.get(i, false) * scale, &mut state);
-            param.put(&mut buffer, i, new);
+            let (theta, g) = (param.get(i, false), grad.get(i, false) * scale);
+            if F::IN_TWO {
+                formula.advance(theta, g, &mut state);
+            } else {
+                param.put(&mut buffer, i, formula.apply(theta, g, &mut state));
+            }
             for s in 0..S {
-                states[s].put(&mut buffers[s], i, state[s]);
+                new_states[s][i].write(state[s]);
             }
         }
         // SAFETY: the loop has written all.
-        unsafe {
-            param.finish(&buffer, P::summary(&buffer), false);
-            // All before the first is stored: one need not wait for the other.
-            let summaries = buffers.each_ref().map(|buffer| M::summary(buffer));
-            for (s, state) in states.into_iter().enumerate() {
-                state.finish(&buffers[s], summaries[s], F::DIVISORS[s]);
+        let new_states = new_states.each_ref().map(|states| unsafe { written(states) });
+        let summaries: [M::Summary; S] =
+            std::array::from_fn(|s| M::summary(new_states[s], F::DIVISORS[s]));
+        let mut stored = [[MaybeUninit::uninit(); BLOCK]; S];
+        for i in 0..BLOCK {
+            let state = std::array::from_fn(|s| new_states[s][i]);
+            if F::IN_TWO {
+                let (theta, g) = (param.get(i, false), grad.get(i, false) * scale);
+                param.put(&mut buffer, i, formula.step(theta, g, &state));
             }
+            for s in 0..S {
+                let x = states[s].stored(summaries[s], i, state[s], F::DIVISORS[s]);
+                stored[s][i].write(x);
+            }
+        }
+        // SAFETY: the loops have written all.
+        unsafe { param.finish(&buffer) };
+        for (s, state) in states.into_iter().enumerate() {
+            // SAFETY: as above.
+            let stored = unsafe { written(&stored[s]) };
+            state.finish(summaries[s], stored, new_states[s], F::DIVISORS[s]);
         }
     }
 }

@@ -152,14 +152,54 @@ const fn floor<K: Code>() -> f32 {
     if K::DIVISOR { eps::<K>() / 32.0 } else { 0.0 }
 }
 
-/// The power of 2 by which the greatest magnitude of a block gets one of the upper
-/// levels, and its inverse; both are normal numbers.
-#[inline(always)]
-fn scale<K: Code>(greatest: f32) -> (f32, f32) {
-    let quotient = greatest * value::<K>(K::LEVELS - 1).recip();
-    let exponent = (quotient.to_bits() + 0x7F_FFFF) >> 23;
-    let exponent = exponent.clamp(1, 253);
-    (f32::from_bits(exponent << 23), f32::from_bits((254 - exponent) << 23))
+/// The scale of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    scale: f32,
+    inverse: f32,
+    /// Whether all numbers are finite.
+    finite: bool,
+}
+
+impl Scale {
+    /// That of a block of numbers, if they are finite.
+    #[inline(always)]
+    pub fn of<C: Float, K: Code>(block: &[C; BLOCK]) -> Self {
+        let greatest = block.iter().fold(0, |greatest, &x| magnitude(x).max(greatest));
+        Scale { finite: greatest < INFINITY, ..Scale::with_greatest::<K>(f32::from_bits(greatest)) }
+    }
+
+    /// The power of 2 by which the greatest magnitude of a block gets one of the
+    /// upper levels, and its inverse; both are normal numbers.
+    #[inline(always)]
+    fn with_greatest<K: Code>(greatest: f32) -> Self {
+        let quotient = greatest * value::<K>(K::LEVELS - 1).recip();
+        let exponent = (quotient.to_bits().wrapping_add(0x7F_FFFF)) >> 23;
+        let exponent = exponent.clamp(1, 253);
+        let (scale, inverse) = (exponent << 23, (254 - exponent) << 23);
+        Scale { scale: f32::from_bits(scale), inverse: f32::from_bits(inverse), finite: true }
+    }
+
+    /// The scale to be stored beside codes; those of a block that is not finite are
+    /// made here.
+    #[inline(always)]
+    pub fn finish<C: Float>(
+        self,
+        block: &[C; BLOCK],
+        codes: &mut [u8],
+        threshold: impl Threshold,
+        divisor: bool,
+    ) -> f32 {
+        if self.finite {
+            return self.scale;
+        }
+        let block = block.map(|x| x.to_f32());
+        if divisor {
+            with_infinities(Divisor, &block, codes, threshold)
+        } else {
+            with_infinities(Signed, &block, codes, threshold)
+        }
+    }
 }
 
 /// What a code stands for, in a block whose scale is this, if that is finite.
@@ -219,46 +259,23 @@ impl<C: Float, K: Code, T: Threshold> Kernel for Encode<'_, C, K, T> {
 
     #[inline(always)]
     fn run(self) -> f32 {
-        let greatest = greatest(self.from);
-        self.given(greatest)
-    }
-}
-
-/// The bits of the greatest magnitude of a block.
-#[inline(always)]
-pub(super) fn greatest<C: Float>(from: &[C; BLOCK]) -> u32 {
-    from.iter().fold(0, |greatest, &x| greatest.max(magnitude(x)))
-}
-
-impl<C: Float, K: Code, T: Threshold> Encode<'_, C, K, T> {
-    /// Encodes the block, whose [`greatest`] is given.
-    #[inline(always)]
-    pub fn given(self, greatest: u32) -> f32 {
-        if greatest >= INFINITY {
-            return with_infinities(
-                self.kind,
-                &self.from.map(|x| x.to_f32()),
-                self.codes,
-                self.threshold,
-            );
-        }
-        let (scale, inverse) = scale::<K>(f32::from_bits(greatest));
+        let scale = Scale::of::<C, K>(self.from);
         // A local, which nothing can overlap.
         let mut codes = [0; BLOCK];
         for i in 0..BLOCK {
-            let x = self.from[i].to_f32();
-            codes[i] = encode(self.kind, x, inverse, self.threshold.at(i));
+            codes[i] = encode(self.kind, self.from[i].to_f32(), scale, self.threshold.at(i));
         }
         self.codes.copy_from_slice(&codes[..self.codes.len()]);
-        scale
+        scale.finish(self.from, self.codes, self.threshold, K::DIVISOR)
     }
 }
 
+/// The code of a number.
 #[inline(always)]
-fn encode<K: Code>(kind: K, x: f32, inverse: f32, threshold: u32) -> u8 {
+pub(super) fn encode<K: Code>(kind: K, x: f32, scale: Scale, threshold: u32) -> u8 {
     let magnitude = if K::DIVISOR { x } else { x.abs() };
     let up = threshold >> (32 - PLACES);
-    let level = (digits::<K>(magnitude, inverse) + up as i32) >> PLACES;
+    let level = digits::<K>(magnitude, scale.inverse).wrapping_add(up as i32) >> PLACES;
     kind.code(level, x.to_bits() & SIGN)
 }
 
@@ -273,7 +290,7 @@ fn with_infinities<K: Code>(
     let finite = from.iter().filter(|x| x.is_finite());
     let greatest = finite.fold(0.0f32, |a, x| a.max(x.abs()));
     // Twice the scale that is needed: the upper levels have another meaning.
-    let (scale, inverse) = scale::<K>((2.0 * greatest).min(f32::MAX));
+    let scale = Scale::with_greatest::<K>((2.0 * greatest).min(f32::MAX));
     for (i, (code, &x)) in codes.iter_mut().zip(from).enumerate() {
         let sign = x.to_bits() & SIGN;
         *code = if x.is_nan() {
@@ -281,8 +298,8 @@ fn with_infinities<K: Code>(
         } else if x.is_infinite() {
             kind.code(K::LEVELS, sign)
         } else {
-            encode(kind, x, inverse, threshold.at(i))
+            encode(kind, x, scale, threshold.at(i))
         };
     }
-    -scale
+    -scale.scale
 }

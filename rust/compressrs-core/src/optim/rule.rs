@@ -13,9 +13,26 @@ pub trait Formula<C: Float, const S: usize>: Copy + Sync {
     /// Which states are [`StateKind::Divisor`]s.
     const DIVISORS: [bool; S] = [false; S];
 
+    /// Whether [`apply`](Self::apply) is [`advance`](Self::advance), then
+    /// [`step`](Self::step): what comes slowly, divisions and roots, can then be
+    /// waited for while the states are stored.
+    const IN_TWO: bool = false;
+
     /// The new value of the parameter `theta` whose gradient is `g`; `state`
     /// holds the rule's state of this element and is updated.
     fn apply(&self, theta: C, g: C, state: &mut [C; S]) -> C;
+
+    /// Updates the state alone.
+    #[inline(always)]
+    fn advance(&self, theta: C, g: C, state: &mut [C; S]) {
+        self.apply(theta, g, state);
+    }
+
+    /// The new value of the parameter, given the updated state.
+    #[inline(always)]
+    fn step(&self, theta: C, _g: C, _state: &[C; S]) -> C {
+        theta
+    }
 }
 
 /// Declares the coefficients of one step of a rule, generic over the type they
