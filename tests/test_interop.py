@@ -175,6 +175,27 @@ def test_a_torch_model_trains_on_its_own_memory():
     assert losses[-1] < 0.02 * losses[0]
 
 
+def test_torch_s_bfloat16_is_updated_in_place():
+    torch = pytest.importorskip("torch")
+    tensor = torch.nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))
+    opt = cr.optim.Adam([tensor], lr=0.5, state_dtype="int8", precision="stochastic")
+    tensor.sum().backward()
+    opt.step([tensor.grad])
+    assert torch.equal(tensor.detach(), torch.full((5000,), 0.5, dtype=torch.bfloat16))
+    state = cr.optim.to_torch(opt.state_dict())["state"][0]
+    assert state["exp_avg"].dtype == torch.float32
+    torch_opt = torch.optim.Adam([torch.nn.Parameter(torch.ones(5000))], lr=0.5)
+    torch_opt.load_state_dict(cr.optim.to_torch(opt.state_dict()))
+    torch_opt.step()
+
+
+def test_gradients_of_jax_in_bfloat16():
+    jax = pytest.importorskip("jax")
+    w = np.ones(100, np.float32)
+    cr.optim.SGD(w, lr=1.0).step(jax.numpy.full(100, 0.25, jax.numpy.bfloat16))
+    assert (w == 0.75).all()
+
+
 def test_gradients_of_jax():
     jax = pytest.importorskip("jax")
     params = {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)}

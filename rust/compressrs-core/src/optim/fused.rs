@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::dither::{Dither, Threshold, Thresholds};
+use super::dither::{Dither, Of, Threshold, Thresholds};
 use super::int8::{self, BLOCK};
 use super::rule::{Formula, MAX_STATES};
-use super::storage::{Codes, Moments, PARAM, Rounding, Values, Weights, convert};
+use super::storage::{Codes, Moments, Rounding, Values, Weights, convert};
 use crate::element::{Element, Float};
 use crate::simd::{self, Kernel};
 
@@ -51,8 +51,8 @@ trait Column<C>: Source<C> {
 
     fn summary(block: &[C; BLOCK], divisor: bool) -> Self::Summary;
 
-    /// What number `i` is stored as.
-    fn stored(&self, summary: Self::Summary, i: usize, x: C, divisor: bool) -> Self::Stored;
+    /// What a number is stored as.
+    fn stored(summary: Self::Summary, x: C, threshold: u32, divisor: bool) -> Self::Stored;
 
     /// Stores the block.
     fn finish(
@@ -60,6 +60,7 @@ trait Column<C>: Source<C> {
         summary: Self::Summary,
         stored: &[Self::Stored; BLOCK],
         block: &[C; BLOCK],
+        thresholds: Thresholds,
         divisor: bool,
     );
 }
@@ -101,7 +102,7 @@ impl<C: Float> Source<C> for &[bf16; BLOCK] {
     }
 }
 
-/// Numbers in bfloat16.
+/// Weights in bfloat16.
 struct Bf16<'a, T> {
     values: &'a mut [bf16; BLOCK],
     round: T,
@@ -139,7 +140,15 @@ impl<C: Float, T: Round> Target<C> for Bf16<'_, T> {
     }
 }
 
-impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
+/// States in bfloat16.
+impl<C: Float> Source<C> for &mut [bf16; BLOCK] {
+    #[inline(always)]
+    fn get(&self, i: usize, _: bool) -> C {
+        convert(self[i])
+    }
+}
+
+impl<C: Float> Column<C> for &mut [bf16; BLOCK] {
     type Stored = bf16;
     type Summary = ();
 
@@ -147,13 +156,13 @@ impl<C: Float, T: Round> Column<C> for Bf16<'_, T> {
     fn summary(_: &[C; BLOCK], _: bool) {}
 
     #[inline(always)]
-    fn stored(&self, (): (), i: usize, x: C, _: bool) -> bf16 {
-        self.round.round(x.to_f32(), i)
+    fn stored((): (), x: C, threshold: u32, _: bool) -> bf16 {
+        bf16::store_dithered(x.to_f32(), threshold)
     }
 
     #[inline(always)]
-    fn finish(self, (): (), stored: &[bf16; BLOCK], _: &[C; BLOCK], _: bool) {
-        *self.values = *stored;
+    fn finish(self, (): (), stored: &[bf16; BLOCK], _: &[C; BLOCK], _: Thresholds, _: bool) {
+        *self = *stored;
     }
 }
 
@@ -194,7 +203,6 @@ struct Coded<'a> {
     codes: &'a mut [u8; BLOCK],
     scale: f32,
     new_scale: &'a mut f32,
-    threshold: Thresholds,
 }
 
 impl<C: Float> Source<C> for Coded<'_> {
@@ -224,8 +232,8 @@ impl<C: Float> Column<C> for Coded<'_> {
     }
 
     #[inline(always)]
-    fn stored(&self, scale: int8::Scale, i: usize, x: C, divisor: bool) -> u8 {
-        let (x, threshold) = (x.to_f32(), self.threshold.at(i));
+    fn stored(scale: int8::Scale, x: C, threshold: u32, divisor: bool) -> u8 {
+        let x = x.to_f32();
         if divisor {
             int8::encode(int8::Divisor, x, scale, threshold)
         } else {
@@ -234,9 +242,16 @@ impl<C: Float> Column<C> for Coded<'_> {
     }
 
     #[inline(always)]
-    fn finish(self, scale: int8::Scale, stored: &[u8; BLOCK], block: &[C; BLOCK], divisor: bool) {
+    fn finish(
+        self,
+        scale: int8::Scale,
+        stored: &[u8; BLOCK],
+        block: &[C; BLOCK],
+        thresholds: Thresholds,
+        divisor: bool,
+    ) {
         *self.codes = *stored;
-        *self.new_scale = scale.finish(block, self.codes, self.threshold, divisor);
+        *self.new_scale = scale.finish(block, self.codes, thresholds, divisor);
     }
 }
 
@@ -246,6 +261,8 @@ struct Fused<C, F, P, G, M, const S: usize> {
     param: P,
     grad: G,
     states: [M; S],
+    /// Of the states.
+    thresholds: Thresholds,
 }
 
 impl<C, F, P, G, M, const S: usize> Kernel for Fused<C, F, P, G, M, S>
@@ -260,7 +277,7 @@ where
 
     #[inline(always)]
     fn run(self) {
-        let Fused { formula, scale, mut param, grad, states } = self;
+        let Fused { formula, scale, mut param, grad, states, thresholds } = self;
         let mut buffer = P::buffer();
         let mut new_states = [[MaybeUninit::uninit(); BLOCK]; S];
         for i in 0..BLOCK {
@@ -286,9 +303,9 @@ where
                 let (theta, g) = (param.get(i, false), grad.get(i, false) * scale);
                 param.put(&mut buffer, i, formula.step(theta, g, &state));
             }
+            let threshold = thresholds.at(i);
             for s in 0..S {
-                let x = states[s].stored(summaries[s], i, state[s], F::DIVISORS[s]);
-                stored[s][i].write(x);
+                stored[s][i].write(M::stored(summaries[s], state[s], threshold, F::DIVISORS[s]));
             }
         }
         // SAFETY: the loops have written all.
@@ -296,7 +313,7 @@ where
         for (s, state) in states.into_iter().enumerate() {
             // SAFETY: as above.
             let stored = unsafe { written(&stored[s]) };
-            state.finish(summaries[s], stored, new_states[s], F::DIVISORS[s]);
+            state.finish(summaries[s], stored, new_states[s], thresholds, F::DIVISORS[s]);
         }
     }
 }
@@ -317,6 +334,7 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     dither: Dither,
 ) -> bool {
     let number = block.start / BLOCK;
+    let thresholds = dither.thresholds(Of::States, number);
     if let (Weights::Full(param), Some(grad)) = (param, grad.as_slice::<C>()) {
         // SAFETY: the caller's promise.
         let states = all(|s| unsafe {
@@ -326,26 +344,20 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
             if *divisor != F::DIVISORS[s] || scale.is_sign_negative() {
                 return None;
             }
-            Some(Coded {
-                codes: whole_mut(codes.slice(block.clone()))?,
-                scale,
-                new_scale,
-                threshold: dither.thresholds(s as u64, number),
-            })
+            Some(Coded { codes: whole_mut(codes.slice(block.clone()))?, scale, new_scale })
         });
         let Some(states) = states else { return false };
         // SAFETY: the caller's promise.
         let param = whole_mut(unsafe { param.slice(block.clone()) });
         let (Some(param), Some(grad)) = (param, whole(&grad[block.clone()])) else { return false };
-        simd::dispatch(Fused { formula, scale, param, grad, states });
+        simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
         return true;
     }
     let (Weights::Bf16(param), Values::Bf16(grad)) = (param, grad) else { return false };
     // SAFETY: the caller's promise.
     let states = all(|s| unsafe {
         let Moments::Bf16(values) = &states[s] else { return None };
-        let values = whole_mut(values.slice(block.clone()))?;
-        Some(Bf16 { values, round: dither.thresholds(s as u64, number) })
+        whole_mut(values.slice(block.clone()))
     });
     // SAFETY: the caller's promise.
     let values = whole_mut(unsafe { param.values.slice(block.clone()) });
@@ -356,11 +368,11 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     match param.rounding {
         Rounding::Nearest => {
             let param = Bf16 { values, round: Nearest };
-            simd::dispatch(Fused { formula, scale, param, grad, states });
+            simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
         }
         Rounding::Stochastic => {
-            let param = Bf16 { values, round: dither.thresholds(PARAM, number) };
-            simd::dispatch(Fused { formula, scale, param, grad, states });
+            let param = Bf16 { values, round: dither.thresholds(Of::Weights, number) };
+            simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
         }
         Rounding::Kahan(_) | Rounding::Master(_) => return false,
     }

@@ -6,7 +6,7 @@ use super::dither::Dither;
 use super::fused;
 use super::int8::BLOCK;
 use super::rule::{Formula, MAX_STATES, Update, with_formula};
-use super::storage::{Moments, PARAM, Storage, Values, Weights};
+use super::storage::{Moments, Storage, Values, Weights};
 use crate::element::Float;
 use crate::lanes;
 use crate::parallel::{self, SharedMut};
@@ -108,6 +108,13 @@ impl<'a, C: Float> Tensor<'a, C> {
         self.grad.len()
     }
 
+    /// Whether all numbers are of the type that is computed in.
+    fn is_in_place(&self) -> bool {
+        self.param.in_place().is_some()
+            && self.grad.as_slice::<C>().is_some()
+            && self.states.iter().all(|state| state.in_place().is_some())
+    }
+
     /// Applies a formula to every element, in parallel.
     pub(super) fn apply<const S: usize>(&self, formula: impl Formula<C, S>) {
         parallel::for_each(0..self.len(), GRAIN, ALIGN, |part| {
@@ -167,9 +174,9 @@ impl<'a, C: Float> Tensor<'a, C> {
             states: shared_states,
             mask: self.mask,
         });
-        param.store(&self.param, self.dither, PARAM);
-        for (s, (state, target)) in states.iter_mut().zip(&self.states).enumerate() {
-            state.store(target, self.dither, s as u64);
+        param.store(&self.param, self.dither);
+        for (state, target) in states.iter_mut().zip(&self.states) {
+            state.store(target, self.dither);
         }
     }
 }
@@ -239,7 +246,7 @@ impl<'a, C: Float> Staged<'a, C> {
     }
 
     /// Stores what was copied.
-    fn store(&mut self, target: &impl Storage<'a, C>, dither: Dither, buffer: u64) {
+    fn store(&mut self, target: &impl Storage<'a, C>, dither: Dither) {
         let Staged::Copy(copy) = self else { return };
         parallel::for_each(0..copy.len(), GRAIN, ALIGN, |part| {
             let mut scratch = [C::zero(); BLOCK];
@@ -247,7 +254,7 @@ impl<'a, C: Float> Staged<'a, C> {
                 let block = start..part.end.min(start + BLOCK);
                 scratch[..block.len()].copy_from_slice(&copy[block.clone()]);
                 // SAFETY: parts do not overlap, and nothing else uses the target.
-                unsafe { target.store(block, &mut scratch, dither, buffer) };
+                unsafe { target.store(block, &mut scratch, dither) };
             }
         });
     }
@@ -315,7 +322,10 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
         total += elements;
     }
     let tensors = &*tensors;
-    parallel::for_each(0..total, GRAIN, ALIGN, |range| {
+    // Converting takes time.
+    let converts = tensors.iter().any(|t| !t.range.is_empty() && !t.is_in_place());
+    let grain = if converts { GRAIN / 4 } else { GRAIN };
+    parallel::for_each(0..total, grain, ALIGN, |range| {
         let first = tensors.partition_point(|t| t.range.end <= range.start);
         for tensor in &tensors[first..] {
             if tensor.range.start >= range.end {
@@ -413,11 +423,11 @@ unsafe fn update_block<C: Float, const S: usize>(
         });
         simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
         if t.param.in_place().is_none() {
-            t.param.store(block.clone(), &mut scratch.param, t.dither, PARAM);
+            t.param.store(block.clone(), &mut scratch.param, t.dither);
         }
-        for (s, (state, numbers)) in t.states.iter().zip(&mut scratch.states).enumerate() {
+        for (state, numbers) in t.states.iter().zip(&mut scratch.states) {
             if state.in_place().is_none() {
-                state.store(block.clone(), numbers, t.dither, s as u64);
+                state.store(block.clone(), numbers, t.dither);
             }
         }
     }

@@ -7,16 +7,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::dither::{Dither, Nearest, Threshold};
+use super::dither::{Dither, Nearest, Of, Threshold};
 use super::int8::{self, BLOCK};
-use super::rule::MAX_STATES;
 use crate::element::{Element, Float};
 use crate::parallel::SharedMut;
 use crate::simd::{self, Kernel};
-
-/// The number of the parameter among its tensor's buffers, for [`Dither`]; the
-/// states have the numbers from 0 on.
-pub(super) const PARAM: u64 = MAX_STATES as u64;
 
 /// Numbers of any floating-point type, to read.
 #[derive(Clone, Copy, Debug)]
@@ -198,8 +193,8 @@ pub(super) trait Storage<'a, C: Float>: Sync {
     unsafe fn load(&self, range: Range<usize>, to: &mut [C; BLOCK]);
 
     /// Converts back; elements of `from` beyond the range do not count and may be
-    /// changed. `buffer` is the number of this buffer of its tensor.
-    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither, buffer: u64);
+    /// changed.
+    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither);
 }
 
 impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
@@ -227,15 +222,9 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
         }
     }
 
-    unsafe fn store(
-        &self,
-        range: Range<usize>,
-        from: &mut [C; BLOCK],
-        dither: Dither,
-        buffer: u64,
-    ) {
+    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither) {
         let from = &from[..range.len()];
-        let thresholds = dither.thresholds(buffer, range.start / BLOCK);
+        let thresholds = dither.thresholds(Of::Weights, range.start / BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
             match self {
@@ -413,14 +402,8 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
         }
     }
 
-    unsafe fn store(
-        &self,
-        range: Range<usize>,
-        from: &mut [C; BLOCK],
-        dither: Dither,
-        buffer: u64,
-    ) {
-        let threshold = dither.thresholds(buffer, range.start / BLOCK);
+    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither) {
+        let threshold = dither.thresholds(Of::States, range.start / BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
             match self {
