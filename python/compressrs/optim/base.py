@@ -163,8 +163,8 @@ class Optimizer:
         grads : array, or list or nested dict of arrays
             Gradients in the structure in which the parameters were given (for
             groups: a list with one entry a group), of their parameters' shapes and
-            any floating-point dtype. None leaves a parameter and its state as they are. Gradients
-            that are not C-contiguous are copied.
+            any floating-point dtype. None leaves a parameter and its state as they
+            are. Gradients that are not C-contiguous are copied.
         max_grad_norm : float, optional
             Scales the gradients by ``min(1, max_grad_norm / (norm + 1e-6))``, where
             `norm` is the 2-norm of all of them together, as `clip_grad_norm_` does,
@@ -337,10 +337,18 @@ class Optimizer:
                     numbers = {"step": self.state[i]["step"]}
                     state[i] = {**numbers, **narrowed(wanted, widened(self._buffers(i)))}
                     i += 1
-            self.state = state
-            for group in self.param_groups:
-                group.update(changes)
-            self._prepare()
+            before = self.__getstate__()
+            settings = [{key: group[key] for key in changes} for group in self.param_groups]
+            try:
+                self.state = state
+                for group in self.param_groups:
+                    group.update(changes)
+                self._prepare()
+            except BaseException:
+                self.__dict__.update(before)
+                for group, old in zip(self.param_groups, settings, strict=True):
+                    group.update(old)
+                raise
             for i in range(len(self._paths)):
                 self._clear_masked_state(i)
 

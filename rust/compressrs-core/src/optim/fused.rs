@@ -1,9 +1,9 @@
-//! A block decoded, updated and encoded in one loop.
+//! A block decoded, updated and encoded without a stop at a buffer before and after.
 //!
 //! Storage of any kind can be decoded to a buffer, updated there and encoded (see
-//! [`super::storage`]). Weights in single precision with moments in 8 bits, and
-//! bfloat16 throughout, have loops of their own: one decodes and updates, one
-//! stores. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
+//! [`super::storage`]). The usual kinds have loops of their own, one that decodes
+//! and updates and one that stores: weights in single precision with moments in 8
+//! bits, and weights and gradients in bfloat16 with moments in 8 bits or bfloat16. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
 //! division and its root go to the second, which converts while it waits for them.
 
 use std::mem::MaybeUninit;
@@ -318,7 +318,7 @@ where
     }
 }
 
-/// Updates a whole block, if its storage is of a kind that has a loop of its own;
+/// Updates a whole block, if its storage is of a kind that has loops of its own;
 /// whether it was.
 ///
 /// # Safety
@@ -335,48 +335,117 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
 ) -> bool {
     let number = block.start / BLOCK;
     let thresholds = dither.thresholds(Of::States, number);
-    if let (Weights::Full(param), Some(grad)) = (param, grad.as_slice::<C>()) {
-        // SAFETY: the caller's promise.
-        let states = all(|s| unsafe {
-            let Moments::Coded(Codes { codes, scales, divisor }) = &states[s] else { return None };
-            let new_scale = &mut scales.slice(number..number + 1)[0];
-            let scale = *new_scale;
-            if *divisor != F::DIVISORS[s] || scale.is_sign_negative() {
-                return None;
+    let common = Common { formula, scale, thresholds };
+    // SAFETY: the caller's promise.
+    let (coded, halves) = unsafe { (coded::<C, F, S>(states, block), halves(states, block)) };
+    match (param, grad) {
+        (Weights::Full(param), _) => {
+            let grad = grad.as_slice::<C>().and_then(|grad| whole(&grad[block.clone()]));
+            // SAFETY: the caller's promise.
+            let param = whole_mut(unsafe { param.slice(block.clone()) });
+            let (Some(param), Some(grad), Some(states)) = (param, grad, coded) else {
+                return false;
+            };
+            common.run(param, grad, states);
+            true
+        }
+        (Weights::Bf16(param), Values::Bf16(grad)) => {
+            // SAFETY: the caller's promise.
+            let values = whole_mut(unsafe { param.values.slice(block.clone()) });
+            let (Some(values), Some(grad)) = (values, whole(&grad[block.clone()])) else {
+                return false;
+            };
+            match &param.rounding {
+                Rounding::Nearest => common.run_either(values, Nearest, grad, coded, halves),
+                Rounding::Stochastic => {
+                    let round = dither.thresholds(Of::Weights, number);
+                    common.run_either(values, round, grad, coded, halves)
+                }
+                Rounding::Kahan(_) | Rounding::Master(_) => false,
             }
-            Some(Coded { codes: whole_mut(codes.slice(block.clone()))?, scale, new_scale })
-        });
-        let Some(states) = states else { return false };
-        // SAFETY: the caller's promise.
-        let param = whole_mut(unsafe { param.slice(block.clone()) });
-        let (Some(param), Some(grad)) = (param, whole(&grad[block.clone()])) else { return false };
+        }
+        _ => false,
+    }
+}
+
+/// What does not depend on the storage.
+struct Common<C, F> {
+    formula: F,
+    scale: C,
+    thresholds: Thresholds,
+}
+
+impl<C: Float, F> Common<C, F> {
+    fn run<P: Target<C>, G: Source<C>, M: Column<C>, const S: usize>(
+        self,
+        param: P,
+        grad: G,
+        states: [M; S],
+    ) where
+        F: Formula<C, S>,
+    {
+        let Common { formula, scale, thresholds } = self;
         simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
-        return true;
     }
-    let (Weights::Bf16(param), Values::Bf16(grad)) = (param, grad) else { return false };
-    // SAFETY: the caller's promise.
-    let states = all(|s| unsafe {
+
+    /// With weights in bfloat16 and the states that there are; whether there are.
+    fn run_either<const S: usize>(
+        self,
+        values: &mut [bf16; BLOCK],
+        round: impl Round,
+        grad: &[bf16; BLOCK],
+        coded: Option<[Coded<'_>; S]>,
+        halves: Option<[&mut [bf16; BLOCK]; S]>,
+    ) -> bool
+    where
+        F: Formula<C, S>,
+    {
+        let param = Bf16 { values, round };
+        match (coded, halves) {
+            (Some(states), _) => self.run(param, grad, states),
+            (None, Some(states)) => self.run(param, grad, states),
+            (None, None) => return false,
+        }
+        true
+    }
+}
+
+/// The states of a block, if all are in 8 bits and finite.
+///
+/// # Safety
+/// As for [`update`].
+unsafe fn coded<'a, C: Float, F: Formula<C, S>, const S: usize>(
+    states: &[Moments<'a, C>; MAX_STATES],
+    block: &Range<usize>,
+) -> Option<[Coded<'a>; S]> {
+    let number = block.start / BLOCK;
+    all(|s| {
+        let Moments::Coded(Codes { codes, scales, divisor }) = &states[s] else { return None };
+        // SAFETY: the caller's promise; a scale belongs to its block.
+        let (codes, scales) =
+            unsafe { (codes.slice(block.clone()), scales.slice(number..number + 1)) };
+        let new_scale = &mut scales[0];
+        let scale = *new_scale;
+        if *divisor != F::DIVISORS[s] || scale.is_sign_negative() {
+            return None;
+        }
+        Some(Coded { codes: whole_mut(codes)?, scale, new_scale })
+    })
+}
+
+/// The states of a block, if all are in bfloat16.
+///
+/// # Safety
+/// As for [`update`].
+unsafe fn halves<'a, C: Float, const S: usize>(
+    states: &[Moments<'a, C>; MAX_STATES],
+    block: &Range<usize>,
+) -> Option<[&'a mut [bf16; BLOCK]; S]> {
+    all(|s| {
         let Moments::Bf16(values) = &states[s] else { return None };
-        whole_mut(values.slice(block.clone()))
-    });
-    // SAFETY: the caller's promise.
-    let values = whole_mut(unsafe { param.values.slice(block.clone()) });
-    let (Some(states), Some(values), Some(grad)) = (states, values, whole(&grad[block.clone()]))
-    else {
-        return false;
-    };
-    match param.rounding {
-        Rounding::Nearest => {
-            let param = Bf16 { values, round: Nearest };
-            simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
-        }
-        Rounding::Stochastic => {
-            let param = Bf16 { values, round: dither.thresholds(Of::Weights, number) };
-            simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
-        }
-        Rounding::Kahan(_) | Rounding::Master(_) => return false,
-    }
-    true
+        // SAFETY: the caller's promise.
+        whole_mut(unsafe { values.slice(block.clone()) })
+    })
 }
 
 /// What `f` gives for `0..S`, if it gives something for each.
