@@ -91,19 +91,23 @@ def test_codes_keep_nan_and_infinity_beside_finite_numbers():
 
 @pytest.mark.parametrize(("cls", "kwargs"), KEEPERS, ids=IDS)
 @pytest.mark.parametrize("state_dtype", ["int8", "bfloat16"])
-def test_a_step_is_one_in_full_precision_then_rounded(cls, kwargs, state_dtype):
-    """Bit for bit: decoded state, our own float32 step, encoded by the reference."""
-    w, seed = normal(N), 7
-    opt = cls(w, state_dtype=state_dtype, seed=seed, **kwargs)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BF16], ids=str)
+def test_a_step_is_one_in_full_precision_then_rounded(cls, kwargs, state_dtype, dtype):
+    """Bit for bit: decoded state, our own float32 step, stored by the reference."""
+    w, seed = normal(N, dtype=dtype), 7
+    opt = cls(w, state_dtype=state_dtype, precision="stochastic", seed=seed, **kwargs)
     assert any(a.dtype != np.float32 for a in buffers(opt).values())
     for t in range(1, 5):
-        full = w.copy()
+        full = w.astype(np.float32)
         exact = cls(full, **kwargs)
         exact.load_state_dict(opt.state_dict())
-        g = normal(N, seed=t) * np.float32(10.0) ** np.arange(-4, 1, dtype=np.float32).repeat(1000)
+        scale = np.float32(10.0) ** np.arange(-4, 1, dtype=np.float32).repeat(1000)
+        g = (normal(N, seed=t) * scale).astype(dtype)
         opt.step(g)
         exact.step(g)
-        np.testing.assert_array_equal(w, full)
+        if dtype == BF16:
+            full = reference.bfloat16(full, reference.thresholds(seed, 0, t, N, weights=True))
+        np.testing.assert_array_equal(w.astype(np.float32), full)
         threshold = reference.thresholds(seed, 0, t, N)
         for name, value in buffers(exact).items():
             got = opt.state[0][name]
