@@ -8,7 +8,7 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 
 use crate::buffers::{Array, Name, Shape, flag, number};
 use crate::storage::Storage;
@@ -76,12 +76,13 @@ impl<'py> Group<'_, 'py> {
     pub fn seed(&self) -> PyResult<u64> {
         let name = intern!(self.0.py(), "seed");
         let value = self.get(name)?;
-        value.extract().map_err(|_| {
+        value.extract().or_else(|_| {
             let need = "be an integer from 0 to 2**64 - 1";
-            match value.is_instance_of::<pyo3::types::PyInt>() {
-                true => Name("seed", "").value_error(need, &value),
-                false => Name("seed", "").type_error(need, &value),
-            }
+            Err(if value.is_instance_of::<PyInt>() {
+                Name("seed", "").value_error(need, &value)
+            } else {
+                Name("seed", "").type_error(need, value.get_type().name()?)
+            })
         })
     }
 

@@ -10,7 +10,7 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
 use crate::buffers::{Array, Dtype, Name};
 use crate::errors::run;
@@ -216,13 +216,14 @@ impl Storage {
     }
 }
 
-fn choice(group: &Bound<'_, PyDict>, name: &Bound<'_, pyo3::types::PyString>) -> PyResult<String> {
+fn choice(group: &Bound<'_, PyDict>, name: &Bound<'_, PyString>) -> PyResult<String> {
     let value = group.get_item(name)?.ok_or_else(|| {
         PyValueError::new_err(format!("the parameter group has no setting {name:?}"))
     })?;
-    value
-        .extract()
-        .map_err(|_| Name(&name.to_string(), "").type_error("be a string", value.get_type()))
+    value.extract().or_else(|_| {
+        let got = value.get_type().name()?;
+        Err(Name(&name.to_string(), "").type_error("be a string", got))
+    })
 }
 
 fn refused(name: &str, need: &str, got: &str) -> PyErr {
