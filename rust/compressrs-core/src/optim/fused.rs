@@ -2,8 +2,8 @@
 //!
 //! Storage of any kind can be decoded to a buffer, updated there and encoded (see
 //! [`super::storage`]). The usual kinds have loops of their own, one that decodes
-//! and updates and one that stores: weights in single precision with moments in 8
-//! bits, and weights and gradients in bfloat16 with moments in 8 bits or bfloat16. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
+//! and updates and one that stores: weights and gradients as they are computed or in
+//! bfloat16, with moments in 8 bits or bfloat16. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
 //! division and its root go to the second, which converts while it waits for them.
 
 use std::mem::MaybeUninit;
@@ -343,11 +343,8 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
             let grad = grad.as_slice::<C>().and_then(|grad| whole(&grad[block.clone()]));
             // SAFETY: the caller's promise.
             let param = whole_mut(unsafe { param.slice(block.clone()) });
-            let (Some(param), Some(grad), Some(states)) = (param, grad, coded) else {
-                return false;
-            };
-            common.run(param, grad, states);
-            true
+            let (Some(param), Some(grad)) = (param, grad) else { return false };
+            common.run_either(param, grad, coded, halves)
         }
         (Weights::Bf16(param), Values::Bf16(grad)) => {
             // SAFETY: the caller's promise.
@@ -356,10 +353,13 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
                 return false;
             };
             match &param.rounding {
-                Rounding::Nearest => common.run_either(values, Nearest, grad, coded, halves),
+                Rounding::Nearest => {
+                    let param = Bf16 { values, round: Nearest };
+                    common.run_either(param, grad, coded, halves)
+                }
                 Rounding::Stochastic => {
                     let round = dither.thresholds(Of::Weights, number);
-                    common.run_either(values, round, grad, coded, halves)
+                    common.run_either(Bf16 { values, round }, grad, coded, halves)
                 }
                 Rounding::Kahan(_) | Rounding::Master(_) => false,
             }
@@ -388,19 +388,17 @@ impl<C: Float, F> Common<C, F> {
         simd::dispatch(Fused { formula, scale, param, grad, states, thresholds });
     }
 
-    /// With weights in bfloat16 and the states that there are; whether there are.
-    fn run_either<const S: usize>(
+    /// With the states that there are; whether there are.
+    fn run_either<P: Target<C>, G: Source<C>, const S: usize>(
         self,
-        values: &mut [bf16; BLOCK],
-        round: impl Round,
-        grad: &[bf16; BLOCK],
+        param: P,
+        grad: G,
         coded: Option<[Coded<'_>; S]>,
         halves: Option<[&mut [bf16; BLOCK]; S]>,
     ) -> bool
     where
         F: Formula<C, S>,
     {
-        let param = Bf16 { values, round };
         match (coded, halves) {
             (Some(states), _) => self.run(param, grad, states),
             (None, Some(states)) => self.run(param, grad, states),
