@@ -3,8 +3,9 @@
 //! Storage of any kind can be decoded to a buffer, updated there and encoded (see
 //! [`super::storage`]). The usual kinds have loops of their own, one that decodes
 //! and updates and one that stores: weights and gradients as they are computed or in
-//! bfloat16, with moments in 8 bits or bfloat16. Where a formula can be taken in two (see [`Formula::IN_TWO`]), its
-//! division and its root go to the second, which converts while it waits for them.
+//! bfloat16, with moments in 8 bits or bfloat16. Where a formula can be taken in two
+//! (see [`Formula::IN_TWO`]), its division and its root go to the second, which
+//! converts while it waits for them.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
