@@ -53,7 +53,8 @@ class Storage(TypedDict, total=False):
     seed: int
 
 
-_STORAGE = Storage(state_dtype="float32", precision="nearest", seed=0)
+#: Defaults of `Storage`.
+_STORAGE: dict[str, Any] = {"state_dtype": "float32", "precision": "nearest", "seed": 0}
 
 
 class Optimizer:
@@ -597,7 +598,7 @@ class Optimizer:
             ", ".join(
                 f"{k}={group[k]!r}"
                 for k in self.defaults
-                if k not in _STORAGE or group[k] != _STORAGE[k]  # type: ignore[literal-required]
+                if k not in _STORAGE or group[k] != _STORAGE[k]
             )
             for group in self.param_groups
         )
