@@ -154,8 +154,8 @@ pub struct Codes<'a> {
     pub codes: SharedMut<'a, u8>,
     /// A scale for each block of [`BLOCK`] codes.
     pub scales: SharedMut<'a, f32>,
-    /// Whether the moments are divisors, which are not negative, and not 0 unless
-    /// they were; their code is another.
+    /// Whether the moments are divisors, which are not negative; their code is
+    /// another, in which what is beside others of its block is never 0.
     pub divisor: bool,
 }
 
