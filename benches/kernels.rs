@@ -12,7 +12,10 @@ use compressrs_core::optim::{
 use compressrs_core::parallel::{self, SharedMut};
 use compressrs_core::prune::rank;
 use compressrs_core::simd::{self, Kernel};
-use compressrs_core::sparse::{Csr, Dense, DenseMut, matmul, matmul_transposed, sddmm};
+use compressrs_core::sparse::{
+    Csr, Dense, DenseMut, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets,
+    sddmm, to_dense, transpose,
+};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
@@ -137,51 +140,68 @@ fn few_bytes(
     });
 }
 
-/// A matrix with every tenth element kept, and the dense operands of a layer.
+/// A matrix with a share of its elements kept, and the dense operands of a layer.
 fn csr(c: &mut Criterion) {
-    const N: usize = 4096;
-    const COLUMNS: usize = 64;
-    let chance = values(N * N);
-    let (mut data, mut indices, mut indptr) = (Vec::new(), Vec::new(), vec![0i32]);
-    for row in chance.chunks(N) {
-        for (j, &x) in row.iter().enumerate().filter(|(_, x)| **x < -0.8) {
-            data.push(x);
-            indices.push(j as i32);
-        }
-        indptr.push(data.len() as i32);
-    }
-    let a = Csr::new(&data, &indices, &indptr, N).unwrap();
-    let x = values(N * COLUMNS);
-    let mut y = vec![0.0f32; N * COLUMNS];
-    let mut grad = vec![0.0f32; data.len()];
+    for (n, columns, kept) in [
+        (4096, 64, 0.1f32),
+        (4096, 64, 0.02),
+        (4096, 1, 0.1),
+        (4096, 8, 0.1),
+        (4096, 256, 0.1),
+        (512, 64, 0.1),
+        (512, 1, 0.02),
+    ] {
+        let chance = values(n * n);
+        let keep: Vec<bool> = chance.iter().map(|x| *x < 2.0 * kept - 1.0).collect();
+        let keep = Keep::Mask(&keep);
+        let offsets = row_offsets(&chance, n, n, keep);
+        let nnz = offsets[n];
+        let (mut data, mut indices) = (vec![0.0f32; nnz], vec![0i32; nnz]);
+        fill(&chance, n, keep, &offsets, &mut data, &mut indices);
+        let pattern = Pattern::new(&indices, &offsets, n).unwrap();
+        let a = Csr::<_, _>::new(pattern, &data).unwrap();
+        let x = values(n * columns);
+        let mut y = vec![0.0f32; n * columns];
+        let mut grad = vec![0.0f32; nnz];
 
-    let mut group = c.benchmark_group("csr 4096 x 4096, 10 %, 64 columns");
-    group.sample_size(20).throughput(Throughput::Elements((data.len() * COLUMNS) as u64));
-    let dense = Dense::row_major(&x, N, COLUMNS);
-    group.bench_function("matmul", |b| {
-        b.iter(|| matmul(a, dense, DenseMut::row_major(&mut y, N, COLUMNS)));
-    });
-    group.bench_function("matmul_transposed", |b| {
-        b.iter(|| matmul_transposed(a, dense, DenseMut::row_major(&mut y, N, COLUMNS)));
-    });
-    group.bench_function("sddmm", |b| {
-        b.iter(|| sddmm(a, dense, Dense::row_major(&x, N, COLUMNS).transposed(), &mut grad));
-    });
-    group.bench_function("matmul, plain loops on one thread", |b| {
-        b.iter(|| {
-            for r in 0..N {
-                let out = &mut y[r * COLUMNS..(r + 1) * COLUMNS];
-                out.fill(0.0);
-                for p in indptr[r] as usize..indptr[r + 1] as usize {
-                    let row = &x[indices[p] as usize * COLUMNS..][..COLUMNS];
-                    for (out, x) in out.iter_mut().zip(row) {
-                        *out += data[p] * x;
-                    }
-                }
-            }
-            black_box(&mut y);
+        let title = format!("csr {n} x {n}, {} %, {columns} columns", 100.0 * kept);
+        let mut group = c.benchmark_group(title);
+        group.sample_size(20).throughput(Throughput::Elements((nnz * columns) as u64));
+        let dense = Dense::row_major(&x, n, columns);
+        let turned = Dense::row_major(&x, columns, n).transposed();
+        let epilogue = Epilogue::default();
+        group.bench_function("A X", |b| {
+            b.iter(|| matmul(a, dense, DenseMut::row_major(&mut y, n, columns), epilogue));
         });
-    });
+        group.bench_function("X A^T", |b| {
+            b.iter(|| {
+                let y = DenseMut::row_major(&mut y, columns, n).transposed();
+                matmul(a, turned, y, epilogue);
+            });
+        });
+        group.bench_function("A^T X", |b| {
+            b.iter(|| {
+                matmul_transposed(a, dense, DenseMut::row_major(&mut y, n, columns), epilogue)
+            });
+        });
+        group.bench_function("sddmm", |b| {
+            b.iter(|| sddmm(pattern, dense, turned.transposed(), &mut grad));
+        });
+        if columns == 64 {
+            group.bench_function("transpose", |b| {
+                b.iter(|| transpose::<i32, i32>(pattern));
+            });
+            let mut w = vec![0.0; n * n];
+            to_dense(a, &mut w);
+            let keep = Keep::AtLeast(0.0);
+            group.bench_function("from dense", |b| {
+                b.iter(|| {
+                    let offsets = row_offsets(&w, n, n, keep);
+                    fill(&w, n, keep, &offsets, &mut data.clone(), &mut indices.clone());
+                });
+            });
+        }
+    }
 }
 
 fn distill(c: &mut Criterion) {

@@ -6,6 +6,8 @@
 
 pub use half::{bf16, f16};
 
+use crate::scratch::Number;
+
 /// A type arithmetic is done in: `f32` or `f64`.
 ///
 /// Everything the formulas need comes from [`num_traits::Float`]; what is added
@@ -21,10 +23,15 @@ pub trait Float:
     fn to_f32(self) -> f32;
     /// `e^self`, see [`crate::exp`].
     fn exp_fast(self) -> Self;
+    /// `(x[0] + x[2]) + (x[1] + x[3])` of each of four.
+    #[inline(always)]
+    fn sum_fours(fours: [[Self; 4]; 4]) -> [Self; 4] {
+        fours.map(|x| (x[0] + x[2]) + (x[1] + x[3]))
+    }
 }
 
 /// A type that buffers store.
-pub trait Element: Copy + Send + Sync + Default + PartialEq + 'static {
+pub trait Element: Number + Send + Sync + Default + PartialEq + 'static {
     /// The type that arithmetic on this element is done in.
     type Compute: Float;
     /// Widens to the compute type, exactly.
@@ -59,7 +66,7 @@ macro_rules! magnitude {
 }
 
 macro_rules! float {
-    ($t:ty, $bits:ty) => {
+    ($t:ty, $bits:ty, { $($more:tt)* }) => {
         impl Element for $t {
             type Compute = $t;
             #[inline(always)]
@@ -93,11 +100,34 @@ macro_rules! float {
             fn exp_fast(self) -> $t {
                 <$t as crate::exp::Exp>::exp(self)
             }
+            $($more)*
         }
     };
 }
-float!(f32, u32);
-float!(f64, u64);
+float!(f32, u32, {
+    // LLVM takes the vectors apart to add their elements; so they are turned first.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn sum_fours(fours: [[f32; 4]; 4]) -> [f32; 4] {
+        use std::arch::x86_64::{
+            _mm_add_ps, _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps,
+            _mm_unpacklo_ps,
+        };
+        let mut out = [0.0; 4];
+        // SAFETY: SSE is part of x86-64; loads and stores are of arrays of four.
+        unsafe {
+            let [a, b, c, d] = fours.map(|x| _mm_loadu_ps(x.as_ptr()));
+            let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+            let (ab2, cd2) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+            let (x0, x1) = (_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+            let (x2, x3) = (_mm_movelh_ps(ab2, cd2), _mm_movehl_ps(cd2, ab2));
+            let sums = _mm_add_ps(_mm_add_ps(x0, x2), _mm_add_ps(x1, x3));
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+        }
+        out
+    }
+});
+float!(f64, u64, {});
 
 // The conversions of the `half` crate ask for the CPU's features element by
 // element, which keeps a loop over them from becoming vector instructions. These

@@ -7,7 +7,7 @@
 //!
 //! These stand on [`element`] (storage and compute types), [`simd`] (one body
 //! for every instruction set), [`lanes`] (reductions in a fixed order),
-//! [`mod@exp`], [`gemm`] and [`parallel`] (our thread pool). Results have the same bits for
+//! [`mod@exp`], [`gemm`], [`scratch`] (memory for a call) and [`parallel`] (our thread pool). Results have the same bits for
 //! every instruction set and every number of threads.
 
 pub mod distill;
@@ -18,5 +18,6 @@ pub mod lanes;
 pub mod optim;
 pub mod parallel;
 pub mod prune;
+pub mod scratch;
 pub mod simd;
 pub mod sparse;

@@ -107,6 +107,24 @@ pub fn level() -> Result<Level, &'static str> {
         .map_err(String::as_str)
 }
 
+/// Asks for the two lines of the cache from element `i` on, which need not exist, where
+/// this machine can be asked.
+#[inline(always)]
+pub fn prefetch<T>(slice: &[T], i: usize) {
+    let address = slice.as_ptr().wrapping_add(i).cast::<i8>();
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: hints, which read nothing and take any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(address);
+            _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(64));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// A kernel: arguments and a body that is compiled once per level.
 pub trait Kernel {
     /// What the kernel returns.

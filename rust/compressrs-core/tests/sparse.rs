@@ -1,30 +1,42 @@
-//! CSR conversion and products against triple loops in double precision.
+//! Sparse conversion and products against triple loops in double precision.
 
 use compressrs_core::sparse::{
-    Csr, CsrError, Dense, DenseMut, fill, matmul, matmul_transposed, row_offsets, sddmm, to_dense,
+    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, Pattern, fill, matmul,
+    matmul_transposed, offsets, row_offsets, sddmm, to_dense, transpose,
 };
 use proptest::prelude::*;
 
-/// A CSR matrix with int64 indices, owned.
-struct Owned {
+/// A sparse matrix of blocks, owned.
+#[derive(Clone, Debug)]
+struct Owned<I> {
     data: Vec<f64>,
-    indices: Vec<i64>,
-    indptr: Vec<i64>,
+    indices: Vec<I>,
+    offsets: Vec<usize>,
     columns: usize,
 }
 
-impl Owned {
-    fn new(dense: &[f64], rows: usize, columns: usize, threshold: f64) -> Self {
-        let offsets = row_offsets(dense, rows, columns, threshold);
+impl<I: Index> Owned<I> {
+    fn new(dense: &[f64], rows: usize, columns: usize, keep: Keep<'_, f64>) -> Self {
+        let offsets = row_offsets(dense, rows, columns, keep);
         let nnz = offsets[rows];
-        let (mut data, mut indices) = (vec![0.0; nnz], vec![0i64; nnz]);
-        fill(dense, columns, threshold, &offsets, &mut data, &mut indices);
-        let indptr = offsets.into_iter().map(|i| i as i64).collect();
-        Owned { data, indices, indptr, columns }
+        let (mut data, mut indices) = (vec![0.0; nnz], vec![I::default(); nnz]);
+        fill(dense, columns, keep, &offsets, &mut data, &mut indices);
+        Owned { data, indices, offsets, columns }
     }
 
-    fn csr(&self) -> Csr<'_, f64, i64> {
-        Csr::new(&self.data, &self.indices, &self.indptr, self.columns).unwrap()
+    /// A pattern from one value for each block, and values for the blocks.
+    fn blocks(places: &[f64], rows: usize, columns: usize, size: usize, seed: u64) -> Self {
+        let mut this = Owned::new(places, rows, columns, Keep::AtLeast(0.0));
+        this.data = integers(seed, this.indices.len() * size, 1);
+        this
+    }
+
+    fn pattern(&self) -> Pattern<'_, I> {
+        Pattern::new(&self.indices, &self.offsets, self.columns).unwrap()
+    }
+
+    fn csr<const R: usize, const C: usize>(&self) -> Csr<'_, f64, I, R, C> {
+        Csr::new(self.pattern(), &self.data).unwrap()
     }
 }
 
@@ -50,8 +62,99 @@ fn naive(a: &[f64], b: &[f64], (m, k, n): (usize, usize, usize)) -> Vec<f64> {
     c
 }
 
-fn transpose(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+fn turned(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|j| (0..rows).map(move |i| a[i * columns + j])).collect()
+}
+
+/// The order of a dense matrix, and how much wider its buffer is.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Rows,
+    Columns,
+    Strided,
+}
+
+/// Calls `multiply` with `x` and `y` in the orders given; returns `y` row by row.
+fn product(
+    (x, y): (&[f64], &[f64]),
+    (inner, rows, n): (usize, usize, usize),
+    (x_order, y_order): (Order, Order),
+    multiply: impl FnOnce(Dense<'_, f64>, DenseMut<'_, f64>),
+) -> Vec<f64> {
+    let strides = |order, rows, columns| match order {
+        Order::Rows => (columns, 1),
+        Order::Columns => (1, rows),
+        Order::Strided => (3 * columns + 2, 2),
+    };
+    let place = |values: &[f64], rows: usize, (row, column): (usize, usize)| {
+        let mut out = vec![-1.0; rows * row + n * column + 1];
+        for i in 0..rows {
+            for j in 0..n {
+                out[i * row + j * column] = values[i * n + j];
+            }
+        }
+        out
+    };
+    let (xs, ys) = (strides(x_order, inner, n), strides(y_order, rows, n));
+    let (x, mut y) = (place(x, inner, xs), place(y, rows, ys));
+    multiply(Dense::new(&x, inner, n, xs.0, xs.1), DenseMut::new(&mut y, rows, n, ys.0, ys.1));
+    let at: Vec<usize> = (0..rows * n).map(|i| i / n * ys.0 + i % n * ys.1).collect();
+    if matches!(y_order, Order::Strided) {
+        let gaps = (0..y.len()).filter(|i| !at.contains(i));
+        assert!(gaps.into_iter().all(|i| y[i] == -1.0), "gaps are left alone");
+    }
+    at.into_iter().map(|i| y[i]).collect()
+}
+
+fn finish(
+    sum: &[f64],
+    old: &[f64],
+    bias: Option<&[f64]>,
+    n: usize,
+    epilogue: Epilogue<'_, f64>,
+) -> Vec<f64> {
+    let one = |i: usize| {
+        let y = sum[i] + if epilogue.accumulate { old[i] } else { 0.0 };
+        let y = y + bias.map_or(0.0, |bias| bias[i / n]);
+        if epilogue.relu { y.max(0.0) } else { y }
+    };
+    (0..sum.len()).map(one).collect()
+}
+
+/// Both products of a matrix of blocks, in all orders and with all epilogues.
+fn check_products<I: Index, const R: usize, const C: usize>(
+    owned: &Owned<I>,
+    n: usize,
+    orders: (Order, Order),
+    (accumulate, relu, with_bias): (bool, bool, bool),
+    seed: u64,
+) {
+    let a = owned.csr::<R, C>();
+    let (m, k) = (a.rows(), a.columns());
+    let mut dense = vec![f64::NAN; m * k];
+    to_dense(a, &mut dense);
+    for transposed in [false, true] {
+        let (rows, inner) = if transposed { (k, m) } else { (m, k) };
+        let x = integers(seed ^ 1, inner * n, 1);
+        let old = integers(seed ^ 2, rows * n, 1);
+        let bias = integers(seed ^ 3, rows, 1);
+        let bias = with_bias.then_some(&bias[..]);
+        let epilogue = Epilogue { accumulate, bias, relu };
+        let y = product((&x, &old), (inner, rows, n), orders, |x, y| {
+            if transposed {
+                matmul_transposed(a, x, y, epilogue)
+            } else {
+                matmul(a, x, y, epilogue)
+            }
+        });
+        let left = if transposed { turned(&dense, m, k) } else { dense.clone() };
+        let truth = finish(&naive(&left, &x, (rows, inner, n)), &old, bias, n, epilogue);
+        assert_eq!(y, truth, "transposed: {transposed}");
+    }
+}
+
+fn orders() -> impl Strategy<Value = Order> {
+    prop_oneof![Just(Order::Rows), Just(Order::Columns), Just(Order::Strided)]
 }
 
 proptest! {
@@ -59,47 +162,89 @@ proptest! {
 
     #[test]
     fn products_agree_with_triple_loops(
-        m in 0usize..40, k in 0usize..40, n in 0usize..140, zeros in 0u64..=10, seed: u64,
+        m in 0usize..70, k in 0usize..70, n in 0usize..140, zeros in 0u64..=10,
+        x_order in orders(), y_order in orders(), what: (bool, bool, bool), seed: u64,
     ) {
-        let a = integers(seed, m * k, zeros);
-        let owned = Owned::new(&a, m, k, 0.0);
-        let csr = owned.csr();
-        prop_assert_eq!(csr.nnz(), a.iter().filter(|&&x| x != 0.0).count());
+        let w = integers(seed, m * k, zeros);
+        let orders = (x_order, y_order);
+        check_products::<i16, 1, 1>(&Owned::new(&w, m, k, Keep::AtLeast(0.0)), n, orders, what, seed);
+        check_products::<i64, 1, 1>(&Owned::new(&w, m, k, Keep::AtLeast(0.0)), n, orders, what, seed);
+    }
 
+    #[test]
+    fn products_of_blocks_agree_with_triple_loops(
+        m in 0usize..9, k in 0usize..9, n in 0usize..70, zeros in 0u64..=10,
+        x_order in orders(), y_order in orders(), what: (bool, bool, bool), seed: u64,
+    ) {
+        let places = integers(seed, m * k, zeros);
+        let orders = (x_order, y_order);
+        check_products::<i32, 4, 4>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
+        check_products::<i32, 1, 16>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
+        check_products::<i32, 16, 1>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
+    }
+
+    #[test]
+    fn conversions_and_sampled_products(
+        m in 0usize..60, k in 0usize..400, n in 0usize..80, zeros in 0u64..=10, seed: u64,
+    ) {
+        let w = integers(seed, m * k, zeros);
+        let owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
+        prop_assert_eq!(owned.data.len(), w.iter().filter(|&&x| x != 0.0).count());
         let mut back = vec![f64::NAN; m * k];
-        to_dense(csr, &mut back);
-        prop_assert_eq!(&back, &a);
+        to_dense(owned.csr::<1, 1>(), &mut back);
+        prop_assert_eq!(&back, &w);
 
-        // x and y in both orders
-        let x = integers(seed ^ 1, k * n, 1);
-        let truth = naive(&a, &x, (m, k, n));
-        let mut y = vec![f64::NAN; m * n];
-        matmul(csr, Dense::row_major(&x, k, n), DenseMut::row_major(&mut y, m, n));
-        prop_assert_eq!(&y, &truth);
-        let xt = transpose(&x, k, n);
-        let mut yt = vec![f64::NAN; m * n];
-        matmul(csr, Dense::row_major(&xt, n, k).transposed(), DenseMut::row_major(&mut yt, n, m).transposed());
-        prop_assert_eq!(&yt, &transpose(&truth, m, n));
+        // By a mask, zeros are kept where it says so.
+        let mask: Vec<bool> = integers(seed ^ 5, m * k, 5).iter().map(|&x| x != 0.0).collect();
+        let masked = Owned::<i32>::new(&w, m, k, Keep::Mask(&mask));
+        let kept: Vec<f64> = w.iter().zip(&mask).filter(|(_, m)| **m).map(|(x, _)| *x).collect();
+        prop_assert_eq!(&masked.data, &kept);
 
-        let z = integers(seed ^ 2, m * n, 1);
-        let truth = naive(&transpose(&a, m, k), &z, (k, m, n));
-        let mut y = vec![f64::NAN; k * n];
-        matmul_transposed(csr, Dense::row_major(&z, m, n), DenseMut::row_major(&mut y, k, n));
-        prop_assert_eq!(&y, &truth);
+        let t = transpose::<i32, i64>(owned.pattern());
+        let data: Vec<f64> = t.places.iter().map(|&p| owned.data[p as usize]).collect();
+        let flipped = Owned { data, indices: t.indices, offsets: t.offsets, columns: m };
+        let mut back = vec![f64::NAN; m * k];
+        to_dense(flipped.csr::<1, 1>(), &mut back);
+        prop_assert_eq!(&back, &turned(&w, m, k));
+        let again = Owned::<i64>::new(&turned(&w, m, k), k, m, Keep::AtLeast(0.0));
+        prop_assert_eq!(flipped.indices, again.indices);
 
-        let u = integers(seed ^ 3, m * n, 1);
-        let v = integers(seed ^ 4, n * k, 1);
+        let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
         let full = naive(&u, &v, (m, n, k));
-        let truth: Vec<f64> = full.iter().zip(&a).filter(|(_, a)| **a != 0.0).map(|(x, _)| *x).collect();
-        let mut out = vec![f64::NAN; csr.nnz()];
-        sddmm(csr, Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out);
+        let truth: Vec<f64> =
+            full.iter().zip(&w).filter(|(_, w)| **w != 0.0).map(|(x, _)| *x).collect();
+        let mut out = vec![f64::NAN; truth.len()];
+        sddmm(owned.pattern(), Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out);
         prop_assert_eq!(&out, &truth);
+    }
+
+    #[test]
+    fn rows_need_not_be_sorted(m in 1usize..40, k in 1usize..3000, n in 1usize..70, seed: u64) {
+        let w = integers(seed, m * k, 3);
+        let mut owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
+        // Entries of each row, in another order.
+        for row in 0..m {
+            let part = owned.offsets[row]..owned.offsets[row + 1];
+            let shift = seed as usize % part.len().max(1);
+            owned.data[part.clone()].rotate_left(shift);
+            owned.indices[part].rotate_left(shift);
+        }
+        check_products::<i32, 1, 1>(&owned, n, (Order::Rows, Order::Rows), (false, false, false), seed);
+        let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
+        let full = naive(&u, &v, (m, n, k));
+        let mut out = vec![f64::NAN; owned.data.len()];
+        sddmm(owned.pattern(), Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out);
+        for row in 0..m {
+            for p in owned.offsets[row]..owned.offsets[row + 1] {
+                prop_assert_eq!(out[p], full[row * k + owned.indices[p] as usize]);
+            }
+        }
     }
 
     #[test]
     fn malformed_matrices_are_refused(
         indptr in prop::collection::vec(-2i32..6, 0..6),
-        indices in prop::collection::vec(-2i32..6, 0..6),
+        indices in prop::collection::vec(-2i16..6, 0..6),
         entries in 0usize..6,
     ) {
         let data = vec![1.0f32; entries];
@@ -108,57 +253,96 @@ proptest! {
             && indptr.last().is_some_and(|&n| n as usize == indices.len())
             && indices.len() == entries
             && indices.iter().all(|i| (0..4).contains(i));
-        prop_assert_eq!(Csr::new(&data, &indices, &indptr, 4).is_ok(), good);
+        let made = offsets(&indptr, indices.len()).is_ok_and(|offsets| {
+            Pattern::new(&indices, &offsets, 4)
+                .is_ok_and(|pattern| Csr::<f32, i16>::new(pattern, &data).is_ok())
+        });
+        prop_assert_eq!(made, good);
     }
 }
 
+/// One row far longer than a task takes, beside short and empty ones.
 #[test]
-fn strided_views_with_gaps() {
-    let a = integers(7, 12, 3);
-    let owned = Owned::new(&a, 3, 4, 0.0);
-    let x = integers(8, 4 * 5, 0);
-    // Every second column of a wider buffer, in and out.
-    let mut wide = vec![-1.0; 4 * 10];
-    for i in 0..20 {
-        wide[2 * i] = x[i];
+fn long_rows_are_cut_up() {
+    let columns = 100_000;
+    let mut w = vec![0.0; 3 * columns];
+    w[..columns].copy_from_slice(&integers(1, columns, 1));
+    w[2 * columns + 5] = 3.0;
+    let owned = Owned::<i32>::new(&w, 3, columns, Keep::AtLeast(0.0));
+    for n in [1, 3, 70] {
+        for what in [(false, false, false), (true, true, true)] {
+            check_products::<i32, 1, 1>(&owned, n, (Order::Rows, Order::Columns), what, 9);
+        }
     }
-    let mut y = vec![-1.0; 3 * 10];
-    matmul(owned.csr(), Dense::new(&wide, 4, 5, 10, 2), DenseMut::new(&mut y, 3, 5, 10, 2));
-    let every_second: Vec<f64> = y.iter().copied().step_by(2).collect();
-    assert_eq!(every_second, naive(&a, &x, (3, 4, 5)));
-    assert!(y.iter().skip(1).step_by(2).all(|&gap| gap == -1.0), "gaps are left alone");
+}
+
+/// An index that has become bad since it was checked is a panic, which the door turns
+/// into an exception.
+#[test]
+fn changed_indices_are_noticed() {
+    let (data, offsets) = ([1.0f32, 2.0], [0, 1, 2]);
+    for bad in [[0i32, 7], [-1, 0]] {
+        let pattern = Pattern::checked(&bad, &offsets, 2);
+        let a = Csr::<_, _>::new(pattern, &data).unwrap();
+        let x = [1.0f32; 4];
+        let panics = |f: &dyn Fn(DenseMut<'_, f32>)| {
+            let mut y = [0.0; 4];
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                f(DenseMut::row_major(&mut y, 2, 2));
+            }))
+            .is_err()
+        };
+        let x = Dense::row_major(&x, 2, 2);
+        assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
+        assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
+        assert!(panics(&|_| sddmm(pattern, x, x, &mut [0.0; 2])));
+        assert!(panics(&|_| to_dense(a, &mut [0.0; 4])));
+        assert!(panics(&|_| drop(transpose::<i32, i32>(pattern))));
+    }
 }
 
 #[test]
 fn repeated_entries_add_up() {
-    let a = Csr::new(&[1.0, 2.0, 4.0], &[1i32, 1, 0], &[0, 3], 2).unwrap();
+    let pattern = Pattern::new(&[1i32, 1, 0], &[0, 3], 2).unwrap();
+    let a = Csr::<_, _>::new(pattern, &[1.0, 2.0, 4.0]).unwrap();
     let mut dense = [0.0; 2];
     to_dense(a, &mut dense);
     assert_eq!(dense, [4.0, 3.0]);
     let mut y = [0.0];
-    matmul(a, Dense::row_major(&[10.0, 100.0], 2, 1), DenseMut::row_major(&mut y, 1, 1));
+    let x = Dense::row_major(&[10.0, 100.0], 2, 1);
+    matmul(a, x, DenseMut::row_major(&mut y, 1, 1), Epilogue::default());
     assert_eq!(y, [340.0]);
 }
 
 #[test]
 fn what_is_stored() {
     let w = [0.0, -0.0, 0.5, -1.0, 1.0, f64::NAN, f64::INFINITY, 1e-320];
-    let owned = Owned::new(&w, 2, 4, 1.0);
-    assert_eq!(owned.indptr, [0, 1, 4]);
+    let owned = Owned::<i32>::new(&w, 2, 4, Keep::AtLeast(1.0));
+    assert_eq!(owned.offsets, [0, 1, 4]);
     assert_eq!(owned.indices, [3, 0, 1, 2]);
-    assert_eq!(Owned::new(&w, 2, 4, 0.0).indices, [2, 3, 0, 1, 2, 3]);
+    assert_eq!(Owned::<i32>::new(&w, 2, 4, Keep::AtLeast(0.0)).indices, [2, 3, 0, 1, 2, 3]);
+}
+
+#[test]
+fn relu_keeps_nan() {
+    let pattern = Pattern::new(&[0i32, 0], &[0, 1, 2], 1).unwrap();
+    let a = Csr::<_, _>::new(pattern, &[f32::NAN, -1.0]).unwrap();
+    let mut y = [0.0; 2];
+    let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+    matmul(a, Dense::row_major(&[1.0], 1, 1), DenseMut::row_major(&mut y, 2, 1), epilogue);
+    assert!(y[0].is_nan() && y[1] == 0.0);
 }
 
 #[test]
 fn errors_say_what_is_wrong() {
-    let check = |data: &[f32], indices: &[i32], indptr: &[i32]| {
-        Csr::new(data, indices, indptr, 3).unwrap_err()
-    };
-    assert_eq!(check(&[], &[], &[]), CsrError::NoOffsets);
-    let error = check(&[1.0], &[-1], &[0, 1]);
+    assert_eq!(offsets::<i32>(&[], 0).unwrap_err(), CsrError::NoOffsets);
+    assert_eq!(offsets(&[0, 2, 1], 1).unwrap_err(), CsrError::Decreasing(1));
     assert_eq!(
-        error.to_string(),
+        offsets(&[0, 2], 1).unwrap_err().to_string(),
+        "indptr must end at the number of indices, 1, got 2"
+    );
+    assert_eq!(
+        Pattern::new(&[-1i32], &[0, 1], 3).unwrap_err().to_string(),
         "indices must be at least 0 and below the number of columns, 3; indices[0] is -1"
     );
-    assert_eq!(check(&[1.0], &[0], &[0, 2, 1]), CsrError::Decreasing(1));
 }

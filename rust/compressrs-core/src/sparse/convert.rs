@@ -1,37 +1,109 @@
-//! Dense to CSR and back.
+//! Dense to CSR and back, and the transpose.
 
-use super::csr::{Csr, Index};
+use std::ops::Range;
+
+use super::csr::{Csr, Index, Pattern};
 use crate::element::Float;
 use crate::parallel::{self, SharedMut};
+use crate::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`crate::parallel::for_each`].
 const GRAIN: usize = 128 * 1024;
 
-/// Whether an element is stored: it is not 0 and not below the threshold. NaN is
-/// stored, so that it does not vanish.
-#[inline(always)]
-fn is_kept<T: Float>(x: T, threshold: T) -> bool {
-    x != T::zero() && (x.abs() >= threshold || x.is_nan())
+/// Elements that are packed in the first level of cache before they are stored.
+const CHUNK: usize = 256;
+
+/// Which elements of a dense matrix become entries.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep<'a, T> {
+    /// Those that are not 0, and not below this in magnitude. NaN is kept, so that
+    /// it does not vanish.
+    AtLeast(T),
+    /// Those where the mask is true, even if they are 0.
+    Mask(&'a [bool]),
+}
+
+/// One row of a matrix, and which of its elements are kept.
+trait Row: Copy {
+    type Value: Float;
+    fn len(self) -> usize;
+    /// An element, and whether it is kept.
+    fn get(self, column: usize) -> (Self::Value, bool);
+}
+
+#[derive(Clone, Copy)]
+struct AtLeast<'a, T>(&'a [T], T);
+
+impl<T: Float> Row for AtLeast<'_, T> {
+    type Value = T;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn get(self, column: usize) -> (T, bool) {
+        let x = self.0[column];
+        // Without a branch.
+        (x, (x != T::zero()) & ((x.abs() >= self.1) | x.is_nan()))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Masked<'a, T>(&'a [T], &'a [bool]);
+
+impl<T: Float> Row for Masked<'_, T> {
+    type Value = T;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn get(self, column: usize) -> (T, bool) {
+        (self.0[column], self.1[column])
+    }
+}
+
+/// Runs `$body` with `$row` what is kept of a row, that of `$range`, of `$dense`.
+macro_rules! with_row {
+    ($keep:expr, $dense:expr, $range:expr, $row:ident => $body:expr) => {{
+        let range: Range<usize> = $range;
+        match $keep {
+            Keep::AtLeast(threshold) => {
+                let $row = AtLeast(&$dense[range], threshold);
+                $body
+            }
+            Keep::Mask(mask) => {
+                let $row = Masked(&$dense[range.clone()], &mask[range]);
+                $body
+            }
+        }
+    }};
 }
 
 /// Offsets of the rows of the matrix that [`fill`] makes of `dense`: one more
 /// than there are rows, the last being the number of entries.
 ///
-/// `dense` holds rows of `columns` elements one after another. Kept is what is
-/// not 0 and not below `threshold` in magnitude.
+/// `dense` holds rows of `columns` elements one after another.
 ///
 /// # Panics
-/// If `dense` is not `rows` times `columns` long.
-pub fn row_offsets<T: Float>(dense: &[T], rows: usize, columns: usize, threshold: T) -> Vec<usize> {
-    assert_eq!(dense.len(), rows * columns);
+/// If `dense` or the mask is not `rows` times `columns` long.
+pub fn row_offsets<T: Float>(
+    dense: &[T],
+    rows: usize,
+    columns: usize,
+    keep: Keep<'_, T>,
+) -> Vec<usize> {
+    require_size(dense, rows, columns, keep);
     let mut offsets = vec![0; rows + 1];
     let counts = SharedMut::new(&mut offsets[1..]);
     parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
         // SAFETY: `offsets` is borrowed until the loop ends; parts do not overlap.
         let counts = unsafe { counts.slice(rows.clone()) };
         for (row, count) in rows.zip(counts) {
-            let row = &dense[row * columns..(row + 1) * columns];
-            *count = row.iter().map(|&x| usize::from(is_kept(x, threshold))).sum();
+            let range = row * columns..(row + 1) * columns;
+            *count = with_row!(keep, dense, range, row => simd::dispatch(Count(row)));
         }
     });
     let mut total = 0;
@@ -42,6 +114,32 @@ pub fn row_offsets<T: Float>(dense: &[T], rows: usize, columns: usize, threshold
     offsets
 }
 
+fn require_size<T>(dense: &[T], rows: usize, columns: usize, keep: Keep<'_, T>) {
+    assert_eq!(dense.len(), rows * columns);
+    if let Keep::Mask(mask) = keep {
+        assert_eq!(mask.len(), dense.len());
+    }
+}
+
+struct Count<R>(R);
+
+impl<R: Row> Kernel for Count<R> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        let mut total = 0;
+        for start in (0..self.0.len()).step_by(CHUNK) {
+            let mut count = 0u32;
+            for column in start..self.0.len().min(start + CHUNK) {
+                count += u32::from(self.0.get(column).1);
+            }
+            total += count as usize;
+        }
+        total
+    }
+}
+
 /// Writes the entries of `dense` to the places that [`row_offsets`] gave them.
 ///
 /// # Panics
@@ -49,13 +147,13 @@ pub fn row_offsets<T: Float>(dense: &[T], rows: usize, columns: usize, threshold
 pub fn fill<T: Float, I: Index>(
     dense: &[T],
     columns: usize,
-    threshold: T,
+    keep: Keep<'_, T>,
     offsets: &[usize],
     data: &mut [T],
     indices: &mut [I],
 ) {
     let rows = offsets.len() - 1;
-    assert_eq!(dense.len(), rows * columns);
+    require_size(dense, rows, columns, keep);
     let (data, indices) = (SharedMut::new(data), SharedMut::new(indices));
     parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
         for row in rows {
@@ -64,38 +162,155 @@ pub fn fill<T: Float, I: Index>(
             // of their own.
             let (data, indices) =
                 unsafe { (data.slice(entries.clone()), indices.slice(entries.clone())) };
-            let mut n = 0;
-            for (column, &x) in dense[row * columns..(row + 1) * columns].iter().enumerate() {
-                if is_kept(x, threshold) {
-                    data[n] = x;
-                    indices[n] = I::new(column);
-                    n += 1;
-                }
-            }
+            let range = row * columns..(row + 1) * columns;
+            let n = with_row!(keep, dense, range, row => {
+                simd::dispatch(Pack { row, data, indices })
+            });
             assert_eq!(n, entries.len(), "the matrix changed while it was read");
         }
     });
 }
 
+struct Pack<'a, R: Row, I> {
+    row: R,
+    data: &'a mut [R::Value],
+    indices: &'a mut [I],
+}
+
+impl<R: Row, I: Index> Kernel for Pack<'_, R, I> {
+    type Output = usize;
+
+    /// Returns the number of entries, of which as many are stored as there is room for.
+    #[inline(always)]
+    fn run(self) -> usize {
+        let Pack { row, data, indices } = self;
+        let mut values = [num_traits::zero(); CHUNK];
+        let mut columns = [I::default(); CHUNK];
+        let mut stored = 0;
+        for start in (0..row.len()).step_by(CHUNK) {
+            let mut n = 0;
+            for column in start..row.len().min(start + CHUNK) {
+                // Every element is written, and overwritten by the next if it is
+                // not kept: a branch would be guessed wrong too often.
+                let (x, kept) = row.get(column);
+                values[n] = x;
+                columns[n] = I::new(column);
+                n += usize::from(kept);
+            }
+            let end = data.len().min(stored + n);
+            data[stored.min(end)..end].copy_from_slice(&values[..end - stored.min(end)]);
+            indices[stored.min(end)..end].copy_from_slice(&columns[..end - stored.min(end)]);
+            stored += n;
+        }
+        stored
+    }
+}
+
 /// Writes the matrix to `dense`, rows one after another; repeated entries add up.
 ///
 /// # Panics
-/// If `dense` is not of the matrix's size.
-pub fn to_dense<T: Float, I: Index>(a: Csr<'_, T, I>, dense: &mut [T]) {
-    let columns = a.columns();
+/// If `dense` is not of the matrix's size, or an index is out of range.
+pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
+    a: Csr<'_, T, I, R, C>,
+    dense: &mut [T],
+) {
+    let (pattern, columns) = (a.pattern(), a.columns());
     assert_eq!(dense.len(), a.rows() * columns);
     let dense = SharedMut::new(dense);
-    a.for_rows(GRAIN, |rows| {
-        // SAFETY: `dense` is borrowed until the loop ends; tasks have different rows.
-        let dense = unsafe { dense.slice(rows.start * columns..rows.end * columns) };
-        dense.fill(T::zero());
-        let base = rows.start;
-        for r in rows {
-            let (data, indices) = a.row(r);
-            let row = &mut dense[(r - base) * columns..][..columns];
-            for (&x, &c) in data.iter().zip(indices) {
-                row[c.get()] += x;
+    pattern.for_rows(GRAIN, |rows| {
+        for row in rows {
+            // SAFETY: `dense` is borrowed until the loop ends; tasks have different rows.
+            let out = unsafe { dense.slice(row * R * columns..(row + 1) * R * columns) };
+            out.fill(T::zero());
+            let entries = pattern.row(row);
+            let values = a.values(entries.clone());
+            for (block, column) in values.chunks_exact(R * C).zip(&pattern.indices()[entries]) {
+                for (i, line) in block.chunks_exact(C).enumerate() {
+                    let start = i * columns + column.get() * C;
+                    for (out, x) in out[start..start + C].iter_mut().zip(line) {
+                        *out += *x;
+                    }
+                }
             }
         }
     });
+}
+
+/// The pattern of a transpose.
+#[derive(Clone, Debug)]
+pub struct Transpose<I> {
+    /// Offsets of its rows, the columns of the original.
+    pub offsets: Vec<usize>,
+    /// Its columns, the rows of the original; ascending in each row.
+    pub indices: Vec<I>,
+    /// Where each of its entries is in the original.
+    pub places: Vec<I>,
+}
+
+/// Transposes a pattern. Entries of a column keep their order.
+///
+/// # Panics
+/// If `I` is too small for a row or a place, or an index is out of range.
+pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
+    let (rows, columns, entries) = (pattern.rows(), pattern.columns(), pattern.entries());
+    assert!(entries <= J::MAX && rows <= J::MAX);
+    // Parts of the rows, each with a count of its entries in each column. That costs
+    // something for each column as well, so there are not more than pay.
+    let threads = parallel::num_threads().unwrap_or(1);
+    let parts = threads.min(entries / (4 * columns + GRAIN)).max(1);
+    let bound = |part: usize| {
+        if part == parts {
+            return rows;
+        }
+        pattern.offsets().partition_point(|&offset| offset < entries / parts * part).min(rows)
+    };
+    let mut counts = vec![0usize; parts * columns];
+    let shared = SharedMut::new(&mut counts);
+    let for_parts = |body: &(dyn Fn(Range<usize>, &mut [usize]) + Sync)| {
+        parallel::for_each(0..parts, 1, 1, |some| {
+            for part in some {
+                // SAFETY: parts have counts of their own, used by one loop at a time.
+                let counts = unsafe { shared.slice(part * columns..(part + 1) * columns) };
+                body(bound(part)..bound(part + 1), counts);
+            }
+        });
+    };
+    for_parts(&|rows, counts| {
+        let part = pattern.offsets()[rows.start]..pattern.offsets()[rows.end];
+        for column in &pattern.indices()[part] {
+            counts[column.get()] += 1;
+        }
+    });
+    // From counts to where the entries of each column and part begin.
+    let mut offsets = vec![0; columns + 1];
+    let mut total = 0;
+    for column in 0..columns {
+        for part in 0..parts {
+            // SAFETY: no loop runs.
+            let count = unsafe {
+                &mut shared.slice(part * columns + column..part * columns + column + 1)[0]
+            };
+            (total, *count) = (total + *count, total);
+        }
+        offsets[column + 1] = total;
+    }
+    let (mut indices, mut places) = (vec![J::default(); entries], vec![J::default(); entries]);
+    {
+        let (indices, places) = (SharedMut::new(&mut indices), SharedMut::new(&mut places));
+        for_parts(&|rows, next| {
+            for row in rows {
+                for place in pattern.row(row) {
+                    let next = &mut next[pattern.indices()[place].get()];
+                    // SAFETY: both are borrowed until the loop ends, and the counts
+                    // keep what parts write apart.
+                    unsafe {
+                        indices.slice(*next..*next + 1)[0] = J::new(row);
+                        places.slice(*next..*next + 1)[0] = J::new(place);
+                    }
+                    *next += 1;
+                }
+            }
+        });
+    }
+    Transpose { offsets, indices, places }
 }

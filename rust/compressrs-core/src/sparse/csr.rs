@@ -3,13 +3,16 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::element::Element;
 use crate::parallel;
+use crate::scratch::Number;
+use crate::simd::{self, Kernel};
 
 /// Non-zeros worth a task of their own in a check or a conversion.
 const GRAIN: usize = 128 * 1024;
 
 /// An integer that stores column indices and row offsets.
-pub trait Index: Copy + Send + Sync + Ord + fmt::Display + Default + 'static {
+pub trait Index: Number + Send + Sync + Ord + fmt::Display + Default + 'static {
     /// As an offset; a negative value becomes one that no slice has.
     fn get(self) -> usize;
     /// From an offset; the caller knows that it fits.
@@ -33,20 +36,28 @@ macro_rules! index {
         }
     };
 }
+index!(i16);
 index!(i32);
 index!(i64);
 
-/// A matrix in compressed sparse row form.
+/// Where the entries of a matrix in compressed sparse row form are.
 ///
-/// The entries of row `r` are `indptr[r]..indptr[r + 1]` of `data` and
-/// `indices`. Indices may be unsorted, and may repeat: repeated entries count as
-/// their sum.
+/// Those of row `r` are `offsets[r]..offsets[r + 1]`, in the columns that
+/// `indices` has there. Indices may be unsorted, and may repeat: repeated entries
+/// count as their sum. A matrix of blocks has block rows and block columns.
 #[derive(Clone, Copy, Debug)]
-pub struct Csr<'a, T, I> {
-    data: &'a [T],
+pub struct Pattern<'a, I> {
     indices: &'a [I],
-    indptr: &'a [I],
+    offsets: &'a [usize],
     columns: usize,
+}
+
+/// A matrix in compressed sparse row form: a pattern and, for each entry, its value,
+/// or a block of `ROWS` times `COLUMNS` values, rows one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Csr<'a, T, I, const ROWS: usize = 1, const COLUMNS: usize = 1> {
+    pattern: Pattern<'a, I>,
+    data: &'a [T],
 }
 
 /// What is wrong with the slices of a matrix.
@@ -110,37 +121,42 @@ impl fmt::Display for CsrError {
 
 impl std::error::Error for CsrError {}
 
-impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
-    /// Checks the slices.
+/// The offsets of `entries` entries that an `indptr` array gives.
+///
+/// # Errors
+/// It does not start at 0, decreases, or does not end at `entries`.
+pub fn offsets<I: Index>(indptr: &[I], entries: usize) -> Result<Vec<usize>, CsrError> {
+    let (Some(first), Some(last)) = (indptr.first(), indptr.last()) else {
+        return Err(CsrError::NoOffsets);
+    };
+    if first.get() != 0 {
+        return Err(CsrError::Start(first.to_string()));
+    }
+    // One copy is checked and kept: the array may change meanwhile.
+    let offsets: Vec<usize> = indptr.iter().map(|i| i.get()).collect();
+    if let Some(row) = offsets.windows(2).position(|w| w[0] > w[1]) {
+        return Err(CsrError::Decreasing(row));
+    }
+    if offsets.last() != Some(&entries) {
+        return Err(CsrError::End { last: last.to_string(), entries });
+    }
+    Ok(offsets)
+}
+
+impl<'a, I: Index> Pattern<'a, I> {
+    /// Checks every index.
     ///
     /// # Errors
-    /// They do not describe a matrix with this many columns.
-    pub fn new(
-        data: &'a [T],
-        indices: &'a [I],
-        indptr: &'a [I],
-        columns: usize,
-    ) -> Result<Self, CsrError> {
-        let (Some(first), Some(last)) = (indptr.first(), indptr.last()) else {
-            return Err(CsrError::NoOffsets);
-        };
-        if first.get() != 0 {
-            return Err(CsrError::Start(first.to_string()));
-        }
-        if let Some(row) = indptr.windows(2).position(|w| w[0] > w[1]) {
-            return Err(CsrError::Decreasing(row));
-        }
-        if last.get() != indices.len() {
-            return Err(CsrError::End { last: last.to_string(), entries: indices.len() });
-        }
-        if data.len() != indices.len() {
-            return Err(CsrError::Lengths { data: data.len(), indices: indices.len() });
-        }
+    /// One is negative or not below the number of columns.
+    ///
+    /// # Panics
+    /// If `offsets` is not what [`offsets`] gives for as many indices.
+    pub fn new(indices: &'a [I], offsets: &'a [usize], columns: usize) -> Result<Self, CsrError> {
         // As unsigned numbers, negative indices are too large as well.
         let largest = parallel::reduce(
             indices.len(),
             GRAIN,
-            |part| indices[part].iter().fold(0, |m: usize, i| m.max(i.get())),
+            |part| simd::dispatch(Largest { indices: &indices[part] }),
             usize::max,
         );
         if largest.is_some_and(|i| i >= columns) {
@@ -151,12 +167,24 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
                 columns,
             });
         }
-        Ok(Csr { data, indices, indptr, columns })
+        Ok(Pattern::checked(indices, offsets, columns))
+    }
+
+    /// A pattern whose indices have been checked before.
+    ///
+    /// Kernels check each index that they follow once more, and panic at a bad one:
+    /// what has been changed since is an error, not a read outside memory.
+    ///
+    /// # Panics
+    /// If `offsets` is not what [`offsets`] gives for as many indices.
+    pub fn checked(indices: &'a [I], offsets: &'a [usize], columns: usize) -> Self {
+        assert_eq!(offsets.last(), Some(&indices.len()), "offsets of another matrix");
+        Pattern { indices, offsets, columns }
     }
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.indptr.len() - 1
+        self.offsets.len() - 1
     }
 
     /// Number of columns.
@@ -165,27 +193,24 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
     }
 
     /// Number of stored entries.
-    pub fn nnz(&self) -> usize {
-        self.data.len()
+    pub fn entries(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Column indices of all entries.
+    pub(super) fn indices(&self) -> &'a [I] {
+        self.indices
     }
 
     /// Where the entries of a row stand.
     #[inline(always)]
-    pub(super) fn entries(&self, row: usize) -> Range<usize> {
-        self.indptr[row].get()..self.indptr[row + 1].get()
+    pub(super) fn row(&self, row: usize) -> Range<usize> {
+        self.offsets[row]..self.offsets[row + 1]
     }
 
-    /// Values and column indices of a row.
-    #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> (&'a [T], &'a [I]) {
-        let entries = self.entries(row);
-        (&self.data[entries.clone()], &self.indices[entries])
-    }
-
-    /// Column indices of a row.
-    #[inline(always)]
-    pub(super) fn row_indices(&self, row: usize) -> &'a [I] {
-        &self.indices[self.entries(row)]
+    /// Offsets of the rows.
+    pub(super) fn offsets(&self) -> &'a [usize] {
+        self.offsets
     }
 
     /// Calls `body` on ranges of rows, in parallel, balanced by their entries.
@@ -193,7 +218,7 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
     /// `grain` is the number of entries worth a task; a row counts as one more.
     pub(super) fn for_rows(&self, grain: usize, body: impl Fn(Range<usize>) + Sync) {
         // Position on the path that goes through all rows and entries.
-        let before = |row: usize| row + self.indptr[row].get();
+        let before = |row: usize| row + self.offsets[row];
         let row_at = |position: usize| {
             let (mut low, mut high) = (0, self.rows());
             while low < high {
@@ -208,5 +233,77 @@ impl<'a, T: Sync, I: Index> Csr<'a, T, I> {
                 body(rows);
             }
         });
+    }
+}
+
+/// The largest of some indices, as unsigned numbers.
+struct Largest<'a, I> {
+    indices: &'a [I],
+}
+
+impl<I: Index> Kernel for Largest<'_, I> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        // Without the sign bit none is negative; with it, one is.
+        let (mut largest, mut least) = (I::default(), I::default());
+        for &i in self.indices {
+            largest = largest.max(i);
+            least = least.min(i);
+        }
+        if least < I::default() { usize::MAX } else { largest.get() }
+    }
+}
+
+impl<'a, T: Element, I: Index, const ROWS: usize, const COLUMNS: usize>
+    Csr<'a, T, I, ROWS, COLUMNS>
+{
+    /// Puts values to a pattern.
+    ///
+    /// # Errors
+    /// There are not as many as entries, times the size of a block.
+    pub fn new(pattern: Pattern<'a, I>, data: &'a [T]) -> Result<Self, CsrError> {
+        if data.len() != pattern.entries() * ROWS * COLUMNS {
+            let indices = pattern.entries() * ROWS * COLUMNS;
+            return Err(CsrError::Lengths { data: data.len(), indices });
+        }
+        Ok(Csr { pattern, data })
+    }
+
+    /// Where the entries are.
+    pub fn pattern(&self) -> Pattern<'a, I> {
+        self.pattern
+    }
+
+    /// Number of rows of values.
+    pub fn rows(&self) -> usize {
+        self.pattern.rows() * ROWS
+    }
+
+    /// Number of columns of values.
+    pub fn columns(&self) -> usize {
+        self.pattern.columns * COLUMNS
+    }
+
+    /// Some of the entries, as a matrix with other rows.
+    pub(super) fn piece<'b>(
+        &self,
+        entries: Range<usize>,
+        offsets: &'b [usize],
+    ) -> Csr<'b, T, I, ROWS, COLUMNS>
+    where
+        'a: 'b,
+    {
+        let size = ROWS * COLUMNS;
+        let indices = &self.pattern.indices[entries.clone()];
+        let pattern = Pattern::checked(indices, offsets, self.pattern.columns);
+        Csr { pattern, data: &self.data[entries.start * size..entries.end * size] }
+    }
+
+    /// Values of some entries.
+    #[inline(always)]
+    pub(super) fn values(&self, entries: Range<usize>) -> &'a [T] {
+        &self.data[entries.start * ROWS * COLUMNS..entries.end * ROWS * COLUMNS]
     }
 }

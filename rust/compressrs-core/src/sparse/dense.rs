@@ -1,10 +1,10 @@
 //! Dense matrices of any strides, and their row-major form.
 
-use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::element::Float;
 use crate::parallel::{self, SharedMut};
+use crate::scratch::Scratch;
 use crate::simd::{self, Kernel};
 
 /// Elements worth a task of their own in a copy.
@@ -82,52 +82,144 @@ impl<'a, T: Float> Dense<'a, T> {
         Dense { data: &self.data[start..], columns: columns.len(), ..self }
     }
 
-    /// The matrix with each row contiguous: itself where it is so already, else
-    /// a copy in `buffer`.
-    pub(super) fn with_contiguous_rows<'b>(self, buffer: &'b mut Vec<T>) -> Dense<'b, T>
-    where
-        'a: 'b,
-    {
-        if self.column_stride == 1 || self.columns <= 1 {
-            return self;
+    /// The matrix as rows that can be read `width` elements at a time, filled up
+    /// with zeros: borrowed where it is stored so, unless it is to be aligned to the
+    /// lines of the cache and is not.
+    pub(super) fn to_rows(self, width: usize, align: bool) -> Rows<'a, T> {
+        let stored = self.columns == width && (self.column_stride == 1 || width <= 1);
+        let line = width * size_of::<T>();
+        let aligned = self.data.as_ptr().addr().is_multiple_of(LINE.min(line.max(1)))
+            && self.row_stride == width;
+        if stored && (aligned || !align || width <= 1) {
+            return Rows {
+                data: Cells::Borrowed(self.data),
+                count: self.rows,
+                stride: self.row_stride,
+            };
         }
-        let width = self.columns;
-        *buffer = self.padded(width).into_owned();
-        Dense::row_major(buffer, self.rows, width)
-    }
-
-    /// Rows one after another, each filled up with zeros to `width`; borrowed
-    /// where the matrix is stored just so.
-    pub(super) fn padded(self, width: usize) -> Cow<'a, [T]> {
-        if self.column_stride == 1 && self.row_stride == width && self.columns == width {
-            return Cow::Borrowed(&self.data[..self.rows * width]);
-        }
-        let mut buffer = vec![T::zero(); self.rows * width];
+        let mut buffer = Scratch::new(self.rows * width);
         let shared = SharedMut::new(&mut buffer);
         parallel::for_each(0..self.rows, GRAIN.div_ceil(width.max(1)), TILE, |rows| {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of
             // rows do not overlap.
             let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
+            if self.columns < width {
+                part.fill(T::zero());
+            }
             self.copy_rows(rows, part, width);
         });
-        Cow::Owned(buffer)
-    }
-
-    /// Copies all rows to `out`, one after another.
-    pub(super) fn copy_to(&self, out: &mut [T]) {
-        self.copy_rows(0..self.rows, out, self.columns);
+        Rows { data: Cells::Owned(buffer), count: self.rows, stride: width }
     }
 
     /// Copies `rows` to `out`, whose rows start `width` elements apart.
     fn copy_rows(&self, rows: Range<usize>, out: &mut [T], width: usize) {
         simd::dispatch(CopyRows { source: self, rows, out, width });
     }
+}
 
-    /// The start of row `i` from column `j` on, which must be contiguous.
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
+enum Cells<'a, T: Float> {
+    Borrowed(&'a [T]),
+    Owned(Scratch<T>),
+}
+
+impl<T: Float> Deref for Cells<'_, T> {
+    type Target = [T];
     #[inline(always)]
-    pub(super) fn row_from<const W: usize>(&self, i: usize, j: usize) -> &'a [T; W] {
-        let start = i * self.row_stride + j;
-        self.data[start..].first_chunk().expect("a row within the matrix")
+    fn deref(&self) -> &[T] {
+        match self {
+            Cells::Borrowed(slice) => slice,
+            Cells::Owned(buffer) => buffer,
+        }
+    }
+}
+
+/// Contiguous rows, some elements of each.
+pub(super) struct Rows<'a, T: Float> {
+    /// At least `width` elements from `i * stride` on, for each row `i`.
+    data: Cells<'a, T>,
+    count: usize,
+    stride: usize,
+}
+
+impl<T: Float> Rows<'_, T> {
+    /// To read rows from: with its length at hand.
+    #[inline(always)]
+    pub fn view<const W: usize>(&self) -> RowsView<'_, T, W> {
+        let end = if self.count == 0 { 0 } else { (self.count - 1) * self.stride + W };
+        RowsView { data: &self.data[..end], count: self.count, stride: self.stride }
+    }
+
+    /// Number of rows.
+    #[inline(always)]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The `width` elements of a row, as many as [`Dense::to_rows`] was asked for.
+    ///
+    /// # Safety
+    /// There must be such a row, and it must be as wide.
+    #[inline(always)]
+    pub unsafe fn row_unchecked(&self, i: usize, width: usize) -> &[T] {
+        debug_assert!(i < self.count && i * self.stride + width <= self.data.len());
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(i * self.stride), width) }
+    }
+
+    /// The first `width` elements of a row.
+    #[inline(always)]
+    pub fn row(&self, i: usize, width: usize) -> &[T] {
+        &self.data[i * self.stride..][..width]
+    }
+}
+
+/// `W` elements of each of some rows.
+#[derive(Clone, Copy)]
+pub(super) struct RowsView<'a, T, const W: usize> {
+    data: &'a [T],
+    count: usize,
+    stride: usize,
+}
+
+impl<'a, T: Float, const W: usize> RowsView<'a, T, W> {
+    /// Number of rows.
+    #[inline(always)]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// `V` of the elements, from `left` on.
+    #[inline(always)]
+    pub fn columns<const V: usize>(self, left: usize) -> RowsView<'a, T, V> {
+        assert!(left + V <= W);
+        let data = if self.count == 0 { self.data } else { &self.data[left..] };
+        RowsView { data, count: self.count, stride: self.stride }
+    }
+
+    /// A row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub fn get(&self, i: usize) -> &'a [T; W] {
+        assert!(i < self.count);
+        // SAFETY: just checked.
+        unsafe { self.get_unchecked(i) }
+    }
+
+    /// A row.
+    ///
+    /// # Safety
+    /// There must be such a row.
+    #[inline(always)]
+    pub unsafe fn get_unchecked(&self, i: usize) -> &'a [T; W] {
+        debug_assert!(i < self.count);
+        // SAFETY: `data` has at least `(count - 1) * stride + W` elements, see `Rows::view`;
+        // the rest is the caller's promise.
+        unsafe { &*self.data.as_ptr().add(i * self.stride).cast::<[T; W]>() }
     }
 }
 
@@ -248,79 +340,87 @@ impl<'a, T: Float> DenseMut<'a, T> {
         self.columns
     }
 
-    /// Whether each column is contiguous.
-    pub(super) fn has_contiguous_columns(&self) -> bool {
-        self.row_stride == 1 && self.column_stride >= self.rows
+    /// The same, for tasks that write to different elements.
+    pub(super) fn share(self) -> SharedDense<'a, T> {
+        let DenseMut { data, rows: _, columns: _, row_stride, column_stride } = self;
+        SharedDense { data: SharedMut::new(data), row_stride, column_stride }
     }
+}
 
-    /// Calls `body` with this matrix if its rows are contiguous, else with a
-    /// temporary that is then copied here.
-    pub(super) fn through_contiguous_rows(self, body: impl FnOnce(&SharedRows<'_, T>)) {
-        if self.column_stride == 1 || self.columns <= 1 {
-            return body(&SharedRows { data: SharedMut::new(self.data), stride: self.row_stride });
-        }
-        let (rows, columns) = (self.rows, self.columns);
-        let mut buffer = vec![T::zero(); rows * columns];
-        body(&SharedRows::row_major(&mut buffer, columns));
-        if self.has_contiguous_columns() {
-            let source = Dense::row_major(&buffer, rows, columns).transposed();
-            let shared = self.into_shared_columns();
-            parallel::for_each(0..columns, GRAIN.div_ceil(rows.max(1)), TILE, |part| {
-                // SAFETY: parts do not overlap.
-                unsafe { shared.copy_from(source, part.clone(), part.start) };
-            });
-        } else {
-            for i in 0..rows {
-                for j in 0..columns {
-                    self.data[i * self.row_stride + j * self.column_stride] =
-                        buffer[i * columns + j];
-                }
+/// A dense matrix that tasks write blocks of.
+pub(super) struct SharedDense<'a, T> {
+    data: SharedMut<'a, T>,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<T: Float> SharedDense<'_, T> {
+    /// Reads the first `width` elements of a block's rows, from row `top` and column
+    /// `left` on.
+    ///
+    /// # Safety
+    /// Nothing may write to these elements meanwhile.
+    #[inline(always)]
+    pub unsafe fn read<const W: usize>(
+        &self,
+        (top, left): (usize, usize),
+        width: usize,
+        block: &mut [[T; W]],
+    ) {
+        for (i, line) in block.iter_mut().enumerate() {
+            let start = (top + i) * self.row_stride + left * self.column_stride;
+            for (l, x) in line.iter_mut().enumerate().take(width) {
+                let at = start + l * self.column_stride;
+                // SAFETY: the caller's promise.
+                *x = unsafe { self.data.read(at..at + 1)[0] };
             }
         }
     }
 
-    /// The columns, which must be contiguous, as the rows of the transpose.
-    pub(super) fn into_shared_columns(self) -> SharedRows<'a, T> {
-        SharedRows { data: SharedMut::new(self.data), stride: self.column_stride }
-    }
-}
-
-/// Contiguous rows that tasks write to.
-pub(super) struct SharedRows<'a, T> {
-    data: SharedMut<'a, T>,
-    stride: usize,
-}
-
-impl<'a, T: Float> SharedRows<'a, T> {
-    /// `W` elements of row `i` from column `j` on.
+    /// Writes the first `width` elements of a block's rows, from row `top` and column
+    /// `left` on.
     ///
     /// # Safety
-    /// No other reference to these elements may be alive.
+    /// No reference to these elements may be alive.
     #[inline(always)]
-    pub unsafe fn row_from<const W: usize>(&self, i: usize, j: usize) -> &'a mut [T; W] {
-        let start = i * self.stride + j;
-        // SAFETY: the caller's promise.
-        let row = unsafe { self.data.slice(start..start + W) };
-        row.first_chunk_mut().expect("W elements")
-    }
-
-    /// Writes `rows` of `source` here, from row `first` on.
-    ///
-    /// # Safety
-    /// No reference to the rows written may be alive.
-    pub unsafe fn copy_from(&self, source: Dense<'_, T>, rows: Range<usize>, first: usize) {
-        if rows.is_empty() || source.columns == 0 {
+    pub unsafe fn write<const W: usize>(
+        &self,
+        (top, left): (usize, usize),
+        width: usize,
+        block: &[[T; W]],
+    ) {
+        let start = top * self.row_stride + left * self.column_stride;
+        if self.column_stride == 1 || width == 1 {
+            for (i, line) in block.iter().enumerate() {
+                let start = start + i * self.row_stride;
+                // SAFETY: the caller's promise.
+                let out = unsafe { self.data.slice(start..start + width) };
+                match out.first_chunk_mut::<W>() {
+                    Some(out) => *out = *line,
+                    None => out.copy_from_slice(&line[..width]),
+                }
+            }
             return;
         }
-        let start = first * self.stride;
-        let end = start + (rows.len() - 1) * self.stride + source.columns;
-        // SAFETY: the caller's promise.
-        let out = unsafe { self.data.slice(start..end) };
-        source.copy_rows(rows, out, self.stride);
-    }
-
-    /// Rows one after another in a buffer.
-    pub fn row_major(buffer: &'a mut [T], columns: usize) -> Self {
-        SharedRows { data: SharedMut::new(buffer), stride: columns }
+        let (tiles, _) = block.as_chunks::<TILE>();
+        let whole = if self.row_stride == 1 { tiles } else { &[] };
+        for (t, tile) in whole.iter().enumerate() {
+            for l in 0..width {
+                let start = start + t * TILE + l * self.column_stride;
+                // SAFETY: the caller's promise.
+                let out = unsafe { self.data.slice(start..start + TILE) };
+                for (out, line) in out.iter_mut().zip(tile) {
+                    *out = line[l];
+                }
+            }
+        }
+        for (i, line) in block.iter().enumerate().skip(whole.len() * TILE) {
+            for (l, x) in line.iter().enumerate().take(width) {
+                let at = start + i * self.row_stride + l * self.column_stride;
+                // SAFETY: the caller's promise.
+                let out = unsafe { self.data.slice(at..at + 1) };
+                out[0] = *x;
+            }
+        }
     }
 }

@@ -7,11 +7,16 @@
 mod convert;
 mod csr;
 mod dense;
+mod epilogue;
+mod panel;
 mod sddmm;
 mod spmm;
+mod spmm_transposed;
 
-pub use convert::{fill, row_offsets, to_dense};
-pub use csr::{Csr, CsrError, Index};
+pub use convert::{Keep, Transpose, fill, row_offsets, to_dense, transpose};
+pub use csr::{Csr, CsrError, Index, Pattern, offsets};
 pub use dense::{Dense, DenseMut};
+pub use epilogue::Epilogue;
 pub use sddmm::sddmm;
-pub use spmm::{matmul, matmul_transposed};
+pub use spmm::matmul;
+pub use spmm_transposed::matmul_transposed;

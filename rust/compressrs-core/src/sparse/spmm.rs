@@ -1,199 +1,308 @@
-//! Products of a CSR matrix and a dense one.
+//! The product of a sparse matrix and a dense one.
 //!
-//! Both kernels go through the dense matrix in panels of columns, whose width is
-//! a compile-time constant, so that a panel's row stays in vector registers.
+//! The dense matrix is read in panels of columns, whose width is a compile-time
+//! constant, so that the sums of a row stay in vector registers, and where a panel
+//! is larger than the cache, in tiles of its rows: all entries of a block of rows
+//! that lie in a tile are added up before the next tile is begun.
 
-use super::csr::{Csr, Index};
-use super::dense::{Dense, DenseMut, SharedRows};
+use std::ops::Range;
+
+use super::csr::{Csr, Index, Pattern};
+use super::dense::{Dense, DenseMut, RowsView, SharedDense};
+use super::epilogue::Epilogue;
+use super::panel::{Panel, panels};
 use crate::element::Float;
-use crate::parallel;
+use crate::scratch::Scratch;
 use crate::simd::{self, Kernel};
 
-/// Multiply-adds worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 256 * 1024;
+/// Clock cycles worth a task of their own, about; see [`crate::parallel::for_each`].
+pub(super) const GRAIN: usize = 64 * 1024;
 
-/// Width of the widest panel.
-const MAX_WIDTH: usize = 64;
-
-/// Runs `$body` with the constant `$W` for each panel of `$columns`, from the
-/// widest down, and `$j` its first column.
-macro_rules! panels {
-    ($columns:expr, |$j:ident, $W:ident| $body:expr) => {{
-        let columns: std::ops::Range<usize> = $columns;
-        let mut $j = columns.start;
-        panels!(@ columns, $j, $W, $body, MAX_WIDTH, 32, 16, 8, 4, 2, 1);
-    }};
-    (@ $columns:ident, $j:ident, $W:ident, $body:expr, $($width:expr),*) => {
-        $({
-            const $W: usize = $width;
-            while $columns.end - $j >= $W {
-                $body;
-                $j += $W;
-            }
-        })*
-    };
+/// Bytes of a panel's rows at most: eight vectors of 32 bytes, enough sums to hide the
+/// latency of a multiply-add. Rows of blocks are done four at a time.
+pub(super) const fn panel_bytes(block_rows: usize) -> usize {
+    if block_rows < GROUP { 256 } else { 64 }
 }
 
-/// `y = a x`.
+/// Rows of a block whose sums are in registers together.
+pub(super) const GROUP: usize = 4;
+
+/// Bytes of a panel's tile: the least, which leaves the first level of cache only in
+/// part, and the most, which stays in the second.
+const TILE: Range<usize> = 64 * 1024..384 * 1024;
+
+/// Reads of each row of the dense matrix that pay for a copy of it which is aligned
+/// to the lines of the cache.
+const PACK: usize = 16;
+
+/// Entries of a row in a tile that make it worth while to load and store the row's
+/// sums once more.
+const DENSE_ENOUGH: usize = 20;
+
+/// Rows that go through a tile before the next is begun.
+pub(super) const BLOCK: usize = 64;
+
+/// Entries of the longest row that one task sums. A longer one is cut up, and the
+/// parts' sums are added in their order.
+const LONGEST: usize = 32 * 1024;
+
+/// `y = a x`, and what the epilogue makes of it.
 ///
-/// Within a row, entries are summed in the order they are stored, each by a
-/// fused multiply-add.
+/// Entries of a row are summed by fused multiply-adds in an order that depends on
+/// the shapes alone.
 ///
 /// # Panics
-/// If the shapes do not fit.
-pub fn matmul<T: Float, I: Index>(a: Csr<'_, T, I>, x: Dense<'_, T>, y: DenseMut<'_, T>) {
-    assert_eq!((a.rows(), a.columns()), (y.rows(), x.rows()));
-    assert_eq!(x.columns(), y.columns());
-    let columns = x.columns();
-    if goes_by_panels(&a, &y) {
-        return by_panels(a.nnz() + a.rows(), x, y, |x, y, _| {
-            simd::dispatch(Gather { a, x, y, rows: 0..a.rows() });
-        });
-    }
-    let mut buffer = Vec::new();
-    let x = x.with_contiguous_rows(&mut buffer);
-    y.through_contiguous_rows(|y| {
-        a.for_rows(GRAIN.div_ceil(columns.max(1)), |rows| {
-            simd::dispatch(Gather { a, x, y, rows });
-        });
-    });
-}
-
-/// Whether each thread gets panels of its own: where `y` has contiguous columns,
-/// as that of a layer that takes a batch of rows, and there are enough of them.
-fn goes_by_panels<T: Float, I: Index>(a: &Csr<'_, T, I>, y: &DenseMut<'_, T>) -> bool {
-    let threads = parallel::num_threads().unwrap_or(1);
-    a.nnz() > 0 && y.has_contiguous_columns() && y.columns() >= threads * MAX_WIDTH
-}
-
-/// Calls `multiply` with panels of `x` and `y` in row-major buffers that stay in
-/// cache, so that the transposing copies to and from them do not go to memory.
-fn by_panels<T: Float>(
-    work: usize,
+/// If the shapes do not fit, or an index of `a` is out of range.
+pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
+    a: Csr<'_, T, I, R, C>,
     x: Dense<'_, T>,
     y: DenseMut<'_, T>,
-    multiply: impl Fn(Dense<'_, T>, &SharedRows<'_, T>, usize) + Sync,
+    epilogue: Epilogue<'_, T>,
 ) {
-    let (rows, columns) = (y.rows(), y.columns());
-    let y = y.into_shared_columns();
-    let grain = GRAIN.div_ceil(work).next_multiple_of(MAX_WIDTH);
-    parallel::for_each(0..columns, grain, MAX_WIDTH, |part| {
-        let mut x_buffer = vec![T::zero(); x.rows() * MAX_WIDTH];
-        let mut y_buffer = vec![T::zero(); rows * MAX_WIDTH];
-        for j in part.clone().step_by(MAX_WIDTH) {
-            let width = MAX_WIDTH.min(part.end - j);
-            let x_panel = &mut x_buffer[..x.rows() * width];
-            let y_panel = &mut y_buffer[..rows * width];
-            x.columns_range(j..j + width).copy_to(x_panel);
-            let x_panel = Dense::row_major(x_panel, x.rows(), width);
-            multiply(x_panel, &SharedRows::row_major(y_panel, width), width);
-            let source = Dense::row_major(y_panel, rows, width).transposed();
-            // SAFETY: parts have different columns.
-            unsafe { y.copy_from(source, 0..width, j) };
+    assert_eq!((a.rows(), a.columns()), (y.rows(), x.rows()));
+    assert_eq!(x.columns(), y.columns());
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.rows()));
+    if a.rows() == 0 || x.columns() == 0 {
+        return;
+    }
+    let reads = a.pattern().entries() * R;
+    let panels = panels(x, panel_bytes(R), reads >= PACK * x.rows());
+    let pattern = a.pattern();
+    let long = long_rows(a, x);
+    let y = y.share();
+    let cycles = (x.columns() * size_of::<T>() / 32).max(2) * R * C;
+    pattern.for_rows(GRAIN.div_ceil(cycles), |rows| {
+        let values = a.values(pattern.offsets()[rows.start]..pattern.offsets()[rows.end]);
+        let task = Task { pattern, rows, values, long: &long, y: &y, epilogue };
+        for panel in &panels {
+            task.multiply::<R, C>(panel);
         }
     });
 }
 
-/// `y[rows] = a[rows] x`: each element of the result is gathered.
-struct Gather<'a, T, I> {
-    a: Csr<'a, T, I>,
-    x: Dense<'a, T>,
-    y: &'a SharedRows<'a, T>,
-    rows: std::ops::Range<usize>,
+/// The sums of a row that is too long for one task.
+struct LongRow<T> {
+    row: usize,
+    sums: Vec<T>,
 }
 
-impl<T: Float, I: Index> Kernel for Gather<'_, T, I> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        panels!(0..self.x.columns(), |j, W| {
-            for r in self.rows.clone() {
-                let mut sum = [T::zero(); W];
-                let (data, indices) = self.a.row(r);
-                for (&a, &c) in data.iter().zip(indices) {
-                    let x = self.x.row_from::<W>(c.get(), j);
-                    for l in 0..W {
-                        sum[l] = a.mul_add(x[l], sum[l]);
-                    }
-                }
-                // SAFETY: tasks have different rows, and each panel is done once.
-                *unsafe { self.y.row_from::<W>(r, j) } = sum;
-            }
-        });
-    }
-}
-
-/// `y = a^T x`.
-///
-/// Each element is summed over the rows of `a` from the first to the last, each
-/// term by a fused multiply-add.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub fn matmul_transposed<T: Float, I: Index>(
-    a: Csr<'_, T, I>,
+fn long_rows<T: Float, I: Index, const R: usize, const C: usize>(
+    a: Csr<'_, T, I, R, C>,
     x: Dense<'_, T>,
-    y: DenseMut<'_, T>,
-) {
-    assert_eq!((a.columns(), a.rows()), (y.rows(), x.rows()));
-    assert_eq!(x.columns(), y.columns());
-    let columns = x.columns();
-    if goes_by_panels(&a, &y) {
-        return by_panels(a.nnz() + a.columns(), x, y, |x, y, width| {
-            let mut panel = vec![T::zero(); a.columns() * width];
-            simd::dispatch(Scatter { a, x, y, columns: 0..width, panel: &mut panel });
-        });
+) -> Vec<LongRow<T>> {
+    let pattern = a.pattern();
+    if pattern.entries() <= LONGEST {
+        return Vec::new();
     }
-    let mut buffer = Vec::new();
-    let x = x.with_contiguous_rows(&mut buffer);
-    y.through_contiguous_rows(|y| {
-        // Tasks own columns, since rows of `a` add to the same rows of `y`. Each
-        // reads all of `a`, so there is one a thread.
-        let threads = parallel::num_threads().unwrap_or(1);
-        let enough = GRAIN.div_ceil((a.nnz() + a.columns()).max(1));
-        let grain = enough.max(columns.div_ceil(threads)).next_multiple_of(16);
-        parallel::for_each(0..columns, grain, 16, |columns| {
-            let mut panel = vec![T::zero(); a.columns() * MAX_WIDTH.min(columns.len())];
-            simd::dispatch(Scatter { a, x, y, columns, panel: &mut panel });
-        });
-    });
+    let long = (0..pattern.rows()).filter(|&row| pattern.row(row).len() > LONGEST);
+    long.map(|row| {
+        let entries = pattern.row(row);
+        let mut offsets: Vec<usize> = (0..entries.len()).step_by(LONGEST).collect();
+        offsets.push(entries.len());
+        let parts = a.piece(entries, &offsets);
+        let columns = x.columns();
+        let mut sums = vec![T::zero(); parts.rows() * columns];
+        let y = DenseMut::row_major(&mut sums, parts.rows(), columns);
+        matmul(parts, x, y, Epilogue::default());
+        let (total, rest) = sums.split_at_mut(R * columns);
+        for part in rest.chunks(R * columns) {
+            for (total, x) in total.iter_mut().zip(part) {
+                *total += *x;
+            }
+        }
+        sums.truncate(R * columns);
+        LongRow { row, sums }
+    })
+    .collect()
 }
 
-/// `y[:, columns] = (a^T x)[:, columns]`: each term is scattered to its row.
-struct Scatter<'a, T, I> {
-    a: Csr<'a, T, I>,
-    x: Dense<'a, T>,
-    y: &'a SharedRows<'a, T>,
-    columns: std::ops::Range<usize>,
-    /// Where a panel of `y` is summed: next to each other, and away from the
-    /// cache lines that other tasks write to.
-    panel: &'a mut [T],
+/// What a task has to do with each panel.
+struct Task<'a, T, I> {
+    pattern: Pattern<'a, I>,
+    /// Rows of the pattern.
+    rows: Range<usize>,
+    /// The values of their entries.
+    values: &'a [T],
+    long: &'a [LongRow<T>],
+    y: &'a SharedDense<'a, T>,
+    epilogue: Epilogue<'a, T>,
 }
 
-impl<T: Float, I: Index> Kernel for Scatter<'_, T, I> {
+impl<T: Float, I: Index> Task<'_, T, I> {
+    /// Does a panel, with as many sums of each element as keep eight vectors busy.
+    fn multiply<const R: usize, const C: usize>(&self, panel: &Panel<'_, T>) {
+        // What a block of one row keeps in several sums, one of more keeps in its rows.
+        match (panel.padded * size_of::<T>(), size_of::<T>()) {
+            (64, 4) if R >= GROUP => self.run::<R, C, 16, 1>(panel),
+            (64, _) if R >= GROUP => self.run::<R, C, 8, 1>(panel),
+            (32, 4) if R >= GROUP => self.run::<R, C, 8, 2>(panel),
+            (32, _) if R >= GROUP => self.run::<R, C, 4, 2>(panel),
+            (_, _) if R >= GROUP => self.run::<R, C, 1, 2>(panel),
+            (256, 4) => self.run::<R, C, 64, 1>(panel),
+            (256, _) => self.run::<R, C, 32, 1>(panel),
+            (128, 4) => self.run::<R, C, 32, 2>(panel),
+            (128, _) => self.run::<R, C, 16, 2>(panel),
+            (64, 4) => self.run::<R, C, 16, 4>(panel),
+            (64, _) => self.run::<R, C, 8, 4>(panel),
+            (32, 4) => self.run::<R, C, 8, 4>(panel),
+            (32, _) => self.run::<R, C, 4, 4>(panel),
+            _ => self.run::<R, C, 1, 8>(panel),
+        }
+    }
+
+    fn run<const R: usize, const C: usize, const W: usize, const E: usize>(
+        &self,
+        panel: &Panel<'_, T>,
+    ) {
+        simd::dispatch(Multiply::<T, I, R, C, W, E> { task: self, panel });
+    }
+}
+
+/// Multiplies the rows of a task with a panel of `W` columns, each element in `E` sums.
+struct Multiply<'a, 'b, T: Float, I, const R: usize, const C: usize, const W: usize, const E: usize>
+{
+    task: &'a Task<'b, T, I>,
+    panel: &'a Panel<'b, T>,
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E: usize> Kernel
+    for Multiply<'_, '_, T, I, R, C, W, E>
+{
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        panels!(self.columns, |j, W| {
-            let (panel, _) = self.panel.as_chunks_mut::<W>();
-            let panel = &mut panel[..self.a.columns()];
-            panel.fill([T::zero(); W]);
-            for r in 0..self.a.rows() {
-                let x = *self.x.row_from::<W>(r, j);
-                let (data, indices) = self.a.row(r);
-                for (&a, &c) in data.iter().zip(indices) {
-                    let y = &mut panel[c.get()];
-                    for l in 0..W {
-                        y[l] = a.mul_add(x[l], y[l]);
+        let Multiply { task, panel } = self;
+        let (pattern, columns) = (task.pattern, task.pattern.columns());
+        let x = panel.rows.view::<W>();
+        let first = pattern.offsets()[task.rows.start];
+        let entries = pattern.offsets()[task.rows.end] - first;
+        let height = tile_height(entries, task.rows.len(), columns, W * C * size_of::<T>());
+        let mut sums = Scratch::new(R * BLOCK.min(task.rows.len()) * W);
+        let (sums, _) = sums.as_chunks_mut::<W>();
+        let mut next = [0; BLOCK];
+        for top in task.rows.clone().step_by(BLOCK) {
+            let rows = top..task.rows.end.min(top + BLOCK);
+            let sums = &mut sums[..R * rows.len()];
+            self.begin(top, sums);
+            for (next, row) in next.iter_mut().zip(rows.clone()) {
+                let entries = pattern.row(row);
+                *next = if entries.len() > LONGEST { entries.end } else { entries.start };
+            }
+            let mut right = 0;
+            while right < columns {
+                right = columns.min(right + height);
+                for ((row, next), sums) in rows.clone().zip(&mut next).zip(sums.chunks_exact_mut(R))
+                {
+                    let end = pattern.row(row).end;
+                    let indices = &pattern.indices()[*next..end];
+                    let values = &task.values[(*next - first) * R * C..][..indices.len() * R * C];
+                    *next += add::<T, I, R, C, W, E>(values, indices, right, x, sums);
+                    if right < columns {
+                        simd::prefetch(pattern.indices(), *next);
+                        simd::prefetch(task.values, (*next - first) * R * C);
                     }
                 }
             }
-            for (c, sum) in panel.iter().enumerate() {
-                // SAFETY: tasks have different columns, and each panel is done once.
-                *unsafe { self.y.row_from::<W>(c, j) } = *sum;
+            for (next, row) in next.iter().zip(rows) {
+                assert_eq!(*next, pattern.row(row).end, "an index out of range");
             }
-        });
+            self.end(top, sums);
+        }
     }
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E: usize>
+    Multiply<'_, '_, T, I, R, C, W, E>
+{
+    /// What the sums of a block of rows begin with.
+    #[inline(always)]
+    fn begin(&self, top: usize, sums: &mut [[T; W]]) {
+        let Multiply { task, panel } = self;
+        // SAFETY: tasks have different rows, and each panel is done once.
+        unsafe { task.epilogue.begin(task.y, (top * R, panel.left), panel.width, sums) };
+        let from = task.long.partition_point(|long| long.row < top);
+        for long in &task.long[from..] {
+            let rows = (long.row - top) * R..(long.row - top + 1) * R;
+            let Some(sums) = sums.get_mut(rows) else { break };
+            for (sums, long) in sums.iter_mut().zip(long.sums.chunks(long.sums.len() / R)) {
+                for (sum, x) in sums.iter_mut().zip(&long[panel.left..][..panel.width]) {
+                    *sum += *x;
+                }
+            }
+        }
+    }
+
+    /// Writes the finished sums of a block of rows.
+    #[inline(always)]
+    fn end(&self, top: usize, sums: &mut [[T; W]]) {
+        let Multiply { task, panel } = self;
+        // SAFETY: tasks have different rows, and each panel is done once.
+        unsafe { task.epilogue.end(task.y, (top * R, panel.left), panel.width, sums) };
+    }
+}
+
+/// How many columns of the pattern make a tile, for rows of a panel of so many bytes.
+#[inline(always)]
+pub(super) fn tile_height(entries: usize, rows: usize, columns: usize, bytes: usize) -> usize {
+    let enough = (DENSE_ENOUGH * rows * columns).div_ceil(entries.max(1));
+    if enough * bytes > TILE.end { columns } else { enough.max(TILE.start / bytes).max(1) }
+}
+
+/// Adds the products of a row's first entries to the sums of its `R` rows, until one
+/// is not left of column `right`; returns how many were. The formula of all products.
+///
+/// Entry `p` goes to sum `p % E` of an element, and those are added as a tree.
+#[inline(always)]
+fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E: usize>(
+    values: &[T],
+    columns: &[I],
+    right: usize,
+    x: RowsView<'_, T, W>,
+    sums: &mut [[T; W]],
+) -> usize {
+    assert!(right * C <= x.count());
+    let mut done = 0;
+    for (g, sums) in sums.chunks_mut(GROUP).enumerate() {
+        let mut parts = [[[T::zero(); W]; E]; GROUP];
+        let height = if R < GROUP { R } else { GROUP };
+        for r in 0..height {
+            parts[r][0] = sums[r];
+        }
+        let mut entries = values.chunks_exact(R * C).zip(columns);
+        done = 0;
+        'row: loop {
+            for e in 0..E {
+                let Some((block, column)) = entries.next() else { break 'row };
+                let column = column.get();
+                if column >= right {
+                    break 'row;
+                }
+                for c in 0..C {
+                    // SAFETY: left of `right`, see above.
+                    let x = unsafe { x.get_unchecked(column * C + c) };
+                    for r in 0..height {
+                        let a = block[(g * GROUP + r) * C + c];
+                        for l in 0..W {
+                            parts[r][e][l] = a.mul_add(x[l], parts[r][e][l]);
+                        }
+                    }
+                }
+                done += 1;
+            }
+        }
+        for r in 0..height {
+            let mut half = E / 2;
+            while half > 0 {
+                for e in 0..half {
+                    for l in 0..W {
+                        parts[r][e][l] += parts[r][e + half][l];
+                    }
+                }
+                half /= 2;
+            }
+            sums[r] = parts[r][0];
+        }
+    }
+    done
 }

@@ -1,0 +1,128 @@
+//! Memory that kernels need for the time of a call.
+//!
+//! A large allocation is new to the process each time, and the first touch of each of
+//! its pages costs about as much as a kernel does with what it holds. What a thread
+//! gives back is therefore kept for its next call, up to a limit.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+
+use crate::element::{bf16, f16};
+
+/// Bytes that a thread keeps at most.
+const LIMIT: usize = 32 << 20;
+
+/// A number.
+///
+/// # Safety
+/// Any bytes are a value of the type, and it is aligned to no more than 64.
+pub unsafe trait Number: Copy {}
+
+macro_rules! numbers {
+    ($($t:ty)*) => {
+        $(
+            // SAFETY: so it is of integers and of floating-point numbers.
+            unsafe impl Number for $t {}
+        )*
+    };
+}
+numbers!(f32 f64 f16 bf16 i16 i32 i64);
+
+/// A line of the cache, to which scratch memory is aligned.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "read as numbers")] [u8; 64]);
+
+thread_local! {
+    static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A slice that begins with a line of the cache. What it holds at first is
+/// unspecified: what others left there.
+pub struct Scratch<T: Number> {
+    lines: Vec<Line>,
+    len: usize,
+    of: std::marker::PhantomData<T>,
+}
+
+impl<T: Number> Scratch<T> {
+    /// So many elements.
+    pub fn new(len: usize) -> Self {
+        let count = len.checked_mul(size_of::<T>()).expect("memory for scratch").div_ceil(64);
+        let mut lines = take(count);
+        if lines.len() < count {
+            lines.resize(count, Line([0; 64]));
+        }
+        Scratch { lines, len, of: std::marker::PhantomData }
+    }
+}
+
+/// The smallest of what this thread keeps that has room, else the largest.
+fn take(count: usize) -> Vec<Line> {
+    KEPT.try_with(|kept| {
+        let mut kept = kept.borrow_mut();
+        let fits = kept.partition_point(|lines| lines.capacity() < count);
+        if fits < kept.len() { kept.remove(fits) } else { kept.pop().unwrap_or_default() }
+    })
+    .unwrap_or_default()
+}
+
+impl<T: Number> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        // A thread that ends keeps nothing.
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            let held: usize = kept.iter().map(Vec::capacity).sum();
+            if (held + lines.capacity()) * size_of::<Line>() <= LIMIT {
+                let at = kept.partition_point(|other| other.capacity() < lines.capacity());
+                kept.insert(at, lines);
+            }
+        });
+    }
+}
+
+impl<T: Number> Deref for Scratch<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the lines are initialized, aligned for every number, and long enough;
+        // any bytes are a number (see `Number`).
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Number> DerefMut for Scratch<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_used_again() {
+        let mut first = Scratch::<f64>::new(1000);
+        first.fill(7.0);
+        let address = first.as_ptr().addr();
+        assert!(address.is_multiple_of(64));
+        drop(first);
+        let second = Scratch::<f32>::new(1500);
+        assert_eq!(second.as_ptr().addr(), address);
+        assert_eq!(second.len(), 1500);
+        let third = Scratch::<f32>::new(0);
+        assert!(third.is_empty());
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_limit() {
+        let some: Vec<_> = (0..5).map(|_| Scratch::<f32>::new(LIMIT / 8)).collect();
+        drop(some);
+        let held: usize = KEPT.with(|kept| kept.borrow().iter().map(Vec::capacity).sum());
+        assert!(held * size_of::<Line>() <= LIMIT);
+    }
+}

@@ -1,0 +1,66 @@
+//! What is done with a product while it is in the cache.
+
+use super::dense::SharedDense;
+use crate::element::Float;
+
+/// What a product is to become, element by element: `sum`, the product, is in this
+/// order added to the output's old value, then to the bias, then cut off at 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a, T> {
+    /// Whether the output's old values are added to.
+    pub accumulate: bool,
+    /// For each row of the output.
+    pub bias: Option<&'a [T]>,
+    /// Whether negative values become 0. NaN stays NaN.
+    pub relu: bool,
+}
+
+impl<T: Float> Epilogue<'_, T> {
+    /// What the sums of a block of the output, which begins at `at`, begin with.
+    ///
+    /// # Safety
+    /// Nothing may write to the block meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn begin<const W: usize>(
+        &self,
+        y: &SharedDense<'_, T>,
+        at: (usize, usize),
+        width: usize,
+        sums: &mut [[T; W]],
+    ) {
+        sums.fill([T::zero(); W]);
+        if self.accumulate {
+            // SAFETY: the caller's promise.
+            unsafe { y.read(at, width, sums) };
+        }
+    }
+
+    /// Writes the finished sums of a block of the output, which begins at `at`.
+    ///
+    /// # Safety
+    /// No reference to the block may be alive.
+    #[inline(always)]
+    pub(super) unsafe fn end<const W: usize>(
+        &self,
+        y: &SharedDense<'_, T>,
+        at: (usize, usize),
+        width: usize,
+        sums: &mut [[T; W]],
+    ) {
+        if let Some(bias) = self.bias {
+            for (sums, bias) in sums.iter_mut().zip(&bias[at.0..]) {
+                for sum in sums {
+                    *sum += *bias;
+                }
+            }
+        }
+        if self.relu {
+            for sum in sums.as_flattened_mut() {
+                // Written so that NaN stays.
+                *sum = if *sum < T::zero() { T::zero() } else { *sum };
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { y.write(at, width, sums) };
+    }
+}

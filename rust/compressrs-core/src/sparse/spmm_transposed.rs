@@ -1,0 +1,247 @@
+//! The product of the transpose of a sparse matrix and a dense one.
+//!
+//! Each entry adds a row of the one dense matrix to a row of the other, so tasks that
+//! had different entries would add to the same rows. The entries are cut into pieces,
+//! as many as their number allows and independent of the number of threads; each piece
+//! has sums of its own, which are added in their order.
+
+use std::ops::Range;
+
+use super::csr::{Csr, Index};
+use super::dense::{Dense, DenseMut, RowsView, SharedDense};
+use super::epilogue::Epilogue;
+use super::panel::{Panel, panels};
+use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes, tile_height};
+use crate::element::Float;
+use crate::parallel::{self, SharedMut};
+use crate::scratch::Scratch;
+use crate::simd::{self, Kernel};
+
+/// Entries for each row of the result that pay for sums of their own.
+const PIECE: usize = 32;
+
+/// Pieces at most.
+const PIECES: usize = 8;
+
+/// `y = a^T x`, and what the epilogue makes of it.
+///
+/// Within a piece, each element is summed over the rows of `a` from the first to the
+/// last, each term by a fused multiply-add.
+///
+/// # Panics
+/// If the shapes do not fit, or an index of `a` is out of range.
+pub fn matmul_transposed<T: Float, I: Index, const R: usize, const C: usize>(
+    a: Csr<'_, T, I, R, C>,
+    x: Dense<'_, T>,
+    y: DenseMut<'_, T>,
+    epilogue: Epilogue<'_, T>,
+) {
+    assert_eq!((a.columns(), a.rows()), (y.rows(), x.rows()));
+    assert_eq!(x.columns(), y.columns());
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.columns()));
+    let pattern = a.pattern();
+    let pieces = (pattern.entries() / (PIECE * pattern.columns().max(1))).clamp(1, PIECES);
+    let y = y.share();
+    for panel in &panels(x, panel_bytes(R), false) {
+        let product = Product { a, panel, y: &y, epilogue, pieces };
+        match (panel.padded * size_of::<T>(), size_of::<T>()) {
+            (256, 4) => product.run::<64>(),
+            (256, _) => product.run::<32>(),
+            (128, 4) => product.run::<32>(),
+            (128, _) | (64, 4) => product.run::<16>(),
+            (64, _) | (32, 4) => product.run::<8>(),
+            (32, _) => product.run::<4>(),
+            _ => product.run::<1>(),
+        }
+    }
+}
+
+/// The product with one panel.
+#[derive(Clone, Copy)]
+struct Product<'a, T: Float, I, const R: usize, const C: usize> {
+    a: Csr<'a, T, I, R, C>,
+    panel: &'a Panel<'a, T>,
+    y: &'a SharedDense<'a, T>,
+    epilogue: Epilogue<'a, T>,
+    pieces: usize,
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C> {
+    fn run<const W: usize>(self) {
+        // Where pieces are fewer than threads, these share the columns: that changes
+        // no sum.
+        let threads = parallel::num_threads().unwrap_or(1);
+        match threads.div_ceil(self.pieces) {
+            _ if W * size_of::<T>() < 128 => self.cut::<W, W>(),
+            1 => self.cut::<W, W>(),
+            2 if W == 64 => self.cut::<W, 32>(),
+            2 if W == 32 => self.cut::<W, 16>(),
+            2 => self.cut::<W, 8>(),
+            _ if W == 64 => self.cut::<W, 16>(),
+            _ => self.cut::<W, 8>(),
+        }
+    }
+
+    /// The product in parts of `V` of the panel's `W` columns.
+    fn cut<const W: usize, const V: usize>(self) {
+        let (rows, entries) = (self.a.columns(), self.a.pattern().entries());
+        let parts = W / V;
+        let mut sums = Scratch::<T>::new(self.pieces * rows * W);
+        let shared = SharedMut::new(&mut sums);
+        let tasks = self.pieces * parts;
+        let cycles = (entries * W * R * C * size_of::<T>()).div_ceil(16);
+        parallel::for_each(0..tasks, if cycles < 2 * GRAIN { tasks } else { 1 }, 1, |some| {
+            for task in some {
+                let (piece, part) = (task / parts, task % parts);
+                let bound = |piece| {
+                    entries / self.pieces * piece + entries % self.pieces * piece / self.pieces
+                };
+                let entries = bound(piece)..bound(piece + 1);
+                // SAFETY: tasks have sums of their own.
+                let sums = unsafe { shared.slice(task * rows * V..(task + 1) * rows * V) };
+                let (sums, _) = sums.as_chunks_mut::<V>();
+                let x = self.panel.rows.view::<W>().columns::<V>(part * V);
+                simd::dispatch(Scatter { a: self.a, x, entries, sums });
+            }
+        });
+        let grain = GRAIN.div_ceil(W * self.pieces).next_multiple_of(BLOCK);
+        let sums = &sums[..];
+        parallel::for_each(0..rows, grain, BLOCK, |rows| {
+            simd::dispatch(Finish::<T, I, R, C, W, V> { product: self, sums, rows });
+        });
+    }
+}
+
+/// Adds the products of some entries to `V` columns of sums.
+struct Scatter<'a, T, I, const R: usize, const C: usize, const V: usize> {
+    a: Csr<'a, T, I, R, C>,
+    x: RowsView<'a, T, V>,
+    entries: Range<usize>,
+    sums: &'a mut [[T; V]],
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
+    for Scatter<'_, T, I, R, C, V>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Scatter { a, x, entries, sums } = self;
+        sums.fill([T::zero(); V]);
+        if entries.is_empty() {
+            return;
+        }
+        let (pattern, columns) = (a.pattern(), a.pattern().columns());
+        let first = pattern.offsets().partition_point(|&offset| offset <= entries.start) - 1;
+        let last = pattern.offsets().partition_point(|&offset| offset < entries.end);
+        assert!(last * R <= x.count());
+        // A row's entries, as far as they are in the piece.
+        let of = |row| {
+            let row = pattern.row(row);
+            row.start.max(entries.start)..row.end.min(entries.end)
+        };
+        let height = tile_height(entries.len(), last - first, columns, V * C * size_of::<T>());
+        let mut next = [0; BLOCK];
+        for top in (first..last).step_by(BLOCK) {
+            let rows = top..last.min(top + BLOCK);
+            for (next, row) in next.iter_mut().zip(rows.clone()) {
+                *next = of(row).start;
+            }
+            let mut right = 0;
+            while right < columns {
+                right = columns.min(right + height);
+                for (next, row) in next.iter_mut().zip(rows.clone()) {
+                    let rest = *next..of(row).end.max(*next);
+                    let (values, indices) = (a.values(rest.clone()), &pattern.indices()[rest]);
+                    *next += add::<T, I, R, C, V>(values, indices, right, x, row, sums);
+                    if right < columns {
+                        simd::prefetch(pattern.indices(), *next);
+                        simd::prefetch(a.values(0..pattern.entries()), *next * R * C);
+                    }
+                }
+            }
+            for (next, row) in next.iter().zip(rows) {
+                assert!(*next >= of(row).end, "an index out of range");
+            }
+        }
+    }
+}
+
+/// Adds the products of a row's first entries to the sums of their columns, until one
+/// is not left of column `right`; returns how many were.
+#[inline(always)]
+fn add<T: Float, I: Index, const R: usize, const C: usize, const V: usize>(
+    values: &[T],
+    columns: &[I],
+    right: usize,
+    x: RowsView<'_, T, V>,
+    row: usize,
+    sums: &mut [[T; V]],
+) -> usize {
+    let mut done = 0;
+    for g in (0..R).step_by(GROUP) {
+        let height = if R < GROUP { R } else { GROUP };
+        let mut lines = [[T::zero(); V]; GROUP];
+        for r in 0..height {
+            lines[r] = *x.get(row * R + g + r);
+        }
+        let sums = &mut sums[..right * C];
+        done = 0;
+        for (block, column) in values.chunks_exact(R * C).zip(columns) {
+            let column = column.get();
+            if column >= right {
+                break;
+            }
+            for c in 0..C {
+                let sum = &mut sums[column * C + c];
+                let mut total = *sum;
+                for r in 0..height {
+                    let a = block[(g + r) * C + c];
+                    for l in 0..V {
+                        total[l] = a.mul_add(lines[r][l], total[l]);
+                    }
+                }
+                *sum = total;
+            }
+            done += 1;
+        }
+    }
+    done
+}
+
+/// Adds up the sums of the pieces, and writes some rows of the result.
+struct Finish<'a, T: Float, I, const R: usize, const C: usize, const W: usize, const V: usize> {
+    product: Product<'a, T, I, R, C>,
+    sums: &'a [T],
+    rows: Range<usize>,
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const V: usize> Kernel
+    for Finish<'_, T, I, R, C, W, V>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Product { a, panel, y, epilogue, pieces } = self.product;
+        let (sums, _) = self.sums.as_chunks::<V>();
+        let mut block = [[T::zero(); W]; BLOCK];
+        for top in self.rows.clone().step_by(BLOCK) {
+            let block = &mut block[..BLOCK.min(self.rows.end - top)];
+            // SAFETY: tasks have different rows, and each panel is done once.
+            unsafe { epilogue.begin(y, (top, panel.left), panel.width, block) };
+            for task in 0..pieces * (W / V) {
+                let left = task % (W / V) * V;
+                let sums = &sums[task * a.columns() + top..][..block.len()];
+                for (line, sums) in block.iter_mut().zip(sums) {
+                    for l in 0..V {
+                        line[left + l] += sums[l];
+                    }
+                }
+            }
+            // SAFETY: as above.
+            unsafe { epilogue.end(y, (top, panel.left), panel.width, block) };
+        }
+    }
+}
