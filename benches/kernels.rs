@@ -185,7 +185,7 @@ fn csr(c: &mut Criterion) {
             });
         });
         group.bench_function("sddmm", |b| {
-            b.iter(|| sddmm(pattern, dense, turned.transposed(), &mut grad));
+            b.iter(|| sddmm(a, dense, turned.transposed(), &mut grad, false));
         });
         if columns == 64 {
             group.bench_function("transpose", |b| {

@@ -247,7 +247,10 @@ def test_sparse_construction(data, indices, indptr, shape):
     check(lambda: cr.sparse.CSRMatrix((data, indices, indptr), shape), data, indices, indptr)
     check(lambda: cr.sparse.CSRMatrix.from_dense(data), data)
     check(lambda: cr.sparse.CSRMatrix.from_dense(data, indices), data)
+    check(lambda: cr.sparse.CSRMatrix.from_dense(data, mask=indices), data, indices)
     check(lambda: cr.sparse.CSRMatrix.from_scipy(data), data)
+    check(lambda: cr.sparse.BSRMatrix((data, indices, indptr), shape), data, indices, indptr)
+    check(lambda: cr.sparse.BSRMatrix.from_dense(data, (4, 4), mask=indices), data, indices)
 
 
 @given(arrays(max_dims=2), arrays(), ANYTHING, ANYTHING)
@@ -259,6 +262,9 @@ def test_sparse_products(w, x, y, out):
         check(lambda matrix=matrix: matrix.matmul(x), x)
         check(lambda matrix=matrix: matrix.matmul(x, out=out), x, out)
         check(lambda matrix=matrix: matrix @ y, y)
+        check(lambda matrix=matrix: x @ matrix, x)
+        check(lambda matrix=matrix: matrix.matmul(x, out, bias=y, relu=True), x, y, out)
+        check(lambda matrix=matrix: matrix.rmatmul(x, out, accumulate=True), x, out)
     check(lambda: cr.sparse.sddmm(a, x, y), x, y)
     check(lambda: cr.sparse.sddmm(a, x, x.T, out=out), x, out)
 

@@ -90,7 +90,7 @@ def test_misuse():
         Linear(0, 2)
     with pytest.raises(TypeError, match="dtype must be float32 or float64"):
         Linear(1, 2, dtype=np.float16)
-    with pytest.raises(TypeError, match="weight must be a CSRMatrix"):
+    with pytest.raises(TypeError, match="weight must be a sparse matrix of compressrs"):
         SparseLinear(np.eye(2))
     with pytest.raises(ValueError, match="bias must be float64 of shape"):
         SparseLinear(cr.sparse.CSRMatrix.from_dense(np.eye(2)), np.ones(3))

@@ -70,9 +70,20 @@ def everything() -> str:
         mask = cr.prune.magnitude_mask(w, sparsity=0.9)
         digest.update(mask.tobytes())
         a = cr.sparse.CSRMatrix.from_dense(np.where(mask, w, dtype(0)))
-        x, y = (rng.standard_normal((k, 333)).astype(dtype) for k in (900, 700))
-        for product in (a @ x, x.T @ a.T, a.T @ y, y.T @ a, cr.sparse.sddmm(a, y, x.T)):
-            digest.update(product.tobytes())
+        b = cr.sparse.BSRMatrix.from_dense(w[:, :896], (4, 4), mask=mask[:, :896])
+        shuffled = a.indices.copy()
+        for row in range(700):
+            shuffled[a.indptr[row] : a.indptr[row + 1]] = rng.permutation(
+                a.indices[a.indptr[row] : a.indptr[row + 1]]
+            )
+        c = cr.sparse.CSRMatrix((a.data, shuffled, a.indptr), a.shape)
+        for n in (1, 8, 333):
+            x, y = (rng.standard_normal((k, n)).astype(dtype) for k in (900, 700))
+            bias = rng.standard_normal(700).astype(dtype)
+            for product in (a.matmul(x, bias=bias, relu=True), x.T @ a.T, a.T @ y, y.T @ a):
+                digest.update(product.tobytes())
+            for product in (cr.sparse.sddmm(a, y, x.T), b @ x[:896], y.T @ b, c @ x, c.T @ y):
+                digest.update(product.tobytes())
         z, t = (20 * rng.standard_normal((2, 50, 5001))).astype(dtype)
         digest.update(cr.distill.softmax(z, 2.0).tobytes())
         digest.update(cr.distill.log_softmax(z).tobytes())

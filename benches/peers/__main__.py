@@ -21,6 +21,7 @@ ALL = {
     "few_bytes": few_bytes.few_bytes,
     "mlp": optim.mlp,
     "csr": csr.csr,
+    "csr_grid": csr.grid,
     "distill": distill.distill,
     "prune": prune.prune,
 }

@@ -44,6 +44,23 @@ def turn(function: Callable[[], object], inner: int) -> list[float]:
             return times
 
 
+def medians(
+    contenders: dict[str, Callable[[], object]], *, rounds: int = ROUNDS, inner: int = 1
+) -> dict[str, float]:
+    """Let the contenders take turns; return the median time of each in seconds."""
+    return {name: float(np.median(t)) for name, t in _times(contenders, rounds, inner).items()}
+
+
+def _times(
+    contenders: dict[str, Callable[[], object]], rounds: int, inner: int
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            times[name] += turn(function, inner)
+    return times
+
+
 def compare(
     title: str,
     contenders: dict[str, Callable[[], object]],
@@ -55,19 +72,16 @@ def compare(
 
     `inner` calls are timed together, for what is too short for the clock.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS):
-        for name, function in contenders.items():
-            times[name] += turn(function, inner)
-    medians = {name: float(np.median(t)) for name, t in times.items()}
-    ours = next(iter(medians.values()))
+    times = _times(contenders, ROUNDS, inner)
+    middle = {name: float(np.median(t)) for name, t in times.items()}
+    ours = next(iter(middle.values()))
     print(f"\n{title}")
-    for name, median in medians.items():
+    for name, median in middle.items():
         calls = len(times[name]) * inner
         print(f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls:>9,} calls")
     for target in targets:
-        if target.peer in medians:
-            got = ours / medians[target.peer]
+        if target.peer in middle:
+            got = ours / middle[target.peer]
             verdict = "met" if got <= target.ratio else "MISSED"
             print(f"  target: at most {target.ratio:.3g} of {target.peer}; {got:.3g}: {verdict}")
-    return medians
+    return middle

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs.sparse import CSRMatrix, sddmm
+from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
 #: A seed, a generator, or None for one that differs from run to run.
 RandomState: TypeAlias = int | np.random.Generator | None
@@ -59,10 +59,7 @@ class _Affine:
         if x.dtype != self.weight.dtype:
             raise TypeError(f"x must have dtype {self.weight.dtype} like the weight, got {x.dtype}")
         self._x = x
-        y: Array = x @ self.weight.T
-        if self.bias is not None:
-            y += self.bias
-        return y
+        return self._affine(x)
 
     __call__ = forward
 
@@ -83,6 +80,9 @@ class _Affine:
             np.sum(dy, axis=0, out=self.grads["bias"])
         dx: Array = dy @ self.weight
         return dx
+
+    def _affine(self, x: Array) -> Array:
+        raise NotImplementedError
 
     def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
         raise NotImplementedError
@@ -139,12 +139,18 @@ class Linear(_Affine):
         self.bias = generator.uniform(-bound, bound, out_features).astype(dtype) if bias else None
         super().__init__(_present(weight=self.weight, bias=self.bias))
 
+    def _affine(self, x: Array) -> Array:
+        y: Array = x @ self.weight.T
+        if self.bias is not None:
+            y += self.bias
+        return y
+
     def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
         np.matmul(dy.T, x, out=out)
 
 
 class SparseLinear(_Affine):
-    r"""A layer whose weight is a CSR matrix, :math:`y = x A^\top + b`.
+    r"""A layer whose weight is a sparse matrix, :math:`y = x A^\top + b`.
 
     It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
     ``dy @ A``, weight gradient `compressrs.sparse.sddmm`, and the optimizer works
@@ -152,7 +158,7 @@ class SparseLinear(_Affine):
 
     Parameters
     ----------
-    weight : CSRMatrix, shape (out_features, in_features)
+    weight : SparseMatrix, shape (out_features, in_features)
     bias : array, shape (out_features,), optional
         Of the weight's dtype. Both are used, not copied.
 
@@ -171,9 +177,10 @@ class SparseLinear(_Affine):
     3
     """
 
-    def __init__(self, weight: CSRMatrix, bias: Array | None = None) -> None:
-        if not isinstance(weight, CSRMatrix):
-            raise TypeError(f"weight must be a CSRMatrix, got {type(weight).__name__}")
+    def __init__(self, weight: SparseMatrix, bias: Array | None = None) -> None:
+        if not isinstance(weight, SparseMatrix):
+            got = type(weight).__name__
+            raise TypeError(f"weight must be a sparse matrix of compressrs, got {got}")
         if bias is not None:
             bias = as_array(bias, "bias")
             if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
@@ -190,6 +197,10 @@ class SparseLinear(_Affine):
         """Store what is not 0 in a dense layer, and not below `threshold`; copies it."""
         bias = None if layer.bias is None else layer.bias.copy()
         return cls(CSRMatrix.from_dense(layer.weight, threshold), bias)
+
+    def _affine(self, x: Array) -> Array:
+        y: Array = self.weight.T.rmatmul(x, bias=self.bias)
+        return y
 
     def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
         sddmm(self.weight, dy.T, x, out=out)

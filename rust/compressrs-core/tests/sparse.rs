@@ -181,6 +181,10 @@ proptest! {
         check_products::<i32, 4, 4>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
         check_products::<i32, 1, 16>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
         check_products::<i32, 16, 1>(&Owned::blocks(&places, m, k, 16, seed), n, orders, what, seed);
+        check_sddmm::<4, 4>(&Owned::blocks(&places, m, k, 16, seed), n, seed);
+        check_sddmm::<1, 16>(&Owned::blocks(&places, m, k, 16, seed), n, seed);
+        check_sddmm::<16, 1>(&Owned::blocks(&places, m, k, 16, seed), n, seed);
+        check_sddmm::<1, 1>(&Owned::blocks(&places, m, k, 1, seed), n, seed);
     }
 
     #[test]
@@ -214,7 +218,8 @@ proptest! {
         let truth: Vec<f64> =
             full.iter().zip(&w).filter(|(_, w)| **w != 0.0).map(|(x, _)| *x).collect();
         let mut out = vec![f64::NAN; truth.len()];
-        sddmm(owned.pattern(), Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out);
+        let (u, v) = (Dense::row_major(&u, m, n), Dense::row_major(&v, n, k));
+        sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
         prop_assert_eq!(&out, &truth);
     }
 
@@ -233,7 +238,8 @@ proptest! {
         let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
         let full = naive(&u, &v, (m, n, k));
         let mut out = vec![f64::NAN; owned.data.len()];
-        sddmm(owned.pattern(), Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out);
+        let (u, v) = (Dense::row_major(&u, m, n), Dense::row_major(&v, n, k));
+        sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
         for row in 0..m {
             for p in owned.offsets[row]..owned.offsets[row + 1] {
                 prop_assert_eq!(out[p], full[row * k + owned.indices[p] as usize]);
@@ -258,6 +264,25 @@ proptest! {
                 .is_ok_and(|pattern| Csr::<f32, i16>::new(pattern, &data).is_ok())
         });
         prop_assert_eq!(made, good);
+    }
+}
+
+/// The product sampled at the blocks of a matrix, added to what is there.
+fn check_sddmm<const R: usize, const C: usize>(owned: &Owned<i32>, n: usize, seed: u64) {
+    let a = owned.csr::<R, C>();
+    let (m, k) = (a.rows(), a.columns());
+    let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
+    let full = naive(&u, &v, (m, n, k));
+    let old = integers(seed ^ 5, owned.data.len(), 1);
+    let mut out = old.clone();
+    sddmm(a, Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out, true);
+    for row in 0..m / R {
+        for p in owned.offsets[row]..owned.offsets[row + 1] {
+            for i in 0..R * C {
+                let (r, c) = (row * R + i / C, owned.indices[p] as usize * C + i % C);
+                assert_eq!(out[p * R * C + i], old[p * R * C + i] + full[r * k + c]);
+            }
+        }
     }
 }
 
@@ -295,7 +320,7 @@ fn changed_indices_are_noticed() {
         let x = Dense::row_major(&x, 2, 2);
         assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
         assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
-        assert!(panics(&|_| sddmm(pattern, x, x, &mut [0.0; 2])));
+        assert!(panics(&|_| sddmm(a, x, x, &mut [0.0; 2], false)));
         assert!(panics(&|_| to_dense(a, &mut [0.0; 4])));
         assert!(panics(&|_| drop(transpose::<i32, i32>(pattern))));
     }

@@ -266,7 +266,7 @@ impl<'py, 'n> Array<'py, 'n> {
             return Ok(());
         }
         Err(self.name.value_error(
-            "be C-contiguous, since it is updated in place (make it so with np.ascontiguousarray)",
+            "be C-contiguous, since it is used in place (make it so with np.ascontiguousarray)",
             format_args!(
                 "shape {} with strides {:?}",
                 Shape(self.array.shape()),
@@ -388,6 +388,11 @@ fn fields<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a objects::PyArrayObjec
     // SAFETY: the pointer is that of a live array, which the borrow keeps alive;
     // the GIL is held, so NumPy does not change the fields meanwhile.
     unsafe { &*objects::_PyArray_GET_ITEM_DATA(array.as_array_ptr()) }
+}
+
+/// NumPy's flags of an array.
+pub fn flags(array: &Bound<'_, PyUntypedArray>) -> c_int {
+    fields(array).flags
 }
 
 /// Requires that an array may be written to.

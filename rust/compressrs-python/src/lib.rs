@@ -9,6 +9,7 @@ mod blend;
 mod buffers;
 mod distill;
 mod errors;
+mod operand;
 mod optim;
 mod prune;
 mod rules;
@@ -35,7 +36,7 @@ mod _core {
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars};
     #[pymodule_export]
-    use crate::sparse::{csr_check, csr_from_dense, csr_matmul, csr_to_dense, sddmm};
+    use crate::sparse::{Sparse, csr_from_dense};
     #[pymodule_export]
     use crate::storage::{decode_state, encode_state};
     #[pymodule_export]

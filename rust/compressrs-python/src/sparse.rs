@@ -1,318 +1,534 @@
-//! CSR conversions and products.
+//! Sparse matrices: conversion and products.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use compressrs_core::element::Float;
-use compressrs_core::sparse::{self as core, Csr, Dense, DenseMut, Index};
-use numpy::{PyArray1, PyArray2, PyArrayDescrMethods, PyArrayMethods, PyUntypedArrayMethods};
+use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Keep, Pattern};
+use numpy::npyffi::NPY_ARRAY_WRITEABLE;
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
-use crate::buffers::{Array, Compute, Name, Shape, require_disjoint, with_compute};
+use crate::buffers::{Array, Compute, Name, flags, require_disjoint, with_compute};
 use crate::errors::run;
+use crate::operand::Operand;
 
-/// The arrays of a matrix, of checked dtypes and layout; what they hold is
-/// checked by [`Matrix::csr`].
-struct Matrix<'py> {
-    data: Array<'py, 'static>,
-    indices: Array<'py, 'static>,
-    indptr: Array<'py, 'static>,
-    shape: (usize, usize),
-    dtype: Compute,
-    /// Whether indices are int64; else they are int32.
-    wide: bool,
+/// A dtype of indices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Width {
+    I16,
+    I32,
+    I64,
 }
 
-/// Runs `$body` with `$T` and `$I` the element and index type of a [`Matrix`].
-macro_rules! with_types {
-    ($matrix:expr, $T:ident, $I:ident => $body:expr) => {
-        with_compute!($matrix.dtype, $T => {
-            if $matrix.wide {
+impl Width {
+    fn of(array: &Array<'_, '_>) -> Option<Width> {
+        if array.require_element::<i32>().is_ok() {
+            Some(Width::I32)
+        } else if array.require_element::<i64>().is_ok() {
+            Some(Width::I64)
+        } else if array.require_element::<i16>().is_ok() {
+            Some(Width::I16)
+        } else {
+            None
+        }
+    }
+}
+
+/// Runs `$body` with `$I` the type that belongs to a [`Width`].
+macro_rules! with_index {
+    ($width:expr, $I:ident => $body:expr) => {
+        match $width {
+            Width::I16 => {
+                type $I = i16;
+                $body
+            }
+            Width::I32 => {
+                type $I = i32;
+                $body
+            }
+            Width::I64 => {
                 type $I = i64;
                 $body
-            } else {
+            }
+        }
+    };
+}
+
+/// Rows and columns of a block, of those that there are kernels for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Block {
+    One,
+    Square,
+    Wide,
+    Tall,
+}
+
+impl Block {
+    fn new(shape: (usize, usize)) -> PyResult<Block> {
+        match shape {
+            (1, 1) => Ok(Block::One),
+            (4, 4) => Ok(Block::Square),
+            (1, 16) => Ok(Block::Wide),
+            (16, 1) => Ok(Block::Tall),
+            _ => Err(PyValueError::new_err(format!(
+                "blocksize must be (4, 4), (1, 16) or (16, 1), got {shape:?}"
+            ))),
+        }
+    }
+
+    fn shape(self) -> (usize, usize) {
+        match self {
+            Block::One => (1, 1),
+            Block::Square => (4, 4),
+            Block::Wide => (1, 16),
+            Block::Tall => (16, 1),
+        }
+    }
+}
+
+/// Runs `$body` with `$T` and `$I` the types of a [`Sparse`], and `$R` and `$C` the
+/// shape of its blocks, which have int32 indices.
+macro_rules! with_types {
+    ($sparse:expr, $T:ident, $I:ident, $R:ident, $C:ident => $body:expr) => {
+        with_compute!($sparse.dtype, $T => match $sparse.block {
+            Block::One => with_index!($sparse.width, $I => {
+                const $R: usize = 1;
+                const $C: usize = 1;
+                $body
+            }),
+            Block::Square => {
                 type $I = i32;
+                const $R: usize = 4;
+                const $C: usize = 4;
+                $body
+            }
+            Block::Wide => {
+                type $I = i32;
+                const $R: usize = 1;
+                const $C: usize = 16;
+                $body
+            }
+            Block::Tall => {
+                type $I = i32;
+                const $R: usize = 16;
+                const $C: usize = 1;
                 $body
             }
         })
     };
 }
 
-impl<'py> Matrix<'py> {
-    fn new(
-        (data, indices, indptr): (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>),
-        shape: (usize, usize),
-    ) -> PyResult<Self> {
-        let data = Array::new(&data, Name("data", ""))?;
-        let indices = Array::new(&indices, Name("indices", ""))?;
-        let indptr = Array::new(&indptr, Name("indptr", ""))?;
-        let dtype = data.compute_dtype()?;
-        let wide = indices.require_element::<i64>().is_ok();
-        if !wide && indices.require_element::<i32>().is_err() {
-            let got = indices.array.dtype().to_string();
-            return Err(indices.name.type_error("have dtype int32 or int64", got));
-        }
-        if wide {
-            indptr.require_element::<i64>()?;
-        } else {
-            indptr.require_element::<i32>()?;
-        }
-        for array in [&data, &indices, &indptr] {
-            array.require_ndim(1)?;
-            array.require_contiguous()?;
-        }
-        if indptr.array.len() != shape.0 + 1 {
-            return Err(indptr.name.value_error(
-                format_args!("have one element more than the {} rows", shape.0),
-                indptr.array.len(),
-            ));
-        }
-        Ok(Matrix { data, indices, indptr, shape, dtype, wide })
+/// Names of the arrays of a matrix.
+const NAMES: [&str; 3] = ["data", "indices", "indptr"];
+
+/// The arrays of a matrix: data, indices, indptr.
+type Parts<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+/// A sparse matrix, entries or blocks, over the arrays of others.
+///
+/// What the arrays hold is checked: here, and at each use again, unless indices and
+/// indptr are views of `bytes`, which nobody can write to.
+#[pyclass(frozen, module = "compressrs._core")]
+pub struct Sparse {
+    arrays: [Py<PyUntypedArray>; 3],
+    /// Rows and columns, in elements.
+    shape: (usize, usize),
+    block: Block,
+    dtype: Compute,
+    width: Width,
+    /// Offsets of the rows, if all was checked for good.
+    checked: Option<Vec<usize>>,
+}
+
+/// A matrix for the time of a call.
+struct View<'a, T, I, const R: usize, const C: usize> {
+    data: &'a [T],
+    indices: &'a [I],
+    offsets: Cow<'a, [usize]>,
+    columns: usize,
+}
+
+impl<T: Float, I: Index, const R: usize, const C: usize> View<'_, T, I, R, C> {
+    fn pattern(&self) -> Pattern<'_, I> {
+        Pattern::checked(self.indices, &self.offsets, self.columns / C)
     }
 
-    /// The matrix, every index of it checked.
+    fn csr(&self) -> PyResult<Csr<'_, T, I, R, C>> {
+        Csr::new(self.pattern(), self.data).map_err(invalid)
+    }
+}
+
+fn invalid(error: core::CsrError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// Whether nobody can write to an array: it and all that it is a view of are
+/// read-only, down to `bytes`.
+fn is_immutable(array: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+    let mut array = array.clone();
+    loop {
+        if flags(&array) & NPY_ARRAY_WRITEABLE != 0 {
+            return Ok(false);
+        }
+        let base = array.getattr("base")?;
+        match base.cast_into::<PyUntypedArray>() {
+            Ok(next) => array = next,
+            Err(other) => return Ok(other.into_inner().is_exact_instance_of::<PyBytes>()),
+        }
+    }
+}
+
+impl Sparse {
+    /// The arrays, of the dtypes and the layout that were found at first.
+    fn arrays<'py>(&self, py: Python<'py>) -> PyResult<[Array<'py, 'static>; 3]> {
+        let array = |i: usize| -> PyResult<Array<'py, 'static>> {
+            let array = Array::new(self.arrays[i].bind(py).as_any(), Name(NAMES[i], ""))?;
+            array.require_ndim(if i == 0 && self.block != Block::One { 3 } else { 1 })?;
+            array.require_contiguous()?;
+            Ok(array)
+        };
+        let arrays = [array(0)?, array(1)?, array(2)?];
+        // An array's dtype can be set, like its shape.
+        arrays[0].require_dtype(self.dtype, "it had")?;
+        with_index!(self.width, I => arrays[1].require_element::<I>())?;
+        Ok(arrays)
+    }
+
+    /// Offsets that the array `indptr` gives, checked.
+    fn offsets(&self, indptr: &Array<'_, '_>, entries: usize) -> PyResult<Vec<usize>> {
+        let rows = self.shape.0 / self.block.shape().0;
+        let len = indptr.array.len();
+        if len != rows + 1 {
+            let need = format!("have one element more than the {rows} rows");
+            return Err(indptr.name.value_error(need, len));
+        }
+        let width = Width::of(indptr).filter(|&width| width != Width::I16);
+        let Some(width) = width else {
+            let got = indptr.array.dtype().to_string();
+            return Err(indptr.name.type_error("have dtype int32 or int64", got));
+        };
+        // SAFETY: of this type and contiguous; one copy is made, checked, and used.
+        with_index!(width, I => core::offsets(unsafe { indptr.slice::<I>() }, entries))
+            .map_err(invalid)
+    }
+
+    /// Everything that kernels may rely on, checked unless it was for good.
     ///
     /// # Safety
-    /// `T` and `I` are its types, and nothing writes to its arrays while the
-    /// result is used.
-    unsafe fn csr<'a, T: Float, I: Index>(&self, py: Python<'_>) -> PyResult<Csr<'a, T, I>> {
-        // SAFETY: `new` checked the layout; the rest is the caller's promise.
-        let (data, indices, indptr) =
-            unsafe { (self.data.slice(), self.indices.slice(), self.indptr.slice()) };
+    /// The types are the matrix's, and nothing writes to its data while the result
+    /// is used.
+    unsafe fn view<'a, T: Float, I: Index, const R: usize, const C: usize>(
+        &'a self,
+        py: Python<'_>,
+    ) -> PyResult<View<'a, T, I, R, C>> {
+        let [data, indices, indptr] = self.arrays(py)?;
+        // SAFETY: `arrays` checked the layout, `new` the types; the rest is the
+        // caller's promise.
+        let (data, indices) = unsafe { (data.slice::<T>(), indices.slice::<I>()) };
         let columns = self.shape.1;
-        run(py, || Csr::new(data, indices, indptr, columns))?
-            .map_err(|error| PyValueError::new_err(error.to_string()))
+        let offsets = match &self.checked {
+            Some(offsets) => Cow::Borrowed(&offsets[..]),
+            None => {
+                let offsets = self.offsets(&indptr, indices.len())?;
+                run(py, || Pattern::new(indices, &offsets, columns / C).map(drop))?
+                    .map_err(invalid)?;
+                Cow::Owned(offsets)
+            }
+        };
+        let view = View { data, indices, offsets, columns };
+        view.csr()?;
+        Ok(view)
     }
 
     /// Requires that `written` shares no memory with the matrix.
-    fn require_disjoint(&self, written: &Array<'_, '_>, memory: &Range<usize>) -> PyResult<()> {
-        for array in [&self.data, &self.indices, &self.indptr] {
+    fn require_disjoint(
+        &self,
+        py: Python<'_>,
+        written: &Array<'_, '_>,
+        memory: &Range<usize>,
+    ) -> PyResult<()> {
+        for array in &self.arrays(py)? {
             require_disjoint(written, memory, array, &array.memory())?;
         }
         Ok(())
     }
 }
 
-/// A dense operand: its array (or a copy, for strides that kernels do not take)
-/// and those strides.
-struct Operand<'py, 'n> {
-    array: Array<'py, 'n>,
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-    extent: usize,
-}
-
-impl<'py, 'n> Operand<'py, 'n> {
+#[pymethods]
+impl Sparse {
+    #[new]
     fn new(
-        object: &Bound<'py, PyAny>,
-        name: Name<'n>,
-        dtype: Compute,
-        output: bool,
+        py: Python<'_>,
+        parts: Parts<'_>,
+        shape: (usize, usize),
+        block: (usize, usize),
     ) -> PyResult<Self> {
-        let mut array = Array::new(object, name)?;
-        array.require_dtype(dtype, "data")?;
-        array.require_ndim(2)?;
-        if output {
-            array.require_writable()?;
+        let data = Array::new(&parts.0, Name(NAMES[0], ""))?;
+        let indices = Array::new(&parts.1, Name(NAMES[1], ""))?;
+        let indptr = Array::new(&parts.2, Name(NAMES[2], ""))?;
+        let dtype = data.compute_dtype()?;
+        let block = Block::new(block)?;
+        let allowed = if block == Block::One { "int16, int32 or int64" } else { "int32" };
+        let width = Width::of(&indices).filter(|&width| block == Block::One || width == Width::I32);
+        let Some(width) = width else {
+            let got = indices.array.dtype().to_string();
+            return Err(indices.name.type_error(format_args!("have dtype {allowed}"), got));
+        };
+        let (rows, columns) = block.shape();
+        if !shape.0.is_multiple_of(rows) || !shape.1.is_multiple_of(columns) {
+            return Err(PyValueError::new_err(format!(
+                "shape must be a multiple of the blocks' ({rows}, {columns}), got {shape:?}"
+            )));
         }
-        if array.strides().is_none() && !output {
-            let copy = array.array.call_method0("copy")?;
-            array = Array::new(&copy, name)?;
+        let arrays = [data.array, indices.array, indptr.array].map(Bound::unbind);
+        let mut this = Sparse { arrays, shape, block, dtype, width, checked: None };
+        let [data, indices, indptr] = this.arrays(py)?;
+        if block != Block::One {
+            let len = data.array.shape()[0];
+            data.require_shape(&[len, rows, columns], "one block after another")?;
         }
-        let (row_stride, column_stride, extent) = array.strides().ok_or_else(|| {
-            name.value_error(
-                "have strides that are multiples of its elements and not negative",
-                format_args!("{:?}", array.array.strides()),
-            )
-        })?;
-        let (rows, columns) = (array.array.shape()[0], array.array.shape()[1]);
-        let shared = rows > 1 && columns > 1 && {
-            let (short, long, count) = if row_stride >= column_stride {
-                (column_stride, row_stride, columns)
-            } else {
-                (row_stride, column_stride, rows)
+        let offsets = this.offsets(&indptr, indices.array.len())?;
+        // SAFETY: the types are the matrix's; nothing is kept.
+        with_types!(this, T, I, R, C => unsafe { this.view::<T, I, R, C>(py) }.map(drop))?;
+        if is_immutable(&indices.array)? && is_immutable(&indptr.array)? {
+            this.checked = Some(offsets);
+        }
+        Ok(this)
+    }
+
+    /// Whether what was checked at first need not be checked again.
+    #[getter]
+    fn is_immutable(&self) -> bool {
+        self.checked.is_some()
+    }
+
+    /// `out = a x`, or `a^T x`, added to what `out` holds, with a bias and cut off at
+    /// 0 where asked for. `out` may have any strides that are not negative.
+    fn matmul(
+        &self,
+        py: Python<'_>,
+        transposed: bool,
+        x: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        epilogue: (bool, Option<Bound<'_, PyAny>>, bool),
+    ) -> PyResult<()> {
+        let (accumulate, bias, relu) = epilogue;
+        let (rows, inner) = if transposed { (self.shape.1, self.shape.0) } else { self.shape };
+        let x = Operand::new(x, Name("X", ""), (self.dtype, "data"), false)?;
+        let out = Operand::new(out, Name("out", ""), (self.dtype, "data"), true)?;
+        x.require_shape(inner, x.columns)?;
+        out.require_shape(rows, x.columns)?;
+        let memory = out.memory();
+        require_disjoint(&out.array, &memory, &x.array, &x.memory())?;
+        self.require_disjoint(py, &out.array, &memory)?;
+        let bias = match bias {
+            None => None,
+            Some(bias) => {
+                let bias = Array::new(&bias, Name("bias", ""))?;
+                bias.require_dtype(self.dtype, "data")?;
+                bias.require_ndim(1)?;
+                bias.require_shape(&[rows], "the output's rows")?;
+                let bias = bias.contiguous()?;
+                require_disjoint(&out.array, &memory, &bias, &bias.memory())?;
+                Some(bias)
+            }
+        };
+        with_types!(self, T, I, R, C => {
+            // SAFETY: the types were checked, and `out` overlaps nothing.
+            let (a, x, out, bias) = unsafe {
+                let bias = bias.as_ref().map(|bias| bias.slice::<T>());
+                (self.view::<T, I, R, C>(py)?, x.dense::<T>(), out.dense_mut::<T>(), bias)
             };
-            short == 0 || long <= (count - 1) * short
-        };
-        let repeated = (rows > 1 && row_stride == 0) || (columns > 1 && column_stride == 0);
-        if output && extent > 0 && (shared || repeated) {
-            return Err(
-                name.value_error("not share memory between its own elements", "a broadcast view")
-            );
-        }
-        Ok(Operand { array, rows, columns, row_stride, column_stride, extent })
+            let (a, epilogue) = (a.csr()?, Epilogue { accumulate, bias, relu });
+            run(py, || {
+                if transposed {
+                    core::matmul_transposed(a, x, out, epilogue);
+                } else {
+                    core::matmul(a, x, out, epilogue);
+                }
+            })
+        })
     }
 
-    fn require_shape(&self, rows: usize, columns: usize) -> PyResult<()> {
-        if (self.rows, self.columns) == (rows, columns) {
-            return Ok(());
-        }
-        let need = format!("have shape {}", Shape(&[rows, columns]));
-        Err(self.array.name.value_error(need, Shape(&[self.rows, self.columns])))
+    /// The entries of `u v` at those of the pattern, into `out`.
+    fn sddmm(
+        &self,
+        py: Python<'_>,
+        u: &Bound<'_, PyAny>,
+        v: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        accumulate: bool,
+    ) -> PyResult<()> {
+        let u = Operand::new(u, Name("U", ""), (self.dtype, "data"), false)?;
+        let v = Operand::new(v, Name("V", ""), (self.dtype, "data"), false)?;
+        u.require_shape(self.shape.0, u.columns)?;
+        v.require_shape(u.columns, self.shape.1)?;
+        let out = Array::new(out, Name("out", ""))?;
+        out.require_dtype(self.dtype, "data")?;
+        out.require_shape(self.arrays[0].bind(py).shape(), "data")?;
+        out.require_in_place()?;
+        let memory = out.memory();
+        require_disjoint(&out, &memory, &u.array, &u.memory())?;
+        require_disjoint(&out, &memory, &v.array, &v.memory())?;
+        self.require_disjoint(py, &out, &memory)?;
+        with_types!(self, T, I, R, C => {
+            // SAFETY: the types were checked, and `out` overlaps nothing.
+            let (a, u, v, out) = unsafe {
+                let out = out.slice_mut::<T>();
+                (self.view::<T, I, R, C>(py)?, u.dense::<T>(), v.dense::<T>(), out)
+            };
+            let a = a.csr()?;
+            run(py, || core::sddmm(a, u, v, out, accumulate))
+        })
     }
 
-    /// All bytes from the first to the last element.
-    fn memory(&self) -> Range<usize> {
-        let start = self.array.data() as usize;
-        start..start + self.extent * self.array.array.dtype().itemsize()
+    /// The matrix as an array.
+    fn to_dense<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        with_types!(self, T, I, R, C => {
+            // SAFETY: the types are the matrix's; nothing here writes to it.
+            let view = unsafe { self.view::<T, I, R, C>(py)? };
+            let csr = view.csr()?;
+            let dense = PyArray2::<T>::zeros(py, [self.shape.0, self.shape.1], false);
+            // SAFETY: new, and nothing else knows it.
+            let slice = unsafe { dense.as_slice_mut()? };
+            run(py, || core::to_dense(csr, slice))?;
+            Ok(dense.into_any())
+        })
     }
 
-    /// # Safety
-    /// As for [`Array::slice`].
-    unsafe fn dense<'a, T: Float>(&self) -> Dense<'a, T> {
-        let data = if self.extent == 0 {
-            &[]
-        } else {
-            // SAFETY: the elements from the first to the last lie in one
-            // allocation, in `extent` places; the rest is the caller's promise.
-            unsafe { std::slice::from_raw_parts(self.array.data().cast::<T>(), self.extent) }
-        };
-        Dense::new(data, self.rows, self.columns, self.row_stride, self.column_stride)
-    }
-
-    /// # Safety
-    /// As for [`Array::slice_mut`]; places between the elements count as used.
-    unsafe fn dense_mut<'a, T: Float>(&self) -> DenseMut<'a, T> {
-        let data = if self.extent == 0 {
-            &mut []
-        } else {
-            // SAFETY: as for `dense`.
-            unsafe { std::slice::from_raw_parts_mut(self.array.data().cast::<T>(), self.extent) }
-        };
-        DenseMut::new(data, self.rows, self.columns, self.row_stride, self.column_stride)
+    /// Indices and indptr of the transpose, which nobody can write to, and where its
+    /// entries are among those of this matrix.
+    fn transpose<'py>(&self, py: Python<'py>) -> PyResult<Parts<'py>> {
+        with_types!(self, T, I, R, C => {
+            // SAFETY: the types are the matrix's; nothing here writes to it.
+            let view = unsafe { self.view::<T, I, R, C>(py)? };
+            let pattern = view.pattern();
+            if pattern.entries().max(pattern.rows()) <= <i32 as Index>::MAX {
+                transposed::<i32, I>(py, pattern)
+            } else {
+                transposed::<i64, I>(py, pattern)
+            }
+        })
     }
 }
 
-/// The arrays of a matrix.
-type Parts<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+fn transposed<'py, J: Index + numpy::Element, I: Index>(
+    py: Python<'py>,
+    pattern: Pattern<'_, I>,
+) -> PyResult<Parts<'py>> {
+    let transpose = run(py, || core::transpose::<I, J>(pattern))?;
+    let (offsets, indices) = (transpose.offsets, transpose.indices);
+    let indices = immutable(py, indices.len(), |out| {
+        out.copy_from_slice(&indices);
+        Ok(())
+    })?;
+    let places = PyArray1::from_vec(py, transpose.places);
+    Ok((indices, indptr::<J>(py, &offsets)?, places.into_any()))
+}
 
-/// Checks that three arrays describe a matrix.
-#[pyfunction]
-pub fn csr_check(py: Python<'_>, parts: Parts<'_>, shape: (usize, usize)) -> PyResult<()> {
-    let matrix = Matrix::new(parts, shape)?;
-    with_types!(matrix, T, I => {
-        // SAFETY: the types are the matrix's; the result is not kept.
-        unsafe { matrix.csr::<T, I>(py) }.map(drop)
+/// An array in new memory that nobody can write to, once `fill` has.
+fn immutable<'py, I: Index + numpy::Element>(
+    py: Python<'py>,
+    len: usize,
+    fill: impl FnOnce(&mut [I]) -> PyResult<()>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = py.import("numpy")?;
+    let dtype = numpy::dtype::<I>(py);
+    if len == 0 {
+        // `frombuffer` does not take empty buffers.
+        let empty = numpy.call_method1("empty", (0, &dtype))?;
+        fill(&mut [])?;
+        return Ok(empty);
+    }
+    let bytes = PyBytes::new_with(py, len * size_of::<I>(), |bytes| {
+        // SAFETY: any bytes are an integer.
+        let (before, out, after) = unsafe { bytes.align_to_mut::<I>() };
+        assert!(before.is_empty() && after.is_empty(), "bytes objects are aligned");
+        fill(out)
+    })?;
+    numpy.call_method1("frombuffer", (bytes, dtype))
+}
+
+fn indptr<'py, I: Index + numpy::Element>(
+    py: Python<'py>,
+    offsets: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    immutable::<I>(py, offsets.len(), |out| {
+        for (out, &offset) in out.iter_mut().zip(offsets) {
+            *out = I::new(offset);
+        }
+        Ok(())
     })
 }
 
-/// The entries of a dense matrix that are not 0 and not below a threshold.
+/// The entries of a dense matrix where a mask is true, or, without one, that are not 0
+/// and not below a threshold. Nobody can write to indices and indptr.
 #[pyfunction]
+#[pyo3(signature = (w, threshold, mask, short))]
 pub fn csr_from_dense<'py>(
     py: Python<'py>,
     w: &Bound<'py, PyAny>,
     threshold: f64,
+    mask: Option<&Bound<'py, PyAny>>,
+    short: bool,
 ) -> PyResult<Parts<'py>> {
     let w = Array::new(w, Name("w", ""))?;
     let dtype = w.compute_dtype()?;
     w.require_ndim(2)?;
     let w = w.contiguous()?;
+    let mask = match mask {
+        None => None,
+        Some(mask) => {
+            let mask = Array::new(mask, Name("mask", ""))?;
+            mask.require_element::<bool>()?;
+            mask.require_shape(w.array.shape(), "w")?;
+            Some(mask.contiguous()?)
+        }
+    };
     let (rows, columns) = (w.array.shape()[0], w.array.shape()[1]);
     with_compute!(dtype, T => {
-        // SAFETY: checked just now; nothing here writes to it.
-        let dense = unsafe { w.slice::<T>() };
-        let threshold = threshold as T;
-        let offsets = run(py, || core::row_offsets(dense, rows, columns, threshold))?;
+        // SAFETY: checked just now; nothing here writes to them. NumPy keeps booleans
+        // as bytes 0 and 1.
+        let (dense, mask) = unsafe { (w.slice::<T>(), mask.as_ref().map(|mask| mask.slice())) };
+        let keep = mask.map_or(Keep::AtLeast(threshold as T), Keep::Mask);
+        let offsets = run(py, || core::row_offsets(dense, rows, columns, keep))?;
         let largest = offsets[rows].max(columns);
-        if largest <= <i32 as Index>::MAX {
-            fill::<T, i32>(py, dense, columns, threshold, &offsets)
+        if short {
+            fill::<T, i16, i32>(py, dense, columns, keep, &offsets)
+        } else if largest <= <i32 as Index>::MAX {
+            fill::<T, i32, i32>(py, dense, columns, keep, &offsets)
         } else {
-            fill::<T, i64>(py, dense, columns, threshold, &offsets)
+            fill::<T, i64, i64>(py, dense, columns, keep, &offsets)
         }
     })
 }
 
-fn fill<'py, T: Float + numpy::Element, I: Index + numpy::Element>(
+fn fill<'py, T, I, P>(
     py: Python<'py>,
     dense: &[T],
     columns: usize,
-    threshold: T,
+    keep: Keep<'_, T>,
     offsets: &[usize],
-) -> PyResult<Parts<'py>> {
+) -> PyResult<Parts<'py>>
+where
+    T: Float + numpy::Element,
+    I: Index + numpy::Element,
+    P: Index + numpy::Element,
+{
     let nnz = offsets.last().copied().unwrap_or(0);
+    if nnz > P::MAX || columns.saturating_sub(1) > I::MAX {
+        return Err(PyValueError::new_err(format!(
+            "index_dtype is too small for {columns} columns and {nnz} entries"
+        )));
+    }
     let data = PyArray1::<T>::zeros(py, [nnz], false);
-    let indices = PyArray1::<I>::zeros(py, [nnz], false);
-    // SAFETY: both are new, and nothing else knows them.
-    let (data_slice, indices_slice) = unsafe { (data.as_slice_mut()?, indices.as_slice_mut()?) };
-    run(py, || core::fill(dense, columns, threshold, offsets, data_slice, indices_slice))?;
-    let indptr = PyArray1::from_iter(py, offsets.iter().map(|&i| I::new(i)));
-    Ok((data.into_any(), indices.into_any(), indptr.into_any()))
-}
-
-/// The dense form of a matrix.
-#[pyfunction]
-pub fn csr_to_dense<'py>(
-    py: Python<'py>,
-    parts: Parts<'py>,
-    shape: (usize, usize),
-) -> PyResult<Bound<'py, PyAny>> {
-    let matrix = Matrix::new(parts, shape)?;
-    with_types!(matrix, T, I => {
-        // SAFETY: the types are the matrix's; nothing here writes to it.
-        let csr = unsafe { matrix.csr::<T, I>(py)? };
-        let dense = PyArray2::<T>::zeros(py, [shape.0, shape.1], false);
-        // SAFETY: new, and nothing else knows it.
-        let slice = unsafe { dense.as_slice_mut()? };
-        run(py, || core::to_dense(csr, slice))?;
-        Ok(dense.into_any())
-    })
-}
-
-/// `out = a @ x`, or `a.T @ x`; `out` must be given, of any non-negative strides.
-#[pyfunction]
-pub fn csr_matmul<'py>(
-    py: Python<'py>,
-    parts: Parts<'py>,
-    shape: (usize, usize),
-    transposed: bool,
-    x: &Bound<'py, PyAny>,
-    out: &Bound<'py, PyAny>,
-) -> PyResult<()> {
-    let matrix = Matrix::new(parts, shape)?;
-    let (rows, inner) = if transposed { (shape.1, shape.0) } else { shape };
-    let x = Operand::new(x, Name("X", ""), matrix.dtype, false)?;
-    let out = Operand::new(out, Name("out", ""), matrix.dtype, true)?;
-    x.require_shape(inner, x.columns)?;
-    out.require_shape(rows, x.columns)?;
-    let memory = out.memory();
-    require_disjoint(&out.array, &memory, &x.array, &x.memory())?;
-    matrix.require_disjoint(&out.array, &memory)?;
-    with_types!(matrix, T, I => {
-        // SAFETY: the types were checked, and `out` overlaps nothing.
-        let (a, x, out) = unsafe { (matrix.csr::<T, I>(py)?, x.dense::<T>(), out.dense_mut::<T>()) };
-        run(py, || if transposed { core::matmul_transposed(a, x, out) } else { core::matmul(a, x, out) })
-    })
-}
-
-/// The entries of `u @ v` at those of the pattern, into `out`.
-#[pyfunction]
-pub fn sddmm<'py>(
-    py: Python<'py>,
-    parts: Parts<'py>,
-    shape: (usize, usize),
-    u: &Bound<'py, PyAny>,
-    v: &Bound<'py, PyAny>,
-    out: &Bound<'py, PyAny>,
-) -> PyResult<()> {
-    let pattern = Matrix::new(parts, shape)?;
-    let u = Operand::new(u, Name("U", ""), pattern.dtype, false)?;
-    let v = Operand::new(v, Name("V", ""), pattern.dtype, false)?;
-    u.require_shape(shape.0, u.columns)?;
-    v.require_shape(u.columns, shape.1)?;
-    let out = Array::new(out, Name("out", ""))?;
-    out.require_dtype(pattern.dtype, "data")?;
-    out.require_shape(pattern.data.array.shape(), "data")?;
-    out.require_in_place()?;
-    let memory = out.memory();
-    require_disjoint(&out, &memory, &u.array, &u.memory())?;
-    require_disjoint(&out, &memory, &v.array, &v.memory())?;
-    pattern.require_disjoint(&out, &memory)?;
-    with_types!(pattern, T, I => {
-        // SAFETY: the types were checked, and `out` overlaps nothing.
-        let (csr, u, v, out) =
-            unsafe { (pattern.csr::<T, I>(py)?, u.dense::<T>(), v.dense::<T>(), out.slice_mut::<T>()) };
-        run(py, || core::sddmm(csr, u, v, out))
-    })
+    // SAFETY: new, and nothing else knows it.
+    let values = unsafe { data.as_slice_mut()? };
+    let indices = immutable::<I>(py, nnz, |indices| {
+        run(py, || core::fill(dense, columns, keep, offsets, values, indices))
+    })?;
+    Ok((data.into_any(), indices, indptr::<P>(py, offsets)?))
 }

@@ -168,12 +168,6 @@ impl<T: Float> Rows<'_, T> {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(i * self.stride), width) }
     }
-
-    /// The first `width` elements of a row.
-    #[inline(always)]
-    pub fn row(&self, i: usize, width: usize) -> &[T] {
-        &self.data[i * self.stride..][..width]
-    }
 }
 
 /// `W` elements of each of some rows.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::csr::{Index, Pattern};
+use super::csr::{Csr, Index, Pattern};
 use super::dense::{Dense, Rows};
 use crate::element::Float;
 use crate::parallel::SharedMut;
@@ -23,53 +23,65 @@ const TILE: usize = 128 * 1024;
 /// Rows that go through a tile before the next is begun.
 const BLOCK: usize = 64;
 
-/// `out[p] = sum_k u[r, k] v[k, c]` for every entry `p = (r, c)` of the pattern,
-/// in the order of its indices: the gradient of a loss with respect to the
-/// entries of a sparse weight, for one.
+/// `out[p] = sum_k u[r, k] v[k, c]` for every entry `p = (r, c)` of the matrix, in the
+/// order of its values, which do not count themselves; added to what `out` holds if it
+/// is to accumulate. The gradient of a loss with respect to a sparse weight, for one.
 ///
 /// Term `k` goes to sum `k % 8` of an element, and those are added as a tree.
 ///
 /// # Panics
 /// If the shapes do not fit, or an index is out of range.
-pub fn sddmm<T: Float, I: Index>(
-    pattern: Pattern<'_, I>,
+pub fn sddmm<T: Float, I: Index, const R: usize, const C: usize>(
+    a: Csr<'_, T, I, R, C>,
     u: Dense<'_, T>,
     v: Dense<'_, T>,
     out: &mut [T],
+    accumulate: bool,
 ) {
-    assert_eq!((pattern.rows(), pattern.columns()), (u.rows(), v.columns()));
+    assert_eq!((a.rows(), a.columns()), (u.rows(), v.columns()));
     assert_eq!(u.columns(), v.rows());
-    assert_eq!(pattern.entries(), out.len());
+    let pattern = a.pattern();
+    assert_eq!(pattern.entries() * R * C, out.len());
     let inner = u.columns();
-    let width = if inner == 1 { 1 } else { inner.next_multiple_of(LANES) };
-    let (u, v) = (u.to_rows(width, false), v.transposed().to_rows(width, true));
+    let width = if inner == 1 && R * C == 1 { 1 } else { inner.next_multiple_of(LANES) };
+    let (u, v) = (u.to_rows(width, R > 1), v.transposed().to_rows(width, true));
     let out = SharedMut::new(out);
-    let cycles = (width * size_of::<T>() / 32).max(4);
+    let cycles = (4 + width * size_of::<T>() / 24) * R * C;
     pattern.for_rows(GRAIN.div_ceil(cycles), |rows| {
-        simd::dispatch(Sample { pattern, u: &u, v: &v, width, out: &out, rows });
+        simd::dispatch(Sample::<T, I, R, C> {
+            pattern,
+            u: &u,
+            v: &v,
+            width,
+            out: &out,
+            accumulate,
+            rows,
+        });
     });
 }
 
-struct Sample<'a, T: Float, I> {
+struct Sample<'a, T: Float, I, const R: usize, const C: usize> {
     pattern: Pattern<'a, I>,
     u: &'a Rows<'a, T>,
     v: &'a Rows<'a, T>,
     width: usize,
     out: &'a SharedMut<'a, T>,
+    accumulate: bool,
     rows: Range<usize>,
 }
 
-impl<T: Float, I: Index> Kernel for Sample<'_, T, I> {
+impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T, I, R, C> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Sample { pattern, u, v, width, .. } = self;
+        let Sample { pattern, u, v, width, out, accumulate, ref rows } = self;
         let columns = pattern.columns();
-        let height = (TILE / (width * size_of::<T>()).max(1)).max(1);
+        assert!(rows.end * R <= u.count() && columns * C <= v.count());
+        let height = (TILE / (C * width * size_of::<T>()).max(1)).max(1);
         let mut next = [0; BLOCK];
-        for top in self.rows.clone().step_by(BLOCK) {
-            let rows = top..self.rows.end.min(top + BLOCK);
+        for top in rows.clone().step_by(BLOCK) {
+            let rows = top..rows.end.min(top + BLOCK);
             for (next, row) in next.iter_mut().zip(rows.clone()) {
                 *next = pattern.row(row).start;
             }
@@ -80,12 +92,23 @@ impl<T: Float, I: Index> Kernel for Sample<'_, T, I> {
                     let entries = *next..pattern.row(row).end;
                     let rest = &pattern.indices()[entries.clone()];
                     // SAFETY: tasks have different rows.
-                    let out = unsafe { self.out.slice(entries) };
-                    *next += if width == 1 {
-                        scale(u.row(row, 1)[0], v, rest, right, out)
-                    } else {
-                        sample(u.row(row, width), v, rest, right, out)
+                    let out = unsafe { out.slice(entries.start * R * C..entries.end * R * C) };
+                    let mut put = |at: usize, sums: &[T]| {
+                        for (out, sum) in out[at..at + sums.len()].iter_mut().zip(sums) {
+                            *out = if accumulate { *out + *sum } else { *sum };
+                        }
                     };
+                    // SAFETY: `rows` and `right` are not beyond what was counted above.
+                    let done = unsafe {
+                        if R * C > 1 {
+                            blocks::<T, I, R, C>((u, v), width, row, rest, right, &mut put)
+                        } else if width == 1 {
+                            scale(u.row_unchecked(row, 1)[0], v, rest, right, &mut put)
+                        } else {
+                            sample(u.row_unchecked(row, width), v, rest, right, &mut put)
+                        }
+                    };
+                    *next += done;
                     if right < columns {
                         simd::prefetch(pattern.indices(), *next);
                     }
@@ -100,22 +123,24 @@ impl<T: Float, I: Index> Kernel for Sample<'_, T, I> {
 
 /// The products of `u` with the first rows of `v`, of one element each, up to one that
 /// is not above `end`; returns how many there are.
+///
+/// # Safety
+/// `v` must have `end` rows.
 #[inline(always)]
-fn scale<T: Float, I: Index>(
+unsafe fn scale<T: Float, I: Index>(
     u: T,
     v: &Rows<'_, T>,
     rows: &[I],
     end: usize,
-    out: &mut [T],
+    put: &mut impl FnMut(usize, &[T]),
 ) -> usize {
-    assert!(end <= v.count());
     let mut done = 0;
-    for (out, row) in out.iter_mut().zip(rows) {
+    for row in rows {
         if row.get() >= end {
             break;
         }
-        // SAFETY: below `end`, see above.
-        *out = u * unsafe { v.row_unchecked(row.get(), 1) }[0];
+        // SAFETY: below `end`.
+        put(done, &[u * unsafe { v.row_unchecked(row.get(), 1) }[0]]);
         done += 1;
     }
     done
@@ -124,37 +149,82 @@ fn scale<T: Float, I: Index>(
 /// The dot products of `u` with the first rows of `v`, up to one that is not above
 /// `end`; returns how many there are. In a row of the pattern that is not sorted, some
 /// wait for a later tile.
+///
+/// # Safety
+/// `v` must have `end` rows, as wide as `u`.
 #[inline(always)]
-fn sample<T: Float, I: Index>(
+unsafe fn sample<T: Float, I: Index>(
     u: &[T],
     v: &Rows<'_, T>,
     rows: &[I],
     end: usize,
-    out: &mut [T],
+    put: &mut impl FnMut(usize, &[T]),
 ) -> usize {
-    assert!(end <= v.count());
-    let width = u.len();
-    // SAFETY: those asked for are below `end`, see above.
-    let row = |i: I| unsafe { v.row_unchecked(i.get(), width) };
+    // SAFETY: those asked for are below `end`, see below.
+    let row = |i: I| unsafe { v.row_unchecked(i.get(), u.len()) };
     let mut done = 0;
-    for (rows, out) in rows.chunks(GROUP).zip(out.chunks_mut(GROUP)) {
-        if let (Some(rows), Some(out)) = (rows.first_chunk::<GROUP>(), out.first_chunk_mut())
+    for rows in rows.chunks(GROUP) {
+        if let Some(rows) = rows.first_chunk::<GROUP>()
             && rows.iter().fold(0, |last, row| row.get().max(last)) < end
         {
-            *out = dot(u, rows.map(row));
+            put(done, &dot(u, rows.map(row)));
             done += GROUP;
             continue;
         }
         let count = rows.iter().take_while(|row| row.get() < end).count();
         if count > 0 {
             let rows: [I; GROUP] = std::array::from_fn(|i| rows[i.min(count - 1)]);
-            let sums = dot(u, rows.map(row));
-            for (out, sum) in out.iter_mut().zip(sums).take(count) {
-                *out = sum;
-            }
+            put(done, &dot(u, rows.map(row))[..count]);
         }
         done += count;
         break;
+    }
+    done
+}
+
+/// As [`sample`], for a row of blocks: each value is the dot product of a row of `u`
+/// and one of `v`.
+///
+/// # Safety
+/// There must be `row + 1` times `R` rows in `u` and `end` times `C` rows in `v`, all of
+/// this width.
+#[inline(always)]
+unsafe fn blocks<T: Float, I: Index, const R: usize, const C: usize>(
+    (u, v): (&Rows<'_, T>, &Rows<'_, T>),
+    width: usize,
+    row: usize,
+    columns: &[I],
+    end: usize,
+    put: &mut impl FnMut(usize, &[T]),
+) -> usize {
+    const { assert!(R * C == 1 || R.is_multiple_of(GROUP) || C.is_multiple_of(GROUP)) };
+    // SAFETY: those asked for exist: rows of this row's blocks, and columns below `end`.
+    let u = |r: usize| unsafe { u.row_unchecked(row * R + r, width) };
+    let mut done = 0;
+    for column in columns {
+        if column.get() >= end {
+            break;
+        }
+        // SAFETY: as above.
+        let v = |c: usize| unsafe { v.row_unchecked(column.get() * C + c, width) };
+        let at = done * R * C;
+        if C.is_multiple_of(GROUP) {
+            for r in 0..R {
+                for c in (0..C).step_by(GROUP) {
+                    put(at + r * C + c, &dot(u(r), std::array::from_fn(|g| v(c + g))));
+                }
+            }
+        } else {
+            for r in (0..R).step_by(GROUP) {
+                for c in 0..C {
+                    let sums = dot(v(c), std::array::from_fn(|g| u(r + g)));
+                    for (g, sum) in sums.iter().enumerate() {
+                        put(at + (r + g) * C + c, &[*sum]);
+                    }
+                }
+            }
+        }
+        done += 1;
     }
     done
 }

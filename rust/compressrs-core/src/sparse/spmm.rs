@@ -27,9 +27,9 @@ pub(super) const fn panel_bytes(block_rows: usize) -> usize {
 /// Rows of a block whose sums are in registers together.
 pub(super) const GROUP: usize = 4;
 
-/// Bytes of a panel's tile: the least, which leaves the first level of cache only in
-/// part, and the most, which stays in the second.
-const TILE: Range<usize> = 64 * 1024..384 * 1024;
+/// Bytes of a panel's tile: the least, which stays in the first level of cache, and the
+/// most, which stays in the second.
+const TILE: Range<usize> = 24 * 1024..384 * 1024;
 
 /// Reads of each row of the dense matrix that pay for a copy of it which is aligned
 /// to the lines of the cache.
@@ -70,7 +70,7 @@ pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
     let pattern = a.pattern();
     let long = long_rows(a, x);
     let y = y.share();
-    let cycles = (x.columns() * size_of::<T>() / 32).max(2) * R * C;
+    let cycles = 4 + x.columns() * size_of::<T>() * R * C / 24;
     pattern.for_rows(GRAIN.div_ceil(cycles), |rows| {
         let values = a.values(pattern.offsets()[rows.start]..pattern.offsets()[rows.end]);
         let task = Task { pattern, rows, values, long: &long, y: &y, epilogue };
@@ -176,8 +176,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
         let (pattern, columns) = (task.pattern, task.pattern.columns());
         let x = panel.rows.view::<W>();
         let first = pattern.offsets()[task.rows.start];
-        let entries = pattern.offsets()[task.rows.end] - first;
-        let height = tile_height(entries, task.rows.len(), columns, W * C * size_of::<T>());
+        let height = tile_height(pattern, W * C * size_of::<T>());
         let mut sums = Scratch::new(R * BLOCK.min(task.rows.len()) * W);
         let (sums, _) = sums.as_chunks_mut::<W>();
         let mut next = [0; BLOCK];
@@ -243,9 +242,12 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
 }
 
 /// How many columns of the pattern make a tile, for rows of a panel of so many bytes.
+///
+/// Sums depend on it, so it must not depend on what part of the matrix a task has.
 #[inline(always)]
-pub(super) fn tile_height(entries: usize, rows: usize, columns: usize, bytes: usize) -> usize {
-    let enough = (DENSE_ENOUGH * rows * columns).div_ceil(entries.max(1));
+pub(super) fn tile_height<I: Index>(pattern: Pattern<'_, I>, bytes: usize) -> usize {
+    let (rows, columns) = (pattern.rows(), pattern.columns());
+    let enough = (DENSE_ENOUGH * rows * columns).div_ceil(pattern.entries().max(1));
     if enough * bytes > TILE.end { columns } else { enough.max(TILE.start / bytes).max(1) }
 }
 

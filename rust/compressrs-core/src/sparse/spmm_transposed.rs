@@ -89,7 +89,10 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C>
         let mut sums = Scratch::<T>::new(self.pieces * rows * W);
         let shared = SharedMut::new(&mut sums);
         let tasks = self.pieces * parts;
-        let cycles = (entries * W * R * C * size_of::<T>()).div_ceil(16);
+        // Not of `V`, which depends on the number of threads: where rows are not sorted,
+        // tiles decide the order of sums.
+        let height = tile_height(self.a.pattern(), W * C * size_of::<T>());
+        let cycles = entries * (4 + W * R * C * size_of::<T>() / 16);
         parallel::for_each(0..tasks, if cycles < 2 * GRAIN { tasks } else { 1 }, 1, |some| {
             for task in some {
                 let (piece, part) = (task / parts, task % parts);
@@ -101,7 +104,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C>
                 let sums = unsafe { shared.slice(task * rows * V..(task + 1) * rows * V) };
                 let (sums, _) = sums.as_chunks_mut::<V>();
                 let x = self.panel.rows.view::<W>().columns::<V>(part * V);
-                simd::dispatch(Scatter { a: self.a, x, entries, sums });
+                simd::dispatch(Scatter { a: self.a, x, entries, height, sums });
             }
         });
         let grain = GRAIN.div_ceil(W * self.pieces).next_multiple_of(BLOCK);
@@ -117,6 +120,8 @@ struct Scatter<'a, T, I, const R: usize, const C: usize, const V: usize> {
     a: Csr<'a, T, I, R, C>,
     x: RowsView<'a, T, V>,
     entries: Range<usize>,
+    /// Columns of the pattern in a tile.
+    height: usize,
     sums: &'a mut [[T; V]],
 }
 
@@ -127,7 +132,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
 
     #[inline(always)]
     fn run(self) {
-        let Scatter { a, x, entries, sums } = self;
+        let Scatter { a, x, entries, height, sums } = self;
         sums.fill([T::zero(); V]);
         if entries.is_empty() {
             return;
@@ -141,7 +146,6 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
             let row = pattern.row(row);
             row.start.max(entries.start)..row.end.min(entries.end)
         };
-        let height = tile_height(entries.len(), last - first, columns, V * C * size_of::<T>());
         let mut next = [0; BLOCK];
         for top in (first..last).step_by(BLOCK) {
             let rows = top..last.min(top + BLOCK);

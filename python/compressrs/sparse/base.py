@@ -1,0 +1,405 @@
+"""What sparse matrices share: their arrays, and products in every order."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+
+_M = TypeVar("_M", bound="SparseMatrix")
+
+
+class Products:
+    """Products of a matrix with a dense one, on either side."""
+
+    # NumPy leaves `X @ A` to us.
+    __array_ufunc__ = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values."""
+        raise NotImplementedError
+
+    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
+        """Write ``self @ x``, both with two axes."""
+        raise NotImplementedError
+
+    def matmul(
+        self,
+        x: Array,
+        out: Array | None = None,
+        *,
+        bias: Array | None = None,
+        relu: bool = False,
+        accumulate: bool = False,
+    ) -> npt.NDArray[Any]:
+        r"""Return ``self @ x``, with what follows it in the same pass.
+
+        .. math:: y \leftarrow \phi(A x + y + b)
+
+        where :math:`y` is added if `accumulate`, :math:`b` is `bias`, and :math:`\phi` is
+        :math:`\max(\cdot, 0)` if `relu`.
+
+        Parameters
+        ----------
+        x : array, shape (columns, n) or (columns,)
+            Of the matrix's dtype, in any order. Copied first if strides are
+            negative.
+        out : array, shape (rows, n) or (rows,), optional
+            Where to write the result; any order.
+        bias : array, shape (rows,), optional
+            Of the matrix's dtype.
+        relu : bool, default False
+            Whether negative results become 0. NaN stays NaN.
+        accumulate : bool, default False
+            Whether to add to what `out` holds.
+
+        Returns
+        -------
+        array, shape (rows, n) or (rows,)
+            `out` if given. Otherwise in the order of `x`.
+
+        Raises
+        ------
+        TypeError
+            If `x`, `out` or `bias` is not an array of the matrix's dtype.
+        ValueError
+            If shapes do not fit, `out` cannot be written or shares memory with
+            anything read, `accumulate` is asked for without `out`, or the matrix's
+            arrays have become invalid.
+
+        Notes
+        -----
+        The order of a sum depends on the shapes alone, so results do not depend on the
+        number of threads. Which order it is depends on the number of columns of `x`.
+        """
+        x = as_array(x, "X")
+        if x.ndim not in (1, 2):
+            raise ValueError(f"X must have 1 or 2 axes, got shape {x.shape}")
+        if x.shape[0] != self.shape[1]:
+            need = (self.shape[1], *x.shape[1:])
+            raise ValueError(f"X must have shape {need}, got {x.shape}")
+        shape = (self.shape[0], *x.shape[1:])
+        if out is None:
+            if accumulate:
+                raise ValueError("accumulate adds to out, which must be given")
+            # In the order of X, so that the transpose of the result is as well.
+            turned = x.flags.f_contiguous and not x.flags.c_contiguous
+            out = np.empty(shape, self.dtype, order="F" if turned else "C")
+        else:
+            out = as_array(out, "out")
+            if out.shape != shape:
+                raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        if bias is not None:
+            bias = as_array(bias, "bias")
+        x2, out2 = (x, out) if x.ndim == 2 else (x[:, None], out[:, None])
+        self._multiply(x2, out2, (bool(accumulate), bias, bool(relu)))
+        return out
+
+    def __matmul__(self, x: Array) -> npt.NDArray[Any]:
+        return self.matmul(x)
+
+    def __rmatmul__(self, y: Array) -> npt.NDArray[Any]:
+        return self.rmatmul(y)
+
+    def rmatmul(
+        self,
+        y: Array,
+        out: Array | None = None,
+        *,
+        bias: Array | None = None,
+        relu: bool = False,
+        accumulate: bool = False,
+    ) -> npt.NDArray[Any]:
+        """Return ``y @ self``; as `matmul`, with shapes the other way round.
+
+        A layer's forward pass is ``weight.T.rmatmul(x, bias=bias)``.
+
+        Parameters
+        ----------
+        y : array, shape (n, rows) or (rows,)
+        out : array, shape (n, columns) or (columns,), optional
+        bias : array, shape (columns,), optional
+        relu, accumulate : bool, default False
+        """
+        y = as_array(y, "X")
+        if y.ndim not in (1, 2):
+            raise ValueError(f"X must have 1 or 2 axes, got shape {y.shape}")
+        if out is not None:
+            out = as_array(out, "out")
+        if y.shape[-1] != self.shape[0]:
+            need = (*y.shape[:-1], self.shape[0])
+            raise ValueError(f"X must have shape {need}, got {y.shape}")
+        shape = (*y.shape[:-1], self.shape[1])
+        if out is not None and out.shape != shape:
+            raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        product = self._turned().matmul(
+            y.T, None if out is None else out.T, bias=bias, relu=relu, accumulate=accumulate
+        )
+        return np.asarray(product.T) if out is None else out
+
+    def _turned(self) -> Products:
+        """Return the transpose."""
+        raise NotImplementedError
+
+
+#: Whether to accumulate, the bias, whether to cut off at 0.
+_Epilogue = tuple[bool, Array | None, bool]
+
+
+class SparseMatrix(Products):
+    """Base of the sparse matrices: three arrays that are used, not copied.
+
+    Attributes
+    ----------
+    data, indices, indptr : array
+    shape : pair of int
+        Rows and columns.
+    nnz : int
+        Number of stored values.
+    dtype : dtype
+        That of `data`.
+    T : TransposedMatrix
+        The transpose, which shares the arrays.
+    """
+
+    #: As `scipy.sparse` names it.
+    format: ClassVar[str]
+
+    def __init__(self, arrays: tuple[Array, Array, Array], shape: tuple[int, int]) -> None:
+        try:
+            data, indices, indptr = arrays
+        except (TypeError, ValueError):
+            raise TypeError("arrays must be a tuple (data, indices, indptr)") from None
+        self._parts = (
+            as_array(data, "data"),
+            as_array(indices, "indices"),
+            as_array(indptr, "indptr"),
+        )
+        self._shape = as_shape(shape)
+        self._core = _core.Sparse(self._parts, self._shape, self._blocksize())
+
+    def _blocksize(self) -> tuple[int, int]:
+        """Return the shape of what an index stands for."""
+        return (1, 1)
+
+    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
+        self._core.matmul(False, x, out, epilogue)
+
+    def _turned(self) -> Products:
+        return self.T
+
+    def _flat(self, out: Array) -> Array:
+        """Return a view of values for all entries in the order of the core."""
+        return out
+
+    def with_data(self: _M, data: Array) -> _M:
+        """Return a matrix of other values at the same places, which shares the pattern."""
+        return type(self)((data, self.indices, self.indptr), self._shape)
+
+    def copy(self: _M) -> _M:
+        """Return a matrix with arrays of its own, whose pattern nobody can write to.
+
+        A pattern that cannot change is checked once, not at each product.
+        """
+        data, indices, indptr = self._parts
+        return type(self)((data.copy(), immutable(indices), immutable(indptr)), self._shape)
+
+    def astype(self: _M, dtype: npt.DTypeLike) -> _M:
+        """Return a matrix with values of another dtype, float32 or float64."""
+        return self.with_data(self.data.astype(dtype))
+
+    def to_dense(self) -> npt.NDArray[Any]:
+        """Return the matrix as an array; repeated entries are added up."""
+        return self._core.to_dense()
+
+    def toarray(self) -> npt.NDArray[Any]:
+        """Return `to_dense`, by SciPy's name."""
+        return self.to_dense()
+
+    @property
+    def data(self) -> npt.NDArray[Any]:
+        """The stored values."""
+        return self._parts[0]
+
+    @property
+    def indices(self) -> npt.NDArray[Any]:
+        """The columns of the stored values, or the block columns of the blocks."""
+        return self._parts[1]
+
+    @property
+    def indptr(self) -> npt.NDArray[Any]:
+        """Where each row starts in `indices`, and the end of the last."""
+        return self._parts[2]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """2, as of an array."""
+        return 2
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored values."""
+        return self.data.size
+
+    @property
+    def size(self) -> int:
+        """Number of stored values, as SciPy counts it."""
+        return self.nnz
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values."""
+        return self.data.dtype
+
+    @property
+    def T(self) -> TransposedMatrix:
+        """The transpose, which shares the arrays."""
+        return TransposedMatrix(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of shape {self.shape}, {self.dtype}, "
+            f"with {self.nnz} stored entries>"
+        )
+
+
+class TransposedMatrix(Products):
+    """The transpose of a sparse matrix, sharing its arrays; made by its `T`.
+
+    Attributes
+    ----------
+    T : SparseMatrix
+        The matrix that this is the transpose of.
+    """
+
+    def __init__(self, matrix: SparseMatrix) -> None:
+        self.T = matrix
+
+    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
+        self.T._core.matmul(True, x, out, epilogue)
+
+    def _turned(self) -> Products:
+        return self.T
+
+    def to_dense(self) -> npt.NDArray[Any]:
+        """Return the matrix as an array."""
+        dense: Array = self.T.to_dense().T
+        return dense
+
+    def toarray(self) -> npt.NDArray[Any]:
+        """Return `to_dense`, by SciPy's name."""
+        return self.to_dense()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.T.shape
+        return columns, rows
+
+    @property
+    def ndim(self) -> int:
+        """2, as of an array."""
+        return 2
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored values."""
+        return self.T.nnz
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values."""
+        return self.T.dtype
+
+    def __repr__(self) -> str:
+        return f"<transpose of {self.T!r}>"
+
+
+def sddmm(
+    pattern: SparseMatrix, u: Array, v: Array, out: Array | None = None, *, accumulate: bool = False
+) -> npt.NDArray[Any]:
+    """Return the entries of ``u @ v`` at those of a sparse pattern.
+
+    ``out[p] = sum_k u[i, k] v[k, j]`` for each stored entry ``p = (i, j)``, in the
+    order of ``pattern.data``: for ``Y = X @ A.T`` the gradient of a loss with
+    respect to ``A.data`` is ``sddmm(A, dY.T, X)``. The name stands for sampled
+    dense-dense matrix multiplication. Of entries that repeat, each gets the same.
+
+    Parameters
+    ----------
+    pattern : SparseMatrix, shape (m, n)
+        Where to sample; the values of its `data` do not count.
+    u : array, shape (m, k)
+    v : array, shape (k, n)
+        Of the pattern's dtype, in any order; views are welcome.
+    out : array of the shape of ``pattern.data``, optional
+        Where to write the result; C-contiguous.
+    accumulate : bool, default False
+        Whether to add to what `out` holds.
+
+    Returns
+    -------
+    array of the shape of ``pattern.data``
+
+    Raises
+    ------
+    TypeError
+        If `pattern` is not a sparse matrix, or an array is of another dtype.
+    ValueError
+        If shapes do not fit, `out` cannot be written or shares memory with
+        anything read, or `accumulate` is asked for without `out`.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> A = cr.sparse.CSRMatrix.from_dense(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    >>> cr.sparse.sddmm(A, np.array([[1.0], [2.0]]), np.array([[10.0, 100.0]]))
+    array([100.,  20.])
+    """
+    if not isinstance(pattern, SparseMatrix):
+        raise TypeError(
+            f"pattern must be a sparse matrix of compressrs, got {type(pattern).__name__}"
+        )
+    u, v = as_array(u, "U"), as_array(v, "V")
+    if out is None:
+        if accumulate:
+            raise ValueError("accumulate adds to out, which must be given")
+        out = np.empty(pattern.data.shape, pattern.dtype)
+    else:
+        out = as_array(out, "out")
+    pattern._core.sddmm(u, v, pattern._flat(out), bool(accumulate))
+    return out
+
+
+def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return `shape` as a pair of integers that are not negative."""
+    try:
+        rows, columns = map(operator.index, shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"shape must be a pair of integers, got {shape!r}") from None
+    if not (0 <= rows < 2**62 and 0 <= columns < 2**62):
+        raise ValueError(f"shape must not be negative, nor huge, got {shape!r}")
+    return rows, columns
+
+
+def immutable(x: Array) -> Array:
+    """Return a copy of an array of one axis that nobody can write to."""
+    # `frombuffer` does not take empty buffers.
+    frozen: Array = np.frombuffer(x.tobytes(), x.dtype) if x.size else x.copy()
+    return frozen

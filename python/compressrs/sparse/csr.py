@@ -1,0 +1,255 @@
+"""Compressed sparse rows: entries anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+from compressrs._checks import choice, number
+from compressrs.sparse.base import SparseMatrix, immutable
+from compressrs.sparse.patterns import carry, intersection, keys, union
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+
+class CSRMatrix(SparseMatrix):
+    """A matrix in compressed sparse row form.
+
+    The entries of row ``i`` are ``data[indptr[i]:indptr[i + 1]]``, in the columns
+    ``indices[indptr[i]:indptr[i + 1]]``. Indices may be unsorted and may repeat;
+    repeated entries count as their sum (see `canonical`). The arrays are used, not
+    copied, and `data` is an ordinary array: an optimizer can train it.
+
+    Parameters
+    ----------
+    arrays : tuple of array
+        ``(data, indices, indptr)``: data float32 or float64, indices int16, int32 or
+        int64, indptr int32 or int64; one axis each, contiguous.
+    shape : pair of int
+        Rows and columns.
+
+    Attributes
+    ----------
+    data, indices, indptr : array
+        As above. Arrays that may have been written to are checked again in every
+        product. Those that `from_dense`, `copy` and the methods that make a new
+        matrix give cannot be written to, and are checked once.
+    shape : pair of int
+    nnz : int
+        Number of stored entries.
+    dtype : dtype
+        That of `data`.
+    T : TransposedMatrix
+        The transpose, which shares the arrays.
+
+    Raises
+    ------
+    TypeError
+        If an array is of another dtype.
+    ValueError
+        If the arrays do not describe a matrix of this shape.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> A = cr.sparse.CSRMatrix.from_dense(np.array([[0.0, 2.0], [0.0, 0.0], [3.0, 0.0]]))
+    >>> A
+    <CSRMatrix of shape (3, 2), float64, with 2 stored entries>
+    >>> A @ np.array([[1.0], [10.0]])
+    array([[20.],
+           [ 0.],
+           [ 3.]])
+    >>> np.array([[1.0, 10.0]]) @ A.T
+    array([[20.,  0.,  3.]])
+    >>> A.matmul(np.array([1.0, 10.0]), bias=np.array([0.5, -1.0, -4.0]), relu=True)
+    array([20.5,  0. ,  0. ])
+    """
+
+    format = "csr"
+
+    @classmethod
+    def from_dense(
+        cls,
+        w: Array,
+        threshold: float = 0.0,
+        *,
+        mask: Array | None = None,
+        index_dtype: str | None = None,
+    ) -> CSRMatrix:
+        """Store what is not 0 and not below a threshold in magnitude, or what a mask keeps.
+
+        Parameters
+        ----------
+        w : array, shape (rows, columns)
+            float32 or float64. Copied first if not C-contiguous.
+        threshold : float, default 0.0
+            ``|w| < threshold`` is left out. NaN is stored.
+        mask : array of bool, shape (rows, columns), optional
+            True is stored, even if it is 0: a pattern to train in. Instead of a
+            threshold.
+        index_dtype : {"int16"}, optional
+            For indices of 2 bytes, where there are at most 32,768 columns.
+
+        Returns
+        -------
+        CSRMatrix
+            With indices in ascending order: int16 if asked for, else int32 where they
+            suffice, else int64.
+
+        Raises
+        ------
+        TypeError
+            If `w` is not an array of such a dtype, or `mask` not of bool.
+        ValueError
+            If `w` has not two axes, `threshold` is negative or not finite, both it and
+            a mask are given, or there are too many columns for the index dtype.
+        """
+        w = as_array(w, "w")
+        threshold = number(threshold, "threshold", 0)
+        if mask is not None:
+            mask = as_array(mask, "mask")
+            if threshold:
+                raise ValueError("threshold and mask cannot both choose what is stored")
+        if index_dtype is not None:
+            choice(index_dtype, "index_dtype", ("int16",))
+        parts = _core.csr_from_dense(w, threshold, mask, index_dtype is not None)
+        return cls(parts, w.shape)
+
+    @classmethod
+    def from_scipy(cls, matrix: scipy.sparse.csr_array | scipy.sparse.csr_matrix) -> CSRMatrix:
+        """Share the arrays of a SciPy CSR matrix; nothing is copied.
+
+        Since its owner can write to them, they are checked in every product; `copy`
+        gives a matrix whose pattern is checked once.
+
+        Raises
+        ------
+        TypeError
+            If it is not in CSR form (convert it with ``.tocsr()``).
+        """
+        if getattr(matrix, "format", None) != "csr":
+            got = getattr(matrix, "format", type(matrix).__name__)
+            raise TypeError(f"matrix must be a SciPy CSR matrix (use .tocsr()), got {got}")
+        return cls((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """Return a SciPy CSR array that shares the arrays.
+
+        Nothing is copied, but for int16 indices, which SciPy does not take.
+        """
+        import scipy.sparse
+
+        data, indices, indptr = self._parts
+        if indices.dtype != indptr.dtype:
+            indices = indices.astype(indptr.dtype)
+        return scipy.sparse.csr_array((data, indices, indptr), shape=self.shape, copy=False)
+
+    def pattern(self) -> npt.NDArray[np.bool_]:
+        """Return a boolean array that is True where an entry is stored."""
+        mask = np.zeros(self._shape, np.bool_)
+        mask[self.rows(), self.indices] = True
+        return mask
+
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Return the row of each entry."""
+        return np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
+
+    @property
+    def has_sorted_indices(self) -> bool:
+        """Whether the columns of each row ascend, as most algorithms of others need."""
+        order = keys(self)
+        return bool(np.all(order[:-1] <= order[1:]))
+
+    @property
+    def has_canonical_format(self) -> bool:
+        """Whether the columns of each row ascend and none repeats."""
+        order = keys(self)
+        return bool(np.all(order[:-1] < order[1:]))
+
+    def canonical(self) -> CSRMatrix:
+        """Return the matrix with ascending columns and repeated entries added up.
+
+        Itself if it is so already. Entries that are 0 stay.
+        """
+        if self.has_canonical_format:
+            return self
+        order = np.argsort(keys(self), kind="stable")
+        key, first = np.unique(keys(self)[order], return_index=True)
+        data = np.add.reduceat(self.data[order], first) if first.size else self.data[:0]
+        return _of(key, data.astype(self.dtype, copy=False), self)
+
+    def transpose(self) -> CSRMatrix:
+        """Return the transpose with arrays of its own, its indices ascending.
+
+        `T` is free and as fast in most products. This is for many products of the same
+        values, or for other libraries.
+        """
+        indices, indptr, places = self._core.transpose()
+        rows, columns = self._shape
+        return CSRMatrix((self.data[places], indices, indptr), (columns, rows))
+
+    def scale_rows(self, factors: Array) -> CSRMatrix:
+        """Return the matrix with row ``i`` times ``factors[i]``; it shares the pattern."""
+        return self.with_data(self.data * self._factors(factors, 0)[self.rows()])
+
+    def scale_columns(self, factors: Array) -> CSRMatrix:
+        """Return the matrix with column ``j`` times ``factors[j]``; it shares the pattern."""
+        return self.with_data(self.data * self._factors(factors, 1)[self.indices])
+
+    def _factors(self, factors: Array, axis: int) -> Array:
+        factors = as_array(factors, "factors")
+        if factors.shape != self._shape[axis : axis + 1]:
+            raise ValueError(
+                f"factors must have shape {self._shape[axis : axis + 1]}, got {factors.shape}"
+            )
+        if factors.dtype != self.dtype:
+            raise TypeError(f"factors must have dtype {self.dtype} like data, got {factors.dtype}")
+        return factors
+
+    def with_pattern(self, pattern: CSRMatrix, fill: float = 0.0) -> CSRMatrix:
+        """Return the values at the places of another pattern, `fill` where there were none.
+
+        The pattern's arrays are shared. For an optimizer's state, see `carry`.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ, or a pattern has repeated entries.
+        """
+        return pattern.with_data(carry(self.data, self, pattern, fill))
+
+    def __add__(self, other: CSRMatrix) -> CSRMatrix:
+        """Return the sum, at all places that either stores."""
+        if not isinstance(other, CSRMatrix):
+            return NotImplemented
+        if self.dtype != other.dtype:
+            raise TypeError(f"dtypes must agree, got {self.dtype} and {other.dtype}")
+        a, b = self.canonical(), other.canonical()
+        both = self.union(other)
+        return both.with_data(carry(a.data, a, both) + carry(b.data, b, both))
+
+    def union(self, other: CSRMatrix) -> CSRMatrix:
+        """Return the places that either matrix stores, with this one's values, else 0."""
+        a = self.canonical()
+        return a.with_pattern(_of(union(a, other), None, a))
+
+    def intersection(self, other: CSRMatrix) -> CSRMatrix:
+        """Return the places that both matrices store, with this one's values."""
+        a = self.canonical()
+        return a.with_pattern(_of(intersection(a, other), None, a))
+
+
+def _of(key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix) -> CSRMatrix:
+    """Return a matrix with entries at ascending keys."""
+    rows, columns = like.shape
+    row, column = np.divmod(key, max(columns, 1))
+    counts = np.bincount(row, minlength=rows)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(like.indptr.dtype)
+    indices = column.astype(like.indices.dtype)
+    data = np.zeros(key.size, like.dtype) if data is None else data
+    return CSRMatrix((data, immutable(indices), immutable(indptr)), like.shape)

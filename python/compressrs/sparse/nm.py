@@ -1,0 +1,176 @@
+"""n:m sparsity: n values of each m columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+from compressrs._checks import whole
+from compressrs.sparse.base import SparseMatrix, as_shape, immutable
+from compressrs.sparse.csr import CSRMatrix
+
+
+class NMMatrix(SparseMatrix):
+    """A matrix that stores `n` of each `m` columns, as 2:4 does.
+
+    Every row has as many entries, in every part of it, which keeps threads and caches
+    evenly busy. An entry takes its value and a byte; products also keep its column, in
+    2 bytes where there are at most 32,768 columns.
+
+    Parameters
+    ----------
+    arrays : pair of array
+        ``(data, positions)``, both of shape (rows, columns // m * n): data float32 or
+        float64, C-contiguous, used and not copied; positions uint8, copied: which of
+        its m columns each value is in, ascending in each group.
+    shape : pair of int
+        Rows and columns, the latter a multiple of `m`.
+    n, m : int, default 2 and 4
+        ``1 <= n <= m <= 256``.
+
+    Attributes
+    ----------
+    data, shape, nnz, dtype, T
+        As of a `CSRMatrix`.
+    positions : array of uint8
+        As above; nobody can write to it.
+    n, m : int
+    indices, indptr : array
+        Of the CSR form, see `to_csr`.
+
+    Raises
+    ------
+    TypeError
+        If an array is of another dtype.
+    ValueError
+        If the arrays do not describe a matrix of this shape.
+
+    References
+    ----------
+    Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> A = cr.sparse.NMMatrix.from_dense(np.array([[1.0, -3.0, 2.0, 0.5]]), n=2, m=4)
+    >>> A.to_dense()
+    array([[ 0., -3.,  2.,  0.]])
+    >>> A.data, A.positions
+    (array([[-3.,  2.]]), array([[1, 2]], dtype=uint8))
+    >>> A @ np.array([1.0, 1.0, 10.0, 1.0])
+    array([17.])
+    """
+
+    format = "nm"
+
+    def __init__(
+        self, arrays: tuple[Array, Array], shape: tuple[int, int], n: int = 2, m: int = 4
+    ) -> None:
+        try:
+            data, positions = arrays
+        except (TypeError, ValueError):
+            raise TypeError("arrays must be a pair (data, positions)") from None
+        data, positions = as_array(data, "data"), as_array(positions, "positions")
+        self.n, self.m = _pair(n, m)
+        self._shape = as_shape(shape)
+        rows, columns = self._shape
+        if columns % self.m:
+            raise ValueError(f"shape must have a multiple of {self.m} columns, got {self._shape}")
+        need = (rows, columns // self.m * self.n)
+        for name, array in (("data", data), ("positions", positions)):
+            if array.shape != need:
+                raise ValueError(f"{name} must have shape {need}, got {array.shape}")
+        if positions.dtype != np.uint8:
+            raise TypeError(f"positions must have dtype uint8, got {positions.dtype}")
+        if not data.flags.c_contiguous:
+            raise ValueError("data must be C-contiguous (make it so with np.ascontiguousarray)")
+        groups = positions.reshape(rows, columns // self.m, self.n)
+        ascend = (groups[..., :-1] < groups[..., 1:]).all()
+        if not ascend or (positions.size and positions.max() >= self.m):
+            raise ValueError(f"positions must ascend in each group and be below {self.m}")
+        self.positions = immutable(positions.reshape(-1)).reshape(need)
+        left = np.repeat(np.arange(0, columns, self.m), self.n)
+        short = columns <= 2**15
+        indices = (positions + left).astype(np.int16 if short else np.int32).reshape(-1)
+        indptr = np.arange(rows + 1) * need[1]
+        indptr = indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)
+        self._parts = data, immutable(indices), immutable(indptr)
+        flat = (data.reshape(-1), *self._parts[1:])
+        self._core = _core.Sparse(flat, self._shape, (1, 1))
+
+    @classmethod
+    def from_dense(cls, w: Array, n: int = 2, m: int = 4, *, mask: Array | None = None) -> NMMatrix:
+        """Store the `n` largest magnitudes of each `m` columns, or those a mask keeps.
+
+        Parameters
+        ----------
+        w : array, shape (rows, columns)
+            float32 or float64; columns a multiple of `m`. Of equal magnitudes the first
+            stay; NaN counts as the largest.
+        n, m : int, default 2 and 4
+        mask : array of bool, shape (rows, columns), optional
+            True at the `n` of each `m` columns to store.
+
+        Raises
+        ------
+        TypeError
+            If `w` is not an array of such a dtype, or `mask` not of bool.
+        ValueError
+            If `w` has not two axes, the second a multiple of `m`, or `mask` does not
+            keep `n` of each `m`.
+        """
+        w = as_array(w, "w")
+        n, m = _pair(n, m)
+        if w.ndim != 2 or w.shape[1] % m:
+            raise ValueError(f"w must have two axes, the second a multiple of {m}, got {w.shape}")
+        groups = w.reshape(w.shape[0], w.shape[1] // m, m)
+        if mask is None:
+            if w.dtype.kind != "f":
+                raise TypeError(f"w must have dtype float32 or float64, got {w.dtype}")
+            rank = np.where(np.isnan(groups), -np.inf, -np.abs(groups))
+            positions = np.sort(np.argsort(rank, axis=2, kind="stable")[..., :n], axis=2)
+        else:
+            mask = as_array(mask, "mask")
+            if mask.dtype != np.bool_:
+                raise TypeError(f"mask must have dtype bool, got {mask.dtype}")
+            if mask.shape != w.shape:
+                raise ValueError(f"mask must have the shape {w.shape} of w, got {mask.shape}")
+            kept = mask.reshape(groups.shape)
+            if (np.count_nonzero(kept, axis=2) != n).any():
+                raise ValueError(f"mask must keep {n} of each {m} columns")
+            positions = np.nonzero(kept)[2].reshape(*groups.shape[:2], n)
+        flat = (w.shape[0], groups.shape[1] * n)
+        data = np.take_along_axis(groups, positions, axis=2).reshape(flat)
+        arrays = np.ascontiguousarray(data), positions.astype(np.uint8).reshape(flat)
+        return cls(arrays, w.shape, n, m)
+
+    def with_data(self, data: Array) -> NMMatrix:
+        """Return a matrix of other values at the same places."""
+        return NMMatrix((data, self.positions), self._shape, self.n, self.m)
+
+    def copy(self) -> NMMatrix:
+        """Return a matrix with values of its own."""
+        return self.with_data(self.data.copy())
+
+    def to_csr(self) -> CSRMatrix:
+        """Return the matrix in CSR form; it shares the values."""
+        data, indices, indptr = self._parts
+        return CSRMatrix((data.reshape(-1), indices, indptr), self._shape)
+
+    def _flat(self, out: Array) -> npt.NDArray[Any]:
+        if out.shape != self.data.shape or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be C-contiguous of the shape {self.data.shape} of data, got {out.shape}"
+            )
+        return out.reshape(-1)
+
+
+def _pair(n: int, m: int) -> tuple[int, int]:
+    n, m = whole(n, "n", 1), whole(m, "m", 1)
+    if not n <= m <= 256:
+        raise ValueError(f"n must be at most m, and m at most 256, got {n} and {m}")
+    return n, m

@@ -1,0 +1,87 @@
+"""Patterns as sets of places, and what is stored at them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs._arrays import Array, as_array
+
+if TYPE_CHECKING:
+    from compressrs.sparse.csr import CSRMatrix
+
+
+def keys(matrix: CSRMatrix) -> npt.NDArray[np.int64]:
+    """Return a number for the place of each entry: they ascend row by row."""
+    key: npt.NDArray[np.int64] = matrix.rows() * max(matrix.shape[1], 1) + matrix.indices
+    return key
+
+
+def union(a: CSRMatrix, b: CSRMatrix) -> npt.NDArray[np.int64]:
+    """Return the keys of the places that either stores, ascending."""
+    require_shape(a, b)
+    return np.union1d(keys(a), keys(b))
+
+
+def intersection(a: CSRMatrix, b: CSRMatrix) -> npt.NDArray[np.int64]:
+    """Return the keys of the places that both store, ascending."""
+    require_shape(a, b)
+    return np.intersect1d(keys(a), keys(b))
+
+
+def require_shape(a: CSRMatrix, b: CSRMatrix) -> None:
+    """Raise ValueError unless the shapes agree."""
+    if a.shape != b.shape:
+        raise ValueError(f"shapes must agree, got {a.shape} and {b.shape}")
+
+
+def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
+    """Move what belongs to the entries of one pattern to those of another.
+
+    When a layer's pattern changes while it trains, what belongs to its entries goes
+    along: their values, and an optimizer's moments of them.
+
+    Parameters
+    ----------
+    values : array, shape (old.nnz,)
+        One for each entry of `old`; any dtype.
+    old, new : CSRMatrix
+        Of the same shape, in any order, without repeated entries.
+    fill : float, default 0.0
+        For entries of `new` that `old` has not.
+
+    Returns
+    -------
+    array, shape (new.nnz,)
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or entries repeat.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> old = cr.sparse.CSRMatrix.from_dense(np.array([[1.0, 2.0, 0.0]]))
+    >>> new = cr.sparse.CSRMatrix.from_dense(np.array([[0.0, 1.0, 1.0]]))
+    >>> cr.sparse.carry(old.data, old, new)
+    array([2., 0.])
+    """
+    values = as_array(values, "values")
+    require_shape(old, new)
+    if values.shape != (old.nnz,):
+        raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
+    before, after = keys(old), keys(new)
+    order = np.argsort(before, kind="stable")
+    before = before[order]
+    for name, key in (("old", before), ("new", np.sort(after))):
+        if np.any(key[:-1] == key[1:]):
+            raise ValueError(f"{name} must not have repeated entries (see CSRMatrix.canonical)")
+    out = np.full(after.shape, fill, values.dtype)
+    if before.size:
+        at = np.minimum(np.searchsorted(before, after), before.size - 1)
+        found = before[at] == after
+        out[found] = values[order[at[found]]]
+    return out
