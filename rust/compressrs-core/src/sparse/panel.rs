@@ -1,7 +1,18 @@
-//! Dense matrices in panels of columns.
+//! Dense matrices in panels of columns, and these in tiles of rows.
 
+use std::ops::Range;
+
+use super::csr::{Index, Pattern};
 use super::dense::{Dense, Rows};
 use crate::element::Float;
+
+/// Bytes of a tile: the least, which stays in the first level of cache, and the most,
+/// which stays in the second.
+const TILE: Range<usize> = 24 * 1024..384 * 1024;
+
+/// Bytes that one row of the sparse matrix reads of a tile, so that it is worth while to
+/// begin with the row once more.
+const ENOUGH: usize = 5 * 1024;
 
 /// A part of the columns of a dense matrix.
 pub(super) struct Panel<'a, T: Float> {
@@ -38,4 +49,16 @@ pub(super) fn panels<T: Float>(x: Dense<'_, T>, widest: usize, pack: bool) -> Ve
         left += width;
     }
     panels
+}
+
+/// How many columns of the pattern make a tile of a dense matrix that has so many bytes
+/// for each of them.
+///
+/// Sums depend on it, so it must not depend on what part of the matrix a task has.
+#[inline(always)]
+pub(super) fn tile_height<I: Index>(pattern: Pattern<'_, I>, bytes: usize) -> usize {
+    let places =
+        pattern.rows().saturating_mul(pattern.columns()).div_ceil(pattern.entries().max(1));
+    let tile = TILE.start.max(ENOUGH.saturating_mul(places));
+    if tile > TILE.end { pattern.columns() } else { tile.div_ceil(bytes.max(1)) }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::csr::{Csr, Index, Pattern};
 use super::dense::{Dense, Rows};
+use super::panel::tile_height;
 use crate::element::Float;
 use crate::parallel::SharedMut;
 use crate::simd::{self, Kernel};
@@ -16,9 +17,6 @@ const LANES: usize = 8;
 
 /// Dot products that are done at a time.
 const GROUP: usize = 4;
-
-/// Bytes of the rows of `v`'s transpose that are to stay in the second level of cache.
-const TILE: usize = 128 * 1024;
 
 /// Rows that go through a tile before the next is begun.
 const BLOCK: usize = 64;
@@ -78,7 +76,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T
         let Sample { pattern, u, v, width, out, accumulate, ref rows } = self;
         let columns = pattern.columns();
         assert!(rows.end * R <= u.count() && columns * C <= v.count());
-        let height = (TILE / (C * width * size_of::<T>()).max(1)).max(1);
+        let height = tile_height(pattern, C * width * size_of::<T>());
         let mut next = [0; BLOCK];
         for top in rows.clone().step_by(BLOCK) {
             let rows = top..rows.end.min(top + BLOCK);

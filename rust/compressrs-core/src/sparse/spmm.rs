@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::csr::{Csr, Index, Pattern};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
-use super::panel::{Panel, panels};
+use super::panel::{Panel, panels, tile_height};
 use crate::element::Float;
 use crate::scratch::Scratch;
 use crate::simd::{self, Kernel};
@@ -27,17 +27,9 @@ pub(super) const fn panel_bytes(block_rows: usize) -> usize {
 /// Rows of a block whose sums are in registers together.
 pub(super) const GROUP: usize = 4;
 
-/// Bytes of a panel's tile: the least, which stays in the first level of cache, and the
-/// most, which stays in the second.
-const TILE: Range<usize> = 24 * 1024..384 * 1024;
-
 /// Reads of each row of the dense matrix that pay for a copy of it which is aligned
 /// to the lines of the cache.
 const PACK: usize = 16;
-
-/// Entries of a row in a tile that make it worth while to load and store the row's
-/// sums once more.
-const DENSE_ENOUGH: usize = 20;
 
 /// Rows that go through a tile before the next is begun.
 pub(super) const BLOCK: usize = 64;
@@ -239,16 +231,6 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
         // SAFETY: tasks have different rows, and each panel is done once.
         unsafe { task.epilogue.end(task.y, (top * R, panel.left), panel.width, sums) };
     }
-}
-
-/// How many columns of the pattern make a tile, for rows of a panel of so many bytes.
-///
-/// Sums depend on it, so it must not depend on what part of the matrix a task has.
-#[inline(always)]
-pub(super) fn tile_height<I: Index>(pattern: Pattern<'_, I>, bytes: usize) -> usize {
-    let (rows, columns) = (pattern.rows(), pattern.columns());
-    let enough = (DENSE_ENOUGH * rows * columns).div_ceil(pattern.entries().max(1));
-    if enough * bytes > TILE.end { columns } else { enough.max(TILE.start / bytes).max(1) }
 }
 
 /// Adds the products of a row's first entries to the sums of its `R` rows, until one

@@ -10,8 +10,8 @@ use std::ops::Range;
 use super::csr::{Csr, Index};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
-use super::panel::{Panel, panels};
-use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes, tile_height};
+use super::panel::{Panel, panels, tile_height};
+use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes};
 use crate::element::Float;
 use crate::parallel::{self, SharedMut};
 use crate::scratch::Scratch;
@@ -40,7 +40,8 @@ pub fn matmul_transposed<T: Float, I: Index, const R: usize, const C: usize>(
     assert_eq!(x.columns(), y.columns());
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.columns()));
     let pattern = a.pattern();
-    let pieces = (pattern.entries() / (PIECE * pattern.columns().max(1))).clamp(1, PIECES);
+    let pieces =
+        (pattern.entries() / PIECE.saturating_mul(pattern.columns().max(1))).clamp(1, PIECES);
     let y = y.share();
     for panel in &panels(x, panel_bytes(R), false) {
         let product = Product { a, panel, y: &y, epilogue, pieces };
