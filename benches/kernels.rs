@@ -140,15 +140,38 @@ fn few_bytes(
     });
 }
 
+/// Multiply-adds in registers: the most that a thread can do.
+struct Peak(usize);
+
+impl Kernel for Peak {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let (mut sums, a, b) = ([0.0f32; 64], black_box(0.5f32), black_box(1.0f32));
+        for _ in 0..self.0 {
+            for l in 0..64 {
+                sums[l] = sums[l].mul_add(a, b);
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
 /// A matrix with a share of its elements kept, and the dense operands of a layer.
 fn csr(c: &mut Criterion) {
+    let mut group = c.benchmark_group("csr, what a thread can do at most");
+    group.throughput(Throughput::Elements(64 * 10_000));
+    group.bench_function("multiply-adds", |b| b.iter(|| simd::dispatch(Peak(10_000))));
+    group.finish();
     for (n, columns, kept) in [
         (4096, 64, 0.1f32),
         (4096, 64, 0.02),
         (4096, 1, 0.1),
         (4096, 8, 0.1),
         (4096, 256, 0.1),
-        (512, 64, 0.1),
+        (512, 64, 0.2),
+        (512, 8, 0.2),
         (512, 1, 0.02),
     ] {
         let chance = values(n * n);

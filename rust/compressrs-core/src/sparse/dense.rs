@@ -86,11 +86,14 @@ impl<'a, T: Float> Dense<'a, T> {
     /// with zeros: borrowed where it is stored so, unless it is to be aligned to the
     /// lines of the cache and is not.
     pub(super) fn to_rows(self, width: usize, align: bool) -> Rows<'a, T> {
-        let stored = self.columns == width && (self.column_stride == 1 || width <= 1);
+        if width == 0 {
+            return Rows { data: Cells::Borrowed(&[]), count: self.rows, stride: 0 };
+        }
+        let stored = self.columns == width && (self.column_stride == 1 || width == 1);
         let line = width * size_of::<T>();
-        let aligned = self.data.as_ptr().addr().is_multiple_of(LINE.min(line.max(1)))
+        let aligned = self.data.as_ptr().addr().is_multiple_of(LINE.min(line))
             && self.row_stride == width;
-        if stored && (aligned || !align || width <= 1) {
+        if stored && (aligned || !align || width == 1) {
             return Rows {
                 data: Cells::Borrowed(self.data),
                 count: self.rows,
@@ -99,7 +102,7 @@ impl<'a, T: Float> Dense<'a, T> {
         }
         let mut buffer = Scratch::new(self.rows * width);
         let shared = SharedMut::new(&mut buffer);
-        parallel::for_each(0..self.rows, GRAIN.div_ceil(width.max(1)), TILE, |rows| {
+        parallel::for_each(0..self.rows, GRAIN.div_ceil(width), TILE, |rows| {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of
             // rows do not overlap.
             let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
