@@ -91,8 +91,8 @@ impl<'a, T: Float> Dense<'a, T> {
         }
         let stored = self.columns == width && (self.column_stride == 1 || width == 1);
         let line = width * size_of::<T>();
-        let aligned = self.data.as_ptr().addr().is_multiple_of(LINE.min(line))
-            && self.row_stride == width;
+        let aligned =
+            self.data.as_ptr().addr().is_multiple_of(LINE.min(line)) && self.row_stride == width;
         if stored && (aligned || !align || width == 1) {
             return Rows {
                 data: Cells::Borrowed(self.data),
