@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use compressrs_core::distill::{KdLoss, Softmax, kd_loss, softmax};
+use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, kd_loss, softmax};
 use compressrs_core::element::Float;
 use compressrs_core::optim::{
     Adagrad, Adam, BLOCK, Codes, Dither, Halves, Hyperparameters, MAX_STATES, Moments, Rounding,
@@ -233,17 +233,25 @@ fn distill(c: &mut Criterion) {
         group.sample_size(20).throughput(Throughput::Elements((rows * classes) as u64));
         let (student, teacher) = (values(rows * classes), values(rows * classes));
         let mut out = vec![0.0; rows * classes];
-        let input = KdLoss {
-            student: &student,
-            teacher: &teacher,
-            labels: None,
-            classes,
-            temperature: 4.0,
-            alpha: 1.0,
-        };
-        group.bench_function("kd_loss", |b| b.iter(|| kd_loss(input, &mut out)));
-        let what = Softmax { classes, temperature: 1.0, log: false };
-        group.bench_function("softmax", |b| b.iter(|| softmax(what, Some(&student), &mut out)));
+        let what = KdLoss::soft(classes, 4.0);
+        let (logits, mut losses) = (Teacher::Logits(&teacher), vec![0.0; rows]);
+        group.bench_function("kd_loss", |b| {
+            b.iter(|| kd_loss(&what, &student, &logits, &mut losses, &mut out));
+        });
+        let axis = Axis::last(rows, classes);
+        group.bench_function("softmax", |b| {
+            b.iter(|| softmax(axis, Form::Probability, PerRow::All(1.0), Some(&student), &mut out));
+        });
+        group.bench_function("copy", |b| {
+            b.iter(|| {
+                let shared = SharedMut::new(&mut out);
+                parallel::for_each(0..student.len(), 1 << 16, 64, |part| {
+                    // SAFETY: parts do not overlap.
+                    let out = unsafe { shared.slice(part.clone()) };
+                    simd::dispatch(Copy { x: &student[part], out, factor: black_box(1.0) });
+                });
+            });
+        });
     }
 }
 
@@ -269,8 +277,8 @@ fn exp(c: &mut Criterion) {
     let mut group = c.benchmark_group("exp of 4,096 f32");
     group.throughput(Throughput::Elements(4096));
     group.bench_function("softmax row", |b| {
-        let what = Softmax { classes: 4096, temperature: 1.0, log: false };
-        b.iter(|| softmax(what, Some(&x), &mut out));
+        let axis = Axis::last(1, 4096);
+        b.iter(|| softmax(axis, Form::Probability, PerRow::All(1.0), Some(&x), &mut out));
     });
     group.bench_function("ours, not vectorized", |b| {
         b.iter(|| x.iter().map(|x| black_box(*x).exp_fast()).sum::<f32>());

@@ -23,6 +23,7 @@ ALL = {
     "csr": csr.csr,
     "csr_grid": csr.grid,
     "distill": distill.distill,
+    "top_k": distill.top_k,
     "prune": prune.prune,
 }
 

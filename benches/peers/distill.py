@@ -1,38 +1,85 @@
 """Softmax, and the distillation loss with its gradient."""
 
+import importlib.util
+
 import numpy as np
 import scipy.special
 
 import compressrs as cr
 from benches.peers.measure import Target, compare, torch
 
+SHAPES = ((256, 32_000), (1024, 1000), (128, 10), (4096, 10))
+#: How many times our time Torch's loss with its gradient shall take, and softmax.
+TORCH = {(256, 32_000): 6, (1024, 1000): 4, (128, 10): 5, (4096, 10): 5}
+JAX = {(256, 32_000): 4, (1024, 1000): 4}
+T = 4.0
+
+
+def _torch_loss(student, teacher):
+    s, t = torch.from_numpy(student).requires_grad_(), torch.from_numpy(teacher)
+
+    def loss():
+        s.grad = None
+        log_q, log_p = torch.log_softmax(s / T, -1), torch.log_softmax(t / T, -1)
+        kl = torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        (T * T * kl).backward()
+
+    return loss
+
+
+def _jax_loss(student, teacher):
+    import jax
+
+    def kl(s, t):
+        log_q, log_p = jax.nn.log_softmax(s / T), jax.nn.log_softmax(t / T)
+        return T * T * (jax.numpy.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
+
+    function = jax.jit(jax.value_and_grad(kl))
+    s, t = jax.numpy.asarray(student), jax.numpy.asarray(teacher)
+    return lambda: jax.block_until_ready(function(s, t))
+
 
 def distill():
     rng = np.random.default_rng(0)
-    for shape in ((256, 32_000), (1024, 1000), (4096, 10)):
+    for shape in SHAPES:
         student, teacher = (rng.standard_normal(shape, np.float32) * 3 for _ in range(2))
-        contenders = {"compressrs": lambda: cr.distill.kd_loss(student, teacher, 4.0)}
+        title = f"{shape[0]} x {shape[1]:,}"
+        out = np.empty_like(student)
+        contenders = {
+            "compressrs": lambda: cr.distill.kd_loss(student, teacher, T),
+            "compressrs, out=": lambda: cr.distill.kd_loss(student, teacher, T, out=out),
+        }
+        targets = ()
         if torch:
-            s = torch.from_numpy(student).requires_grad_()
-            t = torch.from_numpy(teacher)
-
-            def kd(s=s, t=t):
-                s.grad = None
-                loss = 16 * torch.nn.functional.kl_div(
-                    torch.log_softmax(s / 4, -1),
-                    torch.log_softmax(t / 4, -1),
-                    reduction="batchmean",
-                    log_target=True,
-                )
-                loss.backward()
-
-            contenders["Torch forward and backward"] = kd
-        targets = (Target("Torch forward and backward", 1 / 4),) if shape[1] == 32_000 else ()
-        compare(f"kd_loss with gradient, {shape[0]} x {shape[1]:,}, T = 4", contenders, targets)
+            contenders["Torch forward and backward"] = _torch_loss(student, teacher)
+            targets += (Target("Torch forward and backward", 1 / TORCH[shape]),)
+        if importlib.util.find_spec("jax"):
+            contenders["JAX, jitted"] = _jax_loss(student, teacher)
+            targets += (Target("JAX, jitted", 1 / JAX[shape]),) if shape in JAX else ()
+        compare(f"kd_loss with gradient, {title}, T = {T}", contenders, targets)
         contenders = {
             "compressrs": lambda: cr.distill.softmax(student),
+            "compressrs, out=": lambda: cr.distill.softmax(student, out=out),
             "SciPy": lambda: scipy.special.softmax(student, axis=-1),
+            "NumPy copy to out": lambda: np.copyto(out, student),
         }
         if torch:
-            contenders["Torch"] = lambda t=t: torch.softmax(t, -1)
-        compare(f"softmax, {shape[0]} x {shape[1]:,}", contenders)
+            contenders["Torch"] = lambda t=torch.from_numpy(teacher): torch.softmax(t, -1)
+        compare(f"softmax, {title}", contenders, (Target("SciPy", 1 / 5), Target("Torch", 1 / 1.2)))
+
+
+def top_k():
+    """Compare a teacher of 64 logits with a dense one, over more and more classes."""
+    rng = np.random.default_rng(0)
+    for classes in (2_000, 20_000, 200_000):
+        student, teacher = (rng.standard_normal((64, classes), np.float32) * 3 for _ in range(2))
+        kept = cr.distill.top_k(teacher, 64, T)
+        out = np.empty_like(student)
+        compare(
+            f"64 of {classes:,} classes, 64 rows ({classes * 64:,} logits of the student)",
+            {
+                "compressrs, TopK": lambda: cr.distill.kd_loss(student, kept, T, out=out),
+                "compressrs, all logits": lambda: cr.distill.kd_loss(student, teacher, T, out=out),
+                "compressrs, softmax alone": lambda: cr.distill.softmax(student, out=out),
+            },
+        )

@@ -13,17 +13,22 @@ __all__ = [
     "__version__",
     "accumulate",
     "apply_mask",
+    "attention_loss",
     "clamp",
     "csr_from_dense",
     "decode_state",
+    "dist_loss",
     "encode_state",
     "get_num_threads",
+    "hint_loss",
     "kd_loss",
     "lerp",
+    "logsumexp",
     "magnitude_threshold",
     "mask_below",
     "mask_smallest",
     "norm",
+    "rkd_loss",
     "rule_buffers",
     "rule_scalars",
     "scale",
@@ -32,6 +37,7 @@ __all__ = [
     "simd_level",
     "simd_levels",
     "softmax",
+    "top_k",
 ]
 
 __version__: str
@@ -107,12 +113,32 @@ class Sparse:
     def transpose(self) -> _Parts: ...
 
 def csr_from_dense(w: _Array, threshold: float, mask: _Array | None, short: bool) -> _Parts: ...
-def softmax(z: _Array, temperature: float, log: bool, out: _Array) -> None: ...
+def softmax(
+    z: _Array, temperature: float | _Array, axis: int, log: bool, out: _Array
+) -> None: ...
+def logsumexp(z: _Array, temperature: float | _Array, axis: int, out: _Array) -> None: ...
 def kd_loss(
     student: _Array,
-    teacher: _Array,
-    temperature: float,
-    labels: _Array | None,
+    kind: str,
+    teacher: Any,
+    temperature: float | _Array,
+    divergence: str,
+    decoupled: tuple[float, float],
+    standardize: bool,
     alpha: float,
+    labels: _Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    class_weight: _Array | None,
+    sample_weight: _Array | None,
+    mean: bool,
+    losses: _Array,
     grad: _Array,
 ) -> float: ...
+def top_k(z: _Array, temperature: float, chosen: _Array, rest: _Array) -> None: ...
+def dist_loss(
+    student: _Array, teacher: _Array, temperature: float, beta: float, gamma: float, grad: _Array
+) -> float: ...
+def hint_loss(student: _Array, teacher: _Array, grad: _Array) -> float: ...
+def attention_loss(student: _Array, teacher: _Array, grad: _Array) -> float: ...
+def rkd_loss(student: _Array, teacher: _Array, angles: bool, grad: _Array) -> float: ...

@@ -23,10 +23,17 @@ pub trait Float:
     fn to_f32(self) -> f32;
     /// `e^self`, see [`crate::exp`].
     fn exp_fast(self) -> Self;
+    /// `ln self`, see [`crate::log`].
+    fn ln_fast(self) -> Self;
     /// `(x[0] + x[2]) + (x[1] + x[3])` of each of four.
     #[inline(always)]
     fn sum_fours(fours: [[Self; 4]; 4]) -> [Self; 4] {
         fours.map(|x| (x[0] + x[2]) + (x[1] + x[3]))
+    }
+    /// Rows as columns.
+    #[inline(always)]
+    fn turn_fours(fours: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
+        std::array::from_fn(|c| fours.map(|row| row[c]))
     }
 }
 
@@ -42,6 +49,17 @@ pub trait Element: Number + Send + Sync + Default + PartialEq + 'static {
     /// the last place, plus `threshold / 2^32` is 1 or more: for a threshold that
     /// is uniform over all `u32`, the mean of the results is `x`.
     fn store_dithered(x: Self::Compute, threshold: u32) -> Self;
+
+    /// The same elements in the compute type, where that is this type.
+    #[inline(always)]
+    fn as_compute(_: &[Self]) -> Option<&[Self::Compute]> {
+        None
+    }
+    /// As [`as_compute`](Self::as_compute), to write to.
+    #[inline(always)]
+    fn as_compute_mut(_: &mut [Self]) -> Option<&mut [Self::Compute]> {
+        None
+    }
 
     /// Number of bits of a magnitude, that is, all but the sign.
     const MAGNITUDE_BITS: u32;
@@ -81,6 +99,14 @@ macro_rules! float {
             fn store_dithered(x: $t, _: u32) -> $t {
                 x
             }
+            #[inline(always)]
+            fn as_compute(x: &[$t]) -> Option<&[$t]> {
+                Some(x)
+            }
+            #[inline(always)]
+            fn as_compute_mut(x: &mut [$t]) -> Option<&mut [$t]> {
+                Some(x)
+            }
             magnitude!($bits);
         }
         impl Float for $t {
@@ -100,34 +126,64 @@ macro_rules! float {
             fn exp_fast(self) -> $t {
                 <$t as crate::exp::Exp>::exp(self)
             }
+            #[inline(always)]
+            fn ln_fast(self) -> $t {
+                <$t as crate::log::Log>::ln(self)
+            }
             $($more)*
         }
     };
 }
+// LLVM takes vectors apart to turn them, or to add their elements; so they are turned
+// by name.
 float!(f32, u32, {
-    // LLVM takes the vectors apart to add their elements; so they are turned first.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn sum_fours(fours: [[f32; 4]; 4]) -> [f32; 4] {
-        use std::arch::x86_64::{
-            _mm_add_ps, _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps,
-            _mm_unpacklo_ps,
-        };
-        let mut out = [0.0; 4];
-        // SAFETY: SSE is part of x86-64; loads and stores are of arrays of four.
+        use std::arch::x86_64::_mm_add_ps;
+        let [x0, x1, x2, x3] = sse::turn(fours);
+        // SAFETY: SSE is part of x86-64.
+        sse::store(unsafe { _mm_add_ps(_mm_add_ps(x0, x2), _mm_add_ps(x1, x3)) })
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn turn_fours(fours: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        sse::turn(fours).map(sse::store)
+    }
+});
+float!(f64, u64, {});
+
+#[cfg(target_arch = "x86_64")]
+mod sse {
+    use std::arch::x86_64::{
+        __m128, _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps,
+        _mm_unpacklo_ps,
+    };
+
+    #[inline(always)]
+    pub fn turn(fours: [[f32; 4]; 4]) -> [__m128; 4] {
+        // SAFETY: SSE is part of x86-64; loads are of arrays of four.
         unsafe {
             let [a, b, c, d] = fours.map(|x| _mm_loadu_ps(x.as_ptr()));
             let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
             let (ab2, cd2) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-            let (x0, x1) = (_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
-            let (x2, x3) = (_mm_movelh_ps(ab2, cd2), _mm_movehl_ps(cd2, ab2));
-            let sums = _mm_add_ps(_mm_add_ps(x0, x2), _mm_add_ps(x1, x3));
-            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            [
+                _mm_movelh_ps(ab, cd),
+                _mm_movehl_ps(cd, ab),
+                _mm_movelh_ps(ab2, cd2),
+                _mm_movehl_ps(cd2, ab2),
+            ]
         }
+    }
+
+    #[inline(always)]
+    pub fn store(x: __m128) -> [f32; 4] {
+        let mut out = [0.0; 4];
+        // SAFETY: SSE is part of x86-64; the store is to an array of four.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), x) };
         out
     }
-});
-float!(f64, u64, {});
+}
 
 // The conversions of the `half` crate ask for the CPU's features element by
 // element, which keeps a loop over them from becoming vector instructions. These

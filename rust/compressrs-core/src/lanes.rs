@@ -9,9 +9,6 @@ use crate::element::Float;
 use crate::parallel;
 use crate::simd::{self, Kernel};
 
-/// Number of accumulators of a reduction.
-pub const LANES: usize = 64;
-
 /// Combines the lanes as a binary tree: `l` with `l + N / 2`, then `l + N / 4`, ...
 #[inline(always)]
 pub fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) -> C) -> C {
@@ -30,84 +27,6 @@ pub fn tree<C: Float, const N: usize>(mut lanes: [C; N], combine: impl Fn(C, C) 
 #[inline(always)]
 pub fn sum_tree<C: Float, const N: usize>(lanes: [C; N]) -> C {
     tree(lanes, |a, b| a + b)
-}
-
-/// Accumulators, one a lane.
-#[derive(Clone, Copy)]
-pub struct Lanes<C>([C; LANES]);
-
-impl<C: Float> Lanes<C> {
-    /// All the same.
-    #[inline(always)]
-    pub fn new(value: C) -> Self {
-        Lanes([value; LANES])
-    }
-
-    /// The sum of all.
-    #[inline(always)]
-    pub fn sum(self) -> C {
-        sum_tree(self.0)
-    }
-}
-
-/// Calls `f` with blocks of [`LANES`] elements of the inputs, the accumulators, and
-/// blocks for the outputs. All slices are of one length.
-///
-/// The last block is filled up with `fill`, which must not change the accumulators:
-/// a loop over a block, whose length is known while compiling, becomes vector
-/// instructions with nothing left over.
-#[inline(always)]
-pub fn sweep<C: Float, const I: usize, const O: usize, const A: usize>(
-    inputs: [&[C]; I],
-    mut outputs: [&mut [C]; O],
-    accumulators: &mut [Lanes<C>; A],
-    fill: C,
-    f: impl Fn([&[C; LANES]; I], &mut [[C; LANES]; A], &mut [[C; LANES]; O]),
-) {
-    let n = inputs[0].len();
-    // Lengths that the compiler can see are equal need no bounds checks.
-    let inputs = inputs.map(|x| x[..n].as_chunks::<LANES>());
-    let mut outputs = outputs.each_mut().map(|x| x[..n].as_chunks_mut::<LANES>());
-    // Locals, which nothing can overlap.
-    let mut sums: [[C; LANES]; A] = accumulators.each_ref().map(|a| a.0);
-    let mut results = [[C::zero(); LANES]; O];
-    for block in 0..n / LANES {
-        f(inputs.map(|(blocks, _)| &blocks[block]), &mut sums, &mut results);
-        for ((blocks, _), result) in outputs.iter_mut().zip(&results) {
-            blocks[block] = *result;
-        }
-    }
-    let rest = n % LANES;
-    if rest > 0 {
-        let filled = inputs.map(|(_, tail)| {
-            let mut block = [fill; LANES];
-            block[..rest].copy_from_slice(tail);
-            block
-        });
-        f(filled.each_ref(), &mut sums, &mut results);
-        for ((_, tail), result) in outputs.iter_mut().zip(&results) {
-            tail.copy_from_slice(&result[..rest]);
-        }
-    }
-    *accumulators = sums.map(Lanes);
-}
-
-/// The larger; the first where either is NaN.
-#[inline(always)]
-pub fn max<C: Float>(a: C, b: C) -> C {
-    if b > a { b } else { a }
-}
-
-/// The largest element, NaN passed over; -inf for an empty slice or if all is NaN.
-#[inline(always)]
-pub fn max_of<C: Float>(x: &[C]) -> C {
-    let mut top = [Lanes::new(C::neg_infinity())];
-    sweep([x], [], &mut top, C::neg_infinity(), |[x], [top], []| {
-        for l in 0..LANES {
-            top[l] = max(top[l], x[l]);
-        }
-    });
-    tree(top[0].0, max)
 }
 
 /// Elements that [`total`] sums in lanes before partial sums are added up.

@@ -7,16 +7,19 @@
 //!
 //! These stand on [`element`] (storage and compute types), [`simd`] (one body
 //! for every instruction set), [`lanes`] (reductions in a fixed order),
-//! [`mod@exp`], [`gemm`], [`scratch`] (memory for a call) and [`parallel`] (our thread pool). Results have the same bits for
-//! every instruction set and every number of threads.
+//! [`mod@exp`] and [`log`] (as vectors), [`gemm`], [`scratch`] (memory for a call) and
+//! [`parallel`] (our thread pool). Results have the same bits for every instruction set
+//! and every number of threads.
 
 pub mod distill;
 pub mod element;
 pub mod exp;
 pub mod gemm;
 pub mod lanes;
+pub mod log;
 pub mod optim;
 pub mod parallel;
+mod place;
 pub mod prune;
 pub mod scratch;
 pub mod simd;

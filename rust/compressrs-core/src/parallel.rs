@@ -19,6 +19,8 @@ use std::thread::Thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::place;
+
 /// Name of the environment variable that sets the number of threads.
 pub const ENV: &str = "COMPRESSRS_NUM_THREADS";
 
@@ -183,6 +185,8 @@ struct Loop {
     /// Parts not finished yet.
     left: AtomicUsize,
     caller: Thread,
+    /// The CPU of the caller as it began.
+    cpu: Option<usize>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -202,11 +206,15 @@ impl Loop {
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(parts),
             caller: std::thread::current(),
+            cpu: place::current(),
             panic: Mutex::new(None),
         });
         for _ in 0..pool.current_num_threads().min(parts - 1) {
             let helper = Arc::clone(&this);
-            pool.spawn(move || helper.work());
+            pool.spawn(move || {
+                place::leave(helper.cpu);
+                helper.work();
+            });
         }
         this.work();
         let mut spins = SPINS;

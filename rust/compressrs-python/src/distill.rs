@@ -4,27 +4,30 @@ use compressrs_core::distill as core;
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
 
-use crate::buffers::{Array, Name, require_disjoint, with_compute};
+use crate::buffers::{Array, Compute, Dtype, Name, require_disjoint, with_compute, with_dtype};
 use crate::errors::run;
 
-/// Writes `softmax(z / temperature)` over the last axis to `out`, or its
-/// logarithm; `out` may be `z` itself.
+/// Writes `softmax(z / temperature)` along an axis to `out`, or its logarithm; `out`
+/// may be `z` itself. Temperatures are a number or float64, one a row.
 #[pyfunction]
 pub fn softmax(
     py: Python<'_>,
     z: &Bound<'_, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'_, PyAny>,
+    axis: usize,
     log: bool,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let z = Array::new(z, Name("z", ""))?;
-    let dtype = z.compute_dtype()?;
+    let dtype = z.float_dtype()?;
     let out = Array::new(out, Name("out", ""))?;
     out.require_dtype(dtype, z.name)?;
     out.require_shape(z.array.shape(), z.name)?;
     out.require_in_place()?;
-    let classes = z.array.shape().last().copied().unwrap_or(1);
+    let axis = view(&z, axis);
+    let temperature = PerRow::new(temperature, Name("temperature", ""), axis.rows())?;
     let same = z.data() == out.data() && z.is_contiguous();
     let z = z.contiguous()?;
     let (read, written) = (z.memory(), out.memory());
@@ -33,69 +36,310 @@ pub fn softmax(
             "out must be z itself or share no memory with it, got a shifted view of it",
         ));
     }
-    let what = core::Softmax { classes, temperature, log };
-    with_compute!(dtype, T => {
+    let form = if log { core::Form::Log } else { core::Form::Probability };
+    with_dtype!(dtype, T => {
         // SAFETY: checked above; `z` is used only where it shares nothing with `out`.
         let (z, out) = unsafe { ((!same).then(|| z.slice::<T>()), out.slice_mut::<T>()) };
-        run(py, || core::softmax(what, z, out))
+        let temperature = temperature.get();
+        run(py, || core::softmax(axis, form, temperature, z, out))
     })
 }
 
-/// Returns the loss and writes its gradient to `grad`; logits are `[rows,
-/// classes]`, labels int64 of `[rows]`.
+/// Writes `ln sum exp(z / temperature)` along an axis to `out`, which lacks that axis.
 #[pyfunction]
+pub fn logsumexp(
+    py: Python<'_>,
+    z: &Bound<'_, PyAny>,
+    temperature: &Bound<'_, PyAny>,
+    axis: usize,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let z = Array::new(z, Name("z", ""))?.contiguous()?;
+    let dtype = z.float_dtype()?;
+    let out = Array::new(out, Name("out", ""))?;
+    out.require_dtype(dtype, z.name)?;
+    let mut shape = z.array.shape().to_vec();
+    shape.remove(axis);
+    out.require_shape(&shape, "z without the axis")?;
+    out.require_in_place()?;
+    require_disjoint(&out, &out.memory(), &z, &z.memory())?;
+    let axis = view(&z, axis);
+    let temperature = PerRow::new(temperature, Name("temperature", ""), axis.rows())?;
+    with_dtype!(dtype, T => {
+        // SAFETY: checked above.
+        let (z, out) = unsafe { (z.slice::<T>(), out.slice_mut::<T>()) };
+        let temperature = temperature.get();
+        run(py, || core::logsumexp(axis, temperature, z, out))
+    })
+}
+
+/// An array seen from an axis, which must be one of it.
+fn view(z: &Array<'_, '_>, axis: usize) -> core::Axis {
+    let shape = z.array.shape();
+    core::Axis {
+        outer: shape[..axis].iter().product(),
+        classes: shape[axis],
+        inner: shape[axis + 1..].iter().product(),
+    }
+}
+
+/// A number, or an array of float64 with one for each row.
+enum PerRow<'py> {
+    All(f64),
+    Each(Array<'py, 'static>),
+}
+
+impl<'py> PerRow<'py> {
+    fn new(object: &Bound<'py, PyAny>, name: Name<'static>, rows: usize) -> PyResult<Self> {
+        if let Ok(x) = object.extract::<f64>() {
+            return Ok(PerRow::All(x));
+        }
+        each(object, name, rows, "the rows").map(PerRow::Each)
+    }
+
+    fn get(&self) -> core::PerRow<'_> {
+        match self {
+            PerRow::All(x) => core::PerRow::All(*x),
+            // SAFETY: of float64; nothing is written to it here.
+            PerRow::Each(array) => core::PerRow::Each(unsafe { array.slice::<f64>() }),
+        }
+    }
+}
+
+/// A contiguous array of float64 with so many elements.
+fn each<'py, 'n>(
+    object: &Bound<'py, PyAny>,
+    name: Name<'n>,
+    len: usize,
+    of: &str,
+) -> PyResult<Array<'py, 'n>> {
+    let array = Array::new(object, name)?;
+    array.require_element::<f64>()?;
+    array.require_shape(&[len], of)?;
+    array.contiguous()
+}
+
+/// Logits `[rows, classes]` and what has their shape and dtype.
+struct Logits<'py, 'n> {
+    array: Array<'py, 'n>,
+    dtype: Dtype,
+    rows: usize,
+    classes: usize,
+}
+
+impl<'py, 'n> Logits<'py, 'n> {
+    fn new(object: &Bound<'py, PyAny>, name: Name<'n>) -> PyResult<Self> {
+        let array = Array::new(object, name)?;
+        let dtype = array.float_dtype()?;
+        array.require_ndim(2)?;
+        let array = array.contiguous()?;
+        let (rows, classes) = (array.array.shape()[0], array.array.shape()[1]);
+        if rows * classes == 0 {
+            return Err(name.value_error("have at least one row and one class", "none"));
+        }
+        Ok(Logits { array, dtype, rows, classes })
+    }
+
+    /// Another array of the same shape and dtype.
+    fn like(&self, object: &Bound<'py, PyAny>, name: Name<'n>) -> PyResult<Array<'py, 'n>> {
+        let array = Array::new(object, name)?;
+        array.require_dtype(self.dtype, self.array.name)?;
+        array.require_shape(self.array.array.shape(), self.array.name)?;
+        array.contiguous()
+    }
+
+    /// An array of the same shape and dtype to write to.
+    fn output(&self, object: &Bound<'py, PyAny>, name: Name<'n>) -> PyResult<Array<'py, 'n>> {
+        let array = Array::new(object, name)?;
+        array.require_dtype(self.dtype, self.array.name)?;
+        array.require_shape(self.array.array.shape(), self.array.name)?;
+        array.require_in_place()?;
+        require_disjoint(&array, &array.memory(), &self.array, &self.array.memory())?;
+        Ok(array)
+    }
+}
+
+/// What is known of a teacher, as Python gives it.
+enum Teacher<'py> {
+    Logits(Array<'py, 'static>),
+    Probabilities(Array<'py, 'static>),
+    Ensemble(Vec<Array<'py, 'static>>),
+    TopK {
+        values: Array<'py, 'static>,
+        classes: Array<'py, 'static>,
+        offsets: Vec<usize>,
+        rest: Array<'py, 'static>,
+    },
+}
+
+impl<'py> Teacher<'py> {
+    fn new(
+        kind: &str,
+        teacher: &Bound<'py, PyAny>,
+        student: &Logits<'py, 'static>,
+    ) -> PyResult<Self> {
+        let name = Name("teacher", "");
+        Ok(match kind {
+            "logits" => Teacher::Logits(student.like(teacher, name)?),
+            "probabilities" => Teacher::Probabilities(student.like(teacher, name)?),
+            "ensemble" => {
+                let members = teacher.cast::<PyList>()?.iter();
+                Teacher::Ensemble(members.map(|z| student.like(&z, name)).collect::<PyResult<_>>()?)
+            }
+            "top_k" => {
+                let parts = teacher.cast::<PyTuple>()?;
+                let values = Array::new(&parts.get_item(0)?, name)?;
+                values.require_element::<f64>()?;
+                let classes = Array::new(&parts.get_item(1)?, name)?;
+                classes.require_element::<i32>()?;
+                let offsets = Array::new(&parts.get_item(2)?, name)?;
+                offsets.require_element::<i64>()?;
+                offsets.require_shape(&[student.rows + 1], "the rows of student, and one")?;
+                let offsets = offsets.contiguous()?;
+                // SAFETY: checked just now; nothing writes to them while the GIL is held.
+                let slice = unsafe { offsets.slice::<i64>() };
+                let offsets = slice.iter().map(|&x| usize::try_from(x).unwrap_or(usize::MAX));
+                let rest = each(&parts.get_item(3)?, name, student.rows, "the rows of student")?;
+                Teacher::TopK {
+                    values: values.contiguous()?,
+                    classes: classes.contiguous()?,
+                    offsets: offsets.collect(),
+                    rest,
+                }
+            }
+            _ => return Err(name.value_error("be of a known kind", kind)),
+        })
+    }
+
+    fn arrays(&self) -> Vec<&Array<'py, 'static>> {
+        match self {
+            Teacher::Logits(array) | Teacher::Probabilities(array) => vec![array],
+            Teacher::Ensemble(arrays) => arrays.iter().collect(),
+            Teacher::TopK { values, classes, rest, .. } => vec![values, classes, rest],
+        }
+    }
+
+    /// # Safety
+    /// Elements of dense teachers are of type `T`, and nothing writes to any of them while
+    /// the result is used.
+    unsafe fn get<T>(&self) -> core::Teacher<'_, T> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Teacher::Logits(z) => core::Teacher::Logits(z.slice()),
+                Teacher::Probabilities(p) => core::Teacher::Probabilities(p.slice()),
+                Teacher::Ensemble(members) => {
+                    core::Teacher::Ensemble(members.iter().map(|z| z.slice()).collect())
+                }
+                Teacher::TopK { values, classes, offsets, rest } => {
+                    core::Teacher::TopK(core::TopK {
+                        values: values.slice(),
+                        classes: classes.slice(),
+                        offsets,
+                        rest: rest.slice(),
+                    })
+                }
+            }
+        }
+    }
+}
+
+/// Writes what each row adds to the loss to `losses`, and the gradient to `grad`;
+/// returns the sum. Logits are `[rows, classes]`, labels int64 of `[rows]`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "all that a loss may depend on")]
 pub fn kd_loss(
     py: Python<'_>,
     student: &Bound<'_, PyAny>,
+    kind: &str,
     teacher: &Bound<'_, PyAny>,
-    temperature: f64,
-    labels: Option<&Bound<'_, PyAny>>,
+    temperature: &Bound<'_, PyAny>,
+    divergence: &str,
+    decoupled: (f64, f64),
+    standardize: bool,
     alpha: f64,
+    labels: Option<&Bound<'_, PyAny>>,
+    ignore_index: i64,
+    label_smoothing: f64,
+    class_weight: Option<&Bound<'_, PyAny>>,
+    sample_weight: Option<&Bound<'_, PyAny>>,
+    mean: bool,
+    losses: &Bound<'_, PyAny>,
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
-    let student = Array::new(student, Name("student", ""))?;
-    let dtype = student.compute_dtype()?;
-    student.require_ndim(2)?;
-    let teacher = Array::new(teacher, Name("teacher", ""))?;
-    teacher.require_dtype(dtype, student.name)?;
-    teacher.require_shape(student.array.shape(), student.name)?;
-    let (student, teacher) = (student.contiguous()?, teacher.contiguous()?);
-    let (rows, classes) = (student.array.shape()[0], student.array.shape()[1]);
-    if rows * classes == 0 {
-        return Err(student.name.value_error("have at least one row and one class", "none"));
-    }
-    let labels = labels.map(|labels| check_labels(labels, rows, classes)).transpose()?;
+    let student = Logits::new(student, Name("student", ""))?;
+    let (rows, classes) = (student.rows, student.classes);
+    let teacher = Teacher::new(kind, teacher, &student)?;
+    let labels =
+        labels.map(|labels| check_labels(labels, rows, classes, ignore_index)).transpose()?;
     if labels.is_none() && alpha != 1.0 {
         return Err(PyValueError::new_err(format!(
             "labels must be given unless alpha is 1, got None with alpha={alpha}"
         )));
     }
-    let grad = Array::new(grad, Name("grad", ""))?;
-    grad.require_dtype(dtype, student.name)?;
-    grad.require_shape(student.array.shape(), student.name)?;
-    grad.require_in_place()?;
-    for read in [&student, &teacher] {
+    let temperature = PerRow::new(temperature, Name("temperature", ""), rows)?;
+    let class_weight = class_weight
+        .map(|w| each(w, Name("class_weight", ""), classes, "the classes of student"))
+        .transpose()?;
+    let sample_weight = sample_weight
+        .map(|w| each(w, Name("sample_weight", ""), rows, "the rows of student"))
+        .transpose()?;
+    let losses = each(losses, Name("losses", ""), rows, "the rows of student")?;
+    losses.require_in_place()?;
+    let grad = student.output(grad, Name("out", ""))?;
+    for read in teacher.arrays() {
         require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
     }
-    with_compute!(dtype, T => {
-        // SAFETY: checked above; nothing else writes to the logits.
-        let (input, grad) = unsafe {
-            let input = core::KdLoss {
-                student: student.slice::<T>(),
-                teacher: teacher.slice::<T>(),
-                labels: labels.as_deref(),
-                classes,
-                temperature,
-                alpha,
-            };
-            (input, grad.slice_mut::<T>())
+    let what = core::KdLoss {
+        classes,
+        temperature: temperature.get(),
+        divergence: match divergence {
+            "forward_kl" => core::Divergence::ForwardKl,
+            "reverse_kl" => core::Divergence::ReverseKl,
+            "js" => core::Divergence::JensenShannon,
+            _ => core::Divergence::Decoupled { alpha: decoupled.0, beta: decoupled.1 },
+        },
+        standardize,
+        alpha,
+        labels: labels.as_deref(),
+        label_smoothing,
+        // SAFETY: of float64; nothing is written to them here.
+        class_weights: class_weight.as_ref().map(|w| unsafe { w.slice() }),
+        // SAFETY: as above.
+        sample_weights: sample_weight.as_ref().map(|w| unsafe { w.slice() }),
+        reduction: if mean { core::Reduction::Mean } else { core::Reduction::Sum },
+    };
+    with_dtype!(student.dtype, T => {
+        // SAFETY: checked above; nothing else writes to what is read.
+        let (z, teacher, losses, grad) = unsafe {
+            (
+                student.array.slice::<T>(),
+                teacher.get::<T>(),
+                losses.slice_mut::<f64>(),
+                grad.slice_mut::<T>(),
+            )
         };
-        run(py, || core::kd_loss(input, grad))
+        if let core::Teacher::TopK(top) = &teacher
+            && !top.is_valid(rows, classes)
+        {
+            return Err(PyValueError::new_err(
+                "teacher must have classes that ascend in each row and are below those of student",
+            ));
+        }
+        run(py, || {
+            core::kd_loss(&what, z, &teacher, losses, grad);
+            losses.iter().sum()
+        })
     })
 }
 
 /// Labels as indices into a row.
-fn check_labels(labels: &Bound<'_, PyAny>, rows: usize, classes: usize) -> PyResult<Vec<usize>> {
+fn check_labels(
+    labels: &Bound<'_, PyAny>,
+    rows: usize,
+    classes: usize,
+    ignore_index: i64,
+) -> PyResult<Vec<usize>> {
     let labels = Array::new(labels, Name("labels", ""))?;
     labels.require_element::<i64>()?;
     labels.require_shape(&[rows], "the rows of student")?;
@@ -106,6 +350,9 @@ fn check_labels(labels: &Bound<'_, PyAny>, rows: usize, classes: usize) -> PyRes
         .iter()
         .enumerate()
         .map(|(row, &label)| {
+            if label == ignore_index {
+                return Ok(core::UNLABELLED);
+            }
             usize::try_from(label).ok().filter(|&l| l < classes).ok_or_else(|| {
                 labels.name.value_error(
                     format_args!("be from 0 to {}", classes - 1),
@@ -114,4 +361,171 @@ fn check_labels(labels: &Bound<'_, PyAny>, rows: usize, classes: usize) -> PyRes
             })
         })
         .collect()
+}
+
+/// Writes the classes of the largest logits of each row to `chosen` (int32, `[rows,
+/// k]`) and the logarithm of what the others come to at the temperature to `rest`.
+#[pyfunction]
+pub fn top_k(
+    py: Python<'_>,
+    z: &Bound<'_, PyAny>,
+    temperature: f64,
+    chosen: &Bound<'_, PyAny>,
+    rest: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let z = Logits::new(z, Name("z", ""))?;
+    let chosen = Array::new(chosen, Name("chosen", ""))?;
+    chosen.require_element::<i32>()?;
+    chosen.require_ndim(2)?;
+    chosen.require_in_place()?;
+    let k = chosen.array.shape()[1];
+    if k == 0 || k > z.classes || chosen.array.shape()[0] != z.rows {
+        return Err(chosen.name.value_error("have a row for each of z, of its classes", k));
+    }
+    let rest = each(rest, Name("rest", ""), z.rows, "the rows of z")?;
+    rest.require_in_place()?;
+    with_dtype!(z.dtype, T => {
+        // SAFETY: checked above; outputs are new arrays of the caller.
+        let (z_slice, chosen, rest) = unsafe {
+            (z.array.slice::<T>(), chosen.slice_mut::<i32>(), rest.slice_mut::<f64>())
+        };
+        let temperature = core::PerRow::All(temperature);
+        run(py, || core::top_k(z_slice, z.classes, temperature, chosen, rest))
+    })
+}
+
+/// A student's array of one of the compute types, what it is compared with, and where
+/// its gradient goes.
+struct Pair<'py> {
+    student: Array<'py, 'static>,
+    teacher: Array<'py, 'static>,
+    grad: Array<'py, 'static>,
+    dtype: Compute,
+}
+
+impl<'py> Pair<'py> {
+    fn new(
+        student: &Bound<'py, PyAny>,
+        teacher: &Bound<'py, PyAny>,
+        grad: &Bound<'py, PyAny>,
+    ) -> PyResult<Self> {
+        let student = Array::new(student, Name("student", ""))?;
+        let dtype = student.compute_dtype()?;
+        let teacher = Array::new(teacher, Name("teacher", ""))?;
+        teacher.require_dtype(dtype, student.name)?;
+        let grad = Array::new(grad, Name("out", ""))?;
+        grad.require_dtype(dtype, student.name)?;
+        grad.require_shape(student.array.shape(), student.name)?;
+        grad.require_in_place()?;
+        let (student, teacher) = (student.contiguous()?, teacher.contiguous()?);
+        for read in [&student, &teacher] {
+            require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
+        }
+        if student.array.len() == 0 || teacher.array.len() == 0 {
+            return Err(student.name.value_error("not be empty", "no elements"));
+        }
+        Ok(Pair { student, teacher, grad, dtype })
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.student.array.shape()
+    }
+
+    /// Requires axes: the same for both, but for those that may differ.
+    fn require(&self, ndim: usize, may_differ: &[usize]) -> PyResult<()> {
+        self.student.require_ndim(ndim)?;
+        self.teacher.require_ndim(ndim)?;
+        let mut shape = self.shape().to_vec();
+        for &axis in may_differ {
+            shape[axis] = self.teacher.array.shape()[axis];
+        }
+        self.teacher.require_shape(&shape, self.student.name)
+    }
+}
+
+/// Runs `$body` with the slices of a pair.
+macro_rules! with_pair {
+    ($py:expr, $pair:expr, |$s:ident, $t:ident, $g:ident| $body:expr) => {
+        with_compute!($pair.dtype, T => {
+            // SAFETY: of this type, and the gradient shares no memory with the others.
+            let ($s, $t, $g) = unsafe {
+                ($pair.student.slice::<T>(), $pair.teacher.slice::<T>(), $pair.grad.slice_mut::<T>())
+            };
+            run($py, || $body)
+        })
+    };
+}
+
+/// DIST: logits `[rows, classes]`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "what the loss depends on")]
+pub fn dist_loss(
+    py: Python<'_>,
+    student: &Bound<'_, PyAny>,
+    teacher: &Bound<'_, PyAny>,
+    temperature: f64,
+    beta: f64,
+    gamma: f64,
+    grad: &Bound<'_, PyAny>,
+) -> PyResult<f64> {
+    let pair = Pair::new(student, teacher, grad)?;
+    pair.require(2, &[])?;
+    let what = core::Dist { classes: pair.shape()[1], temperature, beta, gamma };
+    with_pair!(py, pair, |s, t, g| core::dist(what, s, t, g))
+}
+
+/// FitNets: features of the same shape, the first axis being the batch.
+#[pyfunction]
+pub fn hint_loss(
+    py: Python<'_>,
+    student: &Bound<'_, PyAny>,
+    teacher: &Bound<'_, PyAny>,
+    grad: &Bound<'_, PyAny>,
+) -> PyResult<f64> {
+    let pair = Pair::new(student, teacher, grad)?;
+    pair.require(pair.shape().len().max(1), &[])?;
+    let rows = pair.shape()[0];
+    with_pair!(py, pair, |s, t, g| core::hint(rows, s, t, g))
+}
+
+/// Attention transfer: maps `[samples, channels, places]`.
+#[pyfunction]
+pub fn attention_loss(
+    py: Python<'_>,
+    student: &Bound<'_, PyAny>,
+    teacher: &Bound<'_, PyAny>,
+    grad: &Bound<'_, PyAny>,
+) -> PyResult<f64> {
+    let pair = Pair::new(student, teacher, grad)?;
+    pair.require(3, &[1])?;
+    let shape = pair.shape();
+    let (samples, channels, places) = (shape[0], shape[1], shape[2]);
+    let of_teacher = pair.teacher.array.shape()[1];
+    with_pair!(py, pair, |s, t, g| core::attention(
+        samples,
+        places,
+        core::Maps { data: s, channels },
+        core::Maps { data: t, channels: of_teacher },
+        g
+    ))
+}
+
+/// Relational distillation: features `[rows, width]`, by distances or by angles.
+#[pyfunction]
+pub fn rkd_loss(
+    py: Python<'_>,
+    student: &Bound<'_, PyAny>,
+    teacher: &Bound<'_, PyAny>,
+    angles: bool,
+    grad: &Bound<'_, PyAny>,
+) -> PyResult<f64> {
+    let pair = Pair::new(student, teacher, grad)?;
+    pair.require(2, &[1])?;
+    let (rows, width) = (pair.shape()[0], pair.shape()[1]);
+    let of_teacher = pair.teacher.array.shape()[1];
+    with_pair!(py, pair, |s, t, g| {
+        let (s, t) =
+            (core::Features { data: s, width }, core::Features { data: t, width: of_teacher });
+        if angles { core::angle(rows, s, t, g) } else { core::distance(rows, s, t, g) }
+    })
 }

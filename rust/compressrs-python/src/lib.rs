@@ -26,7 +26,9 @@ mod _core {
     #[pymodule_export]
     use crate::blend::{accumulate, clamp, lerp, norm, scale};
     #[pymodule_export]
-    use crate::distill::{kd_loss, softmax};
+    use crate::distill::{
+        attention_loss, dist_loss, hint_loss, kd_loss, logsumexp, rkd_loss, softmax, top_k,
+    };
     #[pymodule_export]
     use crate::errors::NonFiniteGradientError;
     #[pymodule_export]

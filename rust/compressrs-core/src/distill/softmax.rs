@@ -1,142 +1,406 @@
-//! Softmax and its logarithm.
+//! Softmax, its logarithm, and the logarithm of its sum, along any axis.
 
-use super::tile::{self, MAX_CLASSES, ROWS};
-use super::{CHUNK, GRAIN};
-use crate::element::Float;
-use crate::lanes::{LANES, Lanes, max_of, sweep};
+use std::ops::Range;
+
+use super::GRAIN;
+use super::sheet::{
+    LANES, MAX_TURNED, TURNED, by_row, max_of, spread, sweep, turn, turn_back, update,
+};
+use crate::element::{Element, Float};
 use crate::parallel::{self, SharedMut};
+use crate::scratch::Scratch;
 use crate::simd::{self, Kernel};
 
-/// What [`softmax`] computes for each row of length `classes`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Softmax {
+/// An array in C order seen from one of its axes: element `j` of the row at
+/// `(o, i)` is `o * classes * inner + j * inner + i`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// Elements of the axes before.
+    pub outer: usize,
     /// Length of a row.
     pub classes: usize,
-    /// `T`.
-    pub temperature: f64,
-    /// Whether to take the logarithm, `(z - max) / T - log(sum exp((z - max) / T))`,
-    /// which is exact where the probability itself would be 0.
-    pub log: bool,
+    /// Elements of the axes behind.
+    pub inner: usize,
 }
 
-/// `out[i, j] = exp(z[i, j] / T) / sum_k exp(z[i, k] / T)`, or its logarithm; in
-/// place where `z` is None.
+impl Axis {
+    /// Rows that lie one after another.
+    pub fn last(rows: usize, classes: usize) -> Self {
+        Axis { outer: rows, classes, inner: 1 }
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        self.outer * self.inner
+    }
+
+    fn len(self) -> usize {
+        self.rows() * self.classes
+    }
+}
+
+/// A number for all rows, or one for each.
+#[derive(Clone, Copy, Debug)]
+pub enum PerRow<'a> {
+    /// The same for all.
+    All(f64),
+    /// One a row.
+    Each(&'a [f64]),
+}
+
+impl PerRow<'_> {
+    /// That of a row; that of the last for what lies beyond.
+    #[inline(always)]
+    pub fn of(self, row: usize) -> f64 {
+        match self {
+            PerRow::All(x) => x,
+            PerRow::Each(x) => x[row.min(x.len() - 1)],
+        }
+    }
+
+    pub(super) fn fits(self, rows: usize) -> bool {
+        match self {
+            PerRow::All(_) => true,
+            PerRow::Each(x) => x.len() == rows,
+        }
+    }
+}
+
+/// What becomes of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `exp(z_j / T) / sum_k exp(z_k / T)`
+    Probability,
+    /// `(z_j - max z) / T - ln sum_k exp((z_k - max z) / T)`, which is exact where the
+    /// probability itself would be 0.
+    Log,
+}
+
+/// Softmax at a temperature, or its logarithm, of each row; in place where `z` is None.
 ///
 /// The row's maximum is subtracted before the division by `T`, so that no finite
 /// logit overflows at any temperature. A row that holds NaN or +inf, or nothing
 /// but -inf, becomes NaN.
 ///
 /// # Panics
-/// If the lengths differ or are no multiple of `classes`.
-pub fn softmax<C: Float>(what: Softmax, z: Option<&[C]>, out: &mut [C]) {
-    if out.is_empty() {
-        return;
-    }
-    let classes = what.classes;
-    assert_eq!(out.len() % classes, 0);
-    assert!(z.is_none_or(|z| z.len() == out.len()));
-    let rows = 0..out.len() / classes;
-    let shared = SharedMut::new(out);
-    parallel::for_each(rows, GRAIN.div_ceil(classes), ROWS, |rows| {
-        let part = rows.start * classes..rows.end * classes;
-        // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
-        let out = unsafe { shared.slice(part.clone()) };
-        simd::dispatch(Rows { what, z: z.map(|z| &z[part]), out });
+/// If lengths disagree.
+pub fn softmax<T: Element>(
+    axis: Axis,
+    form: Form,
+    temperature: PerRow<'_>,
+    z: Option<&[T]>,
+    out: &mut [T],
+) {
+    assert_eq!(out.len(), axis.len());
+    assert!(z.is_none_or(|z| z.len() == out.len()) && temperature.fits(axis.rows()));
+    let out = SharedMut::new(out);
+    for_sheets(axis, |sheets| {
+        simd::dispatch(Softmax { axis, form, temperature, z, out: &out, sheets });
     });
 }
 
-struct Rows<'a, C> {
-    what: Softmax,
-    z: Option<&'a [C]>,
-    out: &'a mut [C],
+/// `ln sum_j exp(z_j / T)` of each row.
+///
+/// +inf if one is +inf, -inf if all are, NaN if one is.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn logsumexp<T: Element>(axis: Axis, temperature: PerRow<'_>, z: &[T], out: &mut [T]) {
+    assert_eq!(z.len(), axis.len());
+    assert!(out.len() == axis.rows() && temperature.fits(axis.rows()));
+    if axis.classes == 0 {
+        return out.fill(T::store(T::Compute::from_f64(f64::NEG_INFINITY)));
+    }
+    let out = SharedMut::new(out);
+    for_sheets(axis, |sheets| {
+        simd::dispatch(LogSumExp { axis, temperature, z, out: &out, sheets });
+    });
 }
 
-impl<C: Float> Kernel for Rows<'_, C> {
+/// Whether rows are turned: short ones, and those whose elements lie apart, which are
+/// read and written by lines of rows beside one another.
+fn is_turned(axis: Axis) -> bool {
+    axis.inner > 1 || axis.classes <= MAX_TURNED
+}
+
+/// Calls `body` in parallel with parts of the sheets that the rows make: those of
+/// [`TURNED`] rows with the same `o`, or all of one row.
+fn for_sheets(axis: Axis, body: impl Fn(Range<usize>) + Sync) {
+    if axis.len() == 0 {
+        return;
+    }
+    let (sheets, size) = if !is_turned(axis) {
+        (axis.rows(), axis.classes)
+    } else if axis.inner == 1 {
+        (axis.outer.div_ceil(TURNED), TURNED * axis.classes)
+    } else {
+        (axis.outer * axis.inner.div_ceil(TURNED), TURNED.min(axis.inner) * axis.classes)
+    };
+    parallel::for_each(0..sheets, GRAIN.div_ceil(size), 1, body);
+}
+
+/// A sheet of turned rows.
+#[derive(Clone, Copy)]
+struct Turned {
+    axis: Axis,
+    /// The first row.
+    first: usize,
+    rows: usize,
+}
+
+impl Turned {
+    #[inline(always)]
+    fn new(axis: Axis, sheet: usize) -> Self {
+        let (first, beside) = if axis.inner == 1 {
+            (sheet * TURNED, axis.outer)
+        } else {
+            let sheets = axis.inner.div_ceil(TURNED);
+            let (o, i) = (sheet / sheets, sheet % sheets * TURNED);
+            (o * axis.inner + i, (o + 1) * axis.inner)
+        };
+        Turned { axis, first, rows: TURNED.min(beside - first) }
+    }
+
+    /// Where the rows lie, one after another.
+    #[inline(always)]
+    fn range(self) -> Range<usize> {
+        self.first * self.axis.classes..(self.first + self.rows) * self.axis.classes
+    }
+
+    /// Where class `j` of all rows lies.
+    #[inline(always)]
+    fn line(self, j: usize) -> Range<usize> {
+        let Axis { classes, inner, .. } = self.axis;
+        let (o, i) = (self.first / inner, self.first % inner);
+        let start = (o * classes + j) * inner + i;
+        start..start + self.rows
+    }
+
+    #[inline(always)]
+    fn load<'a, T: Element>(self, read: impl Fn(Range<usize>) -> &'a [T], sheet: &mut [T::Compute])
+    where
+        T: 'a,
+    {
+        if self.axis.inner == 1 {
+            return turn(read(self.range()), self.axis.classes, sheet);
+        }
+        for (j, line) in sheet.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            for (to, from) in line.iter_mut().zip(read(self.line(j))) {
+                *to = from.load();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store<'a, T: Element>(
+        self,
+        sheet: &[T::Compute],
+        write: impl Fn(Range<usize>) -> &'a mut [T],
+    ) where
+        T: 'a,
+    {
+        if self.axis.inner == 1 {
+            return turn_back(sheet, self.axis.classes, write(self.range()));
+        }
+        for (j, line) in sheet.as_chunks::<LANES>().0.iter().enumerate() {
+            for (to, from) in write(self.line(j)).iter_mut().zip(line) {
+                *to = T::store(*from);
+            }
+        }
+    }
+
+    /// `1 / T` of each row.
+    #[inline(always)]
+    fn scales<C: Float>(self, temperature: PerRow<'_>) -> [C; TURNED] {
+        std::array::from_fn(|r| C::from_f64(temperature.of(self.first + r).recip()))
+    }
+}
+
+struct Softmax<'a, T> {
+    axis: Axis,
+    form: Form,
+    temperature: PerRow<'a>,
+    z: Option<&'a [T]>,
+    out: &'a SharedMut<'a, T>,
+    sheets: Range<usize>,
+}
+
+impl<T: Element> Kernel for Softmax<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Softmax { classes, .. } = self.what;
-        if classes <= MAX_CLASSES {
-            return self.by_tiles();
+        let Softmax { axis, form, temperature, z, out, sheets } = self;
+        let classes = axis.classes;
+        let read = |range: Range<usize>| match z {
+            Some(z) => &z[range],
+            // SAFETY: each element belongs to one sheet, and what is read of a sheet has
+            // been copied before the sheet is written.
+            None => unsafe { out.read(range) },
+        };
+        // SAFETY: as above.
+        let write = |range: Range<usize>| unsafe { out.slice(range) };
+        if is_turned(axis) {
+            let mut x = Scratch::<T::Compute>::new(classes * LANES);
+            let mut y = Scratch::<T::Compute>::new(classes * LANES);
+            // Lanes without a row hold numbers, not what was left there.
+            x.fill(T::Compute::from_f64(0.0));
+            for sheet in sheets {
+                let rows = Turned::new(axis, sheet);
+                rows.load(read, &mut x);
+                softmax_sheet::<_, TURNED>(form, rows.scales(temperature), &x, &mut y);
+                rows.store(&y, write);
+            }
+            return;
         }
-        let mut copy = vec![C::zero(); if self.z.is_none() { classes } else { 0 }];
-        for (i, out) in self.out.chunks_exact_mut(classes).enumerate() {
-            let z = match self.z {
-                Some(z) => &z[i * classes..(i + 1) * classes],
+        let copies = if z.is_some() { 0 } else { classes };
+        let mut copy = Scratch::<T>::new(copies);
+        let mut wide = [(); 2].map(|()| Scratch::<T::Compute>::new(wide_len::<T>(classes)));
+        for row in sheets {
+            let part = row * classes..(row + 1) * classes;
+            let scale = [T::Compute::from_f64(temperature.of(row).recip())];
+            let x = match z {
+                Some(z) => &z[part.clone()],
                 None => {
-                    copy.copy_from_slice(out);
+                    copy.copy_from_slice(read(part.clone()));
                     &copy
                 }
             };
-            softmax_row(self.what, z, out);
-        }
-    }
-}
-
-impl<C: Float> Rows<'_, C> {
-    #[inline(always)]
-    fn by_tiles(self) {
-        let Softmax { classes, temperature, log } = self.what;
-        let scale = C::from_f64(temperature.recip());
-        let mut values = tile::tile::<C>();
-        for (i, out) in self.out.chunks_mut(ROWS * classes).enumerate() {
-            let start = i * ROWS * classes;
-            let z = self.z.map_or(&*out, |z| &z[start..start + out.len()]);
-            tile::load(z, classes, &mut values);
-            let values_used = &mut values[..classes];
-            let top = tile::max_of(values_used);
-            let mut sum = [C::zero(); ROWS];
-            for line in &mut *values_used {
-                for l in 0..ROWS {
-                    let shifted = (line[l] - top[l]) * scale;
-                    let e = shifted.exp_fast();
-                    sum[l] += e;
-                    line[l] = if log { shifted } else { e };
-                }
-            }
-            if log {
-                let log_sum = sum.map(|sum| C::from_f64(sum.to_f64().ln()));
-                for line in values_used {
-                    for l in 0..ROWS {
-                        line[l] = line[l] - log_sum[l];
-                    }
-                }
+            let out = write(part);
+            let [wide_x, wide_y] = &mut wide;
+            if let (Some(x), Some(y)) = (T::as_compute(x), T::as_compute_mut(out)) {
+                softmax_sheet::<_, 1>(form, scale, x, y);
             } else {
-                let factor = sum.map(C::recip);
-                for line in values_used {
-                    for l in 0..ROWS {
-                        line[l] = line[l] * factor[l];
-                    }
-                }
+                widen(x, wide_x);
+                softmax_sheet::<_, 1>(form, scale, wide_x, wide_y);
+                narrow(wide_y, out);
             }
-            tile::store(&values, classes, out);
         }
     }
 }
 
+/// Elements of a row that must be widened before they are computed with.
+pub(super) fn wide_len<T: Element>(classes: usize) -> usize {
+    if T::as_compute(&[]).is_some() { 0 } else { classes }
+}
+
+/// Converts to the compute type.
 #[inline(always)]
-fn softmax_row<C: Float>(what: Softmax, z: &[C], out: &mut [C]) {
-    let scale = C::from_f64(what.temperature.recip());
-    let top = max_of(z);
-    let mut sum = 0.0;
-    for (z, out) in z.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
-        let mut lanes = [Lanes::new(C::zero())];
-        sweep([z], [out], &mut lanes, C::neg_infinity(), |[z], [sum], [out]| {
-            for l in 0..LANES {
-                let shifted = (z[l] - top) * scale;
-                let e = shifted.exp_fast();
-                sum[l] += e;
-                out[l] = if what.log { shifted } else { e };
+pub(super) fn widen<T: Element>(from: &[T], to: &mut [T::Compute]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.load();
+    }
+}
+
+/// Converts to the storage type.
+#[inline(always)]
+pub(super) fn narrow<T: Element>(from: &[T::Compute], to: &mut [T]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = T::store(*from);
+    }
+}
+
+/// Softmax of a sheet, or its logarithm.
+#[inline(always)]
+pub(super) fn softmax_sheet<C: Float, const R: usize>(
+    form: Form,
+    scale: [C; R],
+    z: &[C],
+    out: &mut [C],
+) {
+    let top = spread(max_of::<C, R>(z));
+    let scale = spread(scale);
+    match form {
+        Form::Probability => {
+            let [sums] = sweep::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
+                |[z], [sum], [e]| {
+                    for l in 0..LANES {
+                        e[l] = ((z[l] - top[l]) * scale[l]).exp_fast();
+                        sum[l] += e[l];
+                    }
+                }
+            });
+            let factor = spread(sums.map(|sum| C::from_f64(sum.recip())));
+            update(out, [], |e, []| {
+                for l in 0..LANES {
+                    e[l] = e[l] * factor[l];
+                }
+            });
+        }
+        Form::Log => {
+            let [sums] = sweep::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
+                |[z], [sum], [shifted]| {
+                    for l in 0..LANES {
+                        shifted[l] = (z[l] - top[l]) * scale[l];
+                        sum[l] += shifted[l].exp_fast();
+                    }
+                }
+            });
+            let logs: [f64; R] = by_row(|r| sums[r].ln_fast());
+            let log_sum = spread(logs.map(C::from_f64));
+            update(out, [], |x, []| {
+                for l in 0..LANES {
+                    x[l] = x[l] - log_sum[l];
+                }
+            });
+        }
+    }
+}
+
+struct LogSumExp<'a, T> {
+    axis: Axis,
+    temperature: PerRow<'a>,
+    z: &'a [T],
+    out: &'a SharedMut<'a, T>,
+    sheets: Range<usize>,
+}
+
+impl<T: Element> Kernel for LogSumExp<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let LogSumExp { axis, temperature, z, out, sheets } = self;
+        let classes = axis.classes;
+        // SAFETY: each row belongs to one sheet.
+        let write = |range: Range<usize>| unsafe { out.slice(range) };
+        if is_turned(axis) {
+            let mut x = Scratch::<T::Compute>::new(classes * LANES);
+            x.fill(T::Compute::from_f64(0.0));
+            for sheet in sheets {
+                let rows = Turned::new(axis, sheet);
+                rows.load(|range| &z[range], &mut x);
+                let sums = logsumexp_sheet::<_, TURNED>(rows.scales(temperature), &x);
+                narrow(&sums[..rows.rows], write(rows.first..rows.first + rows.rows));
             }
-        });
-        sum += lanes[0].sum().to_f64();
+            return;
+        }
+        let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
+        for row in sheets {
+            let x = &z[row * classes..(row + 1) * classes];
+            let scale = [T::Compute::from_f64(temperature.of(row).recip())];
+            let sum = if let Some(x) = T::as_compute(x) {
+                logsumexp_sheet::<_, 1>(scale, x)
+            } else {
+                widen(x, &mut wide);
+                logsumexp_sheet::<_, 1>(scale, &wide)
+            };
+            narrow(&sum, write(row..row + 1));
+        }
     }
-    if what.log {
-        let log_sum = C::from_f64(sum.ln());
-        out.iter_mut().for_each(|x| *x = *x - log_sum);
-    } else {
-        let factor = C::from_f64(sum.recip());
-        out.iter_mut().for_each(|x| *x = *x * factor);
-    }
+}
+
+/// `ln sum exp(scale z)` of each row of a sheet.
+#[inline(always)]
+fn logsumexp_sheet<C: Float, const R: usize>(scale: [C; R], z: &[C]) -> [C; R] {
+    let tops: [C; R] = max_of(z);
+    let (top, scales) = (spread(tops), spread(scale));
+    let [sums] = sweep::<C, R, 1, 0, 1>([z], [], C::neg_infinity(), |[z], [sum], []| {
+        for l in 0..LANES {
+            // Infinities are not subtracted from themselves.
+            let shifted = if z[l] == top[l] { C::zero() } else { (z[l] - top[l]) * scales[l] };
+            sum[l] += shifted.exp_fast();
+        }
+    });
+    std::array::from_fn(|r| C::from_f64((tops[r].to_f64() * scale[r].to_f64()) + sums[r].ln_fast()))
 }

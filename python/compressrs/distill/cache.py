@@ -1,0 +1,372 @@
+"""What a teacher says of a data set, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressrs._arrays import Array, as_array, dtype_of
+from compressrs._checks import choice, positive, whole
+from compressrs._files import header, require, save_tensors, write_atomically
+from compressrs.distill.teachers import TopK, top_k
+from compressrs.sparse import CSRMatrix
+
+FORMAT = "compressrs.teacher"
+VERSION = "1"
+
+_INDEX = "index.json"
+#: Arrays of a shard, in the order of their names, in which their bytes are hashed.
+_SPARSE, _DENSE = ("classes", "logits", "rest"), ("logits",)
+
+
+class TeacherCache:
+    """A teacher's logits for all rows of a data set, in a folder of safetensors files.
+
+    The teacher is asked once. Then each batch is read from files that are mapped into
+    memory, so that neither the teacher nor its logits need to fit into it. With ``k``
+    only the largest logits of each row are kept, and what the others come to: 64 of
+    200,000 classes take 516 bytes a row instead of 800,000.
+
+    A file holds so many rows, is written under another name first and then renamed, and
+    has a checksum, which is tested before its first row is read. What a crash or a full
+    disk interrupted goes on where it was when `write` is called again.
+
+    Parameters
+    ----------
+    path : path
+        The folder that `write` filled.
+
+    Attributes
+    ----------
+    shape : pair of int
+        Rows and classes.
+    k : int or None
+        Logits that are kept of each row; None for all.
+    temperature : float or None
+        That of what the others come to.
+
+    Raises
+    ------
+    OSError
+        If the folder or a file cannot be read.
+    ValueError
+        If it is no such folder, or incomplete, or, when rows are read, a file is damaged.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr, tempfile, pathlib
+    >>> x = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+    >>> w = np.random.default_rng(1).standard_normal((8, 50)).astype(np.float32)
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "teacher"
+    >>> cache = cr.distill.TeacherCache.write(folder, lambda x: x @ w, x, k=5, temperature=2.0)
+    >>> cache
+    <TeacherCache of shape (1000, 50), the 5 largest logits of each row at temperature 2.0>
+    >>> cache[np.array([3, 999, 3])]
+    <TopK of shape (3, 50) at temperature 2.0, with 15 stored logits>
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        plan = _read_index(self.path)
+        try:
+            self._rows, self._classes = int(plan["rows"]), int(plan["classes"])
+            self._shard_rows = int(plan["shard_rows"])
+            self.k: int | None = plan["k"]
+            self.temperature: float | None = plan["temperature"]
+            self._dtype = dtype_of(plan["dtype"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / _INDEX} is damaged: {error!r}") from None
+        self._shards: dict[int, dict[str, Array]] = {}
+        for first in range(0, self._rows, self._shard_rows):
+            if not _shard_path(self.path, first).exists():
+                raise ValueError(
+                    f"{self.path} lacks the rows from {first} on; call TeacherCache.write again "
+                    "with the same arguments to go on"
+                )
+
+    @classmethod
+    def write(
+        cls,
+        path: str | os.PathLike[str],
+        teacher: Callable[[Any], Array],
+        x: Any,
+        *,
+        k: int | None = None,
+        temperature: float = 1.0,
+        dtype: str = "float32",
+        batch_size: int = 256,
+        shard_rows: int = 4096,
+        progress: bool = False,
+    ) -> TeacherCache:
+        """Ask a teacher for its logits and keep them; go on where a call was interrupted.
+
+        Parameters
+        ----------
+        path : path
+            A folder, made if it does not exist.
+        teacher : callable
+            Gives logits of shape (rows, classes) for some rows of `x`.
+        x : array or sequence
+            The data set: has a length, and ``x[a:b]`` gives some rows.
+        k : int, optional
+            How many logits of each row to keep. None keeps all.
+        temperature : float, default 1.0
+            With `k`, that of the losses to come.
+        dtype : {"float32", "float16", "float64"}, default "float32"
+            That of the logits in the files.
+        batch_size : int, default 256
+            Rows that the teacher gets at a time.
+        shard_rows : int, default 4096
+            Rows of a file.
+        progress : bool, default False
+            Whether to show a progress bar (needs rich).
+
+        Returns
+        -------
+        TeacherCache
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written. What has been written stays.
+        TypeError
+            If the teacher gives no floating-point array.
+        ValueError
+            If the teacher gives another shape, or NaN, or what does not fit the dtype; if
+            the folder holds something else; or was begun with other arguments, or another
+            teacher or data set, as far as its last rows show.
+        ModuleNotFoundError
+            If safetensors, or rich for progress, is not installed.
+        """
+        folder = Path(path)
+        choice(dtype, "dtype", ("float32", "float16", "float64"))
+        batch_size = whole(batch_size, "batch_size", 1)
+        shard_rows = whole(shard_rows, "shard_rows", 1)
+        temperature = positive(temperature, "temperature")
+        rows = len(x)
+        if rows == 0:
+            raise ValueError("x must have at least one row, got none")
+        ask = _Teacher(teacher, x, None if k is None else whole(k, "k", 1), temperature, dtype)
+        plan = {
+            "format": FORMAT,
+            "version": VERSION,
+            "rows": rows,
+            "classes": ask.classes(),
+            "k": ask.k,
+            "temperature": None if ask.k is None else temperature,
+            "dtype": dtype,
+            "shard_rows": shard_rows,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        index = folder / _INDEX
+        if index.exists():
+            before = _read_index(folder)
+            for key, value in plan.items():
+                if before.get(key) != value:
+                    raise ValueError(
+                        f"{folder} was begun with {key} {before.get(key)!r}, got {value!r}; "
+                        "remove it, or choose another folder"
+                    )
+        elif any(folder.iterdir()):
+            raise ValueError(f"{folder} must be empty or hold such a cache")
+        else:
+            write_atomically(index, json.dumps(plan, indent=1).encode())
+        firsts = list(range(0, rows, shard_rows))
+        left = [first for first in firsts if not _shard_path(folder, first).exists()]
+        done = [first for first in firsts if first not in set(left)]
+        if left and done:
+            ask.compare(folder, done[-1], min(batch_size, rows - done[-1], shard_rows))
+        for first in _tracked(left, progress):
+            end = min(first + shard_rows, rows)
+            starts = range(first, end, batch_size)
+            parts = [ask(start, min(start + batch_size, end)) for start in starts]
+            arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            metadata = {"format": FORMAT, "version": VERSION, "blake2b": _digest(arrays)}
+            save_tensors(_shard_path(folder, first), arrays, metadata)
+        return cls(folder)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and classes."""
+        return self._rows, self._classes
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, rows: slice | Array) -> Array | TopK:
+        """Return some rows: a slice, or an array of indices or of bool.
+
+        An array of logits if all are kept, else `TopK`.
+        """
+        wanted = np.arange(self._rows)[rows]
+        if wanted.ndim != 1:
+            raise TypeError("rows must be a slice or a one-dimensional array of indices")
+        shards = wanted // self._shard_rows
+        names = _DENSE if self.k is None else _SPARSE
+        widths = {"logits": self._classes if self.k is None else self.k, "classes": self.k}
+        dtypes = {"logits": self._dtype, "classes": np.int32, "rest": np.float64}
+        out = {
+            name: np.empty((len(wanted), *([] if name == "rest" else [widths[name]])), dtypes[name])
+            for name in names
+        }
+        for shard in np.unique(shards):
+            of_shard = shards == shard
+            arrays = self._shard(int(shard) * self._shard_rows)
+            for name in names:
+                out[name][of_shard] = arrays[name][wanted[of_shard] % self._shard_rows]
+        if self.k is None:
+            return out["logits"]
+        assert self.temperature is not None
+        indptr = np.arange(0, len(wanted) * self.k + 1, self.k, dtype=np.int64)
+        data = out["logits"].astype(np.float64 if self._dtype == np.float64 else np.float32)
+        parts = data.reshape(-1), out["classes"].reshape(-1), indptr
+        return TopK(CSRMatrix(parts, (len(wanted), self._classes)), out["rest"], self.temperature)
+
+    def __repr__(self) -> str:
+        kept = (
+            "all logits"
+            if self.k is None
+            else f"the {self.k} largest logits of each row at temperature {self.temperature}"
+        )
+        return f"<TeacherCache of shape {self.shape}, {kept}>"
+
+    def _shard(self, first: int) -> dict[str, Array]:
+        """Return the arrays of a file, mapped into memory and found to be whole."""
+        if first not in self._shards:
+            rows = min(self._shard_rows, self._rows - first)
+            width = self._classes if self.k is None else self.k
+            need: dict[str, tuple[tuple[int, ...], Any]] = {"logits": ((rows, width), self._dtype)}
+            if self.k is not None:
+                need["classes"] = ((rows, width), np.dtype(np.int32))
+                need["rest"] = ((rows,), np.dtype(np.float64))
+            self._shards[first] = _map(_shard_path(self.path, first), need)
+        return self._shards[first]
+
+
+class _Teacher:
+    """A teacher with its data set: what is kept of some rows."""
+
+    def __init__(
+        self, teacher: Callable[[Any], Array], x: Any, k: int | None, temperature: float, dtype: str
+    ) -> None:
+        if not callable(teacher):
+            raise TypeError(f"teacher must be callable, got {type(teacher).__name__}")
+        self._teacher, self._x = teacher, x
+        self._temperature, self._dtype = temperature, np.dtype(dtype)
+        self._classes: int | None = None
+        self.k = k
+
+    def classes(self) -> int:
+        """Return the number of classes, asking for one row."""
+        self(0, 1)
+        assert self._classes is not None
+        return self._classes
+
+    def __call__(self, start: int, end: int) -> dict[str, Array]:
+        z = as_array(self._teacher(self._x[start:end]), "teacher(x)")
+        if z.ndim != 2 or len(z) != end - start or z.shape[1] != (self._classes or z.shape[1]):
+            classes = "classes" if self._classes is None else self._classes
+            raise ValueError(
+                f"teacher(x) must have shape ({end - start}, {classes}), got {z.shape}"
+            )
+        self._classes = z.shape[1]
+        if self.k is not None:
+            kept = top_k(z, self.k, self._temperature)
+            arrays = {
+                "logits": kept.logits.data.reshape(len(z), self.k),
+                "classes": np.asarray(kept.logits.indices, np.int32).reshape(len(z), self.k),
+                "rest": kept.rest,
+            }
+        else:
+            arrays = {"logits": z}
+        with np.errstate(over="ignore"):
+            logits = arrays["logits"].astype(self._dtype)
+        # Classes that are masked with -inf stay so.
+        if not (np.isfinite(logits) | np.isneginf(arrays["logits"])).all():
+            raise ValueError(
+                f"teacher(x) must hold logits that fit {self._dtype}, got others in rows "
+                f"{start} to {end - 1}"
+            )
+        return {**arrays, "logits": logits}
+
+    def compare(self, folder: Path, first: int, count: int) -> None:
+        """Raise a ValueError if the rows of a file are not what the teacher says now."""
+        now = self(first, first + count)
+        need = {name: ((-1, *array.shape[1:]), array.dtype) for name, array in now.items()}
+        before = _map(_shard_path(folder, first), need)
+        for name, array in now.items():
+            old = before[name][:count]
+            same = (
+                np.array_equal(old, array)
+                if array.dtype.kind == "i"
+                else np.allclose(old.astype(float), array.astype(float), rtol=1e-3, atol=1e-3)
+            )
+            if old.shape != array.shape or not same:
+                raise ValueError(
+                    f"{folder} was begun with another teacher or data set: rows from {first} on "
+                    "differ; remove it, or choose another folder"
+                )
+
+
+def _shard_path(folder: Path, first: int) -> Path:
+    return folder / f"rows-{first:012}.safetensors"
+
+
+def _digest(arrays: dict[str, Array]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / _INDEX
+    try:
+        plan = json.loads(path.read_bytes())
+        if not isinstance(plan, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    require(path, plan, {"format": FORMAT, "version": VERSION})
+    return plan
+
+
+def _map(path: Path, need: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, Array]:
+    """Map arrays of these shapes and dtypes (-1: any length) and test their checksum."""
+    data = np.memmap(path, np.uint8, mode="r")
+    try:
+        content = header(memoryview(data))
+        metadata: dict[str, str] = dict(content.pop("__metadata__"))
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        arrays = {}
+        for name, (shape, dtype) in need.items():
+            entry: Any = content[name]
+            low, high = entry["data_offsets"]
+            arrays[name] = data[start + low : start + high].view(dtype).reshape(shape)
+            if arrays[name].shape != tuple(entry["shape"]):
+                raise ValueError(f"{name} has the shape {entry['shape']}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    require(path, metadata, {"format": FORMAT, "version": VERSION})
+    if _digest(arrays) != metadata.get("blake2b"):
+        raise ValueError(f"{path} is damaged: its checksum is another")
+    return arrays
+
+
+def _tracked(firsts: Sequence[int], progress: bool) -> Any:
+    """Go through the shards, with a bar if one is wanted."""
+    if not progress:
+        return firsts
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "a progress bar needs rich: pip install 'compressrs[demo]'"
+        ) from None
+    return track(firsts, "teacher")

@@ -1,0 +1,405 @@
+"""The training of a student: with soft targets, then on labels."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs._arrays import Array
+from compressrs._checks import positive, share, whole
+from compressrs._files import load_tensors, save_tensors
+from compressrs.distill.cache import TeacherCache
+from compressrs.distill.kd import kd_loss
+from compressrs.distill.teachers import TopK
+from compressrs.optim import Optimizer
+
+FORMAT = "compressrs.distiller"
+VERSION = "1"
+
+#: A number, or one as a function of the training step, counted from 0.
+Schedule: TypeAlias = float | Callable[[int], float]
+
+
+class Epoch(NamedTuple):
+    """What is known after an epoch."""
+
+    #: "soft" or "hard".
+    phase: str
+    #: The mean over the batches.
+    loss: float
+    #: Share of the validation rows that are classified right, or None.
+    accuracy: float | None
+
+
+class Distiller:
+    r"""Trains a student on what a teacher says, then on labels alone.
+
+    Parameters
+    ----------
+    student : layer, or pair of callables
+        An object with ``forward(x)``, ``backward(gradient)`` and `grads`, as those of
+        `compressrs.nn`; or ``(forward, backward)`` where ``forward(x)`` gives the logits
+        and ``backward(gradient)`` takes their gradient and returns what the optimizer's
+        ``step`` takes.
+    teacher : callable, array, TopK, TeacherCache, or list of these
+        A callable gives logits for a batch of `x`. The others hold the logits of all rows
+        of `x`. A list of callables or arrays is an ensemble.
+    optimizer : Optimizer
+        The optimizer of the student's parameters, of which it knows the arrays.
+    loss : callable, default `kd_loss`
+        Called as ``loss(logits, teacher, temperature, labels, alpha)`` for a loss and its
+        gradient. Options are set by ``functools.partial(cr.distill.kd_loss,
+        divergence="js")``, say.
+    temperature : float or callable, default 4.0
+        :math:`T`, or a function of the training step.
+    alpha : float or callable, default 0.5
+        Weight of the soft term, or a function of the training step.
+    batch_size : int, default 32
+    seed : int, default 0
+        Of the order of the rows, which depends on it and the epoch alone.
+
+    Attributes
+    ----------
+    history : list of Epoch
+        One entry an epoch: `phase`, `loss`, `accuracy`.
+
+    Raises
+    ------
+    TypeError
+        If something is not of such a kind.
+    ValueError
+        If a number is out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((256, 8)).astype(np.float32)
+    >>> y = (x[:, 0] + x[:, 1] > 0).astype(int)
+    >>> def teacher(x):
+    ...     score = 5 * (x[:, :1] + x[:, 1:2])
+    ...     return np.concatenate([-score, score], axis=1)
+    >>> student = cr.nn.Linear(8, 2, rng=0)
+    >>> opt = cr.optim.Adam(student.params, lr=0.05)
+    >>> distiller = cr.distill.Distiller(student, teacher, opt, temperature=2.0)
+    >>> history = distiller.fit(x, y, epochs=5, hard_epochs=1)
+    >>> [epoch.phase for epoch in history]
+    ['soft', 'soft', 'soft', 'soft', 'soft', 'hard']
+    >>> bool(np.mean(student(x).argmax(axis=1) == y) > 0.9)
+    True
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        optimizer: Optimizer,
+        *,
+        loss: Callable[..., tuple[Any, Array]] = kd_loss,
+        temperature: Schedule = 4.0,
+        alpha: Schedule = 0.5,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(student, tuple):
+            if len(student) != 2 or not all(map(callable, student)):
+                raise TypeError("student must be a layer or a pair (forward, backward)")
+            self._forward, self._backward = student
+        else:
+            for name in ("forward", "backward", "grads"):
+                if not hasattr(student, name):
+                    raise TypeError(
+                        f"student must have {name}, as the layers of compressrs.nn, or be a "
+                        f"pair (forward, backward), got {type(student).__name__}"
+                    )
+
+            def backward(gradient: Array) -> Any:
+                student.backward(gradient)
+                return student.grads
+
+            self._forward, self._backward = student.forward, backward
+        if not hasattr(optimizer, "step") or not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        self._members = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        if not self._members:
+            raise ValueError("teacher must not be an empty list")
+        self._ensemble = isinstance(teacher, (list, tuple))
+        for member in self._members:
+            if not (callable(member) or isinstance(member, (np.ndarray, TopK, TeacherCache))):
+                raise TypeError(
+                    "teacher must be callable, an array of logits, TopK or TeacherCache, got "
+                    f"{type(member).__name__}"
+                )
+        self._optimizer, self._loss = optimizer, loss
+        self._temperature, self._alpha = temperature, alpha
+        # Fails now rather than in the middle.
+        self._at(0)
+        self.batch_size = whole(batch_size, "batch_size", 1)
+        self.seed = whole(seed, "seed", 0)
+        self.history: list[Epoch] = []
+        #: Steps of the optimizer.
+        self.step_count = 0
+        self._phase_done = {"soft": False, "hard": False}
+        self._best: tuple[float, list[Array]] | None = None
+        self._waited = 0
+
+    def fit(
+        self,
+        x: Array,
+        y: Array | None = None,
+        *,
+        epochs: int,
+        hard_epochs: int = 0,
+        validation: tuple[Array, Array] | None = None,
+        patience: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> list[Epoch]:
+        """Train for some epochs with soft targets, then for some on labels.
+
+        Parameters
+        ----------
+        x : array, shape (n, ...)
+            The data set, which is indexed by arrays of rows.
+        y : array of int, shape (n,), optional
+            Labels; -100 for rows that have none. Needed if `alpha` is less than 1 or
+            there are `hard_epochs`.
+        epochs, hard_epochs : int
+            Epochs of both phases, all counted from the first call on: a second call with
+            more epochs goes on.
+        validation : pair of array, optional
+            Rows and their labels, for `accuracy`.
+        patience : int, optional
+            A phase ends early after so many epochs without a better accuracy, and the
+            parameters of its best epoch are taken. Needs `validation`.
+        checkpoint : path, optional
+            A safetensors file that is written after each epoch, and read first if it
+            exists: a run that was interrupted goes on from there, with the same result.
+        progress : bool, default False
+            Whether to show a progress bar (needs rich).
+
+        Returns
+        -------
+        list of Epoch
+            `history`.
+
+        Raises
+        ------
+        TypeError
+            If `y` does not hold integers.
+        ValueError
+            If lengths disagree, labels are needed but missing, or the checkpoint does not
+            fit.
+        FloatingPointError
+            If the loss of an epoch is NaN; parameters are those of that moment.
+        """
+        n = len(x)
+        if n == 0:
+            raise ValueError("x must have at least one row, got none")
+        epochs, hard_epochs = whole(epochs, "epochs", 0), whole(hard_epochs, "hard_epochs", 0)
+        if y is not None:
+            y = np.asarray(y)
+            if y.dtype.kind not in "iu":
+                raise TypeError(f"y must hold integers, got {y.dtype}")
+            if y.shape != (n,):
+                raise ValueError(f"y must have the shape {(n,)} of the rows of x, got {y.shape}")
+        elif hard_epochs:
+            raise ValueError("y must be given to train on labels, got None")
+        for i, member in enumerate(self._members):
+            if not callable(member) and len(member) != n:
+                name = f"teacher[{i}]" if self._ensemble else "teacher"
+                raise ValueError(f"{name} must have the {n} rows of x, got {len(member)}")
+        if patience is not None:
+            patience = whole(patience, "patience", 1)
+            if validation is None:
+                raise ValueError("patience needs validation rows, got None")
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and not self.history and path.exists():
+            self.load(path)
+        for phase, count in (("soft", epochs), ("hard", hard_epochs)):
+            done = sum(epoch.phase == phase for epoch in self.history)
+            if self._phase_done[phase] or done >= count:
+                continue
+            with _bar(phase, count - done, progress) as advance:
+                for _ in range(done, count):
+                    self._epoch(phase, x, y, validation)
+                    stop = self._judge(phase, patience)
+                    if path is not None:
+                        self.save(path)
+                    advance()
+                    if stop:
+                        break
+            if patience is not None:
+                self._finish(phase, early=self._phase_done[phase])
+        if path is not None:
+            self.save(path)
+        return self.history
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters, the optimizer's state and the history to a safetensors file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; what was there before still is.
+        """
+        arrays = {f"param.{i}": p for i, p in enumerate(self._parameters())}
+        state = self._optimizer.state_dict()
+        for i, buffers in state["state"].items():
+            for name, array in buffers.items():
+                arrays[f"state.{i}.{name}"] = np.asarray(array)
+        if self._best is not None:
+            arrays |= {f"best.{i}": p for i, p in enumerate(self._best[1])}
+        progress = {
+            "history": self.history,
+            "step_count": self.step_count,
+            "phase_done": self._phase_done,
+            "best": None if self._best is None else self._best[0],
+            "waited": self._waited,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "param_groups": state["param_groups"],
+            "codes": state.get("codes"),
+        }
+        metadata = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
+        save_tensors(Path(path), arrays, metadata)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over what `save` wrote, into the arrays of the optimizer's parameters.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is damaged, of another student or optimizer, or of another seed or batch
+            size; nothing is changed then.
+        """
+        file = Path(path)
+        arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
+        try:
+            progress = json.loads(metadata["progress"])
+            history = [Epoch(*epoch) for epoch in progress["history"]]
+            state: dict[int, dict[str, Array]] = {}
+            for key, array in arrays.items():
+                if key.startswith("state."):
+                    _, i, name = key.split(".")
+                    state.setdefault(int(i), {})[name] = array
+            loaded = {"state": state, "param_groups": progress["param_groups"]}
+            if progress["codes"] is not None:
+                loaded["codes"] = progress["codes"]
+            values = [arrays[f"param.{i}"] for i in range(len(self._parameters()))]
+            best = None
+            if progress["best"] is not None:
+                copies = [arrays[f"best.{i}"].copy() for i in range(len(values))]
+                best = (float(progress["best"]), copies)
+            step_count, waited = int(progress["step_count"]), int(progress["waited"])
+            phase_done = {phase: bool(progress["phase_done"][phase]) for phase in self._phase_done}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} holds no distillation of such a student: {error!r}") from None
+        for name in ("seed", "batch_size"):
+            if progress.get(name) != getattr(self, name):
+                raise ValueError(
+                    f"{file} must have {name} {getattr(self, name)}, got {progress.get(name)}"
+                )
+        for i, (p, value) in enumerate(zip(self._parameters(), values, strict=True)):
+            if p.shape != value.shape or p.dtype != value.dtype:
+                raise ValueError(
+                    f"{file} must have a parameter {i} of {p.dtype} with shape {p.shape}, got "
+                    f"{value.dtype} with shape {value.shape}"
+                )
+        self._optimizer.load_state_dict(loaded)
+        for p, value in zip(self._parameters(), values, strict=True):
+            p[...] = value
+        self.history, self.step_count, self._waited = history, step_count, waited
+        self._phase_done, self._best = phase_done, best
+
+    def _at(self, step: int) -> tuple[float, float]:
+        """Return temperature and alpha of a step."""
+        t = self._temperature(step) if callable(self._temperature) else self._temperature
+        alpha = self._alpha(step) if callable(self._alpha) else self._alpha
+        return positive(t, "temperature"), share(alpha, "alpha")
+
+    def _targets(self, x: Array, rows: npt.NDArray[np.intp]) -> Any:
+        """Return what the teacher says of a batch."""
+        batch = [member(x) if callable(member) else member[rows] for member in self._members]
+        return batch if self._ensemble else batch[0]
+
+    def _parameters(self) -> list[Array]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _epoch(
+        self, phase: str, x: Array, y: Array | None, validation: tuple[Array, Array] | None
+    ) -> None:
+        order = np.random.default_rng([self.seed, len(self.history)]).permutation(len(x))
+        losses = []
+        for start in range(0, len(x), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = x[rows]
+            logits = self._forward(batch)
+            labels = None if y is None else y[rows]
+            if phase == "soft":
+                t, alpha = self._at(self.step_count)
+                loss, gradient = self._loss(logits, self._targets(batch, rows), t, labels, alpha)
+            else:
+                loss, gradient = kd_loss(logits, logits, 1.0, labels, 0.0)
+            self._optimizer.step(self._backward(gradient))
+            self.step_count += 1
+            losses.append(float(loss))
+        mean = float(np.mean(losses))
+        if np.isnan(mean):
+            raise FloatingPointError(
+                f"the loss of epoch {len(self.history)} is NaN; a smaller learning rate may help"
+            )
+        accuracy = None
+        if validation is not None:
+            hits = self._forward(validation[0]).argmax(axis=1) == np.asarray(validation[1])
+            accuracy = float(np.mean(hits))
+        self.history.append(Epoch(phase, mean, accuracy))
+
+    def _judge(self, phase: str, patience: int | None) -> bool:
+        """Remember the best parameters; return whether the phase shall end."""
+        accuracy = self.history[-1].accuracy
+        if patience is None or accuracy is None:
+            return False
+        if self._best is None or accuracy > self._best[0]:
+            self._best = accuracy, [p.copy() for p in self._parameters()]
+            self._waited = 0
+        else:
+            self._waited += 1
+        self._phase_done[phase] = self._waited >= patience
+        return self._phase_done[phase]
+
+    def _finish(self, phase: str, *, early: bool) -> None:
+        """Take the best parameters; the next phase has a best of its own."""
+        if self._best is not None:
+            for p, best in zip(self._parameters(), self._best[1], strict=True):
+                p[...] = best
+        if early or phase == "hard":
+            self._best, self._waited = None, 0
+
+
+@contextmanager
+def _bar(phase: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
+    """Show a bar, if one is wanted, that the function given advances."""
+    if not progress:
+        yield lambda: None
+        return
+    try:
+        from rich.progress import Progress
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "a progress bar needs rich: pip install 'compressrs[demo]'"
+        ) from None
+    with Progress() as bars:
+        task = bars.add_task(phase, total=total)
+        yield lambda: bars.advance(task)

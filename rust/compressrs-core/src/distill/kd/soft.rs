@@ -1,0 +1,368 @@
+//! The soft term: divergences of two rows, and their gradients.
+//!
+//! With `a = (t - max t) / T` and `b = (s - max s) / T` for teacher and student, and
+//! `A` and `B` the sums of their exponentials, `ln p = a - ln A`, `ln q = b - ln B`.
+
+use super::super::sheet::{LANES, by_row, max_of, spread, sweep, update};
+use super::{Divergence, Sheet, add};
+use crate::element::Float;
+
+/// What is added to a standard deviation, as by the authors of arXiv 2403.01427.
+const EPSILON: f64 = 1e-7;
+
+/// Sheets of student and teacher, with what belongs to each row.
+struct Pair<'a, C, const R: usize> {
+    s: &'a [C],
+    t: &'a [C],
+    top_s: [C; R],
+    top_t: [C; R],
+    /// What logits are multiplied by.
+    scale_s: [f64; R],
+    scale_t: [f64; R],
+}
+
+/// Sums over rows: `A`, `B`, and those of a divergence's terms.
+struct Sums<const R: usize> {
+    student: [f64; R],
+    teacher: [f64; R],
+    weighted: [f64; R],
+}
+
+impl<const R: usize> Sums<R> {
+    /// `weighted / total + ln(other / total)`.
+    #[inline(always)]
+    fn divergence(&self, total: &[f64; R], other: &[f64; R]) -> [f64; R] {
+        by_row(|r| self.weighted[r] / total[r] + (other[r] / total[r]).ln_fast())
+    }
+}
+
+impl<C: Float, const R: usize> Pair<'_, C, R> {
+    /// Writes the exponentials of student and teacher. The terms are `exp(a) (a - b)`.
+    #[inline(always)]
+    fn forward(&self, student: &mut [C], teacher: &mut [C]) -> Sums<R> {
+        self.sweep(student, teacher, |a, b| {
+            let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+            // 0 * inf where a class is masked with -inf; p ln p is 0 there.
+            let term = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
+            [exp_b, exp_a, exp_b, exp_a, term]
+        })
+    }
+
+    /// Writes the student's exponentials, and `b - a`. The terms are `exp(b) (b - a)`.
+    #[inline(always)]
+    fn reverse(&self, student: &mut [C], difference: &mut [C]) -> Sums<R> {
+        self.sweep(student, difference, |a, b| {
+            let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+            let difference = if exp_b > C::zero() { b - a } else { C::zero() };
+            [exp_b, difference, exp_b, exp_a, exp_b * difference]
+        })
+    }
+
+    /// `f` gives of `a` and `b` what is written for each, and what is summed.
+    #[inline(always)]
+    fn sweep(&self, x: &mut [C], y: &mut [C], f: impl Fn(C, C) -> [C; 5]) -> Sums<R> {
+        let (top_s, top_t) = (spread(self.top_s), spread(self.top_t));
+        let scale_s = spread(self.scale_s.map(C::from_f64));
+        let scale_t = spread(self.scale_t.map(C::from_f64));
+        let [student, teacher, weighted] = sweep::<C, R, 2, 2, 3>(
+            [self.s, self.t],
+            [x, y],
+            C::neg_infinity(),
+            |[s, t], [student, teacher, weighted], [x, y]| {
+                for l in 0..LANES {
+                    let (a, b) = ((t[l] - top_t[l]) * scale_t[l], (s[l] - top_s[l]) * scale_s[l]);
+                    let [for_x, for_y, exp_b, exp_a, term] = f(a, b);
+                    x[l] = for_x;
+                    y[l] = for_y;
+                    student[l] += exp_b;
+                    teacher[l] += exp_a;
+                    weighted[l] += term;
+                }
+            },
+        );
+        Sums { student, teacher, weighted }
+    }
+}
+
+impl<C: Float, const R: usize> Sheet<'_, C, R> {
+    /// Writes the gradient of the soft term, plus a factor times the exponentials of
+    /// `plain`, and returns the term's value in each row.
+    #[inline(always)]
+    pub(super) fn soft(
+        &self,
+        t: &[C],
+        at_temperature: bool,
+        grad: &mut [C],
+        x: &mut [C],
+        y: &mut [C],
+        plain: Option<(&[C], [f64; R])>,
+    ) -> [f64; R] {
+        if let Divergence::Decoupled { alpha, beta } = self.what.divergence {
+            let losses = self.decoupled(t, at_temperature, alpha, beta, grad, x, y);
+            if let Some((plain, factor)) = plain {
+                add(grad, plain, factor);
+            }
+            return losses;
+        }
+        let temperatures = self.temperatures();
+        let mut scale_s = temperatures.map(f64::recip);
+        let mut scale_t = if at_temperature { [1.0; R] } else { scale_s };
+        let spreads = self.what.standardize.then(|| {
+            let (spread_s, spread_t) = (Spread::<R>::of(self.s), Spread::<R>::of(t));
+            for r in 0..R {
+                scale_s[r] /= spread_s.deviation[r] + EPSILON;
+                scale_t[r] /= spread_t.deviation[r] + EPSILON;
+            }
+            spread_s
+        });
+        let pair = Pair { s: self.s, t, top_s: self.top, top_t: max_of(t), scale_s, scale_t };
+        // The weight of a row's divergence, and of what comes down to its logits.
+        let outer: [f64; R] =
+            by_row(|r| self.weights.soft * self.weight(r) * temperatures[r] * temperatures[r]);
+        let inner: [f64; R] = by_row(|r| outer[r] * scale_s[r]);
+        let divergence = match self.what.divergence {
+            Divergence::ForwardKl => {
+                let sums = pair.forward(grad, x);
+                let divergence = sums.divergence(&sums.teacher, &sums.student);
+                let q: [f64; R] = by_row(|r| inner[r] / sums.student[r]);
+                let p: [f64; R] = by_row(|r| -inner[r] / sums.teacher[r]);
+                // In one sweep with the hard term, unless the soft one is not done yet.
+                let fused = plain.filter(|_| spreads.is_none());
+                combine(grad, q, x, p, fused);
+                divergence
+            }
+            Divergence::ReverseKl => {
+                let sums = pair.reverse(grad, x);
+                let divergence = sums.divergence(&sums.student, &sums.teacher);
+                let mean: [f64; R] = std::array::from_fn(|r| sums.weighted[r] / sums.student[r]);
+                let q: [f64; R] = by_row(|r| inner[r] / sums.student[r]);
+                about(grad, q, x, mean);
+                divergence
+            }
+            Divergence::JensenShannon => {
+                let sums = pair.forward(grad, x);
+                let terms = halves(grad, x, y, &sums);
+                let q: [f64; R] = by_row(|r| 0.5 * inner[r]);
+                about(grad, q, y, terms[1]);
+                by_row(|r| 0.5 * (terms[0][r] + terms[1][r]))
+            }
+            Divergence::Decoupled { .. } => unreachable!("done above"),
+        };
+        if let Some(spread) = &spreads {
+            self.through_deviation(spread, &scale_s, &temperatures, grad);
+        }
+        if let Some((plain, factor)) = plain
+            && (spreads.is_some() || self.what.divergence != Divergence::ForwardKl)
+        {
+            add(grad, plain, factor);
+        }
+        by_row(|r| outer[r] * divergence[r])
+    }
+
+    /// Decoupled distillation: the label is taken out of both rows, so that nothing is
+    /// lost where it has nearly all the weight.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "sheets are slices")]
+    fn decoupled(
+        &self,
+        t: &[C],
+        at_temperature: bool,
+        alpha: f64,
+        beta: f64,
+        grad: &mut [C],
+        x: &mut [C],
+        y: &mut [C],
+    ) -> [f64; R] {
+        if self.what.classes == 1 {
+            grad.fill(C::zero());
+            return [0.0; R];
+        }
+        let temperatures = self.temperatures();
+        let scale_s = temperatures.map(f64::recip);
+        let scale_t = if at_temperature { [1.0; R] } else { scale_s };
+        let label = |r| Self::at(self.label(r).unwrap_or(0), r);
+        let (mut own_s, mut own_t) = ([C::zero(); R], [C::zero(); R]);
+        x.copy_from_slice(self.s);
+        y.copy_from_slice(t);
+        for r in 0..R {
+            own_s[r] = std::mem::replace(&mut x[label(r)], C::neg_infinity());
+            own_t[r] = std::mem::replace(&mut y[label(r)], C::neg_infinity());
+        }
+        let pair = Pair { s: x, t: y, top_s: max_of(x), top_t: max_of(y), scale_s, scale_t };
+        let mut teacher = crate::scratch::Scratch::<C>::new(x.len());
+        let sums = pair.forward(grad, &mut teacher);
+        let others = sums.divergence(&sums.teacher, &sums.student);
+        // How much likelier the label is than all others, as a logarithm.
+        let odds = |own: &[C; R], top: &[C; R], scale: &[f64; R], sum: &[f64; R]| -> [f64; R] {
+            by_row(|r| (own[r].to_f64() - top[r].to_f64()) * scale[r] - sum[r].ln_fast())
+        };
+        let odds_s = odds(&own_s, &pair.top_s, &scale_s, &sums.student);
+        let odds_t = odds(&own_t, &pair.top_t, &scale_t, &sums.teacher);
+        let (p, not_p) =
+            (by_row::<R>(|r| sigmoid(odds_t[r])), by_row::<R>(|r| sigmoid(-odds_t[r])));
+        let q: [f64; R] = by_row(|r| sigmoid(odds_s[r]));
+        let mut losses = [0.0; R];
+        let (mut for_q, mut for_p, mut own) = ([0.0; R], [0.0; R], [0.0; R]);
+        for r in 0..R {
+            let term = |p: f64, of_t: f64, of_s: f64| {
+                if p > 0.0 { p * (log_sigmoid(of_t) - log_sigmoid(of_s)) } else { 0.0 }
+            };
+            let target = term(p[r], odds_t[r], odds_s[r]) + term(not_p[r], -odds_t[r], -odds_s[r]);
+            let weight = self.weights.soft * self.weight(r) * temperatures[r];
+            losses[r] = weight * temperatures[r] * (alpha * target + beta * others[r]);
+            for_q[r] = weight * (alpha * (p[r] - q[r]) + beta) / sums.student[r];
+            for_p[r] = -weight * beta / sums.teacher[r];
+            own[r] = weight * alpha * (q[r] - p[r]);
+        }
+        combine(grad, for_q, &teacher, for_p, None);
+        for r in 0..R {
+            grad[label(r)] = C::from_f64(own[r]);
+        }
+        losses
+    }
+
+    /// Takes a gradient with respect to `z / d` where `d` does not change to one with
+    /// respect to `z`, given `d = deviation(z) + epsilon`.
+    #[inline(always)]
+    fn through_deviation(
+        &self,
+        spread_s: &Spread<R>,
+        scale: &[f64; R],
+        temperatures: &[f64; R],
+        grad: &mut [C],
+    ) {
+        let mean = spread(spread_s.mean.map(C::from_f64));
+        let inputs = [&*grad, self.s];
+        let [moments] = sweep::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[g, s], [sum], []| {
+            for l in 0..LANES {
+                sum[l] += g[l] * (s[l] - mean[l]);
+            }
+        });
+        let factor: [C; R] = std::array::from_fn(|r| {
+            let deviation = spread_s.deviation[r];
+            let inverse = scale[r] * temperatures[r];
+            let factor = moments[r] * inverse / (deviation * self.what.classes as f64);
+            C::from_f64(if deviation > 0.0 { -factor } else { 0.0 })
+        });
+        let factor = spread(factor);
+        update(grad, [self.s], |g, [s]| {
+            for l in 0..LANES {
+                g[l] = factor[l].mul_add(s[l] - mean[l], g[l]);
+            }
+        });
+    }
+}
+
+/// `1 / (1 + exp(-x))`
+#[inline(always)]
+fn sigmoid(x: f64) -> f64 {
+    (1.0 + (-x).exp_fast()).recip()
+}
+
+/// `ln sigmoid(x)`
+#[inline(always)]
+fn log_sigmoid(x: f64) -> f64 {
+    x.min(0.0) - (1.0 + (-x.abs()).exp_fast()).ln_fast()
+}
+
+/// `grad = q grad + p x + factor plain`
+#[inline(always)]
+fn combine<C: Float, const R: usize>(
+    grad: &mut [C],
+    q: [f64; R],
+    x: &[C],
+    p: [f64; R],
+    plain: Option<(&[C], [f64; R])>,
+) {
+    let (q, p) = (spread(q.map(C::from_f64)), spread(p.map(C::from_f64)));
+    match plain {
+        None => update(grad, [x], |g, [x]| {
+            for l in 0..LANES {
+                g[l] = q[l].mul_add(g[l], p[l] * x[l]);
+            }
+        }),
+        Some((plain, factor)) => {
+            let factor = spread(factor.map(C::from_f64));
+            update(grad, [x, plain], |g, [x, e]| {
+                for l in 0..LANES {
+                    g[l] = factor[l].mul_add(e[l], q[l].mul_add(g[l], p[l] * x[l]));
+                }
+            });
+        }
+    }
+}
+
+/// `grad = factor grad (x - mean)`, 0 where it was 0.
+#[inline(always)]
+fn about<C: Float, const R: usize>(grad: &mut [C], factor: [f64; R], x: &[C], mean: [f64; R]) {
+    let (factor, mean) = (spread(factor.map(C::from_f64)), spread(mean.map(C::from_f64)));
+    update(grad, [x], |g, [x]| {
+        for l in 0..LANES {
+            let result = factor[l] * g[l] * (x[l] - mean[l]);
+            g[l] = if g[l] == C::zero() { g[l] } else { result };
+        }
+    });
+}
+
+/// Turns the student's exponentials into probabilities `q` and writes `ln(q / m)` for
+/// `m` the mean of both distributions; returns the sums of `p ln(p / m)` and of
+/// `q ln(q / m)`.
+#[inline(always)]
+fn halves<C: Float, const R: usize>(
+    student: &mut [C],
+    teacher: &[C],
+    out: &mut [C],
+    sums: &Sums<R>,
+) -> [[f64; R]; 2] {
+    let for_q = spread(sums.student.map(|sum| C::from_f64(sum.recip())));
+    let for_p = spread(sums.teacher.map(|sum| C::from_f64(sum.recip())));
+    update(student, [], |q, []| {
+        for l in 0..LANES {
+            q[l] = q[l] * for_q[l];
+        }
+    });
+    let inputs = [&*student, teacher];
+    sweep::<C, R, 2, 1, 2>(inputs, [out], C::zero(), |[q, e], [of_p, of_q], [out]| {
+        for l in 0..LANES {
+            let (q, p) = (q[l], e[l] * for_p[l]);
+            // Half of it would be 0 for the least of all numbers.
+            let twice_the_mean = p + q;
+            let log = |x: C| {
+                let log = ((x + x) / twice_the_mean).ln_fast();
+                if x == C::zero() { C::zero() } else { log }
+            };
+            let (log_p, log_q) = (log(p), log(q));
+            of_p[l] += p * log_p;
+            of_q[l] += q * log_q;
+            out[l] = log_q;
+        }
+    })
+}
+
+/// Mean and standard deviation of each row.
+struct Spread<const R: usize> {
+    mean: [f64; R],
+    deviation: [f64; R],
+}
+
+impl<const R: usize> Spread<R> {
+    #[inline(always)]
+    fn of<C: Float>(z: &[C]) -> Self {
+        let classes = (z.len() / R) as f64;
+        let [sums] = sweep::<C, R, 1, 0, 1>([z], [], C::zero(), |[z], [sum], []| {
+            for l in 0..LANES {
+                sum[l] += z[l];
+            }
+        });
+        let mean = sums.map(|sum| sum / classes);
+        let center = spread(mean.map(C::from_f64));
+        // The last line of a row is filled with its mean.
+        let [squares] = sweep::<C, R, 1, 0, 1>([z], [], center[0], |[z], [sum], []| {
+            for l in 0..LANES {
+                let x = z[l] - center[l];
+                sum[l] = x.mul_add(x, sum[l]);
+            }
+        });
+        Spread { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) }
+    }
+}

@@ -1,0 +1,241 @@
+//! A teacher of whom only the largest logits of each row are known, and what the
+//! others come to: what can be stored of 200,000 classes.
+//!
+//! Student and teacher are compared in the classes that are known and in one more,
+//! that of all others: a lower bound of the divergence, which assumes nothing about
+//! how the rest is spread.
+
+use std::cmp::Ordering;
+
+use super::super::GRAIN;
+use super::super::sheet::{LANES, max_of, spread, sweep, update};
+use super::super::softmax::{PerRow, wide_len, widen};
+use super::Sheet;
+use crate::element::{Element, Float};
+use crate::parallel::{self, SharedMut};
+use crate::scratch::Scratch;
+use crate::simd::{self, Kernel};
+
+/// The largest logits of each row, in compressed rows.
+#[derive(Clone, Copy, Debug)]
+pub struct TopK<'a> {
+    /// The logits.
+    pub values: &'a [f64],
+    /// Their classes, ascending in each row.
+    pub classes: &'a [i32],
+    /// Where each row begins, and the last ends.
+    pub offsets: &'a [usize],
+    /// `ln sum exp(z / T)` over the classes that are not there; -inf for none.
+    pub rest: &'a [f64],
+}
+
+impl TopK<'_> {
+    /// Whether classes ascend in each row and are in range.
+    pub fn is_valid(&self, rows: usize, classes: usize) -> bool {
+        self.values.len() == self.classes.len()
+            && self.offsets.len() == rows + 1
+            && self.rest.len() == rows
+            && self.offsets[0] == 0
+            && self.offsets[rows] == self.values.len()
+            && self.offsets.windows(2).all(|w| {
+                w[0] <= w[1]
+                    && self.classes.get(w[0]..w[1]).is_some_and(|row| {
+                        row.windows(2).all(|c| c[0] < c[1])
+                            && row.first().is_none_or(|&c| c >= 0)
+                            && row.last().is_none_or(|&c| (c as usize) < classes)
+                    })
+            })
+    }
+
+    fn row(&self, row: usize) -> (&[f64], &[i32], f64) {
+        let part = self.offsets[row]..self.offsets[row + 1];
+        (&self.values[part.clone()], &self.classes[part], self.rest[row])
+    }
+}
+
+/// `ln(exp x + exp y)`
+#[inline(always)]
+fn log_add(x: f64, y: f64) -> f64 {
+    let (high, low) = if x >= y { (x, y) } else { (y, x) };
+    // Of infinities that are alike there is no difference.
+    if low == f64::NEG_INFINITY { high } else { high + (1.0 + (low - high).exp_fast()).ln_fast() }
+}
+
+impl<C: Float> Sheet<'_, C, 1> {
+    /// As [`soft`](Sheet::soft). The classes that are known are taken out of the row,
+    /// so that nothing is lost where they have nearly all the weight.
+    #[inline(always)]
+    pub(super) fn soft_top_k(&self, top_k: &TopK<'_>, grad: &mut [C], x: &mut [C]) -> f64 {
+        let (values, classes, rest) = top_k.row(self.first);
+        let [temperature] = self.temperatures();
+        let scale = temperature.recip();
+        x.copy_from_slice(self.s);
+        for &class in classes {
+            x[class as usize] = C::neg_infinity();
+        }
+        let [top] = max_of::<C, 1>(x);
+        // The logarithm of what all others come to for the student, and for the teacher.
+        let (mut others, mut sum) = (f64::NEG_INFINITY, 0.0);
+        if top == C::neg_infinity() {
+            grad.fill(C::zero());
+        } else {
+            let factor = C::from_f64(scale);
+            let (top_s, factor) = (spread([top]), spread([factor]));
+            let [[total]] = sweep::<C, 1, 1, 1, 1>([x], [&mut *grad], C::neg_infinity(), {
+                |[s], [sum], [e]| {
+                    for l in 0..LANES {
+                        e[l] = ((s[l] - top_s[l]) * factor[l]).exp_fast();
+                        sum[l] += e[l];
+                    }
+                }
+            });
+            sum = total;
+            others = top.to_f64() * scale + total.ln_fast();
+        }
+        let known = |class: i32| self.s[class as usize].to_f64() * scale;
+        let all_s = classes.iter().fold(others, |all, &class| log_add(all, known(class)));
+        let all_t = values.iter().fold(rest, |all, &z| log_add(all, z * scale));
+        // 0 where the teacher gives nothing, whatever the student says.
+        let term = |log_p: f64, log_q: f64| {
+            let p = log_p.exp_fast();
+            if p == 0.0 { 0.0 } else { p * (log_p - log_q) }
+        };
+        let inner = self.weights.soft * self.weight(0) * temperature;
+        let (rest_p, rest_q) = (rest - all_t, others - all_s);
+        let mut divergence = term(rest_p, rest_q);
+        if sum > 0.0 {
+            let factor = inner * (rest_q.exp_fast() - rest_p.exp_fast()) / sum;
+            let factor = spread([C::from_f64(factor)]);
+            update(grad, [], |g, []| {
+                for l in 0..LANES {
+                    g[l] = g[l] * factor[l];
+                }
+            });
+        }
+        for (&class, &z) in classes.iter().zip(values) {
+            let (log_p, log_q) = (z * scale - all_t, known(class) - all_s);
+            divergence += term(log_p, log_q);
+            grad[class as usize] = C::from_f64(inner * (log_q.exp_fast() - log_p.exp_fast()));
+        }
+        inner * temperature * divergence
+    }
+}
+
+/// The classes of the `k` largest logits of each row, ascending, and
+/// `ln sum exp(z / T)` over the others. Of equal logits those of the first classes
+/// are taken; NaN is taken for the least.
+///
+/// # Panics
+/// If lengths disagree, or `k` is 0 or more than the classes.
+pub fn top_k<T: Element>(
+    z: &[T],
+    classes: usize,
+    temperature: PerRow<'_>,
+    chosen: &mut [i32],
+    rest: &mut [f64],
+) {
+    let rows = rest.len();
+    assert!(z.len() == rows * classes && temperature.fits(rows));
+    if rows == 0 {
+        return;
+    }
+    let k = chosen.len() / rows;
+    assert!(k > 0 && k <= classes && chosen.len() == rows * k);
+    let (chosen, rest) = (SharedMut::new(chosen), SharedMut::new(rest));
+    parallel::for_each(0..rows, GRAIN.div_ceil(classes), 1, |part| {
+        let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
+        let mut masked = Scratch::<T::Compute>::new(classes);
+        let mut found = Vec::with_capacity(2 * k + BLOCK);
+        for row in part {
+            let z = &z[row * classes..(row + 1) * classes];
+            // SAFETY: each row is done once.
+            let (chosen, rest) =
+                unsafe { (chosen.slice(row * k..(row + 1) * k), rest.slice(row..row + 1)) };
+            widen(z, &mut wide);
+            let z = T::as_compute(z).unwrap_or(&wide);
+            simd::dispatch(Select { z, found: &mut found, k });
+            masked.copy_from_slice(z);
+            for (chosen, &(_, class)) in chosen.iter_mut().zip(&found) {
+                *chosen = class;
+                masked[class as usize] = T::Compute::from_f64(f64::NEG_INFINITY);
+            }
+            chosen.sort_unstable();
+            let scale = temperature.of(row).recip();
+            rest[0] = simd::dispatch(Rest { z: &masked, scale });
+        }
+    });
+}
+
+/// Logits that are compared at once with the least of those that were found.
+const BLOCK: usize = 64;
+
+/// Leaves the `k` largest and their classes in `found`.
+struct Select<'a, C> {
+    z: &'a [C],
+    found: &'a mut Vec<(C, i32)>,
+    k: usize,
+}
+
+impl<C: Float> Kernel for Select<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Select { z, found, k } = self;
+        found.clear();
+        // The least of `k` that were found: what comes later must be larger.
+        let mut least = None;
+        for (i, block) in z.chunks(BLOCK).enumerate() {
+            if let Some(least) = least
+                && !block.iter().fold(false, |any, &x| any | (x > least))
+            {
+                continue;
+            }
+            for (j, &x) in block.iter().enumerate() {
+                let x = if x.is_nan() { C::neg_infinity() } else { x };
+                if least.is_none_or(|least| x > least) {
+                    found.push((x, (i * BLOCK + j) as i32));
+                }
+            }
+            if found.len() >= 2 * k {
+                keep(found, k);
+                least = Some(found[k - 1].0);
+            }
+        }
+        keep(found, k);
+    }
+}
+
+/// Keeps the `k` largest, the least of them last.
+fn keep<C: Float>(found: &mut Vec<(C, i32)>, k: usize) {
+    if found.len() > k {
+        found.select_nth_unstable_by(k - 1, |a, b| {
+            b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
+        });
+        found.truncate(k);
+    }
+}
+
+struct Rest<'a, C> {
+    z: &'a [C],
+    scale: f64,
+}
+
+impl<C: Float> Kernel for Rest<'_, C> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let [top] = max_of::<C, 1>(self.z);
+        if top == C::neg_infinity() {
+            return f64::NEG_INFINITY;
+        }
+        let factor = spread([C::from_f64(self.scale)]);
+        let [[sum]] = sweep::<C, 1, 1, 0, 1>([self.z], [], C::neg_infinity(), |[z], [sum], []| {
+            for l in 0..LANES {
+                sum[l] += ((z[l] - top) * factor[l]).exp_fast();
+            }
+        });
+        top.to_f64() * self.scale + sum.ln_fast()
+    }
+}

@@ -1,0 +1,294 @@
+//! Relational knowledge distillation (Park et al., arXiv 1904.05068): what distances
+//! and angles between the samples of a batch are for the teacher, they shall be for
+//! the student. Means are taken as in the authors' code: over all pairs and triples,
+//! those of a sample with itself included.
+
+use super::sheet::{LANES, spread, sweep, update};
+use crate::element::Float;
+use crate::parallel::{self, SharedMut};
+use crate::scratch::Scratch;
+use crate::simd::{self, Kernel};
+
+/// Multiply-adds worth a task of their own; see [`parallel::for_each`].
+const GRAIN: usize = 128 * 1024;
+
+/// Rows of so many features.
+#[derive(Clone, Copy, Debug)]
+pub struct Features<'a, C> {
+    /// The rows, one after another.
+    pub data: &'a [C],
+    /// Length of a row.
+    pub width: usize,
+}
+
+impl<'a, C: Float> Features<'a, C> {
+    #[inline(always)]
+    fn row(self, i: usize) -> &'a [C] {
+        &self.data[i * self.width..(i + 1) * self.width]
+    }
+
+    fn check(self, rows: usize) {
+        assert!(rows > 0 && self.width > 0 && self.data.len() == rows * self.width);
+    }
+}
+
+/// Huber's loss with its bend at 1, and its derivative.
+#[inline(always)]
+fn huber(x: f64) -> (f64, f64) {
+    let near = x.abs() < 1.0;
+    (if near { 0.5 * x * x } else { x.abs() - 0.5 }, x.clamp(-1.0, 1.0))
+}
+
+/// The mean over all pairs of Huber's loss of the difference of distances, each divided
+/// by the mean of the batch's distances that are not 0 (equations 5 to 7).
+///
+/// # Panics
+/// If lengths disagree, or something is empty.
+pub fn distance<C: Float>(
+    rows: usize,
+    student: Features<'_, C>,
+    teacher: Features<'_, C>,
+    grad: &mut [C],
+) -> f64 {
+    student.check(rows);
+    teacher.check(rows);
+    assert_eq!(grad.len(), student.data.len());
+    let (of_s, mean_s, count) = distances(rows, student);
+    let (of_t, mean_t, _) = distances(rows, teacher);
+    let share = 1.0 / (rows * rows) as f64;
+    let mut slopes = of_s.clone();
+    let (mut loss, mut moment) = (0.0, 0.0);
+    for ((slope, s), t) in slopes.iter_mut().zip(&of_s).zip(&of_t) {
+        let (value, derivative) = huber(s / mean_s - t / mean_t);
+        loss += share * value;
+        *slope = share * derivative;
+        moment += share * derivative * s;
+    }
+    // The mean depends on each distance too.
+    let common = moment / (mean_s * mean_s * count);
+    for (slope, s) in slopes.iter_mut().zip(&of_s) {
+        let down = 2.0 * (*slope / mean_s - common) / s;
+        *slope = if *s > 0.0 { down } else { 0.0 };
+    }
+    let grad = SharedMut::new(grad);
+    parallel::for_each(0..rows, GRAIN.div_ceil(rows * student.width), 1, |part| {
+        for i in part {
+            // SAFETY: rows do not overlap.
+            let grad = unsafe { grad.slice(i * student.width..(i + 1) * student.width) };
+            simd::dispatch(Pull { student, i, slopes: &slopes[i * rows..(i + 1) * rows], grad });
+        }
+    });
+    loss
+}
+
+/// All distances, and of those that are not 0 the mean (1 if there are none) and number.
+fn distances<C: Float>(rows: usize, x: Features<'_, C>) -> (Vec<f64>, f64, f64) {
+    let mut all = vec![0.0; rows * rows];
+    let shared = SharedMut::new(&mut all);
+    parallel::for_each(0..rows, GRAIN.div_ceil(rows * x.width), 1, |part| {
+        for i in part {
+            // SAFETY: rows do not overlap.
+            let out = unsafe { shared.slice(i * rows..(i + 1) * rows) };
+            simd::dispatch(Distances { x, i, out });
+        }
+    });
+    let count = all.iter().filter(|&&d| d > 0.0).count() as f64;
+    let mean = if count > 0.0 { all.iter().sum::<f64>() / count } else { 1.0 };
+    (all, mean, count.max(1.0))
+}
+
+struct Distances<'a, C> {
+    x: Features<'a, C>,
+    i: usize,
+    out: &'a mut [f64],
+}
+
+impl<C: Float> Kernel for Distances<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let from = self.x.row(self.i);
+        for (j, out) in self.out.iter_mut().enumerate() {
+            let inputs = [from, self.x.row(j)];
+            let [[squares]] = sweep::<C, 1, 2, 0, 1>(inputs, [], C::zero(), |[x, y], [sum], []| {
+                for l in 0..LANES {
+                    let difference = x[l] - y[l];
+                    sum[l] = difference.mul_add(difference, sum[l]);
+                }
+            });
+            *out = squares.sqrt();
+        }
+    }
+}
+
+/// `grad = sum_j slopes[j] (x_i - x_j)`
+struct Pull<'a, C> {
+    student: Features<'a, C>,
+    i: usize,
+    slopes: &'a [f64],
+    grad: &'a mut [C],
+}
+
+impl<C: Float> Kernel for Pull<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let from = self.student.row(self.i);
+        self.grad.fill(C::zero());
+        for (j, &slope) in self.slopes.iter().enumerate() {
+            if slope != 0.0 {
+                let slope = spread([C::from_f64(slope)]);
+                update(self.grad, [from, self.student.row(j)], |g, [x, y]| {
+                    for l in 0..LANES {
+                        g[l] = slope[l].mul_add(x[l] - y[l], g[l]);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Samples whose angles are added up before the sums are.
+const ANCHORS: usize = 8;
+
+/// The mean over all triples of Huber's loss of the difference of the cosines of the
+/// angles at the first sample between the other two (equations 8 to 10).
+///
+/// # Panics
+/// If lengths disagree, or something is empty.
+pub fn angle<C: Float>(
+    rows: usize,
+    student: Features<'_, C>,
+    teacher: Features<'_, C>,
+    grad: &mut [C],
+) -> f64 {
+    student.check(rows);
+    teacher.check(rows);
+    assert_eq!(grad.len(), student.data.len());
+    let block = |anchors: std::ops::Range<usize>| {
+        let mut grad = vec![C::zero(); student.data.len()];
+        let mut loss = 0.0;
+        for anchor in anchors {
+            loss += simd::dispatch(Angles { rows, student, teacher, anchor, grad: &mut grad });
+        }
+        (loss, grad)
+    };
+    let add = |a: (f64, Vec<C>), b: (f64, Vec<C>)| {
+        let mut grad = a.1;
+        for (a, b) in grad.iter_mut().zip(&b.1) {
+            *a += *b;
+        }
+        (a.0 + b.0, grad)
+    };
+    let (loss, sum) = parallel::reduce(rows, ANCHORS, block, add).expect("there are rows");
+    grad.copy_from_slice(&sum);
+    loss
+}
+
+/// The angles at one sample.
+struct Angles<'a, C> {
+    rows: usize,
+    student: Features<'a, C>,
+    teacher: Features<'a, C>,
+    anchor: usize,
+    grad: &'a mut [C],
+}
+
+impl<C: Float> Kernel for Angles<'_, C> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let Angles { rows, student, teacher, anchor, grad } = self;
+        let width = student.width;
+        let mut e_s = Scratch::<C>::new(rows * width);
+        let mut e_t = Scratch::<C>::new(rows * teacher.width);
+        let mut lengths = vec![0.0; rows];
+        directions(student, anchor, &mut e_s, &mut lengths);
+        directions(teacher, anchor, &mut e_t, &mut vec![0.0; rows]);
+        let (e_s, e_t) =
+            (Features { data: &e_s, width }, Features { data: &e_t, width: teacher.width });
+        let share = 1.0 / (rows as f64).powi(3);
+        let mut loss = 0.0;
+        let mut down = Scratch::<C>::new(width);
+        let (before, rest) = grad.split_at_mut(anchor * width);
+        let (own, after) = rest.split_at_mut(width);
+        for j in 0..rows {
+            if j == anchor {
+                // The cosines with a vector of length 0 are 0 for both.
+                continue;
+            }
+            down.fill(C::zero());
+            for k in 0..rows {
+                let (x, y) = (dot(e_s.row(j), e_s.row(k)), dot(e_t.row(j), e_t.row(k)));
+                let (value, derivative) = huber(x - y);
+                loss += share * value;
+                // Of this triple, and of that with the others exchanged.
+                let factor = spread([C::from_f64(2.0 * share * derivative)]);
+                update(&mut down, [e_s.row(k)], |d, [e]| {
+                    for l in 0..LANES {
+                        d[l] = factor[l].mul_add(e[l], d[l]);
+                    }
+                });
+            }
+            if lengths[j] == 0.0 {
+                continue;
+            }
+            let e = e_s.row(j);
+            let along = spread([C::from_f64(dot(&down, e))]);
+            let factor = spread([C::from_f64(lengths[j].recip())]);
+            update(&mut down, [e], |d, [e]| {
+                for l in 0..LANES {
+                    d[l] = factor[l] * (d[l] - along[l] * e[l]);
+                }
+            });
+            let other = if j < anchor {
+                &mut before[j * width..(j + 1) * width]
+            } else {
+                &mut after[(j - anchor - 1) * width..(j - anchor) * width]
+            };
+            for ((other, own), &down) in other.iter_mut().zip(&mut *own).zip(&*down) {
+                *other += down;
+                *own = *own - down;
+            }
+        }
+        loss
+    }
+}
+
+/// The differences of all rows from one, divided by their lengths.
+#[inline(always)]
+fn directions<C: Float>(x: Features<'_, C>, anchor: usize, out: &mut [C], lengths: &mut [f64]) {
+    let from = x.row(anchor);
+    for (j, (out, length)) in out.chunks_exact_mut(x.width).zip(lengths).enumerate() {
+        let inputs = [x.row(j), from];
+        let [[squares]] = sweep::<C, 1, 2, 1, 1>(inputs, [&mut *out], C::zero(), {
+            |[x, y], [sum], [out]| {
+                for l in 0..LANES {
+                    out[l] = x[l] - y[l];
+                    sum[l] = out[l].mul_add(out[l], sum[l]);
+                }
+            }
+        });
+        *length = squares.sqrt();
+        let factor = if *length > 0.0 { length.recip() } else { 0.0 };
+        let factor = spread([C::from_f64(factor)]);
+        update(out, [], |x, []| {
+            for l in 0..LANES {
+                x[l] = x[l] * factor[l];
+            }
+        });
+    }
+}
+
+#[inline(always)]
+fn dot<C: Float>(x: &[C], y: &[C]) -> f64 {
+    let [[sum]] = sweep::<C, 1, 2, 0, 1>([x, y], [], C::zero(), |[x, y], [sum], []| {
+        for l in 0..LANES {
+            sum[l] = x[l].mul_add(y[l], sum[l]);
+        }
+    });
+    sum
+}
