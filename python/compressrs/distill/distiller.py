@@ -19,6 +19,7 @@ from compressrs.distill.cache import TeacherCache
 from compressrs.distill.kd import kd_loss
 from compressrs.distill.teachers import TopK
 from compressrs.optim import Optimizer
+from compressrs.optim.lr_scheduler import LRScheduler
 
 FORMAT = "compressrs.distiller"
 VERSION = "1"
@@ -61,6 +62,9 @@ class Distiller:
         :math:`T`, or a function of the training step.
     alpha : float or callable, default 0.5
         Weight of the soft term, or a function of the training step.
+    scheduler : LRScheduler, optional
+        A schedule of the optimizer's learning rate, whose ``step()`` is called after each
+        step of the optimizer.
     batch_size : int, default 32
     seed : int, default 0
         Of the order of the rows, which depends on it and the epoch alone.
@@ -105,6 +109,7 @@ class Distiller:
         loss: Callable[..., tuple[Any, Array]] = kd_loss,
         temperature: Schedule = 4.0,
         alpha: Schedule = 0.5,
+        scheduler: LRScheduler | None = None,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
@@ -127,6 +132,8 @@ class Distiller:
             self._forward, self._backward = student.forward, backward
         if not hasattr(optimizer, "step") or not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"scheduler must be an LRScheduler, got {type(scheduler).__name__}")
         if not callable(loss):
             raise TypeError(f"loss must be callable, got {type(loss).__name__}")
         self._members = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
@@ -139,7 +146,7 @@ class Distiller:
                     "teacher must be callable, an array of logits, TopK or TeacherCache, got "
                     f"{type(member).__name__}"
                 )
-        self._optimizer, self._loss = optimizer, loss
+        self._optimizer, self._scheduler, self._loss = optimizer, scheduler, loss
         self._temperature, self._alpha = temperature, alpha
         # Fails now rather than in the middle.
         self._at(0)
@@ -269,6 +276,7 @@ class Distiller:
             "batch_size": self.batch_size,
             "param_groups": state["param_groups"],
             "codes": state.get("codes"),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
         }
         metadata = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
         save_tensors(Path(path), arrays, metadata)
@@ -303,6 +311,9 @@ class Distiller:
                 copies = [arrays[f"best.{i}"].copy() for i in range(len(values))]
                 best = (float(progress["best"]), copies)
             step_count, waited = int(progress["step_count"]), int(progress["waited"])
+            scheduler = progress["scheduler"]
+            if (scheduler is None) != (self._scheduler is None):
+                raise ValueError("with a scheduler on one side only")
             phase_done = {phase: bool(progress["phase_done"][phase]) for phase in self._phase_done}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no distillation of such a student: {error!r}") from None
@@ -318,6 +329,8 @@ class Distiller:
                     f"{value.dtype} with shape {value.shape}"
                 )
         self._optimizer.load_state_dict(loaded)
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(scheduler)
         for p, value in zip(self._parameters(), values, strict=True):
             p[...] = value
         self.history, self.step_count, self._waited = history, step_count, waited
@@ -353,6 +366,8 @@ class Distiller:
             else:
                 loss, gradient = kd_loss(logits, logits, 1.0, labels, 0.0)
             self._optimizer.step(self._backward(gradient))
+            if self._scheduler is not None:
+                self._scheduler.step()
             self.step_count += 1
             losses.append(float(loss))
         mean = float(np.mean(losses))

@@ -23,6 +23,8 @@ pub trait Float:
     fn to_f32(self) -> f32;
     /// `e^self`, see [`crate::exp`].
     fn exp_fast(self) -> Self;
+    /// `e^self` for what is not above 0, see [`crate::exp`].
+    fn exp_negative(self) -> Self;
     /// `ln self`, see [`crate::log`].
     fn ln_fast(self) -> Self;
     /// `(x[0] + x[2]) + (x[1] + x[3])` of each of four.
@@ -125,6 +127,10 @@ macro_rules! float {
             #[inline(always)]
             fn exp_fast(self) -> $t {
                 <$t as crate::exp::Exp>::exp(self)
+            }
+            #[inline(always)]
+            fn exp_negative(self) -> $t {
+                <$t as crate::exp::Exp>::exp_negative(self)
             }
             #[inline(always)]
             fn ln_fast(self) -> $t {

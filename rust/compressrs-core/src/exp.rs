@@ -3,7 +3,8 @@
 //! `x = n ln 2 + r` with `n` an integer and `|r| <= ln 2 / 2` (Cody & Waite),
 //! `e^r` by its Taylor polynomial in Horner form, then two multiplications by
 //! powers of two, so that results below the normal range are rounded once and
-//! overflow gives infinity. There is no branch and no table: the same fused
+//! overflow gives infinity. Softmax has no positive arguments and no use for numbers
+//! below the normal range; without them a fifth of the operations is saved. There is no branch and no table: the same fused
 //! operations run at every vector width and give the same bits.
 //!
 //! The error is below one unit in the last place over the whole range; the
@@ -13,68 +14,84 @@
 pub trait Exp {
     /// `e^x`, within one unit in the last place; NaN stays NaN.
     fn exp(self) -> Self;
+    /// `e^x` for `x <= 0`, the same, but 0 where it is below the normal range.
+    fn exp_negative(self) -> Self;
 }
 
 macro_rules! exp {
     (
-        $t:ident, $bits:ident, shift: $shift:expr, bias: $bias:expr,
-        magic: $magic:expr, range: $low:expr, $high:expr,
+        $t:ident, $bits:ident, $parts:ident, shift: $shift:expr, bias: $bias:expr,
+        magic: $magic:expr, range: $low:expr, $high:expr, normal: $normal:expr,
         ln2: $ln2_hi:expr, $ln2_lo:expr, degree: $degree:expr
     ) => {
         impl Exp for $t {
             #[inline(always)]
             fn exp(self) -> $t {
-                /// `1 / k!`
-                const TAYLOR: [$t; $degree + 1] = {
-                    let mut c = [1.0; $degree + 1];
-                    // Exact products up to 18!, so that each quotient is rounded once.
-                    let mut factorial = 1.0f64;
-                    let mut k = 1;
-                    while k <= $degree {
-                        factorial *= k as f64;
-                        c[k] = (1.0 / factorial) as $t;
-                        k += 1;
-                    }
-                    c
-                };
-                // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in
-                // the low bits of the representation.
-                const MAGIC: $t = $magic;
                 // Beyond these the result is 0 or infinity anyway. The
                 // comparisons are false for NaN, which passes through.
                 let x = if self > $high { $high } else { self };
                 let x = if x < $low { $low } else { x };
-
-                let shifted = x.mul_add(core::$t::consts::LOG2_E, MAGIC);
-                let n = shifted - MAGIC;
-                let r = n.mul_add(-$ln2_hi, x);
-                let r = n.mul_add(-$ln2_lo, r);
-
-                let mut p = TAYLOR[$degree];
-                let mut k = $degree;
-                while k > 0 {
-                    k -= 1;
-                    p = p.mul_add(r, TAYLOR[k]);
-                }
-
+                let (p, n) = $parts(x);
                 // Two biased exponents that add up to n; both stay normal.
                 // Wrapping, since for NaN these bits are arbitrary.
-                let biased =
-                    shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(2 * $bias);
+                let biased = n.wrapping_add(2 * $bias);
                 let half = biased >> 1;
                 let rest = biased.wrapping_sub(half);
                 p * $t::from_bits(half << $shift) * $t::from_bits(rest << $shift)
             }
+
+            #[inline(always)]
+            fn exp_negative(self) -> $t {
+                let below = self < $normal;
+                let (p, n) = $parts(if below { $normal } else { self });
+                let result = p * $t::from_bits(n.wrapping_add($bias) << $shift);
+                if below { 0.0 } else { result }
+            }
+        }
+
+        /// `e^r` and `n`.
+        #[inline(always)]
+        fn $parts(x: $t) -> ($t, $bits) {
+            /// `1 / k!`
+            const TAYLOR: [$t; $degree + 1] = {
+                let mut c = [1.0; $degree + 1];
+                // Exact products up to 18!, so that each quotient is rounded once.
+                let mut factorial = 1.0f64;
+                let mut k = 1;
+                while k <= $degree {
+                    factorial *= k as f64;
+                    c[k] = (1.0 / factorial) as $t;
+                    k += 1;
+                }
+                c
+            };
+            // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in
+            // the low bits of the representation.
+            const MAGIC: $t = $magic;
+            let shifted = x.mul_add(core::$t::consts::LOG2_E, MAGIC);
+            let n = shifted - MAGIC;
+            let r = n.mul_add(-$ln2_hi, x);
+            let r = n.mul_add(-$ln2_lo, r);
+
+            let mut p = TAYLOR[$degree];
+            let mut k = $degree;
+            while k > 0 {
+                k -= 1;
+                p = p.mul_add(r, TAYLOR[k]);
+            }
+            (p, shifted.to_bits().wrapping_sub(MAGIC.to_bits()))
         }
     };
 }
 
 exp!(
-    f32, u32, shift: 23, bias: 127, magic: 12_582_912.0, range: -105.0, 89.0,
+    f32, u32, parts_f32, shift: 23, bias: 127,
+    magic: 12_582_912.0, range: -105.0, 89.0, normal: -87.33,
     ln2: core::f32::consts::LN_2, -1.904_654_3e-9, degree: 7
 );
 exp!(
-    f64, u64, shift: 52, bias: 1023, magic: 6_755_399_441_055_744.0, range: -746.0, 710.0,
+    f64, u64, parts_f64, shift: 52, bias: 1023,
+    magic: 6_755_399_441_055_744.0, range: -746.0, 710.0, normal: -708.39,
     ln2: core::f64::consts::LN_2, 2.319_046_813_846_299_6e-17, degree: 13
 );
 
@@ -167,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn the_one_without_positive_arguments_is_the_same_in_the_normal_range() {
+        for bits in (0..88f32.to_bits()).step_by(97) {
+            let x = -f32::from_bits(bits);
+            let (all, normal) = (Exp::exp(x), Exp::exp_negative(x));
+            assert!(normal == all || normal == 0.0 && all < 1.01 * f32::MIN_POSITIVE, "{x}");
+            let x = f64::from(x) * 8.06;
+            let (all, normal) = (Exp::exp(x), Exp::exp_negative(x));
+            assert!(normal == all || normal == 0.0 && all < 1.01 * f64::MIN_POSITIVE, "{x}");
+        }
+    }
+
+    #[test]
     fn ends_of_the_range() {
         for (x, y) in [
             (0.0, 1.0),
@@ -179,6 +208,9 @@ mod tests {
             assert_eq!(Exp::exp(x), y, "exp({x})");
             assert_eq!(Exp::exp(f64::from(x) * 10.0), f64::from(y), "exp({x} * 10)");
         }
+        assert_eq!(Exp::exp_negative(f32::NEG_INFINITY), 0.0);
+        assert_eq!(Exp::exp_negative(f64::NEG_INFINITY), 0.0);
+        assert!(Exp::exp_negative(f32::NAN).is_nan() && Exp::exp_negative(f64::NAN).is_nan());
         assert!(Exp::exp(f32::NAN).is_nan());
         assert!(Exp::exp(f64::NAN).is_nan());
         // Subnormal results are neither flushed nor lost.

@@ -315,7 +315,7 @@ pub(super) fn softmax_sheet<C: Float, const R: usize>(
             let [sums] = sweep::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
                 |[z], [sum], [e]| {
                     for l in 0..LANES {
-                        e[l] = ((z[l] - top[l]) * scale[l]).exp_fast();
+                        e[l] = ((z[l] - top[l]) * scale[l]).exp_negative();
                         sum[l] += e[l];
                     }
                 }
@@ -332,7 +332,7 @@ pub(super) fn softmax_sheet<C: Float, const R: usize>(
                 |[z], [sum], [shifted]| {
                     for l in 0..LANES {
                         shifted[l] = (z[l] - top[l]) * scale[l];
-                        sum[l] += shifted[l].exp_fast();
+                        sum[l] += shifted[l].exp_negative();
                     }
                 }
             });
@@ -399,7 +399,7 @@ fn logsumexp_sheet<C: Float, const R: usize>(scale: [C; R], z: &[C]) -> [C; R] {
         for l in 0..LANES {
             // Infinities are not subtracted from themselves.
             let shifted = if z[l] == top[l] { C::zero() } else { (z[l] - top[l]) * scales[l] };
-            sum[l] += shifted.exp_fast();
+            sum[l] += shifted.exp_negative();
         }
     });
     std::array::from_fn(|r| C::from_f64((tops[r].to_f64() * scale[r].to_f64()) + sums[r].ln_fast()))

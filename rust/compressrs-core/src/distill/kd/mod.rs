@@ -537,22 +537,25 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         members: usize,
         t: &mut [C],
         z: &mut [C],
-        p: &mut [C],
+        log_p: &mut [C],
         load: impl Fn(usize, &mut [C]),
     ) {
         let scale = self.temperatures().map(|t| C::from_f64(t.recip()));
-        let share = C::from_f64((members as f64).recip());
-        t.fill(C::zero());
+        let share = C::from_f64((members as f64).ln());
+        t.fill(C::neg_infinity());
         for i in 0..members {
             load(i, z);
-            softmax_sheet::<C, R>(Form::Probability, scale, z, p);
-            update(t, [p], |t, [p]| {
+            softmax_sheet::<C, R>(Form::Log, scale, z, log_p);
+            // As logarithms, since a probability that is 0 in this type need not be 0.
+            update(t, [log_p], |t, [log_p]| {
                 for l in 0..LANES {
-                    t[l] = share.mul_add(p[l], t[l]);
+                    let (x, y) = (t[l], log_p[l] - share);
+                    let (high, low) = if x > y { (x, y) } else { (y, x) };
+                    let sum = high + (C::one() + (low - high).exp_negative()).ln_fast();
+                    t[l] = if low == C::neg_infinity() { high } else { sum };
                 }
             });
         }
-        logarithms(t);
     }
 
     /// Writes the gradient and returns the loss of each row. The teacher's logits `t`
@@ -607,7 +610,7 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         let [sums] =
             sweep::<C, R, 1, 1, 1>([self.s], [out], C::neg_infinity(), |[s], [sum], [e]| {
                 for l in 0..LANES {
-                    e[l] = (s[l] - top[l]).exp_fast();
+                    e[l] = (s[l] - top[l]).exp_negative();
                     sum[l] += e[l];
                 }
             });

@@ -41,7 +41,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     #[inline(always)]
     fn forward(&self, student: &mut [C], teacher: &mut [C]) -> Sums<R> {
         self.sweep(student, teacher, |a, b| {
-            let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+            let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
             // 0 * inf where a class is masked with -inf; p ln p is 0 there.
             let term = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
             [exp_b, exp_a, exp_b, exp_a, term]
@@ -52,7 +52,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     #[inline(always)]
     fn reverse(&self, student: &mut [C], difference: &mut [C]) -> Sums<R> {
         self.sweep(student, difference, |a, b| {
-            let (exp_a, exp_b) = (a.exp_fast(), b.exp_fast());
+            let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
             let difference = if exp_b > C::zero() { b - a } else { C::zero() };
             [exp_b, difference, exp_b, exp_a, exp_b * difference]
         })
@@ -262,7 +262,7 @@ fn sigmoid(x: f64) -> f64 {
 /// `ln sigmoid(x)`
 #[inline(always)]
 fn log_sigmoid(x: f64) -> f64 {
-    x.min(0.0) - (1.0 + (-x.abs()).exp_fast()).ln_fast()
+    x.min(0.0) - (1.0 + (-x.abs()).exp_negative()).ln_fast()
 }
 
 /// `grad = q grad + p x + factor plain`

@@ -53,12 +53,20 @@ impl TopK<'_> {
     }
 }
 
-/// `ln(exp x + exp y)`
+/// `ln(exp(rest) + sum exp(x))`
 #[inline(always)]
-fn log_add(x: f64, y: f64) -> f64 {
-    let (high, low) = if x >= y { (x, y) } else { (y, x) };
-    // Of infinities that are alike there is no difference.
-    if low == f64::NEG_INFINITY { high } else { high + (1.0 + (low - high).exp_fast()).ln_fast() }
+fn log_sum(rest: f64, x: &[f64]) -> f64 {
+    let [top] = max_of::<f64, 1>(x);
+    let top = if rest > top { rest } else { top };
+    if top == f64::NEG_INFINITY {
+        return top;
+    }
+    let [[sum]] = sweep::<f64, 1, 1, 0, 1>([x], [], f64::NEG_INFINITY, |[x], [sum], []| {
+        for l in 0..LANES {
+            sum[l] += (x[l] - top).exp_negative();
+        }
+    });
+    top + (sum + (rest - top).exp_negative()).ln_fast()
 }
 
 impl<C: Float> Sheet<'_, C, 1> {
@@ -84,7 +92,7 @@ impl<C: Float> Sheet<'_, C, 1> {
             let [[total]] = sweep::<C, 1, 1, 1, 1>([x], [&mut *grad], C::neg_infinity(), {
                 |[s], [sum], [e]| {
                     for l in 0..LANES {
-                        e[l] = ((s[l] - top_s[l]) * factor[l]).exp_fast();
+                        e[l] = ((s[l] - top_s[l]) * factor[l]).exp_negative();
                         sum[l] += e[l];
                     }
                 }
@@ -92,30 +100,41 @@ impl<C: Float> Sheet<'_, C, 1> {
             sum = total;
             others = top.to_f64() * scale + total.ln_fast();
         }
-        let known = |class: i32| self.s[class as usize].to_f64() * scale;
-        let all_s = classes.iter().fold(others, |all, &class| log_add(all, known(class)));
-        let all_t = values.iter().fold(rest, |all, &z| log_add(all, z * scale));
-        // 0 where the teacher gives nothing, whatever the student says.
-        let term = |log_p: f64, log_q: f64| {
-            let p = log_p.exp_fast();
-            if p == 0.0 { 0.0 } else { p * (log_p - log_q) }
-        };
+        let [mut a, mut b, mut slopes] = [(); 3].map(|()| Scratch::<f64>::new(classes.len()));
+        for ((a, b), (&z, &class)) in a.iter_mut().zip(&mut *b).zip(values.iter().zip(classes)) {
+            *a = z * scale;
+            *b = self.s[class as usize].to_f64() * scale;
+        }
+        let (all_t, all_s) = (log_sum(rest, &a), log_sum(others, &b));
         let inner = self.weights.soft * self.weight(0) * temperature;
-        let (rest_p, rest_q) = (rest - all_t, others - all_s);
-        let mut divergence = term(rest_p, rest_q);
+        // 0 where the teacher gives nothing, whatever the student says.
+        let term = |p: f64, log_p: f64, log_q: f64| {
+            let term = p * (log_p - log_q);
+            if p > 0.0 { term } else { 0.0 }
+        };
+        let (inputs, fill) = ([&*a, &*b], f64::NEG_INFINITY);
+        let [[known]] =
+            sweep::<f64, 1, 2, 1, 1>(inputs, [&mut slopes], fill, |[a, b], [sum], [g]| {
+                for l in 0..LANES {
+                    let (log_p, log_q) = (a[l] - all_t, b[l] - all_s);
+                    let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
+                    sum[l] += term(p, log_p, log_q);
+                    g[l] = inner * (q - p);
+                }
+            });
+        let (log_p, log_q) = (rest - all_t, others - all_s);
+        let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
+        let divergence = known + if p > 0.0 { term(p, log_p, log_q) } else { 0.0 };
         if sum > 0.0 {
-            let factor = inner * (rest_q.exp_fast() - rest_p.exp_fast()) / sum;
-            let factor = spread([C::from_f64(factor)]);
+            let factor = spread([C::from_f64(inner * (q - p) / sum)]);
             update(grad, [], |g, []| {
                 for l in 0..LANES {
                     g[l] = g[l] * factor[l];
                 }
             });
         }
-        for (&class, &z) in classes.iter().zip(values) {
-            let (log_p, log_q) = (z * scale - all_t, known(class) - all_s);
-            divergence += term(log_p, log_q);
-            grad[class as usize] = C::from_f64(inner * (log_q.exp_fast() - log_p.exp_fast()));
+        for (&class, &slope) in classes.iter().zip(&*slopes) {
+            grad[class as usize] = C::from_f64(slope);
         }
         inner * temperature * divergence
     }
@@ -233,7 +252,7 @@ impl<C: Float> Kernel for Rest<'_, C> {
         let factor = spread([C::from_f64(self.scale)]);
         let [[sum]] = sweep::<C, 1, 1, 0, 1>([self.z], [], C::neg_infinity(), |[z], [sum], []| {
             for l in 0..LANES {
-                sum[l] += ((z[l] - top) * factor[l]).exp_fast();
+                sum[l] += ((z[l] - top) * factor[l]).exp_negative();
             }
         });
         top.to_f64() * self.scale + sum.ln_fast()

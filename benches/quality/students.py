@@ -1,0 +1,181 @@
+"""Whether small students of a teacher beat the same trained on labels: docs/distillation.md.
+
+python -m benches.quality.students     # some minutes
+
+Digits, 10 seeds, each with a split and a teacher of its own. Students have the labels of a
+part of the training rows. They are trained on these labels alone; distilled on the same
+rows; and distilled on all rows, of which those without a label have what the teacher says.
+All take the same number of steps.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import compressrs as cr
+
+SEEDS = range(10)
+HIDDEN = (8, 16)
+LABELLED = (0.1, 0.3, 1.0)
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+STEPS, BATCH, LR, ALPHA = 1500, 32, 1e-2, 0.5
+TEACHER = (300, 100)
+ALONE, SAME, ALL = "labels alone", "distilled, same rows", "distilled, all rows"
+CONFIDENCE = 0.95
+
+
+def mlp(hidden, seed):
+    layers = []
+    for i, (inputs, outputs) in enumerate(itertools.pairwise((64, *hidden, 10))):
+        layers += [cr.nn.Linear(inputs, outputs, rng=1000 * seed + i), cr.nn.ReLU()]
+    return cr.nn.Sequential(*layers[:-1])
+
+
+def train(model, x, y, seed, *, teacher=None, temperature=1.0, lr=LR):
+    """Train with soft targets and labels, or on labels alone; the steps are the same."""
+    optimizer = cr.optim.Adam(model.params, lr=lr)
+    epochs = round(STEPS / -(-len(x) // BATCH))
+    total = epochs * -(-len(x) // BATCH)
+    distiller = cr.distill.Distiller(
+        model,
+        np.zeros((len(x), 10), np.float32) if teacher is None else teacher,
+        optimizer,
+        temperature=temperature,
+        alpha=0.0 if teacher is None else ALPHA,
+        scheduler=cr.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total),
+        batch_size=BATCH,
+        seed=seed,
+    )
+    distiller.fit(x, y, epochs=epochs)
+    return model
+
+
+def run(seed, advance):
+    """Yield (hidden, labelled, method, temperature), and accuracy, of each student."""
+    pixels, classes = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(
+        (pixels / 16).astype(np.float32), classes, test_size=0.25, random_state=seed, stratify=classes
+    )
+    teacher = train(mlp(TEACHER, seed), x, y, seed, lr=1e-3)
+    accuracy = lambda model: float(np.mean(model(x_test).argmax(axis=1) == y_test))
+    yield "teacher", accuracy(teacher)
+    logits = teacher(x)
+    for hidden, part in itertools.product(HIDDEN, LABELLED):
+        rows = np.arange(len(x))
+        if part < 1:
+            rows, _ = train_test_split(rows, train_size=part, random_state=seed, stratify=y)
+        hidden_labels = np.full(len(x), -100)
+        hidden_labels[rows] = y[rows]
+        start = lambda hidden=hidden: mlp((hidden,), 100 + seed)
+        yield (hidden, part, ALONE, None), accuracy(train(start(), x[rows], y[rows], seed))
+        advance()
+        for t in TEMPERATURES:
+            student = train(start(), x[rows], y[rows], seed, teacher=logits[rows], temperature=t)
+            yield (hidden, part, SAME, t), accuracy(student)
+            advance()
+            if part < 1:
+                student = train(start(), x, hidden_labels, seed, teacher=logits, temperature=t)
+                yield (hidden, part, ALL, t), accuracy(student)
+                advance()
+
+
+def interval(values):
+    """Return the half width of the mean's confidence interval."""
+    n = len(values)
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    return float(quantile * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def table(results):
+    teacher = 100 * np.array(results["teacher"])
+    print(f"Teacher: {teacher.mean():.2f} ± {interval(teacher):.2f} %\n")
+    print("| Hidden units | Labels | Training | T | Accuracy, % | Gain over labels alone | Beats it |")
+    print("|---:|---:|---|---:|---:|---:|---|")
+    for hidden, part in itertools.product(HIDDEN, LABELLED):
+        base = 100 * np.array(results[hidden, part, ALONE, None])
+        for key, values in results.items():
+            if key[:2] != (hidden, part):
+                continue
+            values, t = 100 * np.array(values), key[3]
+            gain, width = (values - base).mean(), interval(values - base)
+            verdict = "yes" if gain > width else "**no**" if gain < -width else "not surely"
+            cells = f"{gain:+.2f} ± {width:.2f} | {verdict}" if t else "|"
+            print(
+                f"| {hidden} | {part:.0%} | {key[2]} | {t or '':g} | "
+                if t
+                else f"| {hidden} | {part:.0%} | {key[2]} | | ",
+                f"{values.mean():.2f} ± {interval(values):.2f} | {cells} |",
+                sep="",
+            )
+
+
+def plot(results, path):
+    figure = Figure((9, 5.4), layout="constrained")
+    grid = figure.subplots(len(HIDDEN), len(LABELLED), sharex=True, sharey="col")
+    for (i, hidden), (j, part) in itertools.product(enumerate(HIDDEN), enumerate(LABELLED)):
+        axes = grid[i, j]
+        base = 100 * np.array(results[hidden, part, ALONE, None])
+        axes.axhline(base.mean(), color="gray", label=ALONE)
+        axes.axhspan(
+            base.mean() - interval(base), base.mean() + interval(base), color="gray", alpha=0.2
+        )
+        for shift, method in ((0.97, SAME), (1.03, ALL)):
+            runs = [results.get((hidden, part, method, t)) for t in TEMPERATURES]
+            if runs[0] is not None:
+                runs = 100 * np.array(runs)
+                axes.errorbar(
+                    shift * np.array(TEMPERATURES),
+                    runs.mean(axis=1),
+                    [interval(values) for values in runs],
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    linewidth=1,
+                    label=method,
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(TEMPERATURES, [f"{t:g}" for t in TEMPERATURES])
+        axes.set_title(f"{hidden} hidden units, {part:.0%} of the labels", fontsize=9)
+    figure.supxlabel("temperature", fontsize=9)
+    figure.supylabel("test accuracy, %", fontsize=9)
+    grid[0, 0].legend(fontsize=7)
+    with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.quality.students",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="default: %(default)s")
+    parser.add_argument(
+        "--plot", type=Path, default=Path("docs/distillation.svg"), metavar="FILE"
+    )
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("an interval needs at least 2 seeds")
+    students = len(HIDDEN) * sum(
+        1 + len(TEMPERATURES) * (2 if part < 1 else 1) for part in LABELLED
+    )
+    results = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("students", total=arguments.seeds * students)
+        for seed in range(arguments.seeds):
+            for key, accuracy in run(seed, lambda: progress.advance(bar)):
+                results.setdefault(key, []).append(accuracy)
+    table(results)
+    plot(results, arguments.plot)
+
+
+main()

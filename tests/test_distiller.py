@@ -1,0 +1,396 @@
+"""What is kept of teachers on disk, and the training of students."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+
+rich = pytest.importorskip("rich")
+N, CLASSES = 1000, 40
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 8)).astype(np.float32)
+    w = 2 * rng.standard_normal((8, CLASSES)).astype(np.float32)
+    return x, w
+
+
+def write(folder, data, **kwargs):
+    x, w = data
+    return cr.distill.TeacherCache.write(
+        folder, lambda rows: rows @ w, x, **{"shard_rows": 128, "batch_size": 50, **kwargs}
+    )
+
+
+ROWS = [slice(100, 400), np.array([999, 0, 500, 0, 127, 128]), np.arange(N) % 7 == 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_all_logits_come_back(tmp_path, data, dtype):
+    cache = write(tmp_path / "t", data, dtype=dtype)
+    logits = (data[0] @ data[1]).astype(dtype)
+    assert cache.shape == (N, CLASSES)
+    assert (len(cache), cache.k, cache.temperature) == (N, None, None)
+    for rows in ROWS:
+        got = cache[rows]
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, logits[rows], rtol=1e-3 if dtype == "float16" else 1e-5)
+    again = cr.distill.TeacherCache(tmp_path / "t")
+    np.testing.assert_array_equal(again[:], cache[:])
+    assert repr(again) == f"<TeacherCache of shape ({N}, {CLASSES}), all logits>"
+
+
+def test_the_largest_logits_come_back(tmp_path, data):
+    cache = write(tmp_path / "t", data, k=6, temperature=3.0)
+    kept = cr.distill.top_k(data[0] @ data[1], 6, 3.0)
+    student = np.random.default_rng(1).standard_normal((N, CLASSES)).astype(np.float32)
+    for rows in ROWS:
+        a = cr.distill.kd_loss(student[rows], cache[rows], 3.0)
+        b = cr.distill.kd_loss(student[rows], kept[rows], 3.0)
+        assert a[0] == pytest.approx(b[0], rel=1e-5)
+        np.testing.assert_allclose(a[1], b[1], atol=1e-6)
+    size = sum(file.stat().st_size for file in (tmp_path / "t").iterdir())
+    assert size < N * (6 * 8 + 8) + 20_000
+
+
+def test_what_was_interrupted_goes_on(tmp_path, data):
+    x, w = data
+    asked = []
+
+    def teacher(rows):
+        asked.append(len(rows))
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        return rows @ w
+
+    arguments = {"k": 5, "shard_rows": 128, "batch_size": 50}
+    with pytest.raises(KeyboardInterrupt):
+        cr.distill.TeacherCache.write(tmp_path / "t", teacher, x, **arguments)
+    with pytest.raises(ValueError, match="lacks the rows from 256 on; call TeacherCache.write"):
+        cr.distill.TeacherCache(tmp_path / "t")
+    asked[:] = [0] * 8
+    cache = cr.distill.TeacherCache.write(tmp_path / "t", teacher, x, **arguments)
+    # One row for the classes, a batch to compare, and what was missing.
+    assert sum(asked) == 1 + 50 + N - 256
+    whole = write(tmp_path / "whole", data, k=5)
+    for file in (tmp_path / "whole").iterdir():
+        if file.suffix == ".safetensors":
+            ours = (tmp_path / "t" / file.name).read_bytes()
+            assert len(ours) == file.stat().st_size
+    np.testing.assert_array_equal(cache[:].logits.indices, whole[:].logits.indices)
+
+
+def test_another_teacher_does_not_go_on(tmp_path, data):
+    x, w = data
+    write(tmp_path / "t", data)
+    last = sorted((tmp_path / "t").glob("*.safetensors"))[-1]
+    last.unlink()
+    with pytest.raises(ValueError, match="begun with another teacher or data set: rows from 768"):
+        write(tmp_path / "t", (x, w + 1))
+    with pytest.raises(ValueError, match="begun with k None, got 3"):
+        write(tmp_path / "t", data, k=3)
+    with pytest.raises(ValueError, match="begun with rows 1000, got 999"):
+        write(tmp_path / "t", (x[:-1], w))
+    assert len(write(tmp_path / "t", data)) == N
+
+
+@pytest.mark.parametrize("where", [10, 100, -1])
+def test_damage_is_found_before_a_row_is_read(tmp_path, data, where):
+    cache = write(tmp_path / "t", data, k=5)
+    file = sorted((tmp_path / "t").glob("*.safetensors"))[2]
+    content = bytearray(file.read_bytes())
+    content[where] ^= 0x55
+    file.write_bytes(content)
+    cache = cr.distill.TeacherCache(tmp_path / "t")
+    assert len(cache[:256]) == 256
+    with pytest.raises(ValueError, match=r"rows-000000000256.safetensors"):
+        cache[200:300]
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        cr.distill.TeacherCache(tmp_path / "t")[256]  if False else cache[256:257]
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged|empty"):
+        cache[256:257]
+
+
+def test_bad_caches(tmp_path, data):
+    x, w = data
+    with pytest.raises(FileNotFoundError):
+        cr.distill.TeacherCache(tmp_path / "none")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="must be empty or hold such a cache"):
+        write(tmp_path / "full", data)
+    (tmp_path / "index").mkdir()
+    for content in ("", "[]", "{}", json.dumps({"format": "compressrs.teacher", "version": "9"})):
+        (tmp_path / "index" / "index.json").write_text(content)
+        with pytest.raises(ValueError, match=r"index\.json"):
+            cr.distill.TeacherCache(tmp_path / "index")
+    bad = [
+        ({"teacher": lambda rows: rows[:1] @ w}, ValueError, r"must have shape \(128, 40\)"),
+        ({"teacher": lambda rows: (rows @ w)[0]}, ValueError, "must have shape"),
+        ({"teacher": lambda rows: rows @ w * np.nan}, ValueError, "that fit float32"),
+        ({"teacher": lambda rows: rows @ w * 1e6, "dtype": "float16"}, ValueError, "fit float16"),
+        ({"teacher": lambda rows: (rows @ w) * np.nan, "k": 2}, ValueError, "finite logits"),
+        ({"teacher": "me"}, TypeError, "teacher must be callable"),
+        ({"x": x[:0]}, ValueError, "x must have at least one row"),
+        ({"dtype": "int8"}, ValueError, "dtype must be one of"),
+        ({"k": 41}, ValueError, "k must be at most the 40 classes"),
+        ({"temperature": 0, "k": 1}, ValueError, "temperature must be"),
+        ({"shard_rows": 0}, ValueError, "shard_rows must be at least 1"),
+    ]
+    for i, (kwargs, error, message) in enumerate(bad):
+        arguments = {"teacher": lambda rows: rows @ w, "x": x, "shard_rows": 128, **kwargs}
+        with pytest.raises(error, match=message):
+            cr.distill.TeacherCache.write(tmp_path / str(i), **arguments)
+    cache = write(tmp_path / "good", data)
+    with pytest.raises(IndexError):
+        cache[np.array([N])]
+    with pytest.raises(TypeError, match="rows must be a slice"):
+        cache[3]
+
+
+def test_a_full_disk_loses_nothing(tmp_path, data, monkeypatch):
+    from compressrs.distill import cache as module
+
+    save, count = module.save_tensors, []
+
+    def full(*arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(module, "save_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "t", data)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "t").glob("*.safetensors"))) == 2
+    np.testing.assert_allclose(write(tmp_path / "t", data)[:], data[0] @ data[1], rtol=1e-5)
+
+
+def task(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 6)).astype(np.float32)
+    w = 3 * rng.standard_normal((6, 4)).astype(np.float32)
+    logits = x @ w
+    return x, logits.argmax(axis=1), logits, w
+
+
+def student(seed=0):
+    model = cr.nn.Sequential(
+        cr.nn.Linear(6, 8, rng=seed), cr.nn.ReLU(), cr.nn.Linear(8, 4, rng=seed + 1)
+    )
+    return model, cr.optim.Adam(model.params, lr=0.02)
+
+
+def weights(model):
+    return np.concatenate([p.ravel() for layer in model.params.values() for p in layer.values()])
+
+
+def test_all_kinds_of_teachers_teach_the_same(tmp_path):
+    x, y, logits, w = task()
+    cache = cr.distill.TeacherCache.write(tmp_path / "t", lambda rows: rows @ w, x)
+    results = []
+    for teacher in (lambda rows: rows @ w, logits, cache, [lambda rows: rows @ w, logits]):
+        model, opt = student()
+        history = cr.distill.Distiller(model, teacher, opt).fit(x, y, epochs=6)
+        assert history[-1].loss < history[0].loss / 3
+        results.append(weights(model))
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-2)
+    model, opt = student()
+    kept = cr.distill.top_k(logits, 2, 4.0)
+    history = cr.distill.Distiller(model, kept, opt, alpha=1.0).fit(x, epochs=6)
+    assert history[-1].loss < history[0].loss / 3
+
+
+def test_a_pair_of_callables_is_a_student():
+    x, y, logits, _ = task()
+    w = np.zeros((6, 4), np.float32)
+    last = []
+
+    def forward(rows):
+        last[:] = [rows]
+        return rows @ w
+
+    opt = cr.optim.SGD(w, lr=0.05)
+    pair = (forward, lambda gradient: last[0].T @ gradient)
+    distiller = cr.distill.Distiller(pair, logits, opt)
+    distiller.fit(x, y, epochs=10)
+    assert np.mean(forward(x).argmax(axis=1) == y) > 0.9
+    assert distiller.step_count == 10 * 13
+
+
+def test_schedules_and_phases():
+    x, y, logits, _ = task()
+    seen = []
+
+    def loss(z, teacher, temperature, labels, alpha):
+        seen.append((temperature, alpha))
+        return cr.distill.kd_loss(z, teacher, temperature, labels, alpha)
+
+    model, opt = student()
+    distiller = cr.distill.Distiller(
+        model,
+        logits,
+        opt,
+        loss=loss,
+        temperature=lambda step: max(1.0, 8.0 - step / 10),
+        alpha=lambda step: max(0.0, 1 - step / 100),
+    )
+    history = distiller.fit(x, y, epochs=2, hard_epochs=3, validation=(x, y))
+    assert [epoch.phase for epoch in history] == ["soft"] * 2 + ["hard"] * 3
+    assert seen == [(8.0 - step / 10, 1 - step / 100) for step in range(26)]
+    assert history[-1].accuracy == np.mean(model(x).argmax(axis=1) == y)
+    assert len(distiller.fit(x, y, epochs=4, hard_epochs=3)) == 7
+
+
+def test_rows_without_labels_learn_from_the_teacher():
+    x, y, logits, _ = task()
+    hidden = np.where(np.arange(len(y)) % 10, -100, y)
+    model, opt = student()
+    cr.distill.Distiller(model, logits, opt).fit(x, hidden, epochs=10)
+    assert np.mean(model(x).argmax(axis=1) == y) > 0.9
+
+
+@pytest.mark.parametrize("stop_after", [2, 5])
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_run_that_was_interrupted_ends_the_same(tmp_path, stop_after, patience):
+    x, y, logits, _ = task()
+    held_out = task(100, 0)[:2]
+
+    def run(model, opt, path, teacher=logits):
+        distiller = cr.distill.Distiller(model, teacher, opt, seed=3)
+        return distiller.fit(
+            x,
+            y,
+            epochs=4,
+            hard_epochs=3,
+            validation=held_out,
+            patience=patience,
+            checkpoint=path,
+        )
+
+    model, opt = student()
+    history = run(model, opt, tmp_path / "whole")
+
+    class Crash(Exception):
+        pass
+
+    calls = []
+    broken, opt = student()
+    forward = broken.forward
+
+    def crashing(rows):
+        calls.append(1)
+        if len(calls) > stop_after * 14 + 5:
+            raise Crash
+        return forward(rows)
+
+    broken.forward = crashing
+    try:
+        run(broken, opt, tmp_path / "part")
+    except Crash:
+        pass
+    fresh, opt = student(seed=50)
+    assert run(fresh, opt, tmp_path / "part") == history
+    np.testing.assert_array_equal(weights(fresh), weights(model))
+
+
+def test_early_stopping_takes_the_best():
+    x, y, logits, _ = task(100)
+    other = task(300)[:2]
+    model, opt = student()
+    opt.param_groups[0]["lr"] = 0.3
+    distiller = cr.distill.Distiller(model, logits, opt)
+    history = distiller.fit(x, y, epochs=200, validation=other, patience=3)
+    assert len(history) < 200
+    accuracy = np.mean(model(other[0]).argmax(axis=1) == other[1])
+    assert accuracy == max(epoch.accuracy for epoch in history)
+
+
+def test_bad_distillers(tmp_path):
+    x, y, logits, _ = task()
+    model, opt = student()
+    make = functools.partial(cr.distill.Distiller, model, logits, opt)
+    for kwargs, error, message in [
+        ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"temperature": lambda step: -1}, ValueError, "temperature must be"),
+        ({"alpha": 2}, ValueError, "alpha must be"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"loss": 3}, TypeError, "loss must be callable"),
+    ]:
+        with pytest.raises(error, match=message):
+            make(**kwargs)
+    with pytest.raises(TypeError, match="student must have forward"):
+        cr.distill.Distiller(3, logits, opt)
+    with pytest.raises(TypeError, match="pair"):
+        cr.distill.Distiller((print,), logits, opt)
+    with pytest.raises(TypeError, match="teacher must be callable"):
+        cr.distill.Distiller(model, "teacher", opt)
+    with pytest.raises(ValueError, match="teacher must not be an empty list"):
+        cr.distill.Distiller(model, [], opt)
+    with pytest.raises(TypeError, match="optimizer must be an Optimizer"):
+        cr.distill.Distiller(model, logits, model)
+    for kwargs, error, message in [
+        ({"y": y[:5]}, ValueError, "y must have the shape"),
+        ({"y": y.astype(float)}, TypeError, "y must hold integers"),
+        ({"y": None, "hard_epochs": 1}, ValueError, "y must be given"),
+        ({"y": None}, ValueError, "labels must be given unless alpha is 1"),
+        ({"x": x[:7], "y": y[:7]}, ValueError, "teacher must have the 7 rows of x, got 400"),
+        ({"x": x[:0], "y": y[:0]}, ValueError, "at least one row"),
+        ({"epochs": -1}, ValueError, "epochs must be at least 0"),
+        ({"patience": 1}, ValueError, "patience needs validation"),
+    ]:
+        with pytest.raises(error, match=message):
+            make().fit(**{"x": x, "y": y, "epochs": 1, **kwargs})
+
+
+def test_bad_checkpoints(tmp_path):
+    x, y, logits, _ = task()
+    model, opt = student()
+    make = functools.partial(cr.distill.Distiller, model, logits, opt)
+    path = tmp_path / "run"
+    distiller = make()
+    distiller.fit(x, y, epochs=1, checkpoint=path)
+    before = weights(model)
+    with pytest.raises(ValueError, match="must have seed 1, got 0"):
+        make(seed=1).fit(x, y, epochs=2, checkpoint=path)
+    other = cr.nn.Linear(6, 4, rng=0)
+    with pytest.raises(ValueError, match="must have a parameter 0 of float32 with shape"):
+        cr.distill.Distiller(other, logits, cr.optim.Adam(other.params)).load(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        make().load(path)
+    cr.optim.Adam(other.params).save(path)
+    with pytest.raises(ValueError, match=r"must have format 'compressrs.distiller'"):
+        make().load(path)
+    np.testing.assert_array_equal(weights(model), before)
+
+
+def test_a_loss_that_is_nan_ends_the_training():
+    x, y, logits, _ = task()
+    model, opt = student()
+    logits = np.where(np.arange(400)[:, None] == 7, np.nan, logits)
+    with (
+        pytest.warns(RuntimeWarning, match="the loss is NaN"),
+        pytest.raises(FloatingPointError, match="the loss of epoch 0 is NaN"),
+    ):
+        cr.distill.Distiller(model, logits, opt).fit(x, y, epochs=2)
+
+
+def test_progress_is_shown(capsys, tmp_path, data):
+    x, y, logits, _ = task()
+    model, opt = student()
+    cr.distill.Distiller(model, logits, opt).fit(x, y, epochs=2, progress=True)
+    assert "soft" in capsys.readouterr().out
+    write(tmp_path / "t", data, progress=True)
+    assert "teacher" in capsys.readouterr().out
