@@ -269,6 +269,7 @@ def test_sparse_products(w, x, y, out):
     check(lambda: cr.sparse.sddmm(a, x, x.T, out=out), x, out)
 
 
+@pytest.mark.filterwarnings("ignore:the loss is NaN:RuntimeWarning")
 @given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
 def test_distillation(student, teacher, labels, number):
     check(lambda: cr.distill.softmax(student, out=teacher), student, teacher)
@@ -276,6 +277,27 @@ def test_distillation(student, teacher, labels, number):
     check(lambda: cr.distill.softmax(student, temperature=number), student)
     check(lambda: cr.distill.kd_loss(student, teacher, 2.0, labels, 0.5), student, teacher)
     check(lambda: cr.distill.kd_loss(student, student, number), student)
+    check(lambda: cr.distill.kd_loss(student, [teacher, student]), student, teacher)
+    check(lambda: cr.distill.kd_loss(student, teacher, out=labels), student, teacher)
+    for name in ("class_weight", "sample_weight", "label_smoothing", "ignore_index"):
+        given = {name: number}
+        check(lambda given=given: cr.distill.kd_loss(student, student, **given), student)
+    check(lambda: cr.distill.dkd_loss(student, teacher, labels), student, teacher)
+    check(lambda: cr.distill.logsumexp(student, number, out=teacher), student)
+    check(lambda: cr.distill.top_k(student, number), student)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_features(student, teacher, out):
+    for loss in (
+        cr.distill.hint_loss,
+        cr.distill.attention_loss,
+        cr.distill.rkd_distance_loss,
+        cr.distill.rkd_angle_loss,
+        cr.distill.dist_loss,
+    ):
+        check(lambda loss=loss: loss(student, teacher), student, teacher)
+        check(lambda loss=loss: loss(student, teacher, out=out), student, teacher, out)
 
 
 @given(ANYTHING, ANYTHING)

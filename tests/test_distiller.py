@@ -1,5 +1,6 @@
 """What is kept of teachers on disk, and the training of students."""
 
+import contextlib
 import functools
 import json
 
@@ -71,7 +72,7 @@ def test_what_was_interrupted_goes_on(tmp_path, data):
     arguments = {"k": 5, "shard_rows": 128, "batch_size": 50}
     with pytest.raises(KeyboardInterrupt):
         cr.distill.TeacherCache.write(tmp_path / "t", teacher, x, **arguments)
-    with pytest.raises(ValueError, match="lacks the rows from 256 on; call TeacherCache.write"):
+    with pytest.raises(ValueError, match="lacks the rows from 256 on; call TeacherCache"):
         cr.distill.TeacherCache(tmp_path / "t")
     asked[:] = [0] * 8
     cache = cr.distill.TeacherCache.write(tmp_path / "t", teacher, x, **arguments)
@@ -108,13 +109,13 @@ def test_damage_is_found_before_a_row_is_read(tmp_path, data, where):
     file.write_bytes(content)
     cache = cr.distill.TeacherCache(tmp_path / "t")
     assert len(cache[:256]) == 256
-    with pytest.raises(ValueError, match=r"rows-000000000256.safetensors"):
+    with pytest.raises(ValueError, match="rows-000000000256"):
         cache[200:300]
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        cr.distill.TeacherCache(tmp_path / "t")[256]  if False else cache[256:257]
+        cache[256:257]
     file.write_bytes(b"")
-    with pytest.raises(ValueError, match="is damaged|empty"):
+    with pytest.raises(ValueError, match=r"is damaged|empty"):
         cache[256:257]
 
 
@@ -259,7 +260,7 @@ def test_rows_without_labels_learn_from_the_teacher():
     assert np.mean(model(x).argmax(axis=1) == y) > 0.9
 
 
-@pytest.mark.parametrize("stop_after", [2, 5])
+@pytest.mark.parametrize("stop_after", [2, 4, 5])
 @pytest.mark.parametrize("patience", [None, 2])
 def test_a_run_that_was_interrupted_ends_the_same(tmp_path, stop_after, patience):
     x, y, logits, _ = task()
@@ -294,10 +295,9 @@ def test_a_run_that_was_interrupted_ends_the_same(tmp_path, stop_after, patience
         return forward(rows)
 
     broken.forward = crashing
-    try:
+    # With patience it may end before.
+    with contextlib.suppress(Crash):
         run(broken, opt, tmp_path / "part")
-    except Crash:
-        pass
     fresh, opt = student(seed=50)
     assert run(fresh, opt, tmp_path / "part") == history
     np.testing.assert_array_equal(weights(fresh), weights(model))

@@ -55,7 +55,10 @@ def test_students_of_several_teachers(iris, teacher):
 
 def test_the_same_seed_gives_the_same_student(iris):
     x, y = iris
-    make = lambda seed: cr.distill.DistilledClassifier(epochs=3, random_state=seed).fit(x, y)
+
+    def make(seed):
+        return cr.distill.DistilledClassifier(epochs=3, random_state=seed).fit(x, y)
+
     np.testing.assert_array_equal(make(1).predict_proba(x), make(1).predict_proba(x))
     assert not np.array_equal(make(1).predict_proba(x), make(2).predict_proba(x))
 
@@ -65,7 +68,7 @@ def test_bad_teachers(iris):
     with pytest.raises(TypeError, match="must have predict_proba, got SVC; SVC has it with"):
         cr.distill.DistilledClassifier(SVC()).fit(x, y)
     teacher = LogisticRegression().fit(x[:100], y[:100])
-    with pytest.raises(ValueError, match="must know all labels of y, but not .*virginica"):
+    with pytest.raises(ValueError, match=r"must know all labels of y, but not .*virginica"):
         cr.distill.DistilledClassifier(teacher).fit(x, y)
     with pytest.raises(ValueError, match="hidden_layer_sizes must be at least 1"):
         cr.distill.DistilledClassifier(teacher, (0,)).fit(x[:100], y[:100])

@@ -84,12 +84,32 @@ def everything() -> str:
                 digest.update(product.tobytes())
             for product in (cr.sparse.sddmm(a, y, x.T), b @ x[:896], y.T @ b, c @ x, c.T @ y):
                 digest.update(product.tobytes())
-        z, t = (20 * rng.standard_normal((2, 50, 5001))).astype(dtype)
-        digest.update(cr.distill.softmax(z, 2.0).tobytes())
-        digest.update(cr.distill.log_softmax(z).tobytes())
-        loss, grad = cr.distill.kd_loss(z, t, 3.0, rng.integers(0, 5001, 50), 0.5)
-        digest.update(np.float64(loss).tobytes() + grad.tobytes())
+        for n, classes in ((50, 5001), (333, 10), (70, 65)):
+            z, t = (20 * rng.standard_normal((2, n, classes))).astype(dtype)
+            labels = rng.integers(0, classes, n)
+            for result in distillation(z, t, labels):
+                digest.update(np.asarray(result).tobytes())
     return digest.hexdigest()
+
+
+def distillation(z, t, labels):
+    """Yield what all functions of cr.distill give."""
+    d = cr.distill
+    for axis in (0, 1):
+        yield from (f(z, 2.0, axis) for f in (d.softmax, d.log_softmax, d.logsumexp))
+    for divergence in ("forward_kl", "reverse_kl", "js"):
+        yield from d.kd_loss(z, t, 3.0, labels, 0.5, divergence=divergence, label_smoothing=0.1)
+    yield from d.kd_loss(z, [t, z], 3.0)
+    yield from d.kd_loss(z, t, 3.0, standardize=True)
+    yield from d.kd_loss(z, d.top_k(t, 9, 3.0), 3.0)
+    yield from d.dkd_loss(z, t, labels)
+    yield from d.dist_loss(z, t, 20.0)
+    yield from d.hint_loss(z, t)
+    yield from d.attention_loss(z[:, None], t[:, None])
+    yield from d.rkd_distance_loss(z, t)
+    yield from d.rkd_angle_loss(z[:30], t[:30])
+    half = z.astype(np.float16)
+    yield from d.kd_loss(half, half[::-1], 3.0)
 
 
 def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

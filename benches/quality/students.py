@@ -9,6 +9,7 @@ All take the same number of steps.
 """
 
 import argparse
+import functools
 import itertools
 from pathlib import Path
 
@@ -27,7 +28,7 @@ SEEDS = range(10)
 HIDDEN = (8, 16)
 LABELLED = (0.1, 0.3, 1.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-STEPS, BATCH, LR, ALPHA = 1500, 32, 1e-2, 0.5
+STEPS, BATCH, LR, ALPHA = 4000, 32, 1e-2, 0.5
 TEACHER = (300, 100)
 ALONE, SAME, ALL = "labels alone", "distilled, same rows", "distilled, all rows"
 CONFIDENCE = 0.95
@@ -63,10 +64,17 @@ def run(seed, advance):
     """Yield (hidden, labelled, method, temperature), and accuracy, of each student."""
     pixels, classes = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split(
-        (pixels / 16).astype(np.float32), classes, test_size=0.25, random_state=seed, stratify=classes
+        (pixels / 16).astype(np.float32),
+        classes,
+        test_size=0.25,
+        random_state=seed,
+        stratify=classes,
     )
     teacher = train(mlp(TEACHER, seed), x, y, seed, lr=1e-3)
-    accuracy = lambda model: float(np.mean(model(x_test).argmax(axis=1) == y_test))
+
+    def accuracy(model):
+        return float(np.mean(model(x_test).argmax(axis=1) == y_test))
+
     yield "teacher", accuracy(teacher)
     logits = teacher(x)
     for hidden, part in itertools.product(HIDDEN, LABELLED):
@@ -75,7 +83,7 @@ def run(seed, advance):
             rows, _ = train_test_split(rows, train_size=part, random_state=seed, stratify=y)
         hidden_labels = np.full(len(x), -100)
         hidden_labels[rows] = y[rows]
-        start = lambda hidden=hidden: mlp((hidden,), 100 + seed)
+        start = functools.partial(mlp, (hidden,), 100 + seed)
         yield (hidden, part, ALONE, None), accuracy(train(start(), x[rows], y[rows], seed))
         advance()
         for t in TEMPERATURES:
@@ -98,7 +106,9 @@ def interval(values):
 def table(results):
     teacher = 100 * np.array(results["teacher"])
     print(f"Teacher: {teacher.mean():.2f} ± {interval(teacher):.2f} %\n")
-    print("| Hidden units | Labels | Training | T | Accuracy, % | Gain over labels alone | Beats it |")
+    print(
+        "| Hidden units | Labels | Training | T | Accuracy, % | Gain over labels alone | Beats it |"
+    )
     print("|---:|---:|---|---:|---:|---:|---|")
     for hidden, part in itertools.product(HIDDEN, LABELLED):
         base = 100 * np.array(results[hidden, part, ALONE, None])
@@ -159,9 +169,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="default: %(default)s")
-    parser.add_argument(
-        "--plot", type=Path, default=Path("docs/distillation.svg"), metavar="FILE"
-    )
+    parser.add_argument("--plot", type=Path, default=Path("docs/distillation.svg"), metavar="FILE")
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("an interval needs at least 2 seeds")

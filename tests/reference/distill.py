@@ -143,7 +143,10 @@ def dkd_loss(student, teacher, labels, temperature, alpha, beta):
         others = np.arange(classes) != y
         b, c = np.array([p[i, y], p[i, others].sum()]), np.array([q[i, y], q[i, others].sum()])
         target = (b * np.log(b / c)).sum()
-        p_hat, q_hat = softmax(teacher[i, others], temperature), softmax(student[i, others], temperature)
+        p_hat, q_hat = (
+            softmax(teacher[i, others], temperature),
+            softmax(student[i, others], temperature),
+        )
         rest = (p_hat * np.log(p_hat / q_hat)).sum()
         loss += temperature**2 * (alpha * target + beta * rest) / n
         by_probability = np.where(others, -b[1] / c[1], -b[0] / c[0])

@@ -21,8 +21,6 @@ FORMAT = "compressrs.teacher"
 VERSION = "1"
 
 _INDEX = "index.json"
-#: Arrays of a shard, in the order of their names, in which their bytes are hashed.
-_SPARSE, _DENSE = ("classes", "logits", "rest"), ("logits",)
 
 
 class TeacherCache:
@@ -208,17 +206,14 @@ class TeacherCache:
         if wanted.ndim != 1:
             raise TypeError("rows must be a slice or a one-dimensional array of indices")
         shards = wanted // self._shard_rows
-        names = _DENSE if self.k is None else _SPARSE
-        widths = {"logits": self._classes if self.k is None else self.k, "classes": self.k}
-        dtypes = {"logits": self._dtype, "classes": np.int32, "rest": np.float64}
         out = {
-            name: np.empty((len(wanted), *([] if name == "rest" else [widths[name]])), dtypes[name])
-            for name in names
+            name: np.empty((len(wanted), *shape), dtype)
+            for name, (shape, dtype) in self._layout().items()
         }
         for shard in np.unique(shards):
             of_shard = shards == shard
             arrays = self._shard(int(shard) * self._shard_rows)
-            for name in names:
+            for name in out:
                 out[name][of_shard] = arrays[name][wanted[of_shard] % self._shard_rows]
         if self.k is None:
             return out["logits"]
@@ -236,15 +231,23 @@ class TeacherCache:
         )
         return f"<TeacherCache of shape {self.shape}, {kept}>"
 
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return the shape and dtype of a row of each array."""
+        if self.k is None:
+            return {"logits": ((self._classes,), self._dtype)}
+        return {
+            "logits": ((self.k,), self._dtype),
+            "classes": ((self.k,), np.dtype(np.int32)),
+            "rest": ((), np.dtype(np.float64)),
+        }
+
     def _shard(self, first: int) -> dict[str, Array]:
         """Return the arrays of a file, mapped into memory and found to be whole."""
         if first not in self._shards:
             rows = min(self._shard_rows, self._rows - first)
-            width = self._classes if self.k is None else self.k
-            need: dict[str, tuple[tuple[int, ...], Any]] = {"logits": ((rows, width), self._dtype)}
-            if self.k is not None:
-                need["classes"] = ((rows, width), np.dtype(np.int32))
-                need["rest"] = ((rows,), np.dtype(np.float64))
+            need = {
+                name: ((rows, *shape), dtype) for name, (shape, dtype) in self._layout().items()
+            }
             self._shards[first] = _map(_shard_path(self.path, first), need)
         return self._shards[first]
 
@@ -341,7 +344,7 @@ def _map(path: Path, need: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, 
     """Map arrays of these shapes and dtypes (-1: any length) and test their checksum."""
     data = np.memmap(path, np.uint8, mode="r")
     try:
-        content = header(memoryview(data))
+        content = header(data.data)
         metadata: dict[str, str] = dict(content.pop("__metadata__"))
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         arrays = {}

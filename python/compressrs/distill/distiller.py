@@ -234,19 +234,19 @@ class Distiller:
             self.load(path)
         for phase, count in (("soft", epochs), ("hard", hard_epochs)):
             done = sum(epoch.phase == phase for epoch in self.history)
-            if self._phase_done[phase] or done >= count:
-                continue
-            with _bar(phase, count - done, progress) as advance:
-                for _ in range(done, count):
-                    self._epoch(phase, x, y, validation)
-                    stop = self._judge(phase, patience)
-                    if path is not None:
-                        self.save(path)
-                    advance()
-                    if stop:
-                        break
-            if patience is not None:
-                self._finish(phase, early=self._phase_done[phase])
+            if not self._phase_done[phase] and done < count:
+                with _bar(phase, count - done, progress) as advance:
+                    for _ in range(done, count):
+                        self._epoch(phase, x, y, validation)
+                        stop = self._judge(phase, patience)
+                        if path is not None:
+                            self.save(path)
+                        advance()
+                        if stop:
+                            break
+            # Of this phase, or of one that was interrupted just before this line.
+            if self._best is not None and self.history[-1].phase == phase:
+                self._take_best()
         if path is not None:
             self.save(path)
         return self.history
@@ -322,10 +322,10 @@ class Distiller:
                 raise ValueError(
                     f"{file} must have {name} {getattr(self, name)}, got {progress.get(name)}"
                 )
-        for i, (p, value) in enumerate(zip(self._parameters(), values, strict=True)):
+        for index, (p, value) in enumerate(zip(self._parameters(), values, strict=True)):
             if p.shape != value.shape or p.dtype != value.dtype:
                 raise ValueError(
-                    f"{file} must have a parameter {i} of {p.dtype} with shape {p.shape}, got "
+                    f"{file} must have a parameter {index} of {p.dtype} with shape {p.shape}, got "
                     f"{value.dtype} with shape {value.shape}"
                 )
         self._optimizer.load_state_dict(loaded)
@@ -394,13 +394,12 @@ class Distiller:
         self._phase_done[phase] = self._waited >= patience
         return self._phase_done[phase]
 
-    def _finish(self, phase: str, *, early: bool) -> None:
+    def _take_best(self) -> None:
         """Take the best parameters; the next phase has a best of its own."""
-        if self._best is not None:
-            for p, best in zip(self._parameters(), self._best[1], strict=True):
-                p[...] = best
-        if early or phase == "hard":
-            self._best, self._waited = None, 0
+        assert self._best is not None
+        for p, best in zip(self._parameters(), self._best[1], strict=True):
+            p[...] = best
+        self._best, self._waited = None, 0
 
 
 @contextmanager

@@ -166,7 +166,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _standardized(self, X: Floats) -> Floats:
-        return (X - self.mean_) / self.scale_
+        standardized: Floats = (X - self.mean_) / self.scale_
+        return standardized
 
     def _fitted_teacher(self, X: Floats, y: npt.NDArray[Any], rng: Any) -> Any:
         teacher = RandomForestClassifier() if self.estimator is None else self.estimator

@@ -363,8 +363,8 @@ def _rows(z: Array) -> Array:
     return z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
 
-def _labels(labels: Any, batch: tuple[int, ...]) -> Array:
-    labels = np.asarray(labels)
+def _labels(given: Any, batch: tuple[int, ...]) -> Array:
+    labels: Array = np.asarray(given)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != batch:
@@ -375,8 +375,8 @@ def _labels(labels: Any, batch: tuple[int, ...]) -> Array:
     return labels.reshape(-1)
 
 
-def _weights(weights: Any, name: str, shape: tuple[int, ...]) -> Array:
-    weights = np.asarray(weights)
+def _weights(given: Any, name: str, shape: tuple[int, ...]) -> Array:
+    weights: Array = np.asarray(given)
     if weights.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, got {weights.dtype}")
     if weights.shape != shape:

@@ -131,9 +131,7 @@ def _softmax(
     return out
 
 
-def temperatures(
-    value: float | Array, shape: tuple[int, ...]
-) -> float | npt.NDArray[np.float64]:
+def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.NDArray[np.float64]:
     """Return a temperature for all rows, or a flat array with one for each.
 
     Raises

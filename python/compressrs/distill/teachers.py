@@ -95,7 +95,9 @@ class TopK:
         # Where each entry was: its row's start, and its place in the row.
         places = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
         parts = self.logits.data[places], self.logits.indices[places], indptr
-        return TopK(CSRMatrix(parts, (len(wanted), self.shape[1])), self.rest[wanted], self.temperature)
+        return TopK(
+            CSRMatrix(parts, (len(wanted), self.shape[1])), self.rest[wanted], self.temperature
+        )
 
     def __repr__(self) -> str:
         return (
