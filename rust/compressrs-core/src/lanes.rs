@@ -1,9 +1,8 @@
 //! Reductions in a fixed order.
 //!
-//! A sum runs in [`LANES`] accumulators, element `i` in accumulator
-//! `i % LANES`, which are then added up in a fixed binary tree. The order does
-//! not depend on the vector width, and 64 independent accumulators hide the
-//! latency of the addition at every width.
+//! A sum runs in a fixed number of accumulators, element `i` in accumulator `i` modulo
+//! that number, which are then added up in a fixed binary tree. The order does not depend
+//! on the vector width, and the accumulators are enough to hide the latency of an addition.
 
 use crate::element::Float;
 use crate::parallel;

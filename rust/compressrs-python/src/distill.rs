@@ -458,7 +458,6 @@ macro_rules! with_pair {
 
 /// DIST: logits `[rows, classes]`.
 #[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "what the loss depends on")]
 pub fn dist_loss(
     py: Python<'_>,
     student: &Bound<'_, PyAny>,

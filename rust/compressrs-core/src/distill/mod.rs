@@ -6,6 +6,7 @@ mod kd;
 mod relation;
 mod sheet;
 mod softmax;
+mod wide;
 
 pub use correlation::{Dist, dist};
 pub use features::{Maps, attention, hint};

@@ -6,6 +6,7 @@ use super::GRAIN;
 use super::sheet::{
     LANES, MAX_TURNED, TURNED, by_row, max_of, spread, sweep, turn, turn_back, update,
 };
+use super::wide::{narrow, wide_len, widen};
 use crate::element::{Element, Float};
 use crate::parallel::{self, SharedMut};
 use crate::scratch::Scratch;
@@ -177,10 +178,11 @@ impl Turned {
     }
 
     #[inline(always)]
-    fn load<'a, T: Element>(self, read: impl Fn(Range<usize>) -> &'a [T], sheet: &mut [T::Compute])
-    where
-        T: 'a,
-    {
+    fn load<'a, T: Element + 'a>(
+        self,
+        read: impl Fn(Range<usize>) -> &'a [T],
+        sheet: &mut [T::Compute],
+    ) {
         if self.axis.inner == 1 {
             return turn(read(self.range()), self.axis.classes, sheet);
         }
@@ -192,13 +194,11 @@ impl Turned {
     }
 
     #[inline(always)]
-    fn store<'a, T: Element>(
+    fn store<'a, T: Element + 'a>(
         self,
         sheet: &[T::Compute],
         write: impl Fn(Range<usize>) -> &'a mut [T],
-    ) where
-        T: 'a,
-    {
+    ) {
         if self.axis.inner == 1 {
             return turn_back(sheet, self.axis.classes, write(self.range()));
         }
@@ -276,27 +276,6 @@ impl<T: Element> Kernel for Softmax<'_, T> {
                 narrow(wide_y, out);
             }
         }
-    }
-}
-
-/// Elements of a row that must be widened before they are computed with.
-pub(super) fn wide_len<T: Element>(classes: usize) -> usize {
-    if T::as_compute(&[]).is_some() { 0 } else { classes }
-}
-
-/// Converts to the compute type.
-#[inline(always)]
-pub(super) fn widen<T: Element>(from: &[T], to: &mut [T::Compute]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = from.load();
-    }
-}
-
-/// Converts to the storage type.
-#[inline(always)]
-pub(super) fn narrow<T: Element>(from: &[T::Compute], to: &mut [T]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = T::store(*from);
     }
 }
 

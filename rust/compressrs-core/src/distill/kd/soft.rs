@@ -4,7 +4,8 @@
 //! `A` and `B` the sums of their exponentials, `ln p = a - ln A`, `ln q = b - ln B`.
 
 use super::super::sheet::{LANES, by_row, max_of, spread, sweep, update};
-use super::{Divergence, Sheet, add};
+use super::Divergence;
+use super::block::{Sheet, add};
 use crate::element::Float;
 
 /// What is added to a standard deviation, as by the authors of arXiv 2403.01427.

@@ -9,8 +9,9 @@ use std::cmp::Ordering;
 
 use super::super::GRAIN;
 use super::super::sheet::{LANES, max_of, spread, sweep, update};
-use super::super::softmax::{PerRow, wide_len, widen};
-use super::Sheet;
+use super::super::softmax::PerRow;
+use super::super::wide::{wide_len, widen};
+use super::block::Sheet;
 use crate::element::{Element, Float};
 use crate::parallel::{self, SharedMut};
 use crate::scratch::Scratch;

@@ -1,0 +1,310 @@
+//! Rows of the batch as sheets, and the losses of a sheet.
+
+use std::ops::Range;
+
+use super::super::sheet::{LANES, TURNED, max_of, spread, turn, turn_back, update};
+use super::super::softmax::{Form, softmax_sheet};
+use super::super::wide::Wide;
+use super::hard::PerClass;
+use super::{KdLoss, Teacher, TopK, UNLABELLED, Weights};
+use crate::element::{Element, Float};
+use crate::scratch::Scratch;
+use crate::simd::Kernel;
+
+/// The rows of a block's teacher.
+pub(super) enum Source<'a, C> {
+    Logits(&'a [C]),
+    Probabilities(&'a [C]),
+    Ensemble(Vec<&'a [C]>),
+    TopK(TopK<'a>),
+}
+
+impl<'a, C: Float> Source<'a, C> {
+    pub fn new<T: Element<Compute = C>>(
+        teacher: &'a Teacher<'_, T>,
+        wide: &'a [Wide<T>],
+        cells: &Range<usize>,
+    ) -> Self {
+        match teacher {
+            Teacher::Logits(z) => Source::Logits(wide[0].get(&z[cells.clone()])),
+            Teacher::Probabilities(p) => Source::Probabilities(wide[0].get(&p[cells.clone()])),
+            Teacher::Ensemble(members) => Source::Ensemble(
+                members.iter().zip(wide).map(|(z, wide)| wide.get(&z[cells.clone()])).collect(),
+            ),
+            Teacher::TopK(top) => Source::TopK(*top),
+        }
+    }
+}
+
+/// Some rows of the batch.
+pub(super) struct Block<'a, C> {
+    pub what: &'a KdLoss<'a>,
+    pub weights: Weights,
+    pub per_class: &'a PerClass<C>,
+    /// The first row's number in the batch.
+    pub first: usize,
+    pub student: &'a [C],
+    pub source: Source<'a, C>,
+    pub losses: &'a mut [f64],
+    pub grad: &'a mut [C],
+    pub turned: bool,
+}
+
+impl<C: Float> Kernel for Block<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        if self.turned { self.run_turned() } else { self.run_rows() }
+    }
+}
+
+/// A few rows as a sheet, and what is known of them.
+pub(super) struct Sheet<'a, C, const R: usize> {
+    pub what: &'a KdLoss<'a>,
+    pub weights: Weights,
+    pub per_class: &'a PerClass<C>,
+    /// The first row's number in the batch.
+    pub first: usize,
+    /// The student's logits, and the largest of each row.
+    pub s: &'a [C],
+    pub top: [C; R],
+}
+
+impl<C: Float> Block<'_, C> {
+    #[inline(always)]
+    fn run_turned(self) {
+        let classes = self.what.classes;
+        let len = classes * LANES;
+        let [mut s, mut t, mut z, mut grad] = [(); 4].map(|()| Scratch::<C>::new(len));
+        let mut room = Room::new(len);
+        for x in [&mut s, &mut t, &mut z] {
+            // Lanes without a row hold numbers, not what was left there.
+            x.fill(C::zero());
+        }
+        for (i, losses) in self.losses.chunks_mut(TURNED).enumerate() {
+            let first = i * TURNED;
+            let part = first * classes..(first + losses.len()) * classes;
+            turn(&self.student[part.clone()], classes, &mut s);
+            let sheet = Sheet::<C, TURNED> {
+                what: self.what,
+                weights: self.weights,
+                per_class: self.per_class,
+                first: self.first + first,
+                s: &s,
+                top: max_of(&s),
+            };
+            let at_temperature = match &self.source {
+                _ if !self.what.is_soft() => true,
+                Source::Logits(rows) => {
+                    turn(&rows[part.clone()], classes, &mut t);
+                    false
+                }
+                Source::Probabilities(rows) => {
+                    turn(&rows[part.clone()], classes, &mut t);
+                    logarithms(&mut t);
+                    false
+                }
+                Source::Ensemble(members) => {
+                    sheet.average(members.len(), &mut t, &mut z, &mut room.x, |member, z| {
+                        turn(&members[member][part.clone()], classes, z);
+                    });
+                    true
+                }
+                Source::TopK(_) => unreachable!("rows of a sparse teacher are not turned"),
+            };
+            let sums = sheet.run(&t, at_temperature, &mut grad, &mut room);
+            losses.copy_from_slice(&sums[..losses.len()]);
+            turn_back(&grad, classes, &mut self.grad[part]);
+        }
+        silence(self.what, self.first, self.losses, self.grad);
+    }
+
+    #[inline(always)]
+    fn run_rows(self) {
+        let classes = self.what.classes;
+        let mut t = Scratch::<C>::new(classes);
+        let mut room = Room::new(classes);
+        let rows = self.losses.iter_mut().zip(self.grad.chunks_exact_mut(classes));
+        for (i, (loss, grad)) in rows.enumerate() {
+            let part = i * classes..(i + 1) * classes;
+            let s = &self.student[part.clone()];
+            let sheet = Sheet::<C, 1> {
+                what: self.what,
+                weights: self.weights,
+                per_class: self.per_class,
+                first: self.first + i,
+                s,
+                top: max_of(s),
+            };
+            let (t, at_temperature) = match &self.source {
+                _ if !self.what.is_soft() => (s, true),
+                Source::Logits(rows) => (&rows[part], false),
+                Source::Probabilities(rows) => {
+                    t.copy_from_slice(&rows[part]);
+                    logarithms(&mut t);
+                    (&*t, false)
+                }
+                Source::Ensemble(members) => {
+                    sheet.average(members.len(), &mut t, &mut room.y, &mut room.x, |member, z| {
+                        z.copy_from_slice(&members[member][part.clone()]);
+                    });
+                    (&*t, true)
+                }
+                Source::TopK(top) => {
+                    *loss = sheet.run_top_k(top, grad, &mut room);
+                    continue;
+                }
+            };
+            [*loss] = sheet.run(t, at_temperature, grad, &mut room);
+        }
+        silence(self.what, self.first, self.losses, self.grad);
+    }
+}
+
+/// What does not count gives 0, even where it holds NaN.
+#[inline(always)]
+fn silence<C: Float>(what: &KdLoss<'_>, first: usize, losses: &mut [f64], grad: &mut [C]) {
+    let Some(weights) = what.sample_weights else { return };
+    let rows = losses.iter_mut().zip(grad.chunks_exact_mut(what.classes));
+    for ((loss, grad), &weight) in rows.zip(&weights[first..]) {
+        if weight == 0.0 {
+            *loss = 0.0;
+            grad.fill(C::zero());
+        }
+    }
+}
+
+/// Turns probabilities into logits.
+#[inline(always)]
+fn logarithms<C: Float>(p: &mut [C]) {
+    update(p, [], |p, []| {
+        for l in 0..LANES {
+            p[l] = p[l].ln_fast();
+        }
+    });
+}
+
+/// Memory for the exponentials of a sheet, and the like.
+struct Room<C: Float> {
+    x: Scratch<C>,
+    y: Scratch<C>,
+    plain: Scratch<C>,
+}
+
+impl<C: Float> Room<C> {
+    fn new(len: usize) -> Self {
+        let [x, y, plain] = [(); 3].map(|()| Scratch::new(len));
+        Room { x, y, plain }
+    }
+}
+
+impl<C: Float, const R: usize> Sheet<'_, C, R> {
+    /// Where a sheet has a class of a row.
+    #[inline(always)]
+    pub(super) fn at(class: usize, row: usize) -> usize {
+        if R == 1 { class } else { class * LANES + row }
+    }
+
+    /// Weight of a row.
+    #[inline(always)]
+    pub(super) fn weight(&self, row: usize) -> f64 {
+        match self.what.sample_weights {
+            Some(v) => v[(self.first + row).min(v.len() - 1)],
+            None => 1.0,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn label(&self, row: usize) -> Option<usize> {
+        let labels = self.what.labels?;
+        labels.get(self.first + row).copied().filter(|&label| label != UNLABELLED)
+    }
+
+    #[inline(always)]
+    pub(super) fn temperatures(&self) -> [f64; R] {
+        std::array::from_fn(|r| self.what.temperature.of(self.first + r))
+    }
+
+    /// `t = ln mean softmax(z / T)` over the members that `load` puts into `z`.
+    #[inline(always)]
+    fn average(
+        &self,
+        members: usize,
+        t: &mut [C],
+        z: &mut [C],
+        log_p: &mut [C],
+        load: impl Fn(usize, &mut [C]),
+    ) {
+        let scale = self.temperatures().map(|t| C::from_f64(t.recip()));
+        let share = C::from_f64((members as f64).ln());
+        t.fill(C::neg_infinity());
+        for i in 0..members {
+            load(i, z);
+            softmax_sheet::<C, R>(Form::Log, scale, z, log_p);
+            // As logarithms, since a probability that is 0 in this type need not be 0.
+            update(t, [log_p], |t, [log_p]| {
+                for l in 0..LANES {
+                    let (x, y) = (t[l], log_p[l] - share);
+                    let (high, low) = if x > y { (x, y) } else { (y, x) };
+                    let sum = high + (C::one() + (low - high).exp_negative()).ln_fast();
+                    t[l] = if low == C::neg_infinity() { high } else { sum };
+                }
+            });
+        }
+    }
+
+    /// Writes the gradient and returns the loss of each row. The teacher's logits `t`
+    /// are divided by the temperature, unless that has been done.
+    #[inline(always)]
+    fn run(&self, t: &[C], at_temperature: bool, grad: &mut [C], room: &mut Room<C>) -> [f64; R] {
+        if !self.what.is_soft() {
+            let sums = self.plain(grad);
+            let hard = self.hard(sums);
+            let factor = spread(hard.factor.map(C::from_f64));
+            update(grad, [], |g, []| {
+                for l in 0..LANES {
+                    g[l] = factor[l] * g[l];
+                }
+            });
+            return self.finish([0.0; R], Some(hard), grad);
+        }
+        let hard = self.what.is_hard().then(|| {
+            let sums = self.plain(&mut room.plain);
+            self.hard(sums)
+        });
+        let plain = hard.as_ref().map(|hard| (&*room.plain, hard.factor));
+        let losses = self.soft(t, at_temperature, grad, &mut room.x, &mut room.y, plain);
+        self.finish(losses, hard, grad)
+    }
+}
+
+impl<C: Float> Sheet<'_, C, 1> {
+    /// As [`run`](Self::run), for a teacher of whom only the largest logits are known.
+    #[inline(always)]
+    fn run_top_k(&self, top: &TopK<'_>, grad: &mut [C], room: &mut Room<C>) -> f64 {
+        if !self.what.is_soft() {
+            return self.run(&[], true, grad, room)[0];
+        }
+        let hard = self.what.is_hard().then(|| {
+            let sums = self.plain(&mut room.plain);
+            self.hard(sums)
+        });
+        let loss = self.soft_top_k(top, grad, &mut room.x);
+        if let Some(hard) = &hard {
+            add(grad, &room.plain, hard.factor);
+        }
+        self.finish([loss], hard, grad)[0]
+    }
+}
+
+/// `grad += factor x`
+#[inline(always)]
+pub(super) fn add<C: Float, const R: usize>(grad: &mut [C], x: &[C], factor: [f64; R]) {
+    let factor = spread(factor.map(C::from_f64));
+    update(grad, [x], |g, [x]| {
+        for l in 0..LANES {
+            g[l] = factor[l].mul_add(x[l], g[l]);
+        }
+    });
+}

@@ -1,0 +1,127 @@
+//! The hard term: cross-entropy with labels, smoothing and weights.
+
+use super::super::sheet::{LANES, by_row, spread, sweep, update};
+use super::KdLoss;
+use super::block::Sheet;
+use crate::element::Float;
+
+/// The weights of classes as a sheet that goes with those of the logits, for label
+/// smoothing; empty without.
+pub(super) struct PerClass<C> {
+    sheet: Vec<C>,
+    /// The sum of the weights.
+    total: f64,
+}
+
+impl<C: Float> PerClass<C> {
+    pub fn new(what: &KdLoss<'_>, times: usize) -> Self {
+        if what.label_smoothing == 0.0 || !what.is_hard() {
+            return PerClass { sheet: vec![], total: 0.0 };
+        }
+        let weight = |class| what.class_weights.map_or(1.0, |w: &[f64]| w[class]);
+        let all = (0..what.classes).map(weight);
+        PerClass {
+            total: all.clone().sum(),
+            sheet: all.flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)).collect(),
+        }
+    }
+}
+
+/// What the hard term adds to the loss of each row, and how its gradient is made of
+/// the exponentials of the logits less the largest.
+pub(super) struct Hard<const R: usize> {
+    losses: [f64; R],
+    pub factor: [f64; R],
+    /// The label of each row, and what is taken from its gradient.
+    labels: [Option<(usize, f64)>; R],
+    /// What is taken from the gradient of each class for its weight of 1.
+    smooth: [f64; R],
+}
+
+impl<C: Float, const R: usize> Sheet<'_, C, R> {
+    /// Writes the exponentials of the logits less the largest; returns their sums.
+    #[inline(always)]
+    pub(super) fn plain(&self, out: &mut [C]) -> [f64; R] {
+        let top = spread(self.top);
+        let [sums] =
+            sweep::<C, R, 1, 1, 1>([self.s], [out], C::neg_infinity(), |[s], [sum], [e]| {
+                for l in 0..LANES {
+                    e[l] = (s[l] - top[l]).exp_negative();
+                    sum[l] += e[l];
+                }
+            });
+        sums
+    }
+
+    /// The hard term, given the sums of the exponentials.
+    #[inline(always)]
+    pub(super) fn hard(&self, sums: [f64; R]) -> Hard<R> {
+        let KdLoss { class_weights, label_smoothing, classes, .. } = *self.what;
+        let weighted = self.weighted_logits();
+        // What label smoothing leaves to the label, and gives to each class.
+        let (own, each) = (1.0 - label_smoothing, label_smoothing / classes as f64);
+        let logs: [f64; R] = by_row(|r| Float::ln_fast(sums[r]));
+        let mut hard =
+            Hard { losses: [0.0; R], factor: [0.0; R], labels: [None; R], smooth: [0.0; R] };
+        for r in 0..R {
+            let Some(label) = self.label(r) else { continue };
+            let weight = self.weights.hard * self.weight(r);
+            let own = own * class_weights.map_or(1.0, |w| w[label]);
+            let distance = (self.s[Self::at(label, r)] - self.top[r]).to_f64();
+            let mut loss = own * (logs[r] - distance);
+            if label_smoothing != 0.0 {
+                loss += each * (self.per_class.total * logs[r] - weighted[r]);
+            }
+            hard.losses[r] = weight * loss;
+            hard.factor[r] = weight * (own + each * self.per_class.total) / sums[r];
+            hard.labels[r] = Some((label, weight * own));
+            hard.smooth[r] = weight * each;
+        }
+        hard
+    }
+
+    /// The sum of the classes' weights times the logits less the largest.
+    #[inline(always)]
+    fn weighted_logits(&self) -> [f64; R] {
+        if self.what.label_smoothing == 0.0 {
+            return [0.0; R];
+        }
+        let top = spread(self.top);
+        let inputs = [self.s, &self.per_class.sheet];
+        // The last line is filled with weights of 0.
+        let [sums] = sweep::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[s, w], [sum], []| {
+            for l in 0..LANES {
+                let term = w[l] * (s[l] - top[l]);
+                sum[l] += if w[l] == C::zero() { C::zero() } else { term };
+            }
+        });
+        sums
+    }
+
+    /// Adds what concerns labels.
+    #[inline(always)]
+    pub(super) fn finish(
+        &self,
+        mut losses: [f64; R],
+        hard: Option<Hard<R>>,
+        grad: &mut [C],
+    ) -> [f64; R] {
+        let Some(hard) = hard else { return losses };
+        if self.what.label_smoothing != 0.0 {
+            let smooth = spread(hard.smooth.map(C::from_f64));
+            update(grad, [&self.per_class.sheet], |g, [w]| {
+                for l in 0..LANES {
+                    g[l] = (-smooth[l]).mul_add(w[l], g[l]);
+                }
+            });
+        }
+        for r in 0..R {
+            losses[r] += hard.losses[r];
+            if let Some((label, taken)) = hard.labels[r] {
+                let g = &mut grad[Self::at(label, r)];
+                *g = *g - C::from_f64(taken);
+            }
+        }
+        losses
+    }
+}
