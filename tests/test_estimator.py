@@ -1,5 +1,7 @@
 """Distillation of scikit-learn's classifiers."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
@@ -74,3 +76,11 @@ def test_bad_teachers(iris):
         cr.distill.DistilledClassifier(teacher, (0,)).fit(x[:100], y[:100])
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         cr.distill.Nothing  # noqa: B018
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.delitem(sys.modules, "compressrs.distill.estimator")
+    with pytest.raises(ModuleNotFoundError, match="DistilledClassifier needs scikit-learn"):
+        cr.distill.DistilledClassifier  # noqa: B018

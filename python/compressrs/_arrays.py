@@ -48,6 +48,26 @@ def as_array(x: object, name: str) -> Array:
         ) from error
 
 
+def gradient_like(x: Array, out: object, name: str) -> Array:
+    """Return `out` as an array to write the gradient of `x` to, or a new one for None.
+
+    Raises
+    ------
+    TypeError
+        If `out` is not an array.
+    ValueError
+        If it has another shape, or is not C-contiguous; `name` is that of `x`.
+    """
+    if out is None:
+        return np.empty(x.shape, x.dtype)
+    grad = as_array(out, "out")
+    if grad.shape != x.shape or not grad.flags.c_contiguous:
+        raise ValueError(
+            f"out must be C-contiguous and have the shape {x.shape} of {name}, got {grad.shape}"
+        )
+    return grad
+
+
 def bfloat16() -> np.dtype[Any]:
     """Return the dtype that ml_dtypes adds to NumPy.
 

@@ -49,7 +49,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Only who asks for the estimator needs scikit-learn.
     if name == "DistilledClassifier":
-        from compressrs.distill.estimator import DistilledClassifier
-
+        try:
+            from compressrs.distill.estimator import DistilledClassifier
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"DistilledClassifier needs scikit-learn ({error}): pip install 'compressrs[demo]'"
+            ) from None
         return DistilledClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

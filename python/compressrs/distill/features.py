@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, gradient_like
 from compressrs._checks import number, positive
 
 _Result = tuple[float, npt.NDArray[Any]]
@@ -266,13 +266,5 @@ def _run(
 ) -> _Result:
     """Call a loss of the core; `view` gives arrays the axes that it takes."""
     student, teacher = as_array(student, "student"), as_array(teacher, "teacher")
-    if out is None:
-        grad = np.empty(student.shape, student.dtype)
-    else:
-        grad = as_array(out, "out")
-        if grad.shape != student.shape or not grad.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous and have the shape {student.shape} of student, "
-                f"got {grad.shape}"
-            )
+    grad = gradient_like(student, out, "student")
     return loss(view(student), view(teacher), *options, view(grad)), grad

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, gradient_like
 from compressrs._checks import choice, number, share, whole
 from compressrs.distill.softmax import temperatures
 from compressrs.distill.teachers import TopK, as_teacher, name_rows
@@ -318,15 +318,7 @@ def _loss(
         sample_weight = _weights(sample_weight, "sample_weight", batch)
         if not sample_weight.any():
             raise ValueError("sample_weight must not be 0 in all rows")
-    if out is None:
-        grad = np.empty(student.shape, student.dtype)
-    else:
-        grad = as_array(out, "out")
-        if grad.shape != student.shape or not grad.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous and have the shape {student.shape} of student, "
-                f"got {grad.shape}"
-            )
+    grad = gradient_like(student, out, "student")
     losses = np.empty(math.prod(batch))
     total = _core.kd_loss(
         _rows(student),
