@@ -81,6 +81,14 @@ def test_nan_weights_are_named():
         cr.prune.magnitude_mask(bad, threshold=0.5)
 
 
+GRADUAL = {
+    cr.prune.CubicSchedule: reference.cubic,
+    cr.prune.LinearSchedule: reference.linear,
+    cr.prune.ExponentialSchedule: reference.exponential,
+}
+
+
+@pytest.mark.parametrize("kind", GRADUAL)
 @given(
     st.floats(0, 0.99),
     st.floats(0, 0.99),
@@ -88,11 +96,11 @@ def test_nan_weights_are_named():
     st.integers(1, 20),
     st.integers(1, 9),
 )
-def test_cubic_schedule_is_the_paper_s(initial, final, begin, n, dt):
-    schedule = cr.prune.CubicSchedule(initial, final, begin, begin + n * dt, dt)
+def test_schedules_are_their_formulas(kind, initial, final, begin, n, dt):
+    schedule = kind(initial, final, begin, begin + n * dt, dt)
     for k in range(n + 1):
         t = begin + k * dt
-        expected = reference.cubic(t, initial, final, begin, n, dt)
+        expected = GRADUAL[kind](t, initial, final, begin, n, dt)
         assert schedule(t) == pytest.approx(expected, abs=1e-12)
         if k < n:
             assert schedule(t + dt - 1) == schedule(t)
@@ -114,8 +122,76 @@ def test_cubic_schedule_is_the_paper_s(initial, final, begin, n, dt):
     ],
 )
 def test_bad_schedules(kwargs, error):
-    with pytest.raises(error, match=f"{list(kwargs)[-1]} must be"):
-        cr.prune.CubicSchedule(**kwargs)
+    for kind in (*GRADUAL, cr.prune.OneShot):
+        if kind is not cr.prune.OneShot or set(kwargs) <= {"final"}:
+            with pytest.raises(error, match=f"{list(kwargs)[-1]} must be"):
+                kind(**kwargs)
+
+
+@pytest.mark.parametrize("kind", [*GRADUAL, cr.prune.OneShot])
+def test_steps_of_schedules(kind):
+    schedule = kind(final=0.5, begin=3)
+    assert eval(repr(schedule), vars(cr.prune))(4) == schedule(4)
+    with pytest.raises(ValueError, match="step must be at least 0"):
+        schedule(-1)
+    with pytest.raises(TypeError, match="step must be an integer"):
+        schedule(1.5)
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_a_pruner_that_was_interrupted_goes_on(with_optimizer):
+    def start():
+        w = np.random.default_rng(0).standard_normal(500)
+        opt = cr.optim.Adam(w, lr=0.01)
+        schedule = cr.prune.ExponentialSchedule(final=0.9, end=20, frequency=4)
+        return (
+            w,
+            opt,
+            cr.prune.MagnitudePruner(w, schedule, optimizer=opt if with_optimizer else None),
+        )
+
+    def train(w, opt, pruner, steps):
+        for step in steps:
+            opt.step(np.random.default_rng(step).standard_normal(500))
+            pruner.step()
+
+    whole, opt, pruner = start()
+    train(whole, opt, pruner, range(30))
+    w, opt, pruner = start()
+    train(w, opt, pruner, range(10))
+    kept = w.copy(), opt.state_dict(), pruner.state_dict()
+    w, opt, pruner = start()
+    w[...] = kept[0]
+    opt.load_state_dict(kept[1])
+    pruner.load_state_dict(kept[2])
+    train(w, opt, pruner, range(10, 30))
+    np.testing.assert_array_equal(w, whole)
+    assert pruner.sparsity == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scope": "layer"}, "must have scope global, got layer"),
+        ({"schedule": "OneShot(final=0.5, begin=0)"}, "must have schedule OneShot"),
+        ({"masks": [np.ones(3, bool)]}, r"boolean masks of shapes \[\(4,\)\]"),
+        ({"masks": [np.ones(4)]}, "boolean masks"),
+        ({"masks": []}, "boolean masks"),
+        ({"step_count": -1}, "step_count must be at least 0"),
+        ({"target": 1}, "target must be in"),
+        (None, "state_dict must be a dict"),
+        ({"masks": None}, "state_dict must be a dict"),
+    ],
+)
+def test_bad_states_of_pruners(change, message):
+    w = np.arange(4.0)
+    pruner = cr.prune.MagnitudePruner(w, cr.prune.OneShot(0.25))
+    state = pruner.state_dict()
+    with pytest.raises(ValueError, match=message):
+        pruner.load_state_dict({} if change is None else {**state, **change})
+    assert pruner.step_count == 0
+    assert pruner.masks[0].all()
+    pruner.load_state_dict(state)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

@@ -21,3 +21,16 @@ def mask(w, sparsity):
 def cubic(t, s_i, s_f, t0, n, dt):
     """Zhu & Gupta's equation 1, at a pruning step."""
     return s_f + (s_i - s_f) * (1 - (t - t0) / (n * dt)) ** 3
+
+
+def linear(t, s_i, s_f, t0, n, dt):
+    return s_i + (s_f - s_i) * (t - t0) / (n * dt)
+
+
+def exponential(t, s_i, s_f, t0, n, dt):
+    """The share of what is left that every pruning step removes, as often as there were."""
+    kept = ((1 - s_f) / (1 - s_i)) ** (1 / n)
+    density = 1 - s_i
+    for _ in range((t - t0) // dt):
+        density *= kept
+    return 1 - density

@@ -6,11 +6,20 @@ is equal or above. A mask is a boolean array, True where a weight is kept.
 
 from compressrs.prune.masks import magnitude_mask, magnitude_threshold
 from compressrs.prune.pruner import MagnitudePruner
-from compressrs.prune.schedules import CubicSchedule, Schedule
+from compressrs.prune.schedules import (
+    CubicSchedule,
+    ExponentialSchedule,
+    LinearSchedule,
+    OneShot,
+    Schedule,
+)
 
 __all__ = [
     "CubicSchedule",
+    "ExponentialSchedule",
+    "LinearSchedule",
     "MagnitudePruner",
+    "OneShot",
     "Schedule",
     "magnitude_mask",
     "magnitude_threshold",

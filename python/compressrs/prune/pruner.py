@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays
-from compressrs._checks import choice, number
+from compressrs._checks import choice, number, whole
 from compressrs.optim import Optimizer
 from compressrs.prune.masks import smallest_masks
 from compressrs.prune.schedules import Schedule
@@ -32,7 +33,7 @@ class MagnitudePruner:
         one dtype, C-contiguous and writable; they are changed in place.
     schedule : callable
         Sparsity in [0, 1) as a function of the step, counted from 0: a
-        `CubicSchedule`, or any function.
+        `CubicSchedule`, `LinearSchedule`, `ExponentialSchedule`, `OneShot`, or any function.
     scope : {"global", "layer"}, default "global"
         Whether the smallest weights are found over all arrays together or in
         each by itself.
@@ -130,6 +131,46 @@ class MagnitudePruner:
             self._choose(target)
         self.step_count += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the pruner needs to go on: masks, steps, and what it was made with."""
+        return {
+            "masks": [mask.copy() for mask in self.masks],
+            "step_count": self.step_count,
+            "target": self._target,
+            "scope": self.scope,
+            "schedule": repr(self.schedule),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, and set removed weights to 0.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a dict, or of a pruner of other weights, another scope or
+            another schedule; nothing is changed then.
+        """
+        try:
+            masks = [np.array(mask) for mask in state_dict["masks"]]
+            step_count = whole(state_dict["step_count"], "step_count", 0)
+            target = number(state_dict["target"], "target", 0, below=1)
+            made = {name: state_dict[name] for name in ("scope", "schedule")}
+        except (TypeError, LookupError) as error:
+            raise ValueError(
+                f"state_dict must be a dict as state_dict() returns, got one without {error}"
+            ) from None
+        for name, value in (("scope", self.scope), ("schedule", repr(self.schedule))):
+            if made[name] != value:
+                raise ValueError(f"state_dict must have {name} {value}, got {made[name]}")
+        wanted = [mask.shape for mask in self.masks]
+        if [mask.shape for mask in masks] != wanted or any(m.dtype != np.bool_ for m in masks):
+            raise ValueError(
+                f"state_dict must have boolean masks of shapes {wanted}, got "
+                f"{[(str(mask.dtype), mask.shape) for mask in masks]}"
+            )
+        self.masks, self.step_count, self._target = masks, step_count, target
+        self._put()
+
     def _choose(self, sparsity: float) -> None:
         # Removed weights are 0 and so the first to be removed.
         if self.scope == "global":
@@ -142,6 +183,10 @@ class MagnitudePruner:
         # A weight that training left at exactly 0 ties with the removed ones.
         self.masks = [new & old for new, old in zip(masks, self.masks, strict=True)]
         self._target = sparsity
+        self._put()
+
+    def _put(self) -> None:
+        """Set what the masks remove to 0, and have it stay so."""
         if self._optimizer is None:
             self._apply()
         else:

@@ -11,7 +11,82 @@ from compressrs._checks import number, whole
 Schedule: TypeAlias = Callable[[int], float]
 
 
-class CubicSchedule:
+class OneShot:
+    r"""All at once: 0 before a step, and the final sparsity from it on.
+
+    Parameters
+    ----------
+    final : float, default 0.95
+        Sparsity in [0, 1).
+    begin : int, default 0
+        The pruning step.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a number, or a step not an integer.
+    ValueError
+        If a parameter is out of range.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> schedule = cr.prune.OneShot(final=0.8, begin=10)
+    >>> [schedule(t) for t in (0, 9, 10, 11)]
+    [0.0, 0.0, 0.8, 0.8]
+    """
+
+    def __init__(self, final: float = 0.95, begin: int = 0) -> None:
+        self.final = number(final, "final", 0, below=1)
+        self.begin = whole(begin, "begin", 0)
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at training step `step`, counted from 0."""
+        return self.final if whole(step, "step", 0) >= self.begin else 0.0
+
+    def __repr__(self) -> str:
+        return f"OneShot(final={self.final}, begin={self.begin})"
+
+
+class _Gradual:
+    """A schedule from one sparsity to another; `between` gives those on the way."""
+
+    def __init__(
+        self,
+        initial: float = 0.0,
+        final: float = 0.95,
+        begin: int = 0,
+        end: int = 1000,
+        frequency: int = 1,
+    ) -> None:
+        self.initial = number(initial, "initial", 0, below=1)
+        self.final = number(final, "final", 0, below=1)
+        self.begin = whole(begin, "begin", 0)
+        self.end = whole(end, "end", self.begin + 1)
+        self.frequency = whole(frequency, "frequency", 1)
+
+    def between(self, left: float) -> float:
+        """Return the sparsity where a share `left` of the way is left."""
+        raise NotImplementedError
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at training step `step`, counted from 0."""
+        step = whole(step, "step", 0)
+        if step < self.begin:
+            return 0.0
+        if step >= self.end:
+            return self.final
+        pruned = (step - self.begin) // self.frequency * self.frequency
+        return self.between(1 - pruned / (self.end - self.begin))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(initial={self.initial}, final={self.final}, "
+            f"begin={self.begin}, end={self.end}, frequency={self.frequency})"
+        )
+
+
+class CubicSchedule(_Gradual):
     r"""The gradual schedule of Zhu & Gupta: fast at first, slower towards the end.
 
     .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
@@ -51,33 +126,52 @@ class CubicSchedule:
     [0.0, 0.0, 0.0, 0.7, 0.8, 0.8]
     """
 
-    def __init__(
-        self,
-        initial: float = 0.0,
-        final: float = 0.95,
-        begin: int = 0,
-        end: int = 1000,
-        frequency: int = 1,
-    ) -> None:
-        self.initial = number(initial, "initial", 0, below=1)
-        self.final = number(final, "final", 0, below=1)
-        self.begin = whole(begin, "begin", 0)
-        self.end = whole(end, "end", self.begin + 1)
-        self.frequency = whole(frequency, "frequency", 1)
+    def between(self, left: float) -> float:
+        """Return the sparsity where a share `left` of the way is left."""
+        return self.final + (self.initial - self.final) * left**3
 
-    def __call__(self, step: int) -> float:
-        """Return the sparsity at training step `step`, counted from 0."""
-        step = whole(step, "step", 0)
-        if step < self.begin:
-            return 0.0
-        if step >= self.end:
-            return self.final
-        pruned = (step - self.begin) // self.frequency * self.frequency
-        remaining = 1 - pruned / (self.end - self.begin)
-        return self.final + (self.initial - self.final) * remaining**3
 
-    def __repr__(self) -> str:
-        return (
-            f"CubicSchedule(initial={self.initial}, final={self.final}, begin={self.begin}, "
-            f"end={self.end}, frequency={self.frequency})"
-        )
+class LinearSchedule(_Gradual):
+    r"""As much at each pruning step as at any other.
+
+    .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)
+
+    Parameters and errors are those of `CubicSchedule`.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> schedule = cr.prune.LinearSchedule(final=0.8, begin=10, end=20, frequency=5)
+    >>> [round(schedule(t), 3) for t in (9, 10, 14, 15, 20, 30)]
+    [0.0, 0.0, 0.0, 0.4, 0.8, 0.8]
+    """
+
+    def between(self, left: float) -> float:
+        """Return the sparsity where a share `left` of the way is left."""
+        return self.final + (self.initial - self.final) * left
+
+
+class ExponentialSchedule(_Gradual):
+    r"""The same share of what is left at each pruning step: density falls exponentially.
+
+    .. math::
+        1 - s_t = (1 - s_i)^{1 - p} (1 - s_f)^p, \qquad p = \frac{t - t_0}{n \Delta t}
+
+    Parameters and errors are those of `CubicSchedule`.
+
+    References
+    ----------
+    The rounds of Han et al., arXiv 1506.02626, and of Frankle & Carbin, arXiv 1803.03635,
+    each of which removes a share of what is left.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> schedule = cr.prune.ExponentialSchedule(final=0.75, begin=10, end=20, frequency=5)
+    >>> [round(schedule(t), 3) for t in (9, 10, 14, 15, 20, 30)]
+    [0.0, 0.0, 0.0, 0.5, 0.75, 0.75]
+    """
+
+    def between(self, left: float) -> float:
+        """Return the sparsity where a share `left` of the way is left."""
+        return float(1 - (1 - self.initial) ** left * (1 - self.final) ** (1 - left))
