@@ -93,7 +93,8 @@ impl<'a, T: Float> Dense<'a, T> {
         let line = width * size_of::<T>();
         let aligned =
             self.data.as_ptr().addr().is_multiple_of(LINE.min(line)) && self.row_stride == width;
-        if stored && (aligned || !align || width == 1) {
+        // A vector's elements follow one another, so that finding one takes no product.
+        if stored && if width == 1 { self.row_stride == 1 } else { aligned || !align } {
             return Rows {
                 data: Cells::Borrowed(self.data),
                 count: self.rows,
@@ -213,10 +214,11 @@ impl<'a, T: Float, const W: usize> RowsView<'a, T, W> {
     /// There must be such a row.
     #[inline(always)]
     pub unsafe fn get_unchecked(&self, i: usize) -> &'a [T; W] {
-        debug_assert!(i < self.count);
+        debug_assert!(i < self.count && (W > 1 || self.stride == 1));
+        let at = if W == 1 { i } else { i * self.stride };
         // SAFETY: `data` has at least `(count - 1) * stride + W` elements, see `Rows::view`;
         // the rest is the caller's promise.
-        unsafe { &*self.data.as_ptr().add(i * self.stride).cast::<[T; W]>() }
+        unsafe { &*self.data.as_ptr().add(at).cast::<[T; W]>() }
     }
 }
 

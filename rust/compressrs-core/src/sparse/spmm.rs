@@ -253,25 +253,32 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const
         for r in 0..height {
             parts[r][0] = sums[r];
         }
-        let mut entries = values.chunks_exact(R * C).zip(columns);
+        let group = g * GROUP;
         done = 0;
-        'row: loop {
+        // As many entries at a time as there are sums, and then what is left.
+        'row: {
+            for (values, columns) in values.chunks_exact(E * R * C).zip(columns.as_chunks::<E>().0)
+            {
+                for e in 0..E {
+                    let column = columns[e].get();
+                    if column >= right {
+                        done += e;
+                        break 'row;
+                    }
+                    let block = &values[e * R * C..(e + 1) * R * C];
+                    // SAFETY: left of `right`, see above.
+                    unsafe { add_entry::<T, R, C, W, E>(block, group, x, column, e, &mut parts) };
+                }
+                done += E;
+            }
+            let (values, columns) = (&values[done * R * C..], &columns[done..]);
             for e in 0..E {
-                let Some((block, column)) = entries.next() else { break 'row };
-                let column = column.get();
-                if column >= right {
+                if e == columns.len() || columns[e].get() >= right {
                     break 'row;
                 }
-                for c in 0..C {
-                    // SAFETY: left of `right`, see above.
-                    let x = unsafe { x.get_unchecked(column * C + c) };
-                    for r in 0..height {
-                        let a = block[(g * GROUP + r) * C + c];
-                        for l in 0..W {
-                            parts[r][e][l] = a.mul_add(x[l], parts[r][e][l]);
-                        }
-                    }
-                }
+                let (block, column) = (&values[e * R * C..(e + 1) * R * C], columns[e].get());
+                // SAFETY: as above.
+                unsafe { add_entry::<T, R, C, W, E>(block, group, x, column, e, &mut parts) };
                 done += 1;
             }
         }
@@ -289,4 +296,31 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const
         }
     }
     done
+}
+
+/// Adds the products of an entry to sum `e` of those rows of its block that begin with
+/// `group`.
+///
+/// # Safety
+/// `x` must have the rows of this column.
+#[inline(always)]
+unsafe fn add_entry<T: Float, const R: usize, const C: usize, const W: usize, const E: usize>(
+    block: &[T],
+    group: usize,
+    x: RowsView<'_, T, W>,
+    column: usize,
+    e: usize,
+    parts: &mut [[[T; W]; E]; GROUP],
+) {
+    let height = if R < GROUP { R } else { GROUP };
+    for c in 0..C {
+        // SAFETY: the caller's promise.
+        let x = unsafe { x.get_unchecked(column * C + c) };
+        for r in 0..height {
+            let a = block[(group + r) * C + c];
+            for l in 0..W {
+                parts[r][e][l] = a.mul_add(x[l], parts[r][e][l]);
+            }
+        }
+    }
 }
