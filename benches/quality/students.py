@@ -19,10 +19,10 @@ import scipy.stats
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import compressrs as cr
+from compressrs.demo import Data
 
 SEEDS = range(10)
 HIDDEN = (8, 16)
@@ -62,19 +62,9 @@ def train(model, x, y, seed, *, teacher=None, temperature=1.0, lr=LR):
 
 def run(seed, advance):
     """Yield (hidden, labelled, method, temperature), and accuracy, of each student."""
-    pixels, classes = load_digits(return_X_y=True)
-    x, x_test, y, y_test = train_test_split(
-        (pixels / 16).astype(np.float32),
-        classes,
-        test_size=0.25,
-        random_state=seed,
-        stratify=classes,
-    )
+    data = Data.digits(seed)
+    x, y, accuracy = data.x, data.y, data.accuracy
     teacher = train(mlp(TEACHER, seed), x, y, seed, lr=1e-3)
-
-    def accuracy(model):
-        return float(np.mean(model(x_test).argmax(axis=1) == y_test))
-
     yield "teacher", accuracy(teacher)
     logits = teacher(x)
     for hidden, part in itertools.product(HIDDEN, LABELLED):

@@ -91,7 +91,7 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
             )
             for name, view in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         }
-        metadata = header(data).get("__metadata__", {})
+        metadata = header(data)[0].get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     require(path, metadata, need)
@@ -107,14 +107,14 @@ def require(path: Path, metadata: Mapping[str, str], need: Mapping[str, str]) ->
             )
 
 
-def header(data: bytes | memoryview) -> dict[str, dict[str, str]]:
-    """Return the header of a safetensors file, whose own reader of it wants a file.
+def header(data: bytes | memoryview) -> tuple[dict[str, dict[str, str]], int]:
+    """Return a safetensors file's header, whose own reader wants a file, and its end.
 
     The format is 8 bytes of length, then JSON.
     """
-    length = int.from_bytes(data[:8], "little")
-    content: dict[str, dict[str, str]] = json.loads(bytes(data[8 : 8 + length]))
-    return content
+    end = 8 + int.from_bytes(data[:8], "little")
+    content: dict[str, dict[str, str]] = json.loads(bytes(data[8:end]))
+    return content, end
 
 
 def _safetensors() -> ModuleType:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,11 +14,13 @@ import numpy.typing as npt
 from compressrs._arrays import Array
 from compressrs._checks import positive, share, whole
 from compressrs._files import load_tensors, save_tensors
+from compressrs._progress import progress_bar
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.kd import kd_loss
 from compressrs.distill.teachers import TopK
 from compressrs.optim import Optimizer
 from compressrs.optim.lr_scheduler import LRScheduler
+from compressrs.optim.storage import pack, unpack
 
 FORMAT = "compressrs.distiller"
 VERSION = "1"
@@ -235,7 +236,7 @@ class Distiller:
         for phase, count in (("soft", epochs), ("hard", hard_epochs)):
             done = sum(epoch.phase == phase for epoch in self.history)
             if not self._phase_done[phase] and done < count:
-                with _bar(phase, count - done, progress) as advance:
+                with progress_bar(phase, count - done, progress) as advance:
                     for _ in range(done, count):
                         self._epoch(phase, x, y, validation)
                         stop = self._judge(phase, patience)
@@ -259,11 +260,8 @@ class Distiller:
         OSError
             If it cannot be written; what was there before still is.
         """
-        arrays = {f"param.{i}": p for i, p in enumerate(self._parameters())}
-        state = self._optimizer.state_dict()
-        for i, buffers in state["state"].items():
-            for name, array in buffers.items():
-                arrays[f"state.{i}.{name}"] = np.asarray(array)
+        arrays, optimizer = pack(self._optimizer.state_dict())
+        arrays |= {f"param.{i}": p for i, p in enumerate(self._parameters())}
         if self._best is not None:
             arrays |= {f"best.{i}": p for i, p in enumerate(self._best[1])}
         progress = {
@@ -274,8 +272,7 @@ class Distiller:
             "waited": self._waited,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "param_groups": state["param_groups"],
-            "codes": state.get("codes"),
+            "optimizer": optimizer,
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
         }
         metadata = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
@@ -297,14 +294,8 @@ class Distiller:
         try:
             progress = json.loads(metadata["progress"])
             history = [Epoch(*epoch) for epoch in progress["history"]]
-            state: dict[int, dict[str, Array]] = {}
-            for key, array in arrays.items():
-                if key.startswith("state."):
-                    _, i, name = key.split(".")
-                    state.setdefault(int(i), {})[name] = array
-            loaded = {"state": state, "param_groups": progress["param_groups"]}
-            if progress["codes"] is not None:
-                loaded["codes"] = progress["codes"]
+            state = {name: x for name, x in arrays.items() if name.startswith("state.")}
+            loaded = unpack(state, progress["optimizer"])
             values = [arrays[f"param.{i}"] for i in range(len(self._parameters()))]
             best = None
             if progress["best"] is not None:
@@ -400,20 +391,3 @@ class Distiller:
         for p, best in zip(self._parameters(), self._best[1], strict=True):
             p[...] = best
         self._best, self._waited = None, 0
-
-
-@contextmanager
-def _bar(phase: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar, if one is wanted, that the function given advances."""
-    if not progress:
-        yield lambda: None
-        return
-    try:
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "a progress bar needs rich: pip install 'compressrs[demo]'"
-        ) from None
-    with Progress() as bars:
-        task = bars.add_task(phase, total=total)
-        yield lambda: bars.advance(task)

@@ -86,9 +86,7 @@ class TopK:
 
     def __getitem__(self, rows: slice | Array) -> TopK:
         """Return some rows: a slice, or an array of indices or of bool."""
-        wanted = np.arange(len(self))[rows]
-        if wanted.ndim != 1:
-            raise TypeError("rows must be a slice or a one-dimensional array of indices")
+        wanted = indices_of(rows, len(self))
         starts, ends = self.logits.indptr[wanted], self.logits.indptr[wanted + 1]
         lengths = (ends - starts).astype(np.int64)
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -164,6 +162,22 @@ def top_k(z: Array, k: int, temperature: float = 1.0) -> TopK:
     data = np.take_along_axis(z, chosen, axis=1).astype(compute_dtype(z.dtype)).reshape(-1)
     indptr = np.arange(0, rows * k + 1, k, dtype=np.int64)
     return TopK(CSRMatrix((data, chosen.reshape(-1), indptr), z.shape).copy(), rest, temperature)
+
+
+def indices_of(rows: slice | Array, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices of some of `count` rows.
+
+    Raises
+    ------
+    IndexError
+        If one is out of range.
+    TypeError
+        If `rows` is neither a slice nor has one axis.
+    """
+    indices: npt.NDArray[np.intp] = np.arange(count)[rows]
+    if indices.ndim != 1:
+        raise TypeError("rows must be a slice or a one-dimensional array of indices")
+    return indices
 
 
 def name_rows(wrong: npt.NDArray[np.bool_]) -> str:

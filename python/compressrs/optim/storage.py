@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from compressrs._arrays import Array
 from compressrs._files import load_tensors, save_tensors
 
 FORMAT = "compressrs.optim"
@@ -14,19 +18,9 @@ VERSION = "1"
 
 def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
     """Write a state dict of the optimizer class named `rule`."""
-    arrays = {
-        f"state.{i}.{name}": array
-        for i, buffers in state_dict["state"].items()
-        for name, array in buffers.items()
-    }
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "rule": rule,
-        "param_groups": json.dumps(state_dict["param_groups"]),
-    }
-    if "codes" in state_dict:
-        metadata["codes"] = json.dumps(state_dict["codes"])
+    arrays, rest = pack(state_dict)
+    metadata = {"format": FORMAT, "version": VERSION, "rule": rule}
+    metadata |= {name: json.dumps(value) for name, value in rest.items()}
     save_tensors(path, arrays, metadata)
 
 
@@ -41,15 +35,35 @@ def load(path: Path, rule: str) -> dict[str, Any]:
         If it is not such a file.
     """
     arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION, "rule": rule})
-    state: dict[int, dict[str, Any]] = {}
     try:
-        groups = json.loads(metadata["param_groups"])
-        for key, array in arrays.items():
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = array
+        rest: dict[str, Any] = {"param_groups": json.loads(metadata["param_groups"])}
+        if "codes" in metadata:
+            rest["codes"] = json.loads(metadata["codes"])
+        return unpack(arrays, rest)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no state of an optimizer: {error}") from error
-    loaded = {"state": state, "param_groups": groups}
-    if "codes" in metadata:
-        loaded["codes"] = json.loads(metadata["codes"])
-    return loaded
+
+
+def pack(state_dict: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return a state dict's arrays by names for a file, and the rest, which JSON can hold."""
+    arrays = {
+        f"state.{i}.{name}": np.asarray(array)
+        for i, buffers in state_dict["state"].items()
+        for name, array in buffers.items()
+    }
+    return arrays, {name: value for name, value in state_dict.items() if name != "state"}
+
+
+def unpack(arrays: Mapping[str, Array], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state dict of which `pack` made these.
+
+    Raises
+    ------
+    ValueError
+        If a name is none that `pack` gives.
+    """
+    state: dict[int, dict[str, Array]] = {}
+    for key, array in arrays.items():
+        _, index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = array
+    return {"state": state, **rest}
