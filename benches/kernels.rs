@@ -10,7 +10,7 @@ use compressrs_core::optim::{
     Scalars, Sgd, Tensor, Weights, step,
 };
 use compressrs_core::parallel::{self, SharedMut};
-use compressrs_core::prune::rank;
+use compressrs_core::prune::{Magnitude, rank};
 use compressrs_core::simd::{self, Kernel};
 use compressrs_core::sparse::{
     Csr, Dense, DenseMut, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets,
@@ -259,7 +259,9 @@ fn prune(c: &mut Criterion) {
     let w = values(50_000_000);
     let mut group = c.benchmark_group("rank of 50,000,000 magnitudes");
     group.sample_size(10).throughput(Throughput::Elements(w.len() as u64));
-    group.bench_function("radix", |b| b.iter(|| rank(&[&w], 45_000_000)));
+    group.bench_function("sample and radix", |b| {
+        b.iter(|| rank::<Magnitude, f32>(&[&w], 45_000_000))
+    });
     let mut scratch = Vec::new();
     group.bench_function("select_nth_unstable", |b| {
         b.iter(|| {

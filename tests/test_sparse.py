@@ -595,11 +595,11 @@ def test_n_of_m(pair, groups, k, dtype, seed):
     rng = np.random.default_rng(seed)
     w = rng.integers(-3, 4, (groups[0], groups[1] * m)).astype(dtype)
     a = NMMatrix.from_dense(w, n, m)
-    # The n largest magnitudes of each group; of equal ones the first.
+    # The n largest magnitudes of each group; of equal ones the last.
     mask = np.zeros(w.shape, bool)
     for row in range(w.shape[0]):
         for left in range(0, w.shape[1], m):
-            order = sorted(range(left, left + m), key=lambda c: (-abs(w[row, c]), c))
+            order = sorted(range(left, left + m), key=lambda c: (-abs(w[row, c]), -c))
             mask[row, order[:n]] = True
     dense = np.where(mask, w, 0)
     np.testing.assert_array_equal(a.to_dense(), dense)

@@ -12,6 +12,8 @@ __all__ = [
     "Stepper",
     "__version__",
     "accumulate",
+    "accumulate_inputs",
+    "accumulate_products",
     "apply_mask",
     "attention_loss",
     "clamp",
@@ -21,14 +23,19 @@ __all__ = [
     "encode_state",
     "get_num_threads",
     "hint_loss",
+    "inverse_factor",
     "kd_loss",
     "lerp",
     "logsumexp",
     "magnitude_threshold",
     "mask_below",
+    "mask_n_of_m",
+    "mask_rows",
     "mask_smallest",
     "norm",
+    "reconstruct",
     "rkd_loss",
+    "row_norms",
     "rule_buffers",
     "rule_scalars",
     "scale",
@@ -95,9 +102,18 @@ def scale(arrays: list[_Array], names: list[str], factor: float) -> None: ...
 def clamp(arrays: list[_Array], names: list[str], limit: float) -> None: ...
 def magnitude_threshold(arrays: list[_Array], names: list[str], k: int) -> float: ...
 def mask_smallest(
-    arrays: list[_Array], names: list[str], k: int, masks: list[NDArray[Any]]
+    arrays: list[_Array], names: list[str], k: int, by_value: bool, masks: list[NDArray[Any]]
 ) -> None: ...
 def mask_below(w: _Array, threshold: float, mask: _Array) -> None: ...
+def mask_rows(w: _Array, name: str, k: int, by_value: bool, mask: _Array) -> None: ...
+def mask_n_of_m(w: _Array, name: str, n: int, m: int, by_value: bool, mask: _Array) -> None: ...
+def row_norms(w: _Array, name: str, norm: str, out: _Array) -> None: ...
+def accumulate_products(scores: _Array, w: _Array, g: _Array, name: str, form: str) -> None: ...
+def accumulate_inputs(x: _Array, sums: _Array) -> None: ...
+def inverse_factor(a: _Array) -> tuple[_Array, _Array] | None: ...
+def reconstruct(
+    w: _Array, u: _Array, choice: tuple[int, int | None], block: int, mask: _Array
+) -> bool: ...
 def apply_mask(w: _Array, mask: _Array, name: str) -> None: ...
 
 @final

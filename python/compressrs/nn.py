@@ -46,9 +46,16 @@ class _Affine:
     bias: Array | None
 
     def __init__(self, params: dict[str, Array]) -> None:
-        self.params = params
-        self.grads = {name: np.zeros_like(value) for name, value in params.items()}
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self._use(params)
+
+    def _use(self, params: dict[str, Array]) -> None:
+        """Train these arrays from now on; the dicts, which others hold, stay."""
+        self.params.update(params)
+        self.grads.update({name: np.zeros_like(value) for name, value in params.items()})
         self._x: Array | None = None
+        self._dy: Array | None = None
 
     def forward(self, x: Array) -> Array:
         """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
@@ -75,6 +82,7 @@ class _Affine:
             raise TypeError(
                 f"dy must have dtype {self.weight.dtype} like the weight, got {dy.dtype}"
             )
+        self._dy = dy
         self._weight_gradient(dy, self._x, self.grads["weight"])
         if self.bias is not None:
             np.sum(dy, axis=0, out=self.grads["bias"])
@@ -154,7 +162,7 @@ class SparseLinear(_Affine):
 
     It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
     ``dy @ A``, weight gradient `compressrs.sparse.sddmm`, and the optimizer works
-    on ``A.data``. The pattern does not change.
+    on ``A.data``. The pattern stays, unless `compressrs.prune.RigL` or `SET` changes it.
 
     Parameters
     ----------
@@ -193,10 +201,28 @@ class SparseLinear(_Affine):
         super().__init__(_present(weight=weight.data, bias=bias))
 
     @classmethod
-    def from_linear(cls, layer: Linear, threshold: float = 0.0) -> SparseLinear:
-        """Store what is not 0 in a dense layer, and not below `threshold`; copies it."""
+    def from_linear(
+        cls, layer: Linear, threshold: float = 0.0, *, mask: Array | None = None
+    ) -> SparseLinear:
+        """Store what is not 0 in a dense layer, and not below `threshold`; copies it.
+
+        Or what a mask keeps, even where it is 0.
+        """
         bias = None if layer.bias is None else layer.bias.copy()
-        return cls(CSRMatrix.from_dense(layer.weight, threshold), bias)
+        return cls(CSRMatrix.from_dense(layer.weight, threshold, mask=mask), bias)
+
+    def dense_gradient(self) -> Array:
+        """Return the last backward's gradient of all weights, also of those not stored.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no backward.
+        """
+        if self._x is None or self._dy is None:
+            raise RuntimeError("dense_gradient needs a backward before it")
+        gradient: Array = self._dy.T @ self._x
+        return gradient
 
     def _affine(self, x: Array) -> Array:
         y: Array = self.weight.T.rmatmul(x, bias=self.bias)

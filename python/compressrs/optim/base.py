@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
@@ -298,6 +298,50 @@ class Optimizer:
             # Means over rows and columns have no masked elements.
             if buffer.shape == shape:
                 buffer.reshape(-1)[masked] = 0
+
+    def _replace(
+        self, new: Mapping[int, Array], move: Callable[[int, Array, float], Array]
+    ) -> None:
+        """Put arrays in the place of parameters, all or none, with their state moved along.
+
+        ``move(i, values, fill)`` is given what belongs to the weights of parameter `i` in
+        full precision (masks, too), or to its rows or columns, and returns what belongs to
+        those of the new array; `fill` is what new weights start with.
+        """
+        with self._lock:
+            before = self.__getstate__()
+            groups, state, masks = [], dict(self.state), list(self._masks)
+            i = 0
+            for group in self.param_groups:
+                params = list(group["params"])
+                for k, old in enumerate(params):
+                    if i in new:
+                        initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
+                        wanted = self._wanted(group, new[i], self._paths[i])
+                        moved = {
+                            name: move(i, values, initial[name])
+                            for name, values in widened(self._buffers(i)).items()
+                        }
+                        state[i] = {"step": state[i]["step"], **narrowed(wanted, moved)}
+                        bits = masks[i]
+                        if bits is not None:
+                            mask = np.unpackbits(bits, count=old.size, bitorder="little")
+                            mask = move(i, mask.reshape(old.shape), 1)
+                            masks[i] = np.packbits(mask, bitorder="little")
+                        params[k] = new[i]
+                    i += 1
+                groups.append(params)
+            kept = [group["params"] for group in self.param_groups]
+            try:
+                self.state, self._masks = state, masks
+                for group, params in zip(self.param_groups, groups, strict=True):
+                    group["params"] = params
+                self._prepare()
+            except BaseException:
+                self.__dict__.update(before)
+                for group, params in zip(self.param_groups, kept, strict=True):
+                    group["params"] = params
+                raise
 
     def convert_state(
         self, state_dtype: StateDtype | None = None, precision: Precision | None = None

@@ -1,13 +1,16 @@
-"""Exact thresholds and masks by magnitude."""
+"""Exact thresholds and masks, given weights or scores."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, named_arrays
+from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
 from compressrs._checks import number
+from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons, Norm
+from compressrs.prune.selection import Mask, Scope, check_scope, largest, warn_empty
 
 
 def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
@@ -43,12 +46,20 @@ def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
     3.0
     """
     names, leaves = named_arrays(arrays, "arrays")
-    return _core.magnitude_threshold(leaves, names, removed_count(leaves, sparsity, "arrays"))
+    sparsity = number(sparsity, "sparsity", 0, below=1)
+    total = sum(array.size for array in leaves)
+    if total == 0:
+        raise ValueError("arrays must hold at least one value, got none")
+    return _core.magnitude_threshold(leaves, names, round(sparsity * total))
 
 
 def magnitude_mask(
-    w: Array, *, sparsity: float | None = None, threshold: float | None = None
-) -> npt.NDArray[np.bool_]:
+    w: Array,
+    *,
+    sparsity: float | None = None,
+    threshold: float | None = None,
+    allow_empty: bool = False,
+) -> Mask:
     """Return a mask that removes the smallest weights.
 
     Parameters
@@ -60,6 +71,8 @@ def magnitude_mask(
         magnitudes, those that come first in C order.
     threshold : float, optional
         Removes ``|w| < threshold``, keeps ``|w| >= threshold``.
+    allow_empty : bool, default False
+        Whether all weights may go. Otherwise the largest is kept, and warned of.
 
     Returns
     -------
@@ -74,6 +87,11 @@ def magnitude_mask(
         If neither or both of `sparsity` and `threshold` are given, one is out of
         range, or a weight is NaN.
 
+    Warns
+    -----
+    EmptyLayerWarning
+        If all weights were to go.
+
     Examples
     --------
     >>> import numpy as np, compressrs as cr
@@ -87,26 +105,212 @@ def magnitude_mask(
     if (sparsity is None) == (threshold is None):
         raise ValueError("give either sparsity or threshold, not both and not none")
     if sparsity is not None:
-        return smallest_masks([w], ["w"], sparsity)[0]
+        return _one(w, sparsity, Granularity(), allow_empty)
     mask = np.empty(w.shape, np.bool_)
     _core.mask_below(w, number(threshold, "threshold", 0), mask)
+    if w.size and not mask.any() and not allow_empty:
+        warn_empty("w")
+        mask.flat[largest(w, by_value=False)] = True
     return mask
 
 
-def smallest_masks(
-    arrays: list[Array], names: list[str], sparsity: float
-) -> list[npt.NDArray[np.bool_]]:
-    """Return masks that remove exactly the smallest weights of all arrays together."""
-    k = removed_count(arrays, sparsity, names[0])
-    masks = [np.empty(w.shape, np.bool_) for w in arrays]
-    _core.mask_smallest(arrays, names, k, masks)
-    return masks
+def nm_mask(w: Array, n: int = 2, m: int = 4, axis: int = -1) -> Mask:
+    """Return a mask that keeps the `n` largest magnitudes of each `m` along an axis.
+
+    Parameters
+    ----------
+    w : array
+        float32, float64, float16 or bfloat16; the axis a multiple of `m` long.
+    n, m : int, default 2 and 4
+        ``1 <= n <= m``. Of equal magnitudes those that come first go.
+    axis : int, default -1
+
+    Returns
+    -------
+    array of bool
+        Of the shape of `w`, True where a weight is kept.
+
+    Raises
+    ------
+    TypeError
+        If `w` is not an array of such a dtype.
+    ValueError
+        If `n` or `m` is out of range, the axis does not fit, or a weight is NaN.
+
+    References
+    ----------
+    Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> cr.prune.nm_mask(np.array([[1.0, -3.0, 2.0, 0.5]]))
+    array([[False,  True,  True, False]])
+    """
+    granularity = NM(n, m, axis)
+    return granularity.mask(as_array(w, "w"), "w", granularity.n, by_value=False)
 
 
-def removed_count(arrays: list[Array], sparsity: float, name: str) -> int:
-    """Return how many of all values a sparsity removes, to the nearest."""
-    sparsity = number(sparsity, "sparsity", 0, below=1)
-    total = sum(w.size for w in arrays)
-    if total == 0:
-        raise ValueError(f"{name} must hold at least one value, got none")
-    return round(sparsity * total)
+def block_mask(
+    w: Array,
+    block: tuple[int, int],
+    sparsity: float,
+    norm: Norm = 2,
+    *,
+    allow_empty: bool = False,
+) -> Mask:
+    """Return a mask that removes the smallest blocks of a matrix.
+
+    Parameters
+    ----------
+    w : array, shape (rows, columns)
+        float32, float64, float16 or bfloat16.
+    block : pair of int
+        Rows and columns of a block, which divide those of `w`.
+    sparsity : float
+        In [0, 1): removes exactly this share of the blocks, to the nearest; of equal ones
+        those that come first.
+    norm : {1, 2, inf}, default 2
+        By which blocks compare.
+    allow_empty : bool, default False
+        Whether all blocks may go. Otherwise the largest is kept, and warned of.
+
+    Returns
+    -------
+    array of bool
+        Of the shape of `w`, True where a weight is kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is none of those, or a weight is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([[1.0, 1.0, 3.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    >>> cr.prune.block_mask(w, (2, 2), 0.5)
+    array([[False, False,  True,  True],
+           [False, False,  True,  True]])
+    """
+    return _one(as_array(w, "w"), sparsity, Blocks(block, norm), allow_empty)
+
+
+def neuron_mask(
+    w: Array,
+    axis: int | tuple[int, ...] = 0,
+    sparsity: float = 0.5,
+    norm: Norm = 2,
+    *,
+    allow_empty: bool = False,
+) -> Mask:
+    """Return a mask that removes whole neurons, inputs, filters or channels.
+
+    What is masked is still stored and computed with: `neurons` really takes it away.
+
+    Parameters
+    ----------
+    w : array
+        float32, float64, float16 or bfloat16, of one or more axes.
+    axis : int or tuple of int, default 0
+        What counts slices; see `Neurons`. Of a weight (outputs, inputs) 0 are the neurons,
+        of a kernel (outputs, inputs, height, width) 0 are the filters.
+    sparsity : float, default 0.5
+        In [0, 1): removes exactly this share of the slices, to the nearest; of equal ones
+        those that come first.
+    norm : {1, 2, inf}, default 2
+        By which slices compare.
+    allow_empty : bool, default False
+        Whether all slices may go. Otherwise the largest is kept, and warned of.
+
+    Returns
+    -------
+    array of bool
+        Of the shape of `w`, True where a weight is kept. For one slice each,
+        ``mask.any(axis=(1, 2, 3))``, say.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is none of those, or a weight is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([[3.0, 0.0], [1.0, 1.0], [2.0, 2.0], [0.0, 1.0]])
+    >>> cr.prune.neuron_mask(w, axis=0, sparsity=0.5).any(axis=1)
+    array([ True, False,  True, False])
+    """
+    return _one(as_array(w, "w"), sparsity, Neurons(axis, norm), allow_empty)
+
+
+def masks(
+    scores: ArrayTree,
+    sparsity: float,
+    scope: Scope = "global",
+    granularity: Granularity | None = None,
+    *,
+    allow_empty: bool = False,
+) -> Any:
+    """Return masks that remove what scores lowest.
+
+    Parameters
+    ----------
+    scores : array, or list or nested dict of arrays
+        One for each weight, the larger the more it matters: of a `Score`, or your own.
+        float32, float64, float16 or bfloat16, all of one dtype.
+    sparsity : float
+        In [0, 1): what share of the weights, or groups of them, is removed, exactly; of
+        equal ones those that come first.
+    scope : {"global", "layer", "row"} or callable, default "global"
+        Whether the lowest are found over all arrays together, in each by itself, or in
+        each row, that is, for each output. A function of shapes and `sparsity`, such as
+        `erdos_renyi`, gives each array a sparsity of its own.
+    granularity : Granularity, optional
+        What is removed as one: `Granularity` (single weights), `NM`, `Blocks`, `Neurons`.
+    allow_empty : bool, default False
+        Whether a layer may be pruned to nothing. Otherwise its best is kept, which is
+        warned of, and others go in its place.
+
+    Returns
+    -------
+    array of bool, or list or nested dict of them
+        In the structure of `scores`, True where a weight is kept.
+
+    Raises
+    ------
+    TypeError
+        If a score is not an array of such a dtype.
+    ValueError
+        If a sparsity is out of range, a granularity does not fit a shape, there is
+        nothing to prune, or a score is NaN.
+
+    Warns
+    -----
+    EmptyLayerWarning
+        If a layer was to be pruned to nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> scores = {"a": np.array([[4.0, 1.0], [3.0, 2.0]]), "b": np.array([-1.0, 5.0])}
+    >>> cr.prune.masks(scores, 0.5)
+    {'a': array([[ True, False],
+           [ True, False]]), 'b': array([False,  True])}
+    >>> cr.prune.masks(scores["a"], 0.5, scope="row")
+    array([[ True, False],
+           [ True, False]])
+    """
+    names, arrays = named_arrays(scores, "scores")
+    selected = (granularity or Granularity()).select(
+        arrays, names, sparsity, check_scope(scope), by_value=True, allow_empty=allow_empty
+    )
+    return rebuild(scores, iter(selected))
+
+
+def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:
+    """Return a mask of the smallest magnitudes of one array."""
+    selected = granularity.select(
+        [w], ["w"], sparsity, "layer", by_value=False, allow_empty=allow_empty
+    )
+    return selected[0]

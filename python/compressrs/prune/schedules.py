@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -175,3 +176,78 @@ class ExponentialSchedule(_Gradual):
     def between(self, left: float) -> float:
         """Return the sparsity where a share `left` of the way is left."""
         return float(1 - (1 - self.initial) ** left * (1 - self.final) ** (1 - left))
+
+
+class IterativeSchedule:
+    r"""Round after round, the same share of what is left, until a final sparsity.
+
+    .. math:: s_t = \min(s_f, 1 - (1 - r)^k), \qquad k = 1 + \lfloor (t - t_0) / \Delta t \rfloor
+
+    Between rounds training goes on, or starts again from a `LotteryTicket`.
+
+    Parameters
+    ----------
+    rate : float, default 0.2
+        Share of what is left that a round removes, in [0, 1).
+    final : float, default 0.95
+        Sparsity in [0, 1) that the last round stops at.
+    begin : int, default 0
+        Step of the first round.
+    frequency : int, default 1000
+        Steps from one round to the next.
+
+    Attributes
+    ----------
+    rounds : int
+        Until the final sparsity is reached.
+    end : int
+        Step of the last round.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a number, or a step not an integer.
+    ValueError
+        If a parameter is out of range, or the rate is 0, which never arrives.
+
+    References
+    ----------
+    Frankle & Carbin, "The Lottery Ticket Hypothesis", arXiv 1803.03635.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> schedule = cr.prune.IterativeSchedule(rate=0.5, final=0.8, begin=10, frequency=10)
+    >>> [schedule(t) for t in (9, 10, 19, 20, 30, 1000)]
+    [0.0, 0.5, 0.5, 0.75, 0.8, 0.8]
+    >>> schedule.rounds, schedule.end
+    (3, 30)
+    """
+
+    def __init__(
+        self, rate: float = 0.2, final: float = 0.95, begin: int = 0, frequency: int = 1000
+    ) -> None:
+        self.rate = number(rate, "rate", 0, below=1)
+        if self.rate == 0:
+            raise ValueError("rate must be in (0, 1), got 0, which removes nothing")
+        self.final = number(final, "final", 0, below=1)
+        self.begin = whole(begin, "begin", 0)
+        self.frequency = whole(frequency, "frequency", 1)
+        self.rounds = max(1, math.ceil(math.log1p(-self.final) / math.log1p(-self.rate)))
+        self.end = self.begin + (self.rounds - 1) * self.frequency
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at training step `step`, counted from 0."""
+        step = whole(step, "step", 0)
+        if step < self.begin:
+            return 0.0
+        if step >= self.end:
+            return self.final
+        k = 1 + (step - self.begin) // self.frequency
+        return min(self.final, float(1 - (1 - self.rate) ** k))
+
+    def __repr__(self) -> str:
+        return (
+            f"IterativeSchedule(rate={self.rate}, final={self.final}, begin={self.begin}, "
+            f"frequency={self.frequency})"
+        )

@@ -110,7 +110,7 @@ class NMMatrix(SparseMatrix):
         ----------
         w : array, shape (rows, columns)
             float32 or float64; columns a multiple of `m`. Of equal magnitudes the first
-            stay; NaN counts as the largest.
+            go; NaN counts as the largest.
         n, m : int, default 2 and 4
         mask : array of bool, shape (rows, columns), optional
             True at the `n` of each `m` columns to store.
@@ -131,8 +131,8 @@ class NMMatrix(SparseMatrix):
         if mask is None:
             if w.dtype.kind != "f":
                 raise TypeError(f"w must have dtype float32 or float64, got {w.dtype}")
-            rank = np.where(np.isnan(groups), -np.inf, -np.abs(groups))
-            positions = np.sort(np.argsort(rank, axis=2, kind="stable")[..., :n], axis=2)
+            kept: Array = np.empty(groups.shape, np.bool_)
+            _core.mask_n_of_m(groups, "w", n, m, False, kept)
         else:
             mask = as_array(mask, "mask")
             if mask.dtype != np.bool_:
@@ -142,7 +142,7 @@ class NMMatrix(SparseMatrix):
             kept = mask.reshape(groups.shape)
             if (np.count_nonzero(kept, axis=2) != n).any():
                 raise ValueError(f"mask must keep {n} of each {m} columns")
-            positions = np.nonzero(kept)[2].reshape(*groups.shape[:2], n)
+        positions = np.nonzero(kept)[2].reshape(*groups.shape[:2], n)
         flat = (w.shape[0], groups.shape[1] * n)
         data = np.take_along_axis(groups, positions, axis=2).reshape(flat)
         arrays = np.ascontiguousarray(data), positions.astype(np.uint8).reshape(flat)

@@ -1,6 +1,8 @@
 //! The product of dense matrices, in an order of summation that depends on
 //! nothing but their shape: each element is one chain of fused multiply-adds.
 
+use std::ops::Range;
+
 use crate::element::Float;
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
@@ -32,6 +34,18 @@ impl<'a, T: Float> Matrix<'a, T> {
         Matrix { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
+    /// A part of the matrix.
+    ///
+    /// # Panics
+    /// If it reaches beyond the matrix.
+    pub fn block(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(columns.start <= columns.end && columns.end <= self.columns);
+        let first = rows.start * self.row_stride + columns.start * self.column_stride;
+        let data = if rows.is_empty() || columns.is_empty() { &[] } else { &self.data[first..] };
+        Matrix { data, rows: rows.len(), columns: columns.len(), ..self }
+    }
+
     /// The transpose; nothing moves.
     pub fn transposed(self) -> Self {
         Matrix {
@@ -41,6 +55,12 @@ impl<'a, T: Float> Matrix<'a, T> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// Its elements, row by row.
+    pub fn to_vec(self) -> Vec<T> {
+        let row = |i| (0..self.columns).map(move |j| (i, j));
+        (0..self.rows).flat_map(row).map(|(i, j)| self.at(i, j)).collect()
     }
 
     #[inline(always)]
@@ -91,7 +111,7 @@ struct Rows<'a, T> {
     packed: &'a [[T; COLUMNS]],
     add: Option<(T, &'a [T])>,
     out: &'a mut [T],
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     columns: usize,
 }
 

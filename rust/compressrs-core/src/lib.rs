@@ -1,16 +1,17 @@
 //! The arithmetic of compressrs: slices in, slices out, no Python.
 //!
 //! - [`optim`]: update rules of optimizers, applied to many tensors at once;
-//! - [`prune`]: exact magnitude thresholds and masks;
+//! - [`prune`]: scores, exact order statistics, masks, reconstruction;
 //! - [`sparse`]: CSR matrices and their products;
 //! - [`distill`]: softmax with temperature and distillation losses.
 //!
 //! These stand on [`element`] (storage and compute types), [`simd`] (one body
 //! for every instruction set), [`lanes`] (reductions in a fixed order),
-//! [`mod@exp`] and [`log`] (as vectors), [`gemm`], [`scratch`] (memory for a call) and
+//! [`mod@exp`] and [`log`] (as vectors), [`gemm`], [`cholesky`], [`scratch`] (memory for a call) and
 //! [`parallel`] (our thread pool). Results have the same bits for every instruction set
 //! and every number of threads.
 
+pub mod cholesky;
 pub mod distill;
 pub mod element;
 pub mod exp;

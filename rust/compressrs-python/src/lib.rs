@@ -34,7 +34,10 @@ mod _core {
     #[pymodule_export]
     use crate::optim::Stepper;
     #[pymodule_export]
-    use crate::prune::{apply_mask, magnitude_threshold, mask_below, mask_smallest};
+    use crate::prune::{
+        accumulate_inputs, accumulate_products, apply_mask, inverse_factor, magnitude_threshold,
+        mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct, row_norms,
+    };
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars};
     #[pymodule_export]

@@ -1,15 +1,16 @@
-//! Magnitude thresholds and masks.
+//! Scores, masks, and reconstruction.
 
+use compressrs_core::cholesky;
 use compressrs_core::element::{Element, Float};
-use compressrs_core::prune as core;
-use numpy::PyUntypedArrayMethods;
+use compressrs_core::prune::{self as core, Choice, Form, HasNan, Magnitude, Norm, Value};
+use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::buffers::{Array, Dtype, Name, require_disjoint, with_dtype};
 use crate::errors::run;
 
-/// Weights of one dtype, in C order, free of NaN.
+/// Weights or scores of one dtype, in C order.
 struct Weights<'py, 'n> {
     arrays: Vec<Array<'py, 'n>>,
     dtype: Dtype,
@@ -17,7 +18,7 @@ struct Weights<'py, 'n> {
 
 impl<'py, 'n> Weights<'py, 'n> {
     /// Checks `arrays`; `names` are their names in messages.
-    fn new(py: Python<'py>, arrays: &[Bound<'py, PyAny>], names: &'n [String]) -> PyResult<Self> {
+    fn new(arrays: &[Bound<'py, PyAny>], names: &'n [String]) -> PyResult<Self> {
         let arrays = arrays
             .iter()
             .zip(names)
@@ -30,24 +31,42 @@ impl<'py, 'n> Weights<'py, 'n> {
         for array in &arrays {
             array.require_dtype(dtype, first.name)?;
         }
-        let weights = Weights { arrays, dtype };
-        let nan = with_dtype!(dtype, T => {
-            let slices = weights.slices::<T>();
-            run(py, || core::find_nan(&slices))?
-        });
-        match nan {
-            None => Ok(weights),
-            Some((array, i)) => Err(weights.arrays[array].name.value_error(
-                "hold no NaN, which has no place in an order of magnitudes",
-                format_args!("one at flat index {i}"),
-            )),
-        }
+        Ok(Weights { arrays, dtype })
     }
 
     fn slices<T: Element>(&self) -> Vec<&[T]> {
         // SAFETY: `new` checked dtype and layout; nothing here writes to weights.
         self.arrays.iter().map(|a| unsafe { a.slice() }).collect()
     }
+
+    /// The error of a kernel that came upon NaN.
+    fn has_nan(&self, py: Python<'_>, HasNan: HasNan) -> PyErr {
+        let nan = with_dtype!(self.dtype, T => {
+            let slices = self.slices::<T>();
+            run(py, || core::find_nan(&slices))
+        });
+        match nan {
+            Err(error) => error,
+            Ok(None) => PyValueError::new_err("arrays must hold no NaN"),
+            Ok(Some((array, i))) => self.arrays[array].name.value_error(
+                "hold no NaN, which has no place in an order of magnitudes",
+                format_args!("one at flat index {i}"),
+            ),
+        }
+    }
+}
+
+/// Calls a kernel by the order of magnitudes, or of values.
+macro_rules! by_order {
+    ($by_value:expr, $O:ident => $call:expr) => {
+        if $by_value {
+            type $O = Value;
+            $call
+        } else {
+            type $O = Magnitude;
+            $call
+        }
+    };
 }
 
 /// The magnitude with `k` smaller ones or ties before it, over all arrays;
@@ -59,24 +78,26 @@ pub fn magnitude_threshold(
     names: Vec<String>,
     k: usize,
 ) -> PyResult<f64> {
-    let weights = Weights::new(py, &arrays, &names)?;
+    let weights = Weights::new(&arrays, &names)?;
     with_dtype!(weights.dtype, T => {
         let slices = weights.slices::<T>();
-        let rank = run(py, || core::rank(&slices, k))?;
+        let rank = run(py, || core::rank::<Magnitude, T>(&slices, k))?;
+        let rank = rank.map_err(|nan| weights.has_nan(py, nan))?;
         Ok(rank.map_or(f64::INFINITY, |rank| rank.value.load().to_f64()))
     })
 }
 
-/// Fills boolean arrays so that exactly the `k` smallest magnitudes are False.
+/// Fills boolean arrays so that exactly the `k` smallest are False.
 #[pyfunction]
 pub fn mask_smallest(
     py: Python<'_>,
     arrays: Vec<Bound<'_, PyAny>>,
     names: Vec<String>,
     k: usize,
+    by_value: bool,
     masks: Vec<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let weights = Weights::new(py, &arrays, &names)?;
+    let weights = Weights::new(&arrays, &names)?;
     let masks = masks.iter().map(check_mask).collect::<PyResult<Vec<_>>>()?;
     if !weights.arrays.iter().map(|a| a.array.shape()).eq(masks.iter().map(|m| m.array.shape())) {
         return Err(PyValueError::new_err("masks must have the shapes of the arrays"));
@@ -86,7 +107,8 @@ pub fn mask_smallest(
     let mut slices: Vec<&mut [u8]> = masks.iter().map(|m| unsafe { m.slice_mut() }).collect();
     with_dtype!(weights.dtype, T => {
         let arrays = weights.slices::<T>();
-        run(py, || core::mask_smallest(&arrays, k, &mut slices))
+        by_order!(by_value, O => run(py, || core::mask_smallest::<O, T>(&arrays, k, &mut slices)))?
+            .map_err(|nan| weights.has_nan(py, nan))
     })
 }
 
@@ -99,17 +121,210 @@ pub fn mask_below(
     mask: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let names = [String::from("w")];
-    let weights = Weights::new(py, &[w], &names)?;
-    let mask = check_mask(mask)?;
-    mask.require_shape(weights.arrays[0].array.shape(), "w")?;
+    let weights = Weights::new(&[w], &names)?;
+    let mask = mask_of(mask, &weights)?;
     // SAFETY: as in `mask_smallest`.
     let mask = unsafe { mask.slice_mut() };
     with_dtype!(weights.dtype, T => {
         let w = weights.slices::<T>()[0];
         // As NumPy compares an array with a Python float.
         let threshold = T::store(<T as Element>::Compute::from_f64(threshold));
-        run(py, || core::mask_below(w, threshold, mask))
+        run(py, || core::mask_below::<Magnitude, T>(w, threshold, mask))?
+            .map_err(|nan| weights.has_nan(py, nan))
     })
+}
+
+/// Fills a boolean array so that exactly the `k` smallest of each row are False.
+#[pyfunction]
+pub fn mask_rows(
+    py: Python<'_>,
+    w: Bound<'_, PyAny>,
+    name: String,
+    k: usize,
+    by_value: bool,
+    mask: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let names = [name];
+    let weights = Weights::new(&[w], &names)?;
+    weights.arrays[0].require_ndim(2)?;
+    let columns = weights.arrays[0].array.shape()[1];
+    let mask = mask_of(mask, &weights)?;
+    // SAFETY: as in `mask_smallest`.
+    let mask = unsafe { mask.slice_mut() };
+    with_dtype!(weights.dtype, T => {
+        let w = weights.slices::<T>()[0];
+        by_order!(by_value, O => run(py, || core::mask_rows::<O, T>(w, columns, k, mask)))?
+            .map_err(|nan| weights.has_nan(py, nan))
+    })
+}
+
+/// Fills a boolean array so that the `n` largest of each `m` values are True.
+#[pyfunction]
+pub fn mask_n_of_m(
+    py: Python<'_>,
+    w: Bound<'_, PyAny>,
+    name: String,
+    n: usize,
+    m: usize,
+    by_value: bool,
+    mask: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let names = [name];
+    let weights = Weights::new(&[w], &names)?;
+    let mask = mask_of(mask, &weights)?;
+    // SAFETY: as in `mask_smallest`.
+    let mask = unsafe { mask.slice_mut() };
+    with_dtype!(weights.dtype, T => {
+        let w = weights.slices::<T>()[0];
+        by_order!(by_value, O => run(py, || core::mask_n_of_m::<O, T>(w, n, m, mask)))
+    })
+}
+
+/// Writes a norm of each row: "sum", "1", "2" or "inf".
+#[pyfunction]
+pub fn row_norms(
+    py: Python<'_>,
+    w: Bound<'_, PyAny>,
+    name: String,
+    norm: &str,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let norm = match norm {
+        "sum" => Norm::Sum,
+        "1" => Norm::One,
+        "2" => Norm::Two,
+        "inf" => Norm::Max,
+        other => return Err(PyValueError::new_err(format!("no norm is called {other:?}"))),
+    };
+    let names = [name];
+    let weights = Weights::new(&[w], &names)?;
+    weights.arrays[0].require_ndim(2)?;
+    let shape = weights.arrays[0].array.shape();
+    let out = check::<f64>(out, "out", &shape[..1])?;
+    // SAFETY: checked just now; the package allocates it for this call.
+    let out = unsafe { out.slice_mut::<f64>() };
+    with_dtype!(weights.dtype, T => {
+        let w = weights.slices::<T>()[0];
+        run(py, || core::row_norms(w, shape[1], norm, out))
+    })
+}
+
+/// Adds to scores what a step says of weights: "product", "opposite" or "square".
+#[pyfunction]
+pub fn accumulate_products(
+    py: Python<'_>,
+    scores: &Bound<'_, PyAny>,
+    w: Bound<'_, PyAny>,
+    g: &Bound<'_, PyAny>,
+    name: String,
+    form: &str,
+) -> PyResult<()> {
+    let form = match form {
+        "product" => Form::Product,
+        "opposite" => Form::Opposite,
+        "square" => Form::Square,
+        other => return Err(PyValueError::new_err(format!("no form is called {other:?}"))),
+    };
+    let names = [name];
+    let weights = Weights::new(&[w], &names)?;
+    let shape = weights.arrays[0].array.shape();
+    with_dtype!(weights.dtype, T => {
+        type C = <T as Element>::Compute;
+        let scores = Array::new(scores, Name("scores", ""))?;
+        scores.require_element::<C>()?;
+        scores.require_shape(shape, weights.arrays[0].name)?;
+        scores.require_in_place()?;
+        let g = Array::new(g, Name("grads", ""))?.contiguous()?;
+        g.require_element::<C>()?;
+        g.require_shape(shape, weights.arrays[0].name)?;
+        require_disjoint(&scores, &scores.memory(), &g, &g.memory())?;
+        let own = &weights.arrays[0];
+        require_disjoint(&scores, &scores.memory(), own, &own.memory())?;
+        let w = weights.slices::<T>()[0];
+        // SAFETY: checked just now; scores overlap with neither.
+        let (scores, g) = unsafe { (scores.slice_mut::<C>(), g.slice::<C>()) };
+        run(py, || core::accumulate_products(scores, w, g, form))
+    })
+}
+
+/// Adds the squares of each column of `x` to `sums`, or `x' x` where it has two axes.
+#[pyfunction]
+pub fn accumulate_inputs(
+    py: Python<'_>,
+    x: Bound<'_, PyAny>,
+    sums: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let names = [String::from("x")];
+    let x = Weights::new(&[x], &names)?;
+    x.arrays[0].require_ndim(2)?;
+    let columns = x.arrays[0].array.shape()[1];
+    let sums = Array::new(sums, Name("sums", ""))?;
+    let is_gram = sums.array.ndim() == 2;
+    let shape = [columns, columns];
+    sums.require_element::<f64>()?;
+    sums.require_shape(if is_gram { &shape } else { &shape[..1] }, "x")?;
+    sums.require_in_place()?;
+    let own = &x.arrays[0];
+    require_disjoint(&sums, &sums.memory(), own, &own.memory())?;
+    // SAFETY: checked just now.
+    let sums = unsafe { sums.slice_mut::<f64>() };
+    with_dtype!(x.dtype, T => {
+        let x = x.slices::<T>()[0];
+        run(py, || {
+            if is_gram {
+                core::accumulate_gram(x, columns, sums);
+            } else {
+                core::accumulate_squares(x, sums);
+            }
+        })
+    })
+}
+
+/// The factor `U` of an inverse, `inverse(a) = U' U`, and the squares of the pivots; None if
+/// `a` is not positive definite.
+#[pyfunction]
+#[allow(clippy::type_complexity)] // the pair that Python gets
+pub fn inverse_factor<'py>(
+    py: Python<'py>,
+    a: &Bound<'py, PyAny>,
+) -> PyResult<Option<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>)>> {
+    let a = Array::new(a, Name("a", ""))?.contiguous()?;
+    a.require_element::<f64>()?;
+    a.require_ndim(2)?;
+    let n = a.array.shape()[0];
+    a.require_shape(&[n, n], "a square")?;
+    // SAFETY: checked just now; nothing writes to it.
+    let a = unsafe { a.slice::<f64>() };
+    let factor = run(py, || cholesky::inverse_factor(a, n))?.ok();
+    Ok(factor.map(|(u, pivots)| (PyArray1::from_vec(py, u), PyArray1::from_vec(py, pivots))))
+}
+
+/// Removes weights and has the others make up for them: `k` of all, or all but `n` of each
+/// `m` columns.
+#[pyfunction]
+pub fn reconstruct(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    u: &Bound<'_, PyAny>,
+    choice: (usize, Option<usize>),
+    block: usize,
+    mask: &Bound<'_, PyAny>,
+) -> PyResult<bool> {
+    let w = Array::new(w, Name("w", ""))?;
+    w.require_element::<f64>()?;
+    w.require_ndim(2)?;
+    w.require_in_place()?;
+    let shape = w.array.shape();
+    let columns = shape[1];
+    let u = check::<f64>(u, "u", &[columns * columns])?;
+    let mask = check::<bool>(mask, "mask", shape)?;
+    let choice = match choice {
+        (k, None) => Choice::Total(k),
+        (n, Some(m)) => Choice::NOfM { n, m },
+    };
+    // SAFETY: checked just now; the package allocates all three for this call.
+    let (w, u, mask) = unsafe { (w.slice_mut::<f64>(), u.slice::<f64>(), mask.slice_mut()) };
+    run(py, || core::reconstruct(w, columns, u, choice, block, mask).is_ok())
 }
 
 /// Sets to 0, in place, what a mask does not keep.
@@ -133,6 +348,29 @@ pub fn apply_mask(
         let w = unsafe { w.slice_mut::<T>() };
         run(py, || core::apply_mask(w, mask))
     })
+}
+
+/// A mask of the only array of `weights`.
+fn mask_of<'py>(
+    mask: &Bound<'py, PyAny>,
+    weights: &Weights<'py, '_>,
+) -> PyResult<Array<'py, 'static>> {
+    let mask = check_mask(mask)?;
+    mask.require_shape(weights.arrays[0].array.shape(), weights.arrays[0].name)?;
+    Ok(mask)
+}
+
+/// An array in C order of a dtype and shape.
+fn check<'py, T: numpy::Element>(
+    array: &Bound<'py, PyAny>,
+    name: &'static str,
+    shape: &[usize],
+) -> PyResult<Array<'py, 'static>> {
+    let array = Array::new(array, Name(name, ""))?;
+    array.require_element::<T>()?;
+    array.require_contiguous()?;
+    array.require_shape(shape, name)?;
+    Ok(array)
 }
 
 fn check_mask<'py>(mask: &Bound<'py, PyAny>) -> PyResult<Array<'py, 'static>> {

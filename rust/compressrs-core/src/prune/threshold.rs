@@ -1,4 +1,4 @@
-//! The exact order statistic of magnitudes, over one or many arrays, without
+//! The exact order statistic of values or magnitudes, over one or many arrays, without
 //! sorting, concatenating or copying them.
 //!
 //! Of many values, a sample brackets the one that is looked for; one pass counts
@@ -6,34 +6,30 @@
 //! which a radix histogram then finds it. Where the sample misled, the histogram
 //! goes over all.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use num_traits::Float as _;
 
+use super::order::Order;
 use crate::element::Element;
-use crate::parallel;
+use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
-/// Bits of a magnitude that one pass decides.
+/// Bits of a key that one pass decides.
 const DIGIT: u32 = 16;
 
 /// Values counted into one table.
 const BLOCK: usize = 1 << 20;
 
-/// The place of a magnitude among all.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rank<E> {
-    /// The magnitude.
-    pub value: E,
-    /// How many magnitudes are smaller.
-    pub smaller: usize,
-}
-
 /// Values of which a sample is taken.
 const MANY: usize = 1 << 20;
 
 /// Size of the sample.
-const SAMPLE: usize = 1 << 18;
+const SAMPLE: usize = 1 << 17;
+
+/// Values of the sample worth a task of their own.
+const SAMPLE_GRAIN: usize = 1 << 13;
 
 /// Half the width of the bracket in standard deviations of the sample's rank.
 const DEVIATIONS: f64 = 4.0;
@@ -41,39 +37,77 @@ const DEVIATIONS: f64 = 4.0;
 /// Values that [`Sift`] looks through at a time.
 const UNIT: usize = 64;
 
-/// The magnitude with `k` others before it in ascending order, that is, element
-/// `k` of the sorted magnitudes. NaN counts as the largest. None if there are no
-/// more than `k` values.
-pub fn rank<E: Element>(arrays: &[&[E]], k: usize) -> Option<Rank<E>> {
-    let total: usize = arrays.iter().map(|a| a.len()).sum();
-    if k >= total {
-        return None;
-    }
-    let sifted = if total >= MANY { rank_by_sample(arrays, k, total) } else { None };
-    sifted.or_else(|| rank_by_radix(arrays, k, total))
+/// Values that are counted before those within the bracket are kept.
+const PANEL: usize = 16 * UNIT;
+
+/// Counters of each kind, that is, lanes.
+const LANES: usize = 16;
+
+/// Values whose lanes are looked at together for what is within the bracket.
+const WORD: usize = 8;
+
+/// The place of a value among all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rank<E> {
+    /// The value, or the magnitude; see [`Order::key`].
+    pub value: E,
+    /// How many come before it and are not equal.
+    pub smaller: usize,
 }
 
-/// As [`rank`]; None where the sample misled, or the bracket holds too much.
-fn rank_by_sample<E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option<Rank<E>> {
-    let mut sample = Vec::with_capacity(SAMPLE);
-    let (mut array, mut start) = (0, 0);
-    for i in 0..SAMPLE {
-        // Evenly spread; never beyond the last array.
-        let position = (i as u128 * total as u128 / SAMPLE as u128) as usize;
-        while position - start >= arrays[array].len() {
-            start += arrays[array].len();
-            array += 1;
+/// There is a NaN, which has no place in an order; [`find_nan`] says where.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HasNan;
+
+/// The value with `k` others before it in ascending order, that is, element `k` of the
+/// sorted values. None if there are no more than `k`.
+///
+/// # Errors
+/// If a value is NaN.
+pub fn rank<O: Order, E: Element>(arrays: &[&[E]], k: usize) -> Result<Option<Rank<E>>, HasNan> {
+    let total: usize = arrays.iter().map(|a| a.len()).sum();
+    if k < total && total >= MANY {
+        let sifted = rank_by_sample::<O, E>(arrays, k, total)?;
+        if sifted.is_some() {
+            return Ok(sifted);
         }
-        sample.push(arrays[array][position - start].magnitude());
+    } else if find_nan(arrays).is_some() {
+        return Err(HasNan);
     }
+    Ok(if k < total { rank_by_radix::<O, E>(arrays, k, total) } else { None })
+}
+
+/// As [`rank`]; None where the sample misled, or the bracket holds too much. Fails
+/// wherever there is a NaN.
+fn rank_by_sample<O: Order, E: Element>(
+    arrays: &[&[E]],
+    k: usize,
+    total: usize,
+) -> Result<Option<Rank<E>>, HasNan> {
+    let mut sample = vec![0; SAMPLE];
+    let shared = SharedMut::new(&mut sample);
+    parallel::for_each(0..SAMPLE, SAMPLE_GRAIN, 1, |part| {
+        // SAFETY: `sample` is borrowed until the loop ends; parts do not overlap.
+        let keys = unsafe { shared.slice(part.clone()) };
+        let (mut array, mut start) = (0, 0);
+        for (key, i) in keys.iter_mut().zip(part) {
+            // Evenly spread; never beyond the last array.
+            let position = (i as u128 * total as u128 / SAMPLE as u128) as usize;
+            while position - start >= arrays[array].len() {
+                start += arrays[array].len();
+                array += 1;
+            }
+            *key = O::key(arrays[array][position - start]);
+        }
+    });
     let share = k as f64 / total as f64;
     let middle = share * SAMPLE as f64;
     let margin = DEVIATIONS * (middle * (1.0 - share)).sqrt() + 8.0;
-    let mut quantile = |at: f64| {
-        let at = at.clamp(0.0, (SAMPLE - 1) as f64) as usize;
-        E::from_magnitude(*sample.select_nth_unstable(at).1)
-    };
-    let (low, high) = (quantile(middle - margin), quantile(middle + margin));
+    let index = |at: f64| at.clamp(0.0, (SAMPLE - 1) as f64) as usize;
+    let (first, last) = (index(middle - margin), index(middle + margin));
+    let (_, &mut low, above) = sample.select_nth_unstable(first);
+    let high = if last > first { *above.select_nth_unstable(last - first - 1).1 } else { low };
+    let bracket = [low, high].map(|key| O::value(O::from_key::<E>(key)));
 
     let sifted = parallel::reduce(
         total,
@@ -81,30 +115,38 @@ fn rank_by_sample<E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option
         |part| {
             let mut sifted = Sifted::default();
             for slice in slices(arrays, part) {
-                let (low, high) = (low.load().abs(), high.load().abs());
-                simd::dispatch(Sift { slice, low, high, sifted: &mut sifted });
+                simd::dispatch(Sift {
+                    order: PhantomData::<O>,
+                    slice,
+                    bracket,
+                    sifted: &mut sifted,
+                });
             }
             sifted
         },
         Sifted::join,
-    )?;
-    let Sifted { below, at_low, at_high, between, overflow } = sifted;
+    );
+    let Some(Sifted { below, at_low, at_high, between, overflow, has_nan }) = sifted else {
+        return Ok(None);
+    };
+    if has_nan {
+        return Err(HasNan);
+    }
     let inner = below + at_low;
     let outer = inner + between.len();
-    if overflow || k < below || k >= outer + at_high {
-        return None;
-    }
-    if k < inner {
-        return Some(Rank { value: low, smaller: below });
-    }
-    if k >= outer {
-        return Some(Rank { value: high, smaller: outer });
-    }
-    let within = rank_by_radix(&[&between], k - inner, between.len())?;
-    Some(Rank { smaller: inner + within.smaller, ..within })
+    Ok(if overflow || k < below || k >= outer + at_high {
+        None
+    } else if k < inner {
+        Some(Rank { value: O::from_key(low), smaller: below })
+    } else if k >= outer {
+        Some(Rank { value: O::from_key(high), smaller: outer })
+    } else {
+        rank_by_radix::<O, E>(&[&between], k - inner, between.len())
+            .map(|within| Rank { smaller: inner + within.smaller, ..within })
+    })
 }
 
-/// What lies where against a bracket. NaN lies nowhere, that is, above.
+/// What lies where against a bracket.
 struct Sifted<E> {
     below: usize,
     /// Equal to the bracket's ends; counted as low if those are equal.
@@ -114,11 +156,19 @@ struct Sifted<E> {
     between: Vec<E>,
     /// Whether too much was within to be kept.
     overflow: bool,
+    has_nan: bool,
 }
 
 impl<E> Default for Sifted<E> {
     fn default() -> Self {
-        Sifted { below: 0, at_low: 0, at_high: 0, between: Vec::new(), overflow: false }
+        Sifted {
+            below: 0,
+            at_low: 0,
+            at_high: 0,
+            between: Vec::new(),
+            overflow: false,
+            has_nan: false,
+        }
     }
 }
 
@@ -128,78 +178,110 @@ impl<E: Element> Sifted<E> {
         self.at_low += other.at_low;
         self.at_high += other.at_high;
         self.overflow |= other.overflow;
+        self.has_nan |= other.has_nan;
         self.between.extend(other.between);
         self
     }
 }
 
 /// Sifts the values of a slice by a bracket.
-struct Sift<'a, E: Element> {
+struct Sift<'a, O, E: Element> {
+    order: PhantomData<O>,
     slice: &'a [E],
-    low: E::Compute,
-    high: E::Compute,
+    bracket: [E::Compute; 2],
     sifted: &'a mut Sifted<E>,
 }
 
-impl<E: Element> Kernel for Sift<'_, E> {
+/// Counts in each lane: below the bracket, at its lower end, at its upper end, NaN.
+type Counts = [[u32; LANES]; 4];
+
+impl<O: Order, E: Element> Kernel for Sift<'_, O, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run(mut self) {
-        let (units, rest) = self.slice.as_chunks::<UNIT>();
-        let mut counts = [[0u32; UNIT]; 3];
-        for unit in units {
-            self.unit(unit, &mut counts);
+    fn run(self) {
+        let (panels, rest) = self.slice.as_chunks::<PANEL>();
+        let mut counts: Counts = [[0; LANES]; 4];
+        for panel in panels {
+            // Loops without calls, so that counters stay in registers.
+            let mut hits = [false; PANEL / UNIT];
+            for (hit, unit) in hits.iter_mut().zip(panel.as_chunks::<UNIT>().0) {
+                *hit = self.count(unit, &mut counts);
+            }
+            let (mut kept, mut n) = ([E::default(); PANEL], 0);
+            for (_, unit) in hits.iter().zip(panel.as_chunks::<UNIT>().0).filter(|(hit, _)| **hit) {
+                self.keep(unit, &mut kept, &mut n);
+            }
+            if self.sifted.between.len() + n > BLOCK / 8 {
+                self.sifted.overflow = true;
+            } else {
+                self.sifted.between.extend_from_slice(&kept[..n]);
+            }
         }
-        // Filled up with NaN, the largest magnitude, which counts nowhere.
-        let mut last = [E::from_magnitude((1 << E::MAGNITUDE_BITS) - 1); UNIT];
-        last[..rest.len()].copy_from_slice(rest);
-        self.unit(&last, &mut counts);
+        for x in rest {
+            // The same value in all lanes, of which one counts.
+            let mut all = Counts::default();
+            if self.count(&[*x; LANES], &mut all) {
+                self.sifted.between.push(*x);
+            }
+            counts.iter_mut().zip(all).for_each(|(counts, all)| counts[0] += all[0]);
+        }
         // At most BLOCK in each, so that no count overflows.
-        let [below, at_low, at_high] = counts.map(|c| c.iter().map(|&n| n as usize).sum::<usize>());
+        let [below, at_low, at_high, nan] =
+            counts.map(|c| c.iter().map(|&n| n as usize).sum::<usize>());
         self.sifted.below += below;
         self.sifted.at_low += at_low;
         // Counted once where both ends are the same value.
-        self.sifted.at_high += if self.low == self.high { 0 } else { at_high };
+        self.sifted.at_high += if self.bracket[0] == self.bracket[1] { 0 } else { at_high };
+        self.sifted.has_nan |= nan > 0;
     }
 }
 
-impl<E: Element> Sift<'_, E> {
-    /// Counts, lane by lane, what is below the bracket and at its ends, and keeps
-    /// what is within.
+impl<O: Order, E: Element> Sift<'_, O, E> {
+    /// Counts in lanes; returns whether anything is within the bracket.
     #[inline(always)]
-    fn unit(&mut self, unit: &[E; UNIT], counts: &mut [[u32; UNIT]; 3]) {
-        let (low, high) = (self.low, self.high);
-        let mut any = 0;
-        for l in 0..UNIT {
-            let x = unit[l].load().abs();
-            counts[0][l] += u32::from(x < low);
-            counts[1][l] += u32::from(x == low);
-            counts[2][l] += u32::from(x == high);
-            any |= u32::from(x > low) & u32::from(x < high);
+    fn count<const N: usize>(&self, unit: &[E; N], counts: &mut Counts) -> bool {
+        let [low, high] = self.bracket;
+        let mut within = [0; LANES];
+        for line in unit.as_chunks::<LANES>().0 {
+            for l in 0..LANES {
+                let x = O::value(line[l]);
+                counts[0][l] += u32::from(x < low);
+                counts[1][l] += u32::from(x == low);
+                counts[2][l] += u32::from(x == high);
+                counts[3][l] |= u32::from(x.is_nan());
+                within[l] |= u32::from(x > low) & u32::from(x < high);
+            }
         }
-        if any == 0 {
-            return;
+        within.iter().fold(0, |any, w| any | w) != 0
+    }
+
+    /// Appends what is within the bracket to the first `n`.
+    #[inline(always)]
+    fn keep(&self, unit: &[E; UNIT], kept: &mut [E; PANEL], n: &mut usize) {
+        let [low, high] = self.bracket;
+        let within = unit.map(|x| {
+            let x = O::value(x);
+            u8::from(x > low) & u8::from(x < high)
+        });
+        for (w, word) in within.as_chunks::<WORD>().0.iter().enumerate() {
+            let mut bits = u64::from_le_bytes(*word);
+            while bits != 0 {
+                let l = bits.trailing_zeros() / u8::BITS;
+                // A panel has no more, so that `%` changes nothing but the check.
+                kept[*n % PANEL] = unit[w * WORD + l as usize];
+                *n += 1;
+                bits &= bits - 1;
+            }
         }
-        if self.sifted.between.len() > BLOCK / 8 {
-            self.sifted.overflow = true;
-            return;
-        }
-        // Without branches, which nothing could predict.
-        let (mut kept, mut n) = ([E::default(); UNIT], 0);
-        for &x in unit {
-            kept[n % UNIT] = x;
-            n += usize::from((x.load().abs() > low) & (x.load().abs() < high));
-        }
-        self.sifted.between.extend_from_slice(&kept[..n]);
     }
 }
 
 /// As [`rank`], by a radix histogram from the highest digit down: two passes for
 /// `f32`, four for `f64`.
-fn rank_by_radix<E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option<Rank<E>> {
+fn rank_by_radix<O: Order, E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option<Rank<E>> {
     let mut prefix = 0u64;
-    let mut shift = E::MAGNITUDE_BITS;
+    let mut shift = O::key_bits::<E>();
     let mut smaller = 0;
     while shift > 0 {
         let digit = shift.min(DIGIT);
@@ -211,7 +293,7 @@ fn rank_by_radix<E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option<
             |part| {
                 let mut counts = vec![0usize; 1 << digit];
                 for slice in slices(arrays, part) {
-                    count(slice, prefix, above, shift, &mut counts);
+                    count::<O, E>(slice, prefix, above, shift, &mut counts);
                 }
                 counts
             },
@@ -227,17 +309,23 @@ fn rank_by_radix<E: Element>(arrays: &[&[E]], k: usize, total: usize) -> Option<
         }
         prefix = prefix << digit | bucket as u64;
     }
-    Some(Rank { value: E::from_magnitude(prefix), smaller })
+    Some(Rank { value: O::from_key(prefix), smaller })
 }
 
 /// Counts the digit above `shift` of the values whose bits from `above` on are `prefix`.
-fn count<E: Element>(slice: &[E], prefix: u64, above: u32, shift: u32, counts: &mut [usize]) {
+fn count<O: Order, E: Element>(
+    slice: &[E],
+    prefix: u64,
+    above: u32,
+    shift: u32,
+    counts: &mut [usize],
+) {
     let mask = counts.len() - 1;
-    for x in slice {
-        let bits = x.magnitude();
-        // A magnitude has at most 63 bits, so `above` is a valid shift.
-        if bits >> above == prefix {
-            counts[(bits >> shift) as usize & mask] += 1;
+    for &x in slice {
+        let key = O::key(x);
+        // Nothing is above a key of 64 bits.
+        if key.checked_shr(above).unwrap_or(0) == prefix {
+            counts[(key >> shift) as usize & mask] += 1;
         }
     }
 }
@@ -255,15 +343,29 @@ fn slices<'a, E>(arrays: &'a [&'a [E]], range: Range<usize>) -> impl Iterator<It
 
 /// Array and index of the first NaN.
 pub fn find_nan<E: Element>(arrays: &[&[E]]) -> Option<(usize, usize)> {
-    let is_nan = |x: &E| x.load().is_nan();
     arrays.iter().enumerate().find_map(|(a, array)| {
         let any = parallel::reduce(
             array.len(),
             BLOCK,
-            // Without an early exit, so that it vectorizes.
-            |part| array[part].iter().fold(false, |any, x| any | is_nan(x)),
+            |part| simd::dispatch(AnyNan(&array[part])),
             |a, b| a | b,
         );
-        if any == Some(true) { array.iter().position(is_nan).map(|i| (a, i)) } else { None }
+        if any != Some(true) {
+            return None;
+        }
+        array.iter().position(|x| x.load().is_nan()).map(|i| (a, i))
     })
+}
+
+/// Whether a slice holds a NaN.
+struct AnyNan<'a, E>(&'a [E]);
+
+impl<E: Element> Kernel for AnyNan<'_, E> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        // Without an early exit, so that it vectorizes.
+        self.0.iter().fold(false, |any, x| any | x.load().is_nan())
+    }
 }

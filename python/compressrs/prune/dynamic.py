@@ -1,0 +1,342 @@
+"""Dynamic sparse training: layers in CSR form whose pattern changes while they train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+from compressrs._checks import number, whole
+from compressrs.nn import Sequential, SparseLinear
+from compressrs.optim import Optimizer
+from compressrs.sparse import CSRMatrix, carry
+
+
+def rewire(
+    matrix: CSRMatrix, growth: Array, count: int, optimizer: Optimizer | None = None
+) -> CSRMatrix:
+    """Drop the smallest entries of a matrix, and grow others, which start at 0.
+
+    The matrix keeps as many entries, and `data` is the same array, rewritten: an
+    optimizer goes on training it, with its state carried along.
+
+    Parameters
+    ----------
+    matrix : CSRMatrix
+        Without repeated entries.
+    growth : array, shape of the matrix
+        The larger, the sooner an entry is grown, of those not stored or just dropped;
+        of the matrix's dtype. An entry that is dropped and grown keeps its value.
+    count : int
+        How many entries to drop and to grow.
+    optimizer : Optimizer, optional
+        That trains ``matrix.data``.
+
+    Returns
+    -------
+    CSRMatrix
+        With the new pattern, ascending, and the old `data`.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` is not one, or `growth` not an array of its dtype.
+    ValueError
+        If shapes differ, entries repeat, `count` is more than there are, something is
+        NaN, or `data` is not one of the optimizer's parameters; nothing is changed then.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> A = cr.sparse.CSRMatrix.from_dense(np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
+    >>> growth = np.array([[0.0, 0.0, 5.0], [1.0, 0.0, 2.0]])
+    >>> cr.prune.rewire(A, growth, 1).to_dense()
+    array([[3., 0., 0.],
+           [0., 2., 0.]])
+    """
+    if not isinstance(matrix, CSRMatrix):
+        raise TypeError(f"matrix must be a CSRMatrix, got {type(matrix).__name__}")
+    growth = as_array(growth, "growth")
+    if growth.shape != matrix.shape:
+        raise ValueError(f"growth must have shape {matrix.shape}, got {growth.shape}")
+    if growth.dtype != matrix.dtype:
+        raise TypeError(f"growth must have dtype {matrix.dtype}, got {growth.dtype}")
+    count = whole(count, "count", 0)
+    if count > matrix.nnz:
+        raise ValueError(f"count must be at most the {matrix.nnz} entries, got {count}")
+    if not matrix.data.flags.writeable:
+        raise ValueError("matrix.data must be writable, since it is rewritten")
+    index = None
+    if optimizer is not None:
+        index = optimizer._index_of(matrix.data)
+        if index is None:
+            raise ValueError("matrix.data must be a parameter of the optimizer")
+    keep = np.empty(matrix.nnz, np.bool_)
+    if matrix.nnz:
+        _core.mask_smallest([matrix.data], ["matrix.data"], count, False, [keep])
+    rows, columns = matrix.rows()[keep], matrix.indices[keep]
+    candidates = growth.copy()
+    candidates[rows, columns] = -np.inf
+    pattern = np.empty(matrix.shape, np.bool_)
+    if growth.size:
+        _core.mask_smallest([candidates], ["growth"], growth.size - count, True, [pattern])
+    pattern[rows, columns] = True
+    short = "int16" if matrix.indices.dtype == np.int16 else None
+    places = CSRMatrix.from_dense(growth, mask=pattern, index_dtype=short)
+    values = carry(matrix.data, matrix, places)
+    if optimizer is not None and index is not None:
+        optimizer._replace(
+            {index: matrix.data},
+            lambda _, state, fill: carry(state, matrix, places, fill),
+        )
+    matrix.data[...] = values
+    return places.with_data(matrix.data)
+
+
+class _Dynamic:
+    """Drops and grows a share of each layer's entries, every so many steps."""
+
+    #: What the share is multiplied by, given how much of the time is over.
+    _decay: ClassVar[bool]
+
+    def __init__(
+        self,
+        layers: Sequential | SparseLinear | Iterable[SparseLinear],
+        optimizer: Optimizer,
+        *,
+        fraction: float,
+        frequency: int,
+        end: int | None,
+    ) -> None:
+        if isinstance(layers, Sequential):
+            given = [layer for layer in layers if isinstance(layer, SparseLinear)]
+        else:
+            given = [layers] if isinstance(layers, SparseLinear) else list(layers)
+        if not given:
+            raise ValueError("layers must hold at least one SparseLinear, got none")
+        for i, layer in enumerate(given):
+            if not isinstance(layer, SparseLinear) or not isinstance(layer.weight, CSRMatrix):
+                raise TypeError(f"layers[{i}] must be a SparseLinear over a CSRMatrix")
+            if optimizer._index_of(layer.weight.data) is None:
+                raise ValueError(
+                    f"layers[{i}] must be trained by the optimizer, which has none such"
+                )
+        self.layers = given
+        self.optimizer = optimizer
+        self.fraction = number(fraction, "fraction", 0)
+        if self.fraction > 1:
+            raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+        self.frequency = whole(frequency, "frequency", 1)
+        self.end = None if end is None else whole(end, "end", 1)
+        self.step_count = 0
+
+    def step(self) -> bool:
+        """Count a training step, and change the patterns where it is time to.
+
+        Call it after the optimizer's step.
+
+        Returns
+        -------
+        bool
+            Whether the patterns have changed.
+
+        Raises
+        ------
+        RuntimeError
+            If a layer's gradient is needed, and there was no backward.
+        ValueError
+            If a weight or a gradient is NaN. Layers before that one have changed then.
+        """
+        self.step_count += 1
+        if self.step_count % self.frequency or (self.end and self.step_count >= self.end):
+            return False
+        for layer in self.layers:
+            matrix = layer.weight
+            free = matrix.shape[0] * matrix.shape[1] - matrix.nnz
+            count = min(int(self._share() * matrix.nnz), free)
+            layer.weight = rewire(matrix, self._growth(layer), count, self.optimizer)
+        return True
+
+    def _share(self) -> float:
+        return self.fraction
+
+    def _growth(self, layer: SparseLinear) -> Array:
+        """Return what to grow by."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on; the patterns are the layers' own."""
+        return {"step_count": self.step_count}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a dict.
+        """
+        try:
+            self.step_count = whole(state_dict["step_count"], "step_count", 0)
+        except (TypeError, LookupError) as error:
+            raise ValueError(f"state_dict must be as state_dict() returns, got {error}") from None
+
+
+class SET(_Dynamic):
+    """Sparse evolutionary training: drop the smallest entries, grow others at random.
+
+    Parameters
+    ----------
+    layers : Sequential, SparseLinear, or list of SparseLinear
+        Over CSR matrices; `erdos_renyi` says how sparse each may be to begin with.
+    optimizer : Optimizer
+        That trains them; its state is carried along.
+    fraction : float, default 0.3
+        Share of each layer's entries that is dropped and grown.
+    frequency : int, default 100
+        Steps from one change to the next; the paper's is an epoch.
+    end : int, optional
+        Step from which on patterns stay.
+    seed : int or Generator, optional
+
+    Attributes
+    ----------
+    step_count : int
+        Steps so far.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is none of those.
+
+    Notes
+    -----
+    Smallest is meant by magnitude; the paper drops the largest negative and the smallest
+    positive ones, which is the same but for how many of each sign.
+
+    References
+    ----------
+    Mocanu et al., arXiv 1707.04780.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> dense = cr.nn.Linear(6, 4, rng=0)
+    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)[0]
+    >>> layer = cr.nn.SparseLinear.from_linear(dense, mask=mask)
+    >>> opt = cr.optim.Adam(layer.params)
+    >>> evolve = cr.prune.SET(layer, opt, frequency=1, seed=0)
+    >>> before = layer.weight.pattern()
+    >>> evolve.step(), layer.weight.nnz, int((layer.weight.pattern() & ~before).sum())
+    (True, 12, 3)
+    """
+
+    def __init__(
+        self,
+        layers: Sequential | SparseLinear | Iterable[SparseLinear],
+        optimizer: Optimizer,
+        *,
+        fraction: float = 0.3,
+        frequency: int = 100,
+        end: int | None = None,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(layers, optimizer, fraction=fraction, frequency=frequency, end=end)
+        self._rng = np.random.default_rng(seed)
+
+    def _growth(self, layer: SparseLinear) -> Array:
+        growth = self._rng.random(layer.weight.shape, layer.weight.dtype.type)
+        # What is dropped is not grown at once.
+        growth[layer.weight.rows(), layer.weight.indices] -= 2
+        return growth
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return steps and the generator's state."""
+        return {**super().state_dict(), "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        try:
+            self._rng.bit_generator.state = state_dict["rng"]
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict must hold a generator's state, got {error}") from None
+
+
+class RigL(_Dynamic):
+    r"""Drop the smallest entries, grow those with the largest gradients.
+
+    At step `t` the share is :math:`\frac{\alpha}{2} (1 + \cos(\pi t / T_{end}))`.
+
+    Parameters
+    ----------
+    layers : Sequential, SparseLinear, or list of SparseLinear
+        Over CSR matrices; `erdos_renyi` says how sparse each may be to begin with.
+    optimizer : Optimizer
+        That trains them; its state is carried along.
+    end : int
+        Step :math:`T_{end}` from which on patterns stay; the paper's is three quarters of
+        all.
+    fraction : float, default 0.3
+        The share :math:`\alpha` at first.
+    frequency : int, default 100
+        Steps from one change to the next.
+
+    Attributes
+    ----------
+    step_count : int
+        Steps so far.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is none of those.
+
+    Notes
+    -----
+    Gradients are those of the last backward, for all weights of a layer, which is the one
+    dense product in `frequency` steps. The optimizer's step is taken at these steps, too.
+
+    References
+    ----------
+    Evci et al., "Rigging the Lottery: Making All Tickets Winners", arXiv 1911.11134,
+    algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> dense = cr.nn.Linear(6, 4, rng=0)
+    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)[0]
+    >>> layer = cr.nn.SparseLinear.from_linear(dense, mask=mask)
+    >>> opt = cr.optim.Adam(layer.params)
+    >>> rigl = cr.prune.RigL(layer, opt, frequency=2, end=100)
+    >>> for _ in range(2):
+    ...     dx = layer.backward(layer(np.ones((1, 6), np.float32)))
+    ...     opt.step(layer.grads)
+    ...     changed = rigl.step()
+    >>> changed, layer.weight.nnz
+    (True, 12)
+    """
+
+    def __init__(
+        self,
+        layers: Sequential | SparseLinear | Iterable[SparseLinear],
+        optimizer: Optimizer,
+        *,
+        end: int,
+        fraction: float = 0.3,
+        frequency: int = 100,
+    ) -> None:
+        super().__init__(layers, optimizer, fraction=fraction, frequency=frequency, end=end)
+
+    def _share(self) -> float:
+        return self.fraction / 2 * (1 + math.cos(math.pi * self.step_count / (self.end or 1)))
+
+    def _growth(self, layer: SparseLinear) -> Array:
+        gradient = layer.dense_gradient()
+        magnitudes: Array = np.abs(gradient, out=gradient)
+        return magnitudes

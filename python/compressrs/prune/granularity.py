@@ -1,0 +1,297 @@
+"""What is removed as one: single weights, n of m, blocks, neurons."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array
+from compressrs._checks import number, whole
+from compressrs.prune.selection import Mask, Scope, select
+
+#: How the values of a group become one: a p-norm, or their sum.
+Norm: TypeAlias = float | Literal["sum"]
+
+
+class Granularity:
+    """Single weights; base of what removes more as one."""
+
+    def select(
+        self,
+        arrays: list[Array],
+        names: list[str],
+        sparsity: float,
+        scope: Scope,
+        *,
+        by_value: bool,
+        allow_empty: bool,
+        alive: list[Mask] | None = None,
+    ) -> list[Mask]:
+        """Return masks that remove a share of the arrays.
+
+        Parameters
+        ----------
+        arrays : list of array
+            Weights, or scores of them if `by_value`.
+        names : list of str
+            Theirs, for messages.
+        sparsity : float
+            In [0, 1).
+        scope : str or callable
+            See `masks`.
+        by_value : bool
+            Whether the smallest values are removed, rather than magnitudes.
+        allow_empty : bool
+            Whether a layer may be pruned to nothing.
+        alive : list of array of bool, optional
+            Masks of what has not been removed before. What has goes first.
+        """
+        if alive is not None:
+            by_value, arrays = True, _sunk(arrays, alive, by_value)
+        return select(arrays, names, sparsity, scope, by_value=by_value, allow_empty=allow_empty)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class _Groups(Granularity):
+    """Groups of weights that are removed by one number each."""
+
+    norm: Norm
+
+    def rows(self, array: Array, name: str) -> Array:
+        """Return an array, or a copy, with a group in each row."""
+        raise NotImplementedError
+
+    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+        """Return a mask of weights, given one of groups."""
+        raise NotImplementedError
+
+    def select(
+        self,
+        arrays: list[Array],
+        names: list[str],
+        sparsity: float,
+        scope: Scope,
+        *,
+        by_value: bool,
+        allow_empty: bool,
+        alive: list[Mask] | None = None,
+    ) -> list[Mask]:
+        """Return masks that remove a share of the groups; see `Granularity`."""
+        if scope == "row":
+            raise ValueError("scope must not be 'row' where whole groups are removed")
+        norms = []
+        for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
+            refuse_nan(array, name)
+            values = array if alive is None else np.where(alive[i], array, array.dtype.type(0))
+            norm = group_norms(self.rows(values, name), name, self.norm)
+            if alive is not None:
+                norm[~self.rows(alive[i], name).any(axis=1)] = -np.inf
+            norms.append(norm)
+        masks = select(norms, names, sparsity, scope, by_value=True, allow_empty=allow_empty)
+        return [self.expand(mask, array.shape) for mask, array in zip(masks, arrays, strict=True)]
+
+
+class Blocks(_Groups):
+    """Blocks of a matrix, as a `compressrs.sparse.BSRMatrix` stores them.
+
+    Parameters
+    ----------
+    block : pair of int, default (4, 4)
+        Rows and columns; they divide those of the matrix.
+    norm : {1, 2, inf, "sum"}, default 2
+        What a block counts as: a norm, or the sum, as for scores that have signs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not one of those.
+
+    References
+    ----------
+    Narang et al., "Block-Sparse Recurrent Neural Networks", arXiv 1711.02782.
+    """
+
+    def __init__(self, block: tuple[int, int] = (4, 4), norm: Norm = 2) -> None:
+        try:
+            rows, columns = block
+        except (TypeError, ValueError):
+            raise TypeError(f"block must be a pair of integers, got {block!r}") from None
+        self.block = whole(rows, "block", 1), whole(columns, "block", 1)
+        self.norm = check_norm(norm)
+
+    def rows(self, array: Array, name: str) -> Array:
+        """Return a copy with a block in each row."""
+        (height, width), shape = self.block, array.shape
+        if array.ndim != 2 or shape[0] % height or shape[1] % width:
+            raise ValueError(
+                f"{name} must have two axes, multiples of {height} and {width}, got {shape}"
+            )
+        tiles = array.reshape(shape[0] // height, height, shape[1] // width, width)
+        rows: Array = tiles.swapaxes(1, 2).reshape(-1, height * width)
+        return rows
+
+    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+        """Return a mask of weights, given one of blocks."""
+        height, width = self.block
+        grid = mask.reshape(shape[0] // height, shape[1] // width)
+        whole: Mask = grid.repeat(height, axis=0).repeat(width, axis=1)
+        return whole
+
+    def __repr__(self) -> str:
+        return f"Blocks({self.block}, norm={self.norm!r})"
+
+
+class Neurons(_Groups):
+    """Slices of an array along one or more axes: neurons, inputs, filters, kernels.
+
+    Parameters
+    ----------
+    axis : int or tuple of int, default 0
+        What counts slices. Of a weight (outputs, inputs) axis 0 are the neurons and 1
+        their inputs; of a kernel (outputs, inputs, height, width) axis 0 are the filters,
+        1 the channels, (0, 1) the two-dimensional kernels, (2, 3) their places.
+    norm : {1, 2, inf, "sum"}, default 2
+        What a slice counts as: a norm, or the sum, as for scores that have signs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not one of those.
+
+    References
+    ----------
+    Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710, with norm 1.
+    """
+
+    def __init__(self, axis: int | tuple[int, ...] = 0, norm: Norm = 2) -> None:
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        if not axes:
+            raise ValueError("axis must name at least one axis, got none")
+        self.axis = tuple(whole(a, "axis", -64) for a in axes)
+        self.norm = check_norm(norm)
+
+    def rows(self, array: Array, name: str) -> Array:
+        """Return an array, or a copy, with a slice in each row."""
+        axes = self._axes(array.ndim, name)
+        front = np.moveaxis(array, axes, range(len(axes)))
+        return front.reshape(math.prod(front.shape[: len(axes)]), -1 if array.size else 0)
+
+    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+        """Return a mask of weights, given one of slices."""
+        axes = self._axes(len(shape), "w")
+        lengths = [shape[axis] for axis in axes]
+        rest = [1] * (len(shape) - len(axes))
+        slices = np.moveaxis(mask.reshape(lengths + rest), range(len(axes)), axes)
+        whole: Mask = np.broadcast_to(slices, shape).copy()
+        return whole
+
+    def _axes(self, ndim: int, name: str) -> tuple[int, ...]:
+        axes = tuple(axis + ndim if axis < 0 else axis for axis in self.axis)
+        if len(set(axes)) < len(axes) or not all(0 <= axis < ndim for axis in axes):
+            raise ValueError(f"axis must name axes of {name}, which has {ndim}, got {self.axis}")
+        return axes
+
+    def __repr__(self) -> str:
+        return f"Neurons({self.axis}, norm={self.norm!r})"
+
+
+class NM(Granularity):
+    """The largest `n` of each `m` values, as 2:4 has them.
+
+    Under a schedule, of each `m` the share of its sparsity goes, rounded down, until `n`
+    are left.
+
+    Parameters
+    ----------
+    n, m : int, default 2 and 4
+        ``1 <= n <= m``.
+    axis : int, default -1
+        Along which `m` values in a row are a group; its length is a multiple of `m`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not one of those.
+
+    References
+    ----------
+    Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378.
+    """
+
+    def __init__(self, n: int = 2, m: int = 4, axis: int = -1) -> None:
+        self.n, self.m = whole(n, "n", 1), whole(m, "m", 1)
+        if self.n > self.m:
+            raise ValueError(f"n must be at most m, got {n} and {m}")
+        self.axis = whole(axis, "axis", -64)
+
+    def select(
+        self,
+        arrays: list[Array],
+        names: list[str],
+        sparsity: float,
+        scope: Scope,
+        *,
+        by_value: bool,
+        allow_empty: bool,
+        alive: list[Mask] | None = None,
+    ) -> list[Mask]:
+        """Return masks that remove as many of each `m`; see `Granularity`."""
+        if alive is not None:
+            by_value, arrays = True, _sunk(arrays, alive, by_value)
+        # The product of 0.1 and 10 is to count as 1.
+        n = max(self.n, math.ceil(round(self.m * (1 - sparsity), 9)))
+        return [self.mask(w, name, n, by_value) for w, name in zip(arrays, names, strict=True)]
+
+    def mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
+        """Return a mask of one array that keeps `n` of each group."""
+        if not (-w.ndim <= self.axis < w.ndim) or w.shape[self.axis] % self.m:
+            raise ValueError(
+                f"axis must be one of {name} whose length is a multiple of {self.m}, "
+                f"got axis {self.axis} of shape {w.shape}"
+            )
+        refuse_nan(w, name)
+        last = np.moveaxis(w, self.axis, -1)
+        mask = np.empty(last.shape, np.bool_)
+        _core.mask_n_of_m(last, name, n, self.m, by_value, mask)
+        return np.ascontiguousarray(np.moveaxis(mask, -1, self.axis))
+
+    def __repr__(self) -> str:
+        return f"NM({self.n}, {self.m}, axis={self.axis})"
+
+
+def check_norm(norm: Norm) -> Norm:
+    """Return `norm`, if it is 1, 2, infinity or "sum"."""
+    if norm == "sum" or norm in (1, 2, math.inf):
+        return norm
+    raise ValueError(f"norm must be 1, 2, inf or 'sum', got {norm!r}")
+
+
+def refuse_nan(array: Array, name: str) -> None:
+    """Raise ValueError if an array holds NaN."""
+    nan = np.isnan(array)
+    if nan.any():
+        raise ValueError(
+            f"{name} must hold no NaN, which has no place in an order of magnitudes, "
+            f"got one at flat index {int(np.argmax(nan))}"
+        )
+
+
+def group_norms(rows: Array, name: str, norm: Norm) -> npt.NDArray[np.float64]:
+    """Return a norm of each row, or its sum."""
+    out = np.empty(len(rows))
+    _core.row_norms(rows, name, norm if norm == "sum" else f"{number(norm, 'norm'):g}", out)
+    return out
+
+
+def _sunk(arrays: list[Array], alive: list[Mask], by_value: bool) -> list[Array]:
+    """Return scores in which what has been removed comes before all else."""
+    return [
+        np.where(mask, array if by_value else np.abs(array), array.dtype.type(-np.inf))
+        for array, mask in zip(arrays, alive, strict=True)
+    ]

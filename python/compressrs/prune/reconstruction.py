@@ -1,0 +1,170 @@
+"""SparseGPT: one-shot pruning in which the weights that stay make up for those that go."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array, is_number
+from compressrs._checks import number, whole
+from compressrs.prune.selection import Mask
+from compressrs.prune.statistics import InputStatistics
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration inputs do not determine the weights; the message says what was done."""
+
+
+def sparsegpt(
+    w: Array,
+    statistics: InputStatistics,
+    sparsity: float | None = None,
+    *,
+    nm: tuple[int, int] | None = None,
+    damping: float = 0.01,
+    block: int = 128,
+) -> Mask:
+    r"""Prune a layer at once, in place, so that its outputs change as little as possible.
+
+    With :math:`H = X^\top X + \lambda\,\mathrm{mean}(\mathrm{diag}\,X^\top X)\,I` and
+    :math:`H^{-1} = U^\top U`, `U` upper triangular, columns are gone through from left to
+    right. Weight :math:`w_j` of a row costs :math:`(w_j / U_{jj})^2`; where it goes, those
+    after it in the row change by :math:`-(w_j / U_{jj})\,U_{j,\cdot}`.
+
+    Parameters
+    ----------
+    w : array, shape (outputs, inputs, ...)
+        float32, float64, float16 or bfloat16, writable; changed in place. Axes after the
+        first count as inputs together.
+    statistics : InputStatistics
+        With ``gram=True``, of calibration inputs of this layer.
+    sparsity : float, optional
+        In [0, 1): removes exactly ``round(sparsity * w.size)`` weights.
+    nm : pair of int, optional
+        Instead: keep `n` of each `m` inputs, as ``(2, 4)``; `m` divides the inputs.
+    damping : float, default 0.01
+        The share :math:`\lambda` of the mean that is added to the diagonal.
+    block : int, default 128
+        Columns among which is chosen before any of them has changed; rounded up to a
+        multiple of `m`.
+
+    Returns
+    -------
+    array of bool
+        Of the shape of `w`, True where a weight is kept.
+
+    Raises
+    ------
+    TypeError
+        If `w` is not an array of such a dtype, or a parameter of another type.
+    ValueError
+        If a parameter is out of range, `statistics` has seen nothing, has no `gram` or
+        other features, or a weight is not finite; `w` is what it was then.
+
+    Warns
+    -----
+    CalibrationWarning
+        If there are fewer inputs than features, or some are linear combinations of others,
+        so that damping alone chooses among many ways to make up; if damping is too small
+        for the factorization, which then takes ten times as much, and as often.
+
+    Notes
+    -----
+    All in double precision. Where an input was always 0, its weights go first.
+
+    References
+    ----------
+    Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
+    One-Shot", arXiv 2301.00774, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> rng = np.random.default_rng(0)
+    >>> x, w = rng.standard_normal((100, 8)), rng.standard_normal((3, 8))
+    >>> statistics = cr.prune.InputStatistics(8, gram=True)
+    >>> statistics.update(x)
+    >>> y = x @ w.T
+    >>> mask = cr.prune.sparsegpt(w, statistics, 0.5)
+    >>> int(mask.sum()), bool((w[~mask] == 0).all())
+    (12, True)
+    """
+    w = as_array(w, "w")
+    if not isinstance(statistics, InputStatistics):
+        raise TypeError(f"statistics must be InputStatistics, got {type(statistics).__name__}")
+    if (sparsity is None) == (nm is None):
+        raise ValueError("give either sparsity or nm, not both and not none")
+    features = statistics.features
+    if w.ndim < 2 or w.size == 0 or w.size // len(w) != features:
+        raise ValueError(f"w must have shape (outputs, {features}), got {w.shape}")
+    if not is_number(w.dtype) or w.dtype.kind in "iu":
+        raise TypeError(f"w must have a floating-point dtype, got {w.dtype}")
+    if not w.flags.writeable:
+        raise ValueError("w must be writable, since it is changed in place")
+    if not np.isfinite(w).all():
+        raise ValueError("w must be finite, got NaN or infinity")
+    damping = number(damping, "damping", 0)
+    block = whole(block, "block", 1)
+    if nm is None:
+        choice: tuple[int, int | None] = (
+            round(number(sparsity, "sparsity", 0, below=1) * w.size),
+            None,
+        )
+    else:
+        n, m = whole(nm[0], "nm", 1), whole(nm[1], "nm", 1)
+        if n > m or features % m:
+            raise ValueError(f"nm must be (n, m), n <= m, m a divisor of {features}, got {nm}")
+        choice = n, m
+        block = -(-block // m) * m
+    factor, idle = _factor(statistics, damping)
+    wide = np.array(w, np.float64).reshape(len(w), features)
+    wide[:, idle] = 0
+    mask = np.empty(wide.shape, np.bool_)
+    if not _core.reconstruct(wide, factor, choice, min(block, features), mask):
+        raise ValueError("w and statistics must be such that nothing overflows")
+    w[...] = wide.reshape(w.shape)
+    return mask.reshape(w.shape)
+
+
+def _factor(
+    statistics: InputStatistics, damping: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return the factor of the inverse Hessian, and which inputs were always 0."""
+    gram = statistics.gram
+    if gram is None or statistics.count == 0:
+        raise ValueError(
+            "statistics must have seen inputs with gram=True, got "
+            f"{statistics.count} rows{'' if gram is not None else ' without'}"
+        )
+    diagonal = np.diagonal(gram)
+    idle = diagonal == 0
+    hessian = gram.copy()
+    hessian[idle, idle] = 1
+    features = statistics.features
+    least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
+    bare = _core.inverse_factor(hessian)
+    if statistics.count < features:
+        _warn(
+            f"{statistics.count} calibration inputs for {features} features leave the "
+            f"weights undetermined; damped by {damping:g}, more inputs would help"
+        )
+    elif bare is None or bool((bare[1] <= least).any()):
+        _warn(
+            "some calibration inputs are linear combinations of others, which leaves the "
+            f"weights undetermined; damped by {damping:g}"
+        )
+    mean = float(diagonal.mean()) or 1.0
+    while True:
+        damped = hessian + damping * mean * np.eye(features)
+        found = bare if damping == 0 else _core.inverse_factor(damped)
+        if found is not None:
+            return found[0], idle
+        damping = max(10 * damping, 1e-8)
+        _warn(f"the calibration inputs cannot be factored; damped by {damping:g} instead")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CalibrationWarning, stacklevel=4)

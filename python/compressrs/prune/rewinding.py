@@ -1,0 +1,115 @@
+"""Lottery tickets: what was pruned, trained again from where it began."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import ArrayTree, flatten, named_arrays
+from compressrs.optim import Optimizer
+from compressrs.prune.selection import Mask
+
+
+class LotteryTicket:
+    """Remembers weights, and an optimizer's state, to go back to with fewer weights.
+
+    Make it before training, or after the first steps, which is called late resetting or
+    rewinding.
+
+    Parameters
+    ----------
+    params : array, or list or nested dict of arrays
+        All that is trained, biases as well; C-contiguous and writable.
+    optimizer : Optimizer, optional
+        Whose state goes back as well.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array.
+
+    References
+    ----------
+    Frankle & Carbin, "The Lottery Ticket Hypothesis", arXiv 1803.03635; Frankle et al.,
+    "Stabilizing the Lottery Ticket Hypothesis", arXiv 1903.01611, on rewinding.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.array([1.0, -2.0, 4.0])
+    >>> opt = cr.optim.SGD(w, lr=0.5)
+    >>> ticket = cr.prune.LotteryTicket(w, opt)
+    >>> opt.step(np.array([1.0, -4.0, 6.0]))
+    >>> w
+    array([0.5, 0. , 1. ])
+    >>> ticket.rewind(cr.prune.magnitude_mask(w, sparsity=1 / 3))
+    >>> w
+    array([1., 0., 4.])
+    """
+
+    def __init__(self, params: ArrayTree, optimizer: Optimizer | None = None) -> None:
+        self._names, self._params = named_arrays(params, "params")
+        self._optimizer = optimizer
+        self._values = [w.copy() for w in self._params]
+        self._state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+
+    def rewind(self, masks: ArrayTree | None = None) -> None:
+        """Set all weights to what they were, those that masks remove to 0.
+
+        Parameters
+        ----------
+        masks : array of bool, or list or nested dict of them, optional
+            One for each array, in the same order, True where a weight is kept; None for
+            an array that stays whole. The optimizer, if there is one, keeps what is
+            removed at 0 from then on.
+
+        Raises
+        ------
+        TypeError
+            If a mask is not boolean.
+        ValueError
+            If there are not as many masks as arrays, a shape differs, or the optimizer
+            does not train an array; nothing is changed then.
+        """
+        chosen = self._masks(masks)
+        indices: list[int] = []
+        if self._optimizer is not None:
+            for w, name in zip(self._params, self._names, strict=True):
+                index = self._optimizer._index_of(w)
+                if index is None:
+                    raise ValueError(f"{name} must be a parameter of the optimizer")
+                indices.append(index)
+            if self._state is not None:
+                self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        for w, value, mask, name in zip(
+            self._params, self._values, chosen, self._names, strict=True
+        ):
+            w[...] = value
+            if mask is not None:
+                _core.apply_mask(w, mask, name)
+        if self._optimizer is not None and masks is not None:
+            self._optimizer._set_masks(dict(zip(indices, chosen, strict=True)))
+
+    def _masks(self, masks: ArrayTree | None) -> list[Mask | None]:
+        """Return a mask, or None, for each array."""
+        given = [None] * len(self._params)
+        if masks is not None:
+            given = [leaf for _, leaf in flatten(masks)]
+        if len(given) != len(self._params):
+            raise ValueError(
+                f"masks must be {len(self._params)}, one for each array of params, got {len(given)}"
+            )
+        chosen: list[Mask | None] = []
+        for mask, w, name in zip(given, self._params, self._names, strict=True):
+            if mask is None:
+                chosen.append(None)
+                continue
+            array = np.asarray(mask)
+            if array.dtype != np.bool_:
+                raise TypeError(f"the mask of {name} must be boolean, got {array.dtype}")
+            if array.shape != w.shape:
+                raise ValueError(f"the mask of {name} must have shape {w.shape}, got {array.shape}")
+            chosen.append(np.ascontiguousarray(array))
+        return chosen

@@ -1,0 +1,331 @@
+r"""What weights are worth: the larger the score, the more a weight matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays
+from compressrs.prune.statistics import InputStatistics
+
+
+class Score:
+    """Base of the scores, which a `Pruner` prunes by and `masks` takes.
+
+    Subclasses have `scores`; those that add something up over steps have `update`, too.
+    """
+
+    #: Whether `update` has to be called, with gradients, at each step.
+    needs_gradients: ClassVar[bool] = False
+
+    def update(self, weights: ArrayTree, grads: ArrayTree) -> None:
+        """Take in a step's gradients; most scores need none."""
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Return an array of scores for each array of weights."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Magnitude(Score):
+    r""":math:`|w|`.
+
+    References
+    ----------
+    Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
+    arXiv 1506.02626.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> cr.prune.Magnitude().scores(np.array([1.0, -2.0]))
+    [array([1., 2.])]
+    """
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Return the magnitudes."""
+        return [np.abs(w) for w in named_arrays(weights, "weights")[1]]
+
+
+class Random(Score):
+    """Numbers drawn at random: what every other score has to beat.
+
+    Parameters
+    ----------
+    seed : int or Generator, optional
+        The same seed gives the same scores.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = np.ones((3, 4))
+    >>> int(cr.prune.masks(cr.prune.Random(0).scores(w), 0.5)[0].sum())
+    6
+    """
+
+    def __init__(self, seed: int | np.random.Generator | None = None) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Draw scores, uniform in [0, 1)."""
+        return [
+            self._rng.random(w.shape, compute_dtype(w.dtype).type)
+            for w in named_arrays(weights, "weights")[1]
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator."""
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on drawing where `state_dict` was called."""
+        try:
+            self._rng.bit_generator.state = state_dict["rng"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict must hold a generator's state, got {error}") from None
+
+
+class _Products(Score):
+    """A sum over steps of something that is made of weight times gradient."""
+
+    needs_gradients = True
+    #: What a step adds: see the core.
+    _form: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._sums: list[Array] = []
+
+    def update(self, weights: ArrayTree, grads: ArrayTree) -> None:
+        """Take in a step.
+
+        Parameters
+        ----------
+        weights : array, or list or nested dict of arrays
+            float32, float64, float16 or bfloat16.
+        grads : array, or list or nested dict of arrays
+            Gradients in the same structure, of any floating-point dtype.
+
+        Raises
+        ------
+        TypeError
+            If something is not such an array.
+        ValueError
+            If structures or shapes differ, or differ from those before; nothing is taken
+            in then.
+        """
+        names, arrays = named_arrays(weights, "weights")
+        grad_names, given = named_arrays(grads, "grads")
+        shapes = [w.shape for w in arrays]
+        if [g.shape for g in given] != shapes:
+            raise ValueError(
+                f"grads must have the shapes {shapes} of weights, got {[g.shape for g in given]}"
+            )
+        if self._sums and [s.shape for s in self._sums] != shapes:
+            raise ValueError(
+                f"weights must have the shapes {[s.shape for s in self._sums]} "
+                f"they had before, got {shapes}"
+            )
+        wide = []
+        for g, name, w in zip(given, grad_names, arrays, strict=True):
+            if g.dtype.kind != "f" and g.dtype.name != "bfloat16":
+                raise TypeError(f"{name} must have a floating-point dtype, got {g.dtype}")
+            wide.append(g.astype(compute_dtype(w.dtype), copy=False))
+        sums = self._sums or [np.zeros(w.shape, compute_dtype(w.dtype)) for w in arrays]
+        for total, w, g, name in zip(sums, arrays, wide, names, strict=True):
+            _core.accumulate_products(total, w, g, name, self._form)
+        self._sums = sums
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Return the scores of the steps so far.
+
+        Raises
+        ------
+        ValueError
+            If there was none, or `weights` have other shapes.
+        """
+        shapes = [w.shape for w in named_arrays(weights, "weights")[1]]
+        if [s.shape for s in self._sums] != shapes:
+            raise ValueError(
+                f"update must come first, with weights of shapes {shapes}, "
+                f"got {[s.shape for s in self._sums]}"
+            )
+        return [s.copy() for s in self._sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"sums": [s.copy() for s in self._sums]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over sums."""
+        try:
+            sums = [np.array(s) for s in state_dict["sums"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"state_dict must hold sums, got {error}") from None
+        if any(s.dtype not in (np.float32, np.float64) for s in sums):
+            raise ValueError(f"state_dict must hold numbers, got {[str(s.dtype) for s in sums]}")
+        if self._sums and [s.shape for s in sums] != [s.shape for s in self._sums]:
+            raise ValueError("state_dict must hold sums of the same shapes")
+        self._sums = sums
+
+
+class Snip(_Products):
+    r"""SNIP, what the loss would change by, at once: :math:`|\sum_t w g_t|`.
+
+    The gradients of a few batches before training tell which connections matter. What
+    the paper divides by, the sum of all scores, changes no order and is left out.
+
+    References
+    ----------
+    Lee, Ajanthan & Torr, "SNIP: Single-shot Network Pruning based on Connection
+    Sensitivity", arXiv 1810.02340.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w, score = np.array([1.0, -2.0]), cr.prune.Snip()
+    >>> score.update(w, np.array([3.0, 1.0]))
+    >>> score.update(w, np.array([-2.0, 1.0]))
+    >>> score.scores(w)
+    [array([1., 4.])]
+    """
+
+    _form = "product"
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Return the magnitudes of the sums."""
+        return [np.abs(s, out=s) for s in super().scores(weights)]
+
+
+class Taylor(_Products):
+    r"""First-order Taylor expansion: :math:`\sum_t (w g_t)^2`.
+
+    It estimates what removing each weight changes the loss by, squared. For
+    neurons and filters, use ``Neurons(norm="sum")``.
+
+    References
+    ----------
+    Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv 1906.10771.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w, score = np.array([1.0, -2.0]), cr.prune.Taylor()
+    >>> score.update(w, np.array([3.0, 1.0]))
+    >>> score.update(w, np.array([-2.0, 1.0]))
+    >>> score.scores(w)
+    [array([13.,  8.])]
+    """
+
+    _form = "square"
+
+
+class Movement(_Products):
+    r"""What training does to a weight: :math:`-\sum_t w_t g_t`.
+
+    It is positive for weights that move away from 0, negative for those that move towards
+    0. The paper multiplies by learning rates; with a constant one the order is the same.
+
+    References
+    ----------
+    Sanh, Wolf & Rush, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", arXiv
+    2005.07683.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w, score = np.array([1.0, -2.0]), cr.prune.Movement()
+    >>> score.update(w, np.array([3.0, 1.0]))
+    >>> score.scores(w)
+    [array([-3.,  2.])]
+    """
+
+    _form = "opposite"
+
+
+class Wanda(Score):
+    r"""Weights and activations: :math:`|w_{ij}| \, \|X_j\|_2`, best with ``scope="row"``.
+
+    Parameters
+    ----------
+    statistics : InputStatistics, or list of them
+        One for each array of weights, in their order; see `input_statistics`.
+
+    Raises
+    ------
+    TypeError
+        If they are not.
+
+    References
+    ----------
+    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv
+    2306.11695.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> statistics = cr.prune.InputStatistics(2)
+    >>> statistics.update(np.array([[3.0, 1.0], [4.0, 0.0]]))
+    >>> w = np.array([[1.0, -2.0]])
+    >>> cr.prune.masks(cr.prune.Wanda(statistics).scores(w), 0.5, scope="row")
+    [array([[ True, False]])]
+    """
+
+    def __init__(self, statistics: InputStatistics | Sequence[InputStatistics]) -> None:
+        given = [statistics] if isinstance(statistics, InputStatistics) else list(statistics)
+        if not given or not all(isinstance(s, InputStatistics) for s in given):
+            raise TypeError("statistics must be InputStatistics, one for each array of weights")
+        self.statistics = given
+
+    def scores(self, weights: ArrayTree) -> list[Array]:
+        """Return the scores.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many arrays as statistics, one has not as many columns as
+            its statistics have features, or no inputs have been seen.
+        """
+        names, arrays = named_arrays(weights, "weights")
+        if len(arrays) != len(self.statistics):
+            raise ValueError(
+                f"weights must be {len(self.statistics)} arrays, one for each of statistics, "
+                f"got {len(arrays)}"
+            )
+        found = []
+        for w, name, statistics in zip(arrays, names, self.statistics, strict=True):
+            features = statistics.features
+            if w.ndim < 2 or int(np.prod(w.shape[1:])) != features:
+                raise ValueError(f"{name} must have {features} inputs, got shape {w.shape}")
+            if statistics.count == 0:
+                raise ValueError(f"statistics must have seen inputs of {name}, got none")
+            dtype = compute_dtype(w.dtype)
+            norms = statistics.norms.astype(dtype).reshape(w.shape[1:])
+            found.append(np.abs(w.astype(dtype, copy=False)) * norms)
+        return found
+
+
+def as_score(score: object) -> Score:
+    """Return `score`, if it is one; a magnitude for None.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if score is None:
+        return Magnitude()
+    if not isinstance(score, Score):
+        raise TypeError(f"score must be a Score, such as Magnitude(), got {score!r}")
+    return score

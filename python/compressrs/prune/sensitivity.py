@@ -1,0 +1,175 @@
+"""How much pruning each layer, alone, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import ArrayTree, named_arrays
+from compressrs._checks import number
+from compressrs._progress import progress_bar
+from compressrs.prune.granularity import Granularity
+from compressrs.prune.scores import Magnitude, Score, as_score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Sparsities that are tried by default.
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a model is worth with one layer pruned.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the layers' weights.
+    sparsities : list of float
+    values : array of float64, shape (layers, sparsities)
+        What was measured, say accuracy.
+    baseline : float
+        The same with nothing pruned.
+    """
+
+    names: list[str]
+    sparsities: list[float]
+    values: npt.NDArray[np.float64]
+    baseline: float
+
+    def table(self) -> str:
+        """Return the values as a table in Markdown, with a row for each layer."""
+        lines = [
+            ["Layer", *(f"{s:.4g}" for s in self.sparsities)],
+            ["---", *("---:" for _ in self.sparsities)],
+            *(
+                [name, *(f"{value:.4f}" for value in row)]
+                for name, row in zip(self.names, self.values, strict=True)
+            ),
+        ]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw a line for each layer, and write it where a path is given.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If matplotlib is not installed (``pip install 'compressrs[demo]'``).
+        OSError
+            If the file cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "a plot needs matplotlib: pip install 'compressrs[demo]'"
+            ) from None
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for name, row in zip(self.names, self.values, strict=True):
+            axes.plot(100 * np.array(self.sparsities), row, marker="o", markersize=3, label=name)
+        axes.axhline(self.baseline, color="gray", linestyle="--", label="nothing pruned")
+        axes.set(xlabel="zeros in one layer, %", ylabel="value")
+        axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+def sensitivity(
+    params: ArrayTree,
+    evaluate: Callable[[], float],
+    sparsities: Sequence[float] = SPARSITIES,
+    score: Score | None = None,
+    *,
+    granularity: Granularity | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    """Prune each layer to each sparsity, alone, and see what the model is worth.
+
+    Weights are what they were afterwards, also after an exception or Ctrl-C.
+
+    Parameters
+    ----------
+    params : array, or list or nested dict of arrays
+        The weights; C-contiguous and writable.
+    evaluate : callable
+        Returns a number for the model as it is, say its accuracy on validation data.
+    sparsities : sequence of float
+        Each in [0, 1).
+    score : Score, optional
+        By what is pruned, by default magnitude; gradients must have been given before.
+    granularity : Granularity, optional
+        What is removed as one; single weights by default.
+    progress : bool, default False
+        Whether to show a bar; needs rich.
+
+    Returns
+    -------
+    Sensitivity
+        With a `table` and a `plot`.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array, or `evaluate` not callable.
+    ValueError
+        If a sparsity is out of range, or an array cannot be updated in place.
+
+    References
+    ----------
+    Han et al., arXiv 1506.02626, figure 6.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> w = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 4.0])}
+    >>> scan = cr.prune.sensitivity(w, lambda: float(w["a"].sum() + w["b"].sum()), [0.5])
+    >>> print(scan.table())
+    | Layer | 0.5 |
+    | --- | ---: |
+    | ['a'] | 9.0000 |
+    | ['b'] | 7.0000 |
+    >>> w["a"]
+    array([1., 2.])
+    """
+    if not callable(evaluate):
+        raise TypeError(f"evaluate must be callable, got {type(evaluate).__name__}")
+    names, weights = named_arrays(params, "params")
+    shares = [number(s, "sparsities", 0, below=1) for s in sparsities]
+    by_magnitude = score is None or type(score) is Magnitude
+    scores = weights if by_magnitude else as_score(score).scores(weights)
+    for name, w in zip(names, weights, strict=True):
+        # Changes nothing, but refuses what cannot be updated in place.
+        _core.apply_mask(w, np.ones(w.shape, np.bool_), name)
+    baseline = float(evaluate())
+    values = np.empty((len(weights), len(shares)))
+    with progress_bar("layers", values.size, progress) as advance:
+        for i, (name, w, found) in enumerate(zip(names, weights, scores, strict=True)):
+            whole = w.copy()
+            try:
+                for j, share in enumerate(shares):
+                    (mask,) = (granularity or Granularity()).select(
+                        [whole if by_magnitude else found],
+                        [name],
+                        share,
+                        "layer",
+                        by_value=not by_magnitude,
+                        allow_empty=False,
+                    )
+                    _core.apply_mask(w, mask, name)
+                    values[i, j] = evaluate()
+                    w[...] = whole
+                    advance()
+            finally:
+                w[...] = whole
+    labels = [name.removeprefix("params") or name for name in names]
+    return Sensitivity(labels, shares, values, baseline)

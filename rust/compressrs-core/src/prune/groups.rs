@@ -1,0 +1,186 @@
+//! Masks and norms of rows, and of groups within them.
+
+use std::marker::PhantomData;
+
+use super::order::Order;
+use super::threshold::{HasNan, find_nan};
+use crate::element::{Element, Float};
+use crate::lanes;
+use crate::parallel::{self, SharedMut};
+use crate::simd::{self, Kernel};
+
+/// Values worth a task of their own.
+const GRAIN: usize = 64 * 1024;
+
+/// Rows that make such a task.
+fn rows_of_grain(columns: usize) -> usize {
+    GRAIN.div_ceil(columns.max(1))
+}
+
+/// A mask that removes exactly the `k` smallest values of each row.
+///
+/// # Errors
+/// If a value is NaN; the mask is as it was then.
+///
+/// # Panics
+/// If lengths do not fit, or there are fewer than `k` columns.
+pub fn mask_rows<O: Order, E: Element>(
+    w: &[E],
+    columns: usize,
+    k: usize,
+    mask: &mut [u8],
+) -> Result<(), HasNan> {
+    assert_eq!(w.len(), mask.len());
+    assert!(k <= columns && w.len() == w.len() / columns.max(1) * columns);
+    if w.is_empty() {
+        return Ok(());
+    }
+    if find_nan(&[w]).is_some() {
+        return Err(HasNan);
+    }
+    let rows = w.len() / columns;
+    let shared = SharedMut::new(mask);
+    parallel::for_each(0..rows, rows_of_grain(columns), 1, |part| {
+        // SAFETY: `mask` is borrowed for the whole call and parts do not overlap.
+        let mask = unsafe { shared.slice(part.start * columns..part.end * columns) };
+        let w = &w[part.start * columns..part.end * columns];
+        let mut keys = Vec::with_capacity(columns);
+        for (w, mask) in w.chunks_exact(columns).zip(mask.chunks_exact_mut(columns)) {
+            mask.fill(if k == columns { 0 } else { 1 });
+            if k == 0 || k == columns {
+                continue;
+            }
+            keys.clear();
+            keys.extend(w.iter().map(|&x| O::key(x)));
+            let (smaller, &mut bound, _) = keys.select_nth_unstable(k);
+            let mut ties = k - smaller.iter().filter(|key| **key < bound).count();
+            for (keep, &x) in mask.iter_mut().zip(w) {
+                let key = O::key(x);
+                let tie = key == bound && ties > 0;
+                ties -= usize::from(tie);
+                *keep = u8::from(key >= bound && !tie);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// A mask that keeps the `n` largest of each `m` values. NaN counts as the largest.
+///
+/// # Panics
+/// If lengths do not fit, or `m` is 0 or less than `n`.
+pub fn mask_n_of_m<O: Order, E: Element>(w: &[E], n: usize, m: usize, mask: &mut [u8]) {
+    assert_eq!(w.len(), mask.len());
+    assert!(n <= m && m > 0 && w.len().is_multiple_of(m));
+    let shared = SharedMut::new(mask);
+    parallel::for_each(0..w.len() / m, rows_of_grain(m), 1, |part| {
+        let part = part.start * m..part.end * m;
+        // SAFETY: `mask` is borrowed for the whole call and parts do not overlap.
+        let mask = unsafe { shared.slice(part.clone()) };
+        simd::dispatch(NOfM { order: PhantomData::<O>, w: &w[part], n, m, mask });
+    });
+}
+
+struct NOfM<'a, O, E> {
+    order: PhantomData<O>,
+    w: &'a [E],
+    n: usize,
+    m: usize,
+    mask: &'a mut [u8],
+}
+
+impl<O: Order, E: Element> Kernel for NOfM<'_, O, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self.m {
+            2 => groups::<O, E, 2>(self.w, self.n, self.mask),
+            4 => groups::<O, E, 4>(self.w, self.n, self.mask),
+            8 => groups::<O, E, 8>(self.w, self.n, self.mask),
+            m => {
+                let mut keys = vec![0; m];
+                for (w, mask) in self.w.chunks_exact(m).zip(self.mask.chunks_exact_mut(m)) {
+                    keys.iter_mut().zip(w).for_each(|(key, &x)| *key = O::key(x));
+                    outranked(&keys, self.n, mask);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn groups<O: Order, E: Element, const M: usize>(w: &[E], n: usize, mask: &mut [u8]) {
+    for (w, mask) in w.as_chunks::<M>().0.iter().zip(mask.as_chunks_mut::<M>().0) {
+        outranked(&w.map(|x| O::key(x)), n, mask);
+    }
+}
+
+/// Keeps what fewer than `n` others outrank: the larger ones, and equal ones after it.
+#[inline(always)]
+fn outranked(keys: &[u64], n: usize, mask: &mut [u8]) {
+    for (i, keep) in mask.iter_mut().enumerate() {
+        let mut above = 0;
+        for (j, key) in keys.iter().enumerate() {
+            above += usize::from(*key > keys[i] || (*key == keys[i] && j > i));
+        }
+        *keep = u8::from(above < n);
+    }
+}
+
+/// How the values of a row become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// The sum of the values.
+    Sum,
+    /// The sum of the magnitudes.
+    One,
+    /// The root of the sum of the squares.
+    Two,
+    /// The largest magnitude.
+    Max,
+}
+
+/// A norm of each row, in double precision.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn row_norms<E: Element>(w: &[E], columns: usize, norm: Norm, out: &mut [f64]) {
+    assert_eq!(w.len(), out.len() * columns);
+    let shared = SharedMut::new(out);
+    parallel::for_each(0..shared.len(), rows_of_grain(columns), 1, |part| {
+        // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
+        let out = unsafe { shared.slice(part.clone()) };
+        let w = &w[part.start * columns..part.end * columns];
+        simd::dispatch(Norms { w, columns, norm, out });
+    });
+}
+
+struct Norms<'a, E> {
+    w: &'a [E],
+    columns: usize,
+    norm: Norm,
+    out: &'a mut [f64],
+}
+
+impl<E: Element> Kernel for Norms<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (i, out) in self.out.iter_mut().enumerate() {
+            let row = &self.w[i * self.columns..(i + 1) * self.columns];
+            let at = |j: usize| row[j].load().to_f64();
+            let n = row.len();
+            *out = match self.norm {
+                Norm::Sum => lanes::sums(n, |j| [at(j)])[0],
+                Norm::One => lanes::sums(n, |j| [at(j).abs()])[0],
+                Norm::Two => lanes::sums(n, |j| [at(j) * at(j)])[0].sqrt(),
+                // Comparing so that NaN stays.
+                Norm::Max => {
+                    (0..n).map(|j| at(j).abs()).fold(0.0, |a, x| if x <= a { a } else { x })
+                }
+            };
+        }
+    }
+}
