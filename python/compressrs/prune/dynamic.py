@@ -249,7 +249,7 @@ class SET(_Dynamic):
         self._rng = np.random.default_rng(seed)
 
     def _growth(self, layer: SparseLinear) -> Array:
-        growth = self._rng.random(layer.weight.shape, layer.weight.dtype.type)
+        growth: Array = self._rng.random(layer.weight.shape, layer.weight.dtype.type)
         # What is dropped is not grown at once.
         growth[layer.weight.rows(), layer.weight.indices] -= 2
         return growth

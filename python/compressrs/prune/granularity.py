@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import number, whole
+from compressrs._checks import whole
 from compressrs.prune.selection import Mask, Scope, select
 
 #: How the values of a group become one: a p-norm, or their sum.
@@ -93,7 +93,15 @@ class _Groups(Granularity):
             if alive is not None:
                 norm[~self.rows(alive[i], name).any(axis=1)] = -np.inf
             norms.append(norm)
-        masks = select(norms, names, sparsity, scope, by_value=True, allow_empty=allow_empty)
+        masks = select(
+            norms,
+            names,
+            sparsity,
+            scope,
+            by_value=True,
+            allow_empty=allow_empty,
+            shapes=[array.shape for array in arrays],
+        )
         return [self.expand(mask, array.shape) for mask, array in zip(masks, arrays, strict=True)]
 
 
@@ -285,7 +293,7 @@ def refuse_nan(array: Array, name: str) -> None:
 def group_norms(rows: Array, name: str, norm: Norm) -> npt.NDArray[np.float64]:
     """Return a norm of each row, or its sum."""
     out = np.empty(len(rows))
-    _core.row_norms(rows, name, norm if norm == "sum" else f"{number(norm, 'norm'):g}", out)
+    _core.row_norms(rows, name, norm if norm == "sum" else f"{norm:g}", out)
     return out
 
 

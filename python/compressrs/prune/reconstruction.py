@@ -160,7 +160,7 @@ def _factor(
     while True:
         damped = hessian + damping * mean * np.eye(features)
         found = bare if damping == 0 else _core.inverse_factor(damped)
-        if found is not None:
+        if found is not None and bool((found[1] > least).all()):
             return found[0], idle
         damping = max(10 * damping, 1e-8)
         _warn(f"the calibration inputs cannot be factored; damped by {damping:g} instead")

@@ -47,8 +47,11 @@ def select(
     *,
     by_value: bool,
     allow_empty: bool,
+    shapes: list[tuple[int, ...]] | None = None,
 ) -> list[Mask]:
     """Return masks that remove the smallest magnitudes, or values.
+
+    `shapes`, by default those of the arrays, are what a callable `scope` goes by.
 
     Raises
     ------
@@ -57,11 +60,12 @@ def select(
     """
     sparsity = number(sparsity, "sparsity", 0, below=1)
     if sum(array.size for array in arrays) == 0:
-        raise ValueError(f"{names[0]} must hold at least one value, got none")
+        name = names[0] if names else "the list of arrays"
+        raise ValueError(f"{name} must hold at least one value, got none")
     if scope == "global":
         return _smallest(arrays, names, sparsity, by_value, allow_empty)
     if callable(scope):
-        sparsities = list(scope([array.shape for array in arrays], sparsity))
+        sparsities = list(scope(shapes or [array.shape for array in arrays], sparsity))
         if len(sparsities) != len(arrays):
             raise ValueError(
                 f"scope must give {len(arrays)} sparsities, one a layer, got {len(sparsities)}"
