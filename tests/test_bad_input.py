@@ -231,6 +231,7 @@ def test_groups_and_states_that_change_behind_the_optimizer_s_back():
     assert np.isfinite(p).all()
 
 
+@pytest.mark.filterwarnings("ignore::compressrs.prune.EmptyLayerWarning")
 @given(ANYTHING, ANYTHING)
 def test_pruning(w, s):
     check(lambda: cr.prune.magnitude_threshold(w, s), w)
@@ -240,6 +241,43 @@ def test_pruning(w, s):
     pruner = check(lambda: cr.prune.MagnitudePruner(w, lambda step: 0.5), w)
     if pruner is not None:
         check(pruner.step)
+    check(lambda: cr.prune.IterativeSchedule(s, w), w)
+    check(lambda: cr.prune.nm_mask(w, 1, 2, s), w, s)
+    check(lambda: cr.prune.nm_mask(w, s, 4), w, s)
+    check(lambda: cr.prune.block_mask(w, s, 0.5), w, s)
+    check(lambda: cr.prune.block_mask(w, (1, 1), s), w, s)
+    check(lambda: cr.prune.neuron_mask(w, s, 0.5), w, s)
+    check(lambda: cr.prune.neuron_mask(w, 0, s), w, s)
+    check(lambda: cr.prune.neuron_mask(w, 0, 0.5, s), w, s)
+    for scope in ("global", "layer", "row", cr.prune.erdos_renyi, s):
+        check(lambda scope=scope: cr.prune.masks(w, 0.5, scope), w, s)
+    check(lambda: cr.prune.masks(w, s), w, s)
+    check(lambda: cr.prune.erdos_renyi_kernel(w, s), w, s)
+
+
+@pytest.mark.filterwarnings("ignore::compressrs.prune.EmptyLayerWarning")
+@pytest.mark.filterwarnings("ignore::compressrs.prune.CalibrationWarning")
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_scores_and_what_is_pruned_by_them(w, x, s):
+    for score in (cr.prune.Random(0), cr.prune.Snip(), cr.prune.Taylor(), cr.prune.Movement()):
+        check(lambda score=score: score.update(w, x), w, x)
+        check(lambda score=score: score.scores(w), w)
+        check(lambda score=score: score.load_state_dict(s), s)
+    statistics = cr.prune.InputStatistics(3, gram=True)
+    check(lambda: statistics.update(x), x)
+    check(lambda: cr.prune.Wanda(statistics).scores(w), w)
+    check(lambda: cr.prune.sparsegpt(w, statistics, 0.5))
+    check(lambda: cr.prune.sparsegpt(w, statistics, s), s)
+    check(lambda: cr.prune.sparsegpt(w, statistics, nm=s), s)
+    check(lambda: cr.prune.neurons(w, [x], [s]), w, x, s)
+    check(lambda: cr.prune.neurons(x, w, s), w, x, s)
+    ticket = check(lambda: cr.prune.LotteryTicket(w), w)
+    if ticket is not None:
+        check(lambda: ticket.rewind(s), s)
+    check(lambda: cr.prune.sensitivity(w, lambda: 0.0, [0.5]), w)
+    matrix = cr.sparse.CSRMatrix.from_dense(np.eye(3))
+    check(lambda: cr.prune.rewire(matrix, x, 1), x)
+    check(lambda: cr.prune.rewire(matrix, np.ones((3, 3)), s), s)
 
 
 @given(ANYTHING, ANYTHING, ANYTHING, st.tuples(st.integers(-1, 4), st.integers(-1, 4)))

@@ -69,6 +69,8 @@ def everything() -> str:
         w = rng.standard_normal((700, 900)).astype(dtype)
         mask = cr.prune.magnitude_mask(w, sparsity=0.9)
         digest.update(mask.tobytes())
+        for result in pruning(w, rng.standard_normal(w.shape).astype(dtype)):
+            digest.update(np.asarray(result).tobytes())
         a = cr.sparse.CSRMatrix.from_dense(np.where(mask, w, dtype(0)))
         b = cr.sparse.BSRMatrix.from_dense(w[:, :896], (4, 4), mask=mask[:, :896])
         shuffled = a.indices.copy()
@@ -90,6 +92,33 @@ def everything() -> str:
             for result in distillation(z, t, labels):
                 digest.update(np.asarray(result).tobytes())
     return digest.hexdigest()
+
+
+def pruning(w, g):
+    """Yield what the kernels of cr.prune give."""
+    p = cr.prune
+    scores = p.Movement(), p.Snip(), p.Taylor()
+    for score in scores:
+        score.update(w, g)
+        score.update(g, w[::-1])
+        yield from score.scores(w)
+    (moved,) = scores[0].scores(w)
+    yield from p.masks([moved, g], 0.7)
+    yield p.masks(moved, 0.7, "row")
+    for pair in ((2, 4), (3, 10)):
+        yield p.nm_mask(w, *pair)
+    for norm in (1, 2, np.inf, "sum"):
+        yield p.block_mask(w, (4, 4), 0.5, norm)
+        yield p.neuron_mask(w, 1, 0.5, norm)
+    columns = slice(100)
+    for gram in (False, True):
+        statistics = p.InputStatistics(100, gram=gram)
+        statistics.update(g[:, columns])
+        yield statistics.norms
+    for kwargs in ({"sparsity": 0.7}, {"nm": (2, 4)}):
+        part = w[:, columns].copy()
+        yield p.sparsegpt(part, statistics, block=16, **kwargs)
+        yield part
 
 
 def distillation(z, t, labels):

@@ -11,6 +11,8 @@ from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays
 from compressrs.prune.statistics import InputStatistics
 
+_FLOATS = (np.float16, np.float32, np.float64)
+
 
 class Score:
     """Base of the scores, which a `Pruner` prunes by and `masks` takes.
@@ -93,7 +95,7 @@ class Random(Score):
         """Go on drawing where `state_dict` was called."""
         try:
             self._rng.bit_generator.state = state_dict["rng"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"state_dict must hold a generator's state, got {error}") from None
 
 
@@ -138,9 +140,10 @@ class _Products(Score):
                 f"they had before, got {shapes}"
             )
         wide = []
-        for g, name, w in zip(given, grad_names, arrays, strict=True):
-            if g.dtype.kind != "f" and g.dtype.name != "bfloat16":
-                raise TypeError(f"{name} must have a floating-point dtype, got {g.dtype}")
+        for g, grad_name, w, name in zip(given, grad_names, arrays, names, strict=True):
+            for array, its in ((w, name), (g, grad_name)):
+                if array.dtype not in _FLOATS and array.dtype.name != "bfloat16":
+                    raise TypeError(f"{its} must have a floating-point dtype, got {array.dtype}")
             wide.append(g.astype(compute_dtype(w.dtype), copy=False))
         sums = self._sums or [np.zeros(w.shape, compute_dtype(w.dtype)) for w in arrays]
         for total, w, g, name in zip(sums, arrays, wide, names, strict=True):
@@ -171,7 +174,7 @@ class _Products(Score):
         """Take over sums."""
         try:
             sums = [np.array(s) for s in state_dict["sums"]]
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError) as error:
             raise ValueError(f"state_dict must hold sums, got {error}") from None
         if any(s.dtype not in (np.float32, np.float64) for s in sums):
             raise ValueError(f"state_dict must hold numbers, got {[str(s.dtype) for s in sums]}")

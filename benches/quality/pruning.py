@@ -1,0 +1,243 @@
+"""What pruning costs in accuracy, by method and sparsity: docs/pruning.md.
+
+python -m benches.quality.pruning     # some minutes
+
+Digits, a network of 300 and 100 hidden units, 5 seeds, each with a split of its own.
+All methods take the same number of training steps in all: those that prune a trained
+network a part for training it and the rest for pruning and fine-tuning, those that train
+sparse ones all of them.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+
+import compressrs as cr
+from compressrs.demo import HIDDEN, Data, Training, clone, mlp, weights
+
+SEEDS = range(5)
+EPOCHS, TUNING = 30, 120
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+#: Part of the tuning phase in which a schedule prunes, or a pattern changes.
+PRUNING_PART = 0.7
+LR = 1e-3
+#: The claim of Han et al.
+FACTOR = 12
+CONFIDENCE = 0.95
+
+
+class Run:
+    """A seed's data, its trained network, and training."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.data = Data.digits(seed)
+        self.training = Training(self.data, np.random.default_rng(seed), Progress(disable=True))
+        self.start = mlp(HIDDEN, np.random.default_rng(seed))
+        self.dense = clone(self.start)
+        self.train(self.dense, EPOCHS)
+        self.steps = TUNING * self.training.batches
+
+    def train(self, model, epochs, optimizer=None, after_step=lambda: None):
+        self.training.rng = np.random.default_rng(self.seed)
+        loss = self.training.hard_loss
+        self.training.run(
+            "", model, epochs, loss, lr=LR, optimizer=optimizer, after_step=after_step
+        )
+
+    def gradual(self, sparsity, score):
+        """Prune a trained network along a schedule and fine-tune it."""
+        model = clone(self.dense)
+        optimizer = cr.optim.Adam(model.params)
+        schedule = cr.prune.CubicSchedule(
+            final=sparsity, end=int(PRUNING_PART * self.steps), frequency=self.training.batches
+        )
+        pruner = cr.prune.Pruner(weights(model), schedule, score, optimizer=optimizer)
+        grads = [model.grads[key]["weight"] for key in model.grads]
+        self.train(model, TUNING, optimizer, lambda: pruner.step(grads))
+        return None, self.data.accuracy(model)
+
+    def at_once(self, sparsity, prune):
+        """Prune a trained network at once and fine-tune it."""
+        model = clone(self.dense)
+        shares = cr.prune.erdos_renyi([w.shape for w in weights(model)], sparsity)
+        masks = prune(self, model, shares)
+        optimizer = cr.optim.Adam(model.params)
+        optimizer.set_masks(
+            {
+                key: {"weight": mask, "bias": None}
+                for key, mask in zip(model.params, masks, strict=True)
+            }
+        )
+        before = self.data.accuracy(model)
+        self.train(model, TUNING, optimizer)
+        return before, self.data.accuracy(model)
+
+    def sparse(self, sparsity, evolve):
+        """Train a sparse network from the beginning."""
+        dense = clone(self.start)
+        shares = cr.prune.erdos_renyi([w.shape for w in weights(dense)], sparsity)
+        scores = cr.prune.Random(self.seed).scores(weights(dense))
+        masks = iter(cr.prune.masks(scores, sparsity, lambda shapes, s: shares))
+        layers = [
+            cr.nn.SparseLinear.from_linear(layer, mask=next(masks))
+            if isinstance(layer, cr.nn.Linear)
+            else layer
+            for layer in dense
+        ]
+        model = cr.nn.Sequential(*layers)
+        optimizer = cr.optim.Adam(model.params)
+        steps = (EPOCHS + TUNING) * self.training.batches
+        dynamic = evolve(model, optimizer, int(PRUNING_PART * steps), self.seed)
+        self.train(model, EPOCHS + TUNING, optimizer, dynamic.step)
+        return None, self.data.accuracy(model)
+
+
+def by_random(run, model, shares):
+    scores = cr.prune.Random(run.seed).scores(weights(model))
+    return cr.prune.masks(scores, 0.0, lambda shapes, s: shares)
+
+
+def by_magnitude(run, model, shares):
+    return cr.prune.masks(
+        cr.prune.Magnitude().scores(weights(model)), 0.0, lambda shapes, s: shares
+    )
+
+
+def by_wanda(run, model, shares):
+    """As many of each row."""
+    statistics = cr.prune.input_statistics(model, run.data.x)
+    scores = cr.prune.Wanda(statistics).scores(weights(model))
+    return [cr.prune.masks(s, share, "row") for s, share in zip(scores, shares, strict=True)]
+
+
+def by_sparsegpt(run, model, shares):
+    """Layer by layer, each with the inputs that the pruned layers before it give."""
+    masks = []
+    for i, (w, share) in enumerate(zip(weights(model), shares, strict=True)):
+        statistics = cr.prune.input_statistics(model, run.data.x, gram=True)[i]
+        masks.append(cr.prune.sparsegpt(w, statistics, share, block=16))
+    return masks
+
+
+def rigl(model, optimizer, end, seed):
+    return cr.prune.RigL(model, optimizer, end=end, frequency=100)
+
+
+def evolutionary(model, optimizer, end, seed):
+    return cr.prune.SET(model, optimizer, end=end, frequency=100, seed=seed)
+
+
+METHODS = {
+    "magnitude, gradually": lambda run, s: run.gradual(s, cr.prune.Magnitude()),
+    "movement, gradually": lambda run, s: run.gradual(s, cr.prune.Movement()),
+    "magnitude, at once": lambda run, s: run.at_once(s, by_magnitude),
+    "Wanda, at once": lambda run, s: run.at_once(s, by_wanda),
+    "SparseGPT, at once": lambda run, s: run.at_once(s, by_sparsegpt),
+    "random, at once": lambda run, s: run.at_once(s, by_random),
+    "RigL, from scratch": lambda run, s: run.sparse(s, rigl),
+    "SET, from scratch": lambda run, s: run.sparse(s, evolutionary),
+}
+
+
+def han(run):
+    """Return the accuracies of the dense network, trained as long, and of a twelfth of it."""
+    dense = clone(run.dense)
+    run.train(dense, TUNING)
+    _, pruned = run.gradual(1 - 1 / FACTOR, cr.prune.Magnitude())
+    return run.data.accuracy(dense), pruned
+
+
+def scan(run):
+    """Return what each layer of the first seed's network costs alone."""
+    model = clone(run.dense)
+    arrays = {f"layer {i + 1}": w for i, w in enumerate(weights(model))}
+    return cr.prune.sensitivity(arrays, functools.partial(run.data.accuracy, model))
+
+
+def cell(values):
+    """Return mean and standard deviation of percentages."""
+    percent = 100 * np.array(values)
+    return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}"
+
+
+def table(results, kind):
+    print(f"| Method | {' | '.join(f'{s:.0%}' for s in SPARSITIES)} |")
+    print(f"|---|{'---:|' * len(SPARSITIES)}")
+    for method in METHODS:
+        columns = [[pair[kind] for pair in results[method, s]] for s in SPARSITIES]
+        if None not in columns[0]:
+            print(f"| {method} | {' | '.join(map(cell, columns))} |")
+
+
+def plot(results, dense, path):
+    figure = Figure((7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(100 * np.mean(dense), color="gray", linestyle="--", label="dense")
+    for i, method in enumerate(METHODS):
+        runs = 100 * np.array([[pair[1] for pair in results[method, s]] for s in SPARSITIES])
+        axes.errorbar(
+            np.arange(len(SPARSITIES)) + (i - len(METHODS) / 2) / 20,
+            runs.mean(axis=1),
+            runs.std(axis=1, ddof=1),
+            marker="osD^v<>P"[i],
+            markersize=4,
+            capsize=2,
+            linewidth=1,
+            label=method,
+        )
+    axes.set_xticks(range(len(SPARSITIES)), [f"{s:.0%}" for s in SPARSITIES])
+    axes.set(xlabel="zeros", ylabel="test accuracy, %")
+    axes.legend(fontsize=8)
+    with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.quality.pruning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="default: %(default)s")
+    parser.add_argument("--plot", type=Path, default=Path("docs/pruning.svg"), metavar="FILE")
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("a standard deviation needs at least 2 seeds")
+    results, claims = {}, []
+    total = arguments.seeds * (1 + len(METHODS) * len(SPARSITIES))
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("networks", total=total)
+        for seed in range(arguments.seeds):
+            run = Run(seed)
+            if seed == 0:
+                found = scan(run)
+            claims.append(han(run))
+            progress.advance(bar)
+            for method, prune in METHODS.items():
+                for s in SPARSITIES:
+                    results.setdefault((method, s), []).append(prune(run, s))
+                    progress.advance(bar)
+    dense, pruned = np.array(claims).T
+    change = 100 * (pruned - dense)
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1)
+    width = quantile * change.std(ddof=1) / np.sqrt(len(change))
+    print(f"Dense: {cell(dense)} %. {FACTOR} times fewer connections: {cell(pruned)} %.")
+    print(f"Change: {change.mean():+.2f} ± {width:.2f} points ({CONFIDENCE:.0%} interval)\n")
+    table(results, 1)
+    print("\nWithout fine-tuning:\n")
+    table(results, 0)
+    print(f"\nSensitivity, seed 0, baseline {found.baseline:.4f}:\n")
+    print(found.table())
+    plot(results, dense, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
