@@ -44,6 +44,14 @@ def test_masks_of_scores(scores, sparsity, scope):
         ]
     for mask, truth in zip(masks, expected, strict=True):
         np.testing.assert_array_equal(mask, truth)
+    if scope != "global":
+        shares = [sparsity] * len(scores)
+        for again in (
+            cr.prune.masks(scores, shares, scope, allow_empty=True),
+            cr.prune.masks(scores, np.array(shares), scope, allow_empty=True),
+        ):
+            for mask, truth in zip(again, masks, strict=True):
+                np.testing.assert_array_equal(mask, truth)
 
 
 @given(st.lists(arrays(), min_size=1, max_size=4), st.floats(0, 0.9))
@@ -173,6 +181,14 @@ def test_half_precision(dtype):
             lambda w: cr.prune.masks(w, 0.5, lambda shapes, s: [0.5, 0.5]),
             ValueError,
             "scope must give 1 sparsities",
+        ),
+        (lambda w: cr.prune.masks(w, [0.5, 0.5]), ValueError, "sparsity must give 1 sparsities"),
+        (lambda w: cr.prune.masks(w, [1.5]), ValueError, "the sparsity of scores must be in"),
+        (lambda w: cr.prune.masks(w, "0.5"), TypeError, "sparsity must be a number"),
+        (
+            lambda w: cr.prune.masks(w, [0.5], cr.prune.erdos_renyi),
+            ValueError,
+            "scope must not be callable",
         ),
         (
             lambda w: cr.prune.masks(w, 0.5, lambda shapes, s: [1.5]),

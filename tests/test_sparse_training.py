@@ -172,7 +172,9 @@ def test_bad_dynamic_training():
         cr.prune.SET(cr.nn.Sequential(cr.nn.ReLU()), opt)
     with pytest.raises(TypeError, match=r"layers\[0\] must be a SparseLinear over a CSRMatrix"):
         cr.prune.SET([cr.nn.Linear(3, 2)], opt)
-    with pytest.raises(ValueError, match=r"layers\[0\] must be trained by the optimizer"):
+    with pytest.raises(
+        ValueError, match=r"layers\[0\].weight.data must be a parameter of the optimizer"
+    ):
         cr.prune.SET(sparse_layer(), opt)
     for kwargs, message in (
         ({"fraction": 1.5}, r"fraction must be in \[0, 1\]"),
@@ -322,6 +324,32 @@ def test_what_cannot_be_shrunk():
         with pytest.raises(error, match=message):
             cr.prune.shrink(model, {position: keep})
     assert model[0].weight.shape == (4, 3)
+    # All layers or none.
+    model = cr.nn.Sequential(*(cr.nn.Linear(4, 4, rng=i) for i in range(3)))
+    before = [layer.weight for layer in model]
+    for bad, error, message in (
+        (keep[:3], ValueError, r"the weight that keep\[1\] is for must have 3 rows"),
+        (np.zeros(4, bool), ValueError, r"keep\[1\] must keep at least one"),
+        (np.ones(4), TypeError, r"keep\[1\] must be a boolean array"),
+    ):
+        with pytest.raises(error, match=message):
+            cr.prune.shrink(model, {0: keep, 1: bad})
+    for layer, w in zip(model, before, strict=True):
+        assert layer.weight is w
+    cr.prune.shrink(model, {0: keep, 1: keep})
+    assert [layer.weight.shape for layer in model] == [(3, 4), (3, 3), (4, 3)]
+
+
+def test_what_wraps_an_optimizer_is_none():
+    w = np.ones((4, 4))
+    wrapped = cr.optim.Lookahead(cr.optim.SGD(w, lr=0.1))
+    for call in (
+        lambda: cr.prune.MagnitudePruner(w, cr.prune.OneShot(), optimizer=wrapped),
+        lambda: cr.prune.neurons(np.arange(4) > 1, [w], optimizer=wrapped),
+        lambda: cr.prune.SET(sparse_layer(), wrapped),
+    ):
+        with pytest.raises(TypeError, match="got Lookahead; of what wraps one, pass the one"):
+            call()
 
 
 @pytest.mark.parametrize("with_optimizer", [True, False])
@@ -373,7 +401,7 @@ def test_sensitivity_prunes_each_layer_alone():
         return float(sum(np.abs(w).sum() for w in weights.values()))
 
     scan = cr.prune.sensitivity(weights, evaluate, [0.0, 0.5, 0.9])
-    assert scan.names == ["['a']", "['b']"]
+    assert scan.names == ["a", "b"]
     assert [round(s["a"], 6) for s in seen] == [0, 0, 0.5, 0.9, 0, 0, 0]
     assert [round(s["b"], 6) for s in seen] == [0, 0, 0, 0, 0, 0.5, 0.9]
     for i, (name, w) in enumerate(before.items()):

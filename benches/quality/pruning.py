@@ -85,7 +85,7 @@ class Run:
         dense = clone(self.start)
         shares = cr.prune.erdos_renyi([w.shape for w in weights(dense)], sparsity)
         scores = cr.prune.Random(self.seed).scores(weights(dense))
-        masks = iter(cr.prune.masks(scores, sparsity, lambda shapes, s: shares))
+        masks = iter(cr.prune.masks(scores, shares))
         layers = [
             cr.nn.SparseLinear.from_linear(layer, mask=next(masks))
             if isinstance(layer, cr.nn.Linear)
@@ -101,21 +101,17 @@ class Run:
 
 
 def by_random(run, model, shares):
-    scores = cr.prune.Random(run.seed).scores(weights(model))
-    return cr.prune.masks(scores, 0.0, lambda shapes, s: shares)
+    return cr.prune.masks(cr.prune.Random(run.seed).scores(weights(model)), shares)
 
 
 def by_magnitude(run, model, shares):
-    return cr.prune.masks(
-        cr.prune.Magnitude().scores(weights(model)), 0.0, lambda shapes, s: shares
-    )
+    return cr.prune.masks(cr.prune.Magnitude().scores(weights(model)), shares)
 
 
 def by_wanda(run, model, shares):
     """As many of each row."""
     statistics = cr.prune.input_statistics(model, run.data.x)
-    scores = cr.prune.Wanda(statistics).scores(weights(model))
-    return [cr.prune.masks(s, share, "row") for s, share in zip(scores, shares, strict=True)]
+    return cr.prune.masks(cr.prune.Wanda(statistics).scores(weights(model)), shares, "row")
 
 
 def by_sparsegpt(run, model, shares):

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_BLOCK",
     "CODE_VERSION",
+    "Factor",
     "NonFiniteGradientError",
     "Sparse",
     "Stepper",
@@ -16,14 +17,15 @@ __all__ = [
     "accumulate_products",
     "apply_mask",
     "attention_loss",
+    "block_norms",
     "clamp",
     "csr_from_dense",
     "decode_state",
     "dist_loss",
     "encode_state",
+    "expand_blocks",
     "get_num_threads",
     "hint_loss",
-    "inverse_factor",
     "kd_loss",
     "lerp",
     "logsumexp",
@@ -35,7 +37,6 @@ __all__ = [
     "norm",
     "reconstruct",
     "rkd_loss",
-    "row_norms",
     "rule_buffers",
     "rule_scalars",
     "scale",
@@ -107,10 +108,18 @@ def mask_smallest(
 def mask_below(w: _Array, threshold: float, mask: _Array) -> None: ...
 def mask_rows(w: _Array, name: str, k: int, by_value: bool, mask: _Array) -> None: ...
 def mask_n_of_m(w: _Array, name: str, n: int, m: int, by_value: bool, mask: _Array) -> None: ...
-def row_norms(w: _Array, name: str, norm: str, out: _Array) -> None: ...
+def block_norms(w: _Array, name: str, block: tuple[int, int], norm: str, out: _Array) -> None: ...
+def expand_blocks(blocks: _Array, block: tuple[int, int], mask: _Array) -> None: ...
 def accumulate_products(scores: _Array, w: _Array, g: _Array, name: str, form: str) -> None: ...
 def accumulate_inputs(x: _Array, sums: _Array) -> None: ...
-def inverse_factor(a: _Array) -> tuple[_Array, _Array] | None: ...
+
+@final
+class Factor:
+    @staticmethod
+    def of(a: _Array) -> Factor | None: ...
+    def pivots(self) -> _Array: ...
+    def inverse(self) -> _Array: ...
+
 def reconstruct(
     w: _Array, u: _Array, choice: tuple[int, int | None], block: int, mask: _Array
 ) -> bool: ...

@@ -13,6 +13,7 @@ from compressrs._arrays import Array, as_array
 from compressrs._checks import number, whole
 from compressrs.nn import Sequential, SparseLinear
 from compressrs.optim import Optimizer
+from compressrs.prune.optimizers import require_index
 from compressrs.sparse import CSRMatrix, carry
 
 
@@ -72,9 +73,7 @@ def rewire(
         raise ValueError("matrix.data must be writable, since it is rewritten")
     index = None
     if optimizer is not None:
-        index = optimizer._index_of(matrix.data)
-        if index is None:
-            raise ValueError("matrix.data must be a parameter of the optimizer")
+        index = require_index(optimizer, matrix.data, "matrix.data")
     keep = np.empty(matrix.nnz, np.bool_)
     if matrix.nnz:
         _core.mask_smallest([matrix.data], ["matrix.data"], count, False, [keep])
@@ -121,10 +120,7 @@ class _Dynamic:
         for i, layer in enumerate(given):
             if not isinstance(layer, SparseLinear) or not isinstance(layer.weight, CSRMatrix):
                 raise TypeError(f"layers[{i}] must be a SparseLinear over a CSRMatrix")
-            if optimizer._index_of(layer.weight.data) is None:
-                raise ValueError(
-                    f"layers[{i}] must be trained by the optimizer, which has none such"
-                )
+            require_index(optimizer, layer.weight.data, f"layers[{i}].weight.data")
         self.layers = given
         self.optimizer = optimizer
         self.fraction = number(fraction, "fraction", 0)

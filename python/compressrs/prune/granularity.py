@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import whole
-from compressrs.prune.selection import Mask, Scope, select
+from compressrs._checks import number, whole
+from compressrs.prune.selection import Mask, Scope, Sparsity, select
 
 #: How the values of a group become one: a p-norm, or their sum.
 Norm: TypeAlias = float | Literal["sum"]
@@ -24,7 +24,7 @@ class Granularity:
         self,
         arrays: list[Array],
         names: list[str],
-        sparsity: float,
+        sparsity: Sparsity,
         scope: Scope,
         *,
         by_value: bool,
@@ -39,8 +39,8 @@ class Granularity:
             Weights, or scores of them if `by_value`.
         names : list of str
             Theirs, for messages.
-        sparsity : float
-            In [0, 1).
+        sparsity : float, or sequence of float
+            In [0, 1); of all arrays, or of each.
         scope : str or callable
             See `masks`.
         by_value : bool
@@ -63,8 +63,8 @@ class _Groups(Granularity):
 
     norm: Norm
 
-    def rows(self, array: Array, name: str) -> Array:
-        """Return an array, or a copy, with a group in each row."""
+    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+        """Return a norm of each group."""
         raise NotImplementedError
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
@@ -75,7 +75,7 @@ class _Groups(Granularity):
         self,
         arrays: list[Array],
         names: list[str],
-        sparsity: float,
+        sparsity: Sparsity,
         scope: Scope,
         *,
         by_value: bool,
@@ -89,9 +89,9 @@ class _Groups(Granularity):
         for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
             refuse_nan(array, name)
             values = array if alive is None else np.where(alive[i], array, array.dtype.type(0))
-            norm = group_norms(self.rows(values, name), name, self.norm)
+            norm = self.norms(values, name, self.norm)
             if alive is not None:
-                norm[~self.rows(alive[i], name).any(axis=1)] = -np.inf
+                norm[self.norms(alive[i].astype(array.dtype), name, math.inf) == 0] = -np.inf
             norms.append(norm)
         masks = select(
             norms,
@@ -133,23 +133,18 @@ class Blocks(_Groups):
         self.block = whole(rows, "block", 1), whole(columns, "block", 1)
         self.norm = check_norm(norm)
 
-    def rows(self, array: Array, name: str) -> Array:
-        """Return a copy with a block in each row."""
+    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+        """Return a norm of each block, in their rows and columns."""
         (height, width), shape = self.block, array.shape
         if array.ndim != 2 or shape[0] % height or shape[1] % width:
             raise ValueError(
                 f"{name} must have two axes, multiples of {height} and {width}, got {shape}"
             )
-        tiles = array.reshape(shape[0] // height, height, shape[1] // width, width)
-        rows: Array = tiles.swapaxes(1, 2).reshape(-1, height * width)
-        return rows
+        return block_norms(array, name, self.block, norm)
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """Return a mask of weights, given one of blocks."""
-        height, width = self.block
-        grid = mask.reshape(shape[0] // height, shape[1] // width)
-        whole: Mask = grid.repeat(height, axis=0).repeat(width, axis=1)
-        return whole
+        return expanded(mask, self.block, shape)
 
     def __repr__(self) -> str:
         return f"Blocks({self.block}, norm={self.norm!r})"
@@ -184,11 +179,17 @@ class Neurons(_Groups):
         self.axis = tuple(whole(a, "axis", -64) for a in axes)
         self.norm = check_norm(norm)
 
-    def rows(self, array: Array, name: str) -> Array:
-        """Return an array, or a copy, with a slice in each row."""
+    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+        """Return a norm of each slice, in the order of its axes."""
         axes = self._axes(array.ndim, name)
-        front = np.moveaxis(array, axes, range(len(axes)))
-        return front.reshape(math.prod(front.shape[: len(axes)]), -1 if array.size else 0)
+        lengths = [array.shape[axis] for axis in axes]
+        if array.size == 0:
+            return np.zeros(lengths)
+        if array.ndim == 2 and axes == (1,):
+            return block_norms(array, name, (array.shape[0], 1), norm).reshape(lengths)
+        # Each slice becomes a row; of axis 0 it is one already.
+        rows = np.moveaxis(array, axes, range(len(axes))).reshape(math.prod(lengths), -1)
+        return block_norms(rows, name, (1, rows.shape[1]), norm).reshape(lengths)
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """Return a mask of weights, given one of slices."""
@@ -242,7 +243,7 @@ class NM(Granularity):
         self,
         arrays: list[Array],
         names: list[str],
-        sparsity: float,
+        sparsity: Sparsity,
         scope: Scope,
         *,
         by_value: bool,
@@ -252,8 +253,9 @@ class NM(Granularity):
         """Return masks that remove as many of each `m`; see `Granularity`."""
         if alive is not None:
             by_value, arrays = True, _sunk(arrays, alive, by_value)
+        share = number(sparsity, "sparsity", 0, below=1)
         # The product of 0.1 and 10 is to count as 1.
-        n = max(self.n, math.ceil(round(self.m * (1 - sparsity), 9)))
+        n = max(self.n, math.ceil(round(self.m * (1 - share), 9)))
         return [self.mask(w, name, n, by_value) for w, name in zip(arrays, names, strict=True)]
 
     def mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
@@ -290,11 +292,18 @@ def refuse_nan(array: Array, name: str) -> None:
         )
 
 
-def group_norms(rows: Array, name: str, norm: Norm) -> npt.NDArray[np.float64]:
-    """Return a norm of each row, or its sum."""
-    out = np.empty(len(rows))
-    _core.row_norms(rows, name, norm if norm == "sum" else f"{norm:g}", out)
+def block_norms(w: Array, name: str, block: tuple[int, int], norm: Norm) -> npt.NDArray[np.float64]:
+    """Return a norm of each block of a matrix, or its sum."""
+    out = np.empty((w.shape[0] // block[0], w.shape[1] // block[1]))
+    _core.block_norms(w, name, block, norm if norm == "sum" else f"{norm:g}", out)
     return out
+
+
+def expanded(blocks: Mask, block: tuple[int, int], shape: tuple[int, ...]) -> Mask:
+    """Return a mask of a matrix, given one of its blocks."""
+    mask = np.empty(shape, np.bool_)
+    _core.expand_blocks(np.ascontiguousarray(blocks), block, mask)
+    return mask
 
 
 def _sunk(arrays: list[Array], alive: list[Mask], by_value: bool) -> list[Array]:

@@ -10,7 +10,7 @@ from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
 from compressrs._checks import number
 from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons, Norm
-from compressrs.prune.selection import Mask, Scope, check_scope, largest, warn_empty
+from compressrs.prune.selection import Mask, Scope, Sparsity, check_scope, largest, warn_empty
 
 
 def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
@@ -246,7 +246,7 @@ def neuron_mask(
 
 def masks(
     scores: ArrayTree,
-    sparsity: float,
+    sparsity: Sparsity,
     scope: Scope = "global",
     granularity: Granularity | None = None,
     *,
@@ -259,9 +259,9 @@ def masks(
     scores : array, or list or nested dict of arrays
         One for each weight, the larger the more it matters: of a `Score`, or your own.
         float32, float64, float16 or bfloat16, all of one dtype.
-    sparsity : float
+    sparsity : float, or sequence of float
         In [0, 1): what share of the weights, or groups of them, is removed, exactly; of
-        equal ones those that come first.
+        equal ones those that come first. A sequence has one for each array.
     scope : {"global", "layer", "row"} or callable, default "global"
         Whether the lowest are found over all arrays together, in each by itself, or in
         each row, that is, for each output. A function of shapes and `sparsity`, such as

@@ -12,6 +12,7 @@ from compressrs._arrays import ArrayTree, named_arrays
 from compressrs._checks import number, whole
 from compressrs.optim import Optimizer
 from compressrs.prune.granularity import Granularity
+from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
 from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Mask, Scope, check_scope
@@ -116,12 +117,7 @@ class Pruner:
         self._indices: list[int] = []
         if optimizer is not None:
             for name, w in zip(self._names, self._weights, strict=True):
-                index = optimizer._index_of(w)
-                if index is None:
-                    raise ValueError(
-                        f"{name} must be a parameter of the optimizer, which has none such"
-                    )
-                self._indices.append(index)
+                self._indices.append(require_index(optimizer, w, name))
         self.schedule = schedule
         self.score = as_score(score)
         self.scope = scope

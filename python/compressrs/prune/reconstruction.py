@@ -145,13 +145,13 @@ def _factor(
     hessian[idle, idle] = 1
     features = statistics.features
     least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
-    bare = _core.inverse_factor(hessian)
+    bare = _core.Factor.of(hessian)
     if statistics.count < features:
         _warn(
             f"{statistics.count} calibration inputs for {features} features leave the "
             f"weights undetermined; damped by {damping:g}, more inputs would help"
         )
-    elif bare is None or bool((bare[1] <= least).any()):
+    elif bare is None or bool((bare.pivots() <= least).any()):
         _warn(
             "some calibration inputs are linear combinations of others, which leaves the "
             f"weights undetermined; damped by {damping:g}"
@@ -159,9 +159,9 @@ def _factor(
     mean = float(diagonal.mean()) or 1.0
     while True:
         damped = hessian + damping * mean * np.eye(features)
-        found = bare if damping == 0 else _core.inverse_factor(damped)
-        if found is not None and bool((found[1] > least).all()):
-            return found[0], idle
+        found = bare if damping == 0 else _core.Factor.of(damped)
+        if found is not None and bool((found.pivots() > least).all()):
+            return found.inverse(), idle
         damping = max(10 * damping, 1e-8)
         _warn(f"the calibration inputs cannot be factored; damped by {damping:g} instead")
 

@@ -9,6 +9,7 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import ArrayTree, flatten, named_arrays
 from compressrs.optim import Optimizer
+from compressrs.prune.optimizers import require_index
 from compressrs.prune.selection import Mask
 
 
@@ -77,10 +78,7 @@ class LotteryTicket:
         indices: list[int] = []
         if self._optimizer is not None:
             for w, name in zip(self._params, self._names, strict=True):
-                index = self._optimizer._index_of(w)
-                if index is None:
-                    raise ValueError(f"{name} must be a parameter of the optimizer")
-                indices.append(index)
+                indices.append(require_index(self._optimizer, w, name))
             if self._state is not None:
                 self._optimizer.load_state_dict(copy.deepcopy(self._state))
         for w, value, mask, name in zip(

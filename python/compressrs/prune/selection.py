@@ -18,6 +18,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 #: Sparsities of layers of these shapes, given that of all together.
 Allocation: TypeAlias = Callable[[list[tuple[int, ...]], float], Sequence[float]]
 
+#: Of all layers, or of each.
+Sparsity: TypeAlias = float | Sequence[float]
+
 #: "global", "layer", "row", or how much to take from each layer.
 Scope: TypeAlias = str | Allocation
 
@@ -42,7 +45,7 @@ def check_scope(scope: Scope) -> Scope:
 def select(
     arrays: list[Array],
     names: list[str],
-    sparsity: float,
+    sparsity: Sparsity,
     scope: Scope,
     *,
     by_value: bool,
@@ -51,6 +54,7 @@ def select(
 ) -> list[Mask]:
     """Return masks that remove the smallest magnitudes, or values.
 
+    Where each layer has a sparsity of its own, "global" means as much as "layer".
     `shapes`, by default those of the arrays, are what a callable `scope` goes by.
 
     Raises
@@ -58,20 +62,24 @@ def select(
     ValueError
         If a sparsity is not in [0, 1), there are no values, or one is NaN.
     """
-    sparsity = number(sparsity, "sparsity", 0, below=1)
     if sum(array.size for array in arrays) == 0:
         name = names[0] if names else "the list of arrays"
         raise ValueError(f"{name} must hold at least one value, got none")
-    if scope == "global":
-        return _smallest(arrays, names, sparsity, by_value, allow_empty)
-    if callable(scope):
-        sparsities = list(scope(shapes or [array.shape for array in arrays], sparsity))
-        if len(sparsities) != len(arrays):
-            raise ValueError(
-                f"scope must give {len(arrays)} sparsities, one a layer, got {len(sparsities)}"
-            )
+    if isinstance(sparsity, (Sequence, np.ndarray)) and not isinstance(sparsity, str):
+        giver, sparsities = "sparsity", list(sparsity)
+        if callable(scope):
+            raise ValueError("scope must not be callable where each layer's sparsity is given")
     else:
-        sparsities = [sparsity] * len(arrays)
+        share = number(sparsity, "sparsity", 0, below=1)
+        if scope == "global":
+            return _smallest(arrays, names, share, by_value, allow_empty)
+        giver, sparsities = "scope", [share] * len(arrays)
+        if callable(scope):
+            sparsities = list(scope(shapes or [array.shape for array in arrays], share))
+    if len(sparsities) != len(arrays):
+        raise ValueError(
+            f"{giver} must give {len(arrays)} sparsities, one a layer, got {len(sparsities)}"
+        )
     masks = []
     for array, name, share in zip(arrays, names, sparsities, strict=True):
         share = number(share, f"the sparsity of {name}", 0, below=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,8 @@ def sensitivity(
     >>> print(scan.table())
     | Layer | 0.5 |
     | --- | ---: |
-    | ['a'] | 9.0000 |
-    | ['b'] | 7.0000 |
+    | a | 9.0000 |
+    | b | 7.0000 |
     >>> w["a"]
     array([1., 2.])
     """
@@ -171,5 +172,6 @@ def sensitivity(
                     advance()
             finally:
                 w[...] = whole
-    labels = [name.removeprefix("params") or name for name in names]
+    # The path, as "0.weight".
+    labels = [".".join(re.findall(r"[^\[\]']+", name)[1:]) or name for name in names]
     return Sensitivity(labels, shares, values, baseline)

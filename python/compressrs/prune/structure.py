@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array, same_memory
-from compressrs.nn import Linear, ReLU, Sequential, _Affine
+from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.optim import Optimizer
+from compressrs.prune.optimizers import index_in
 from compressrs.prune.selection import Mask
 
 
@@ -38,6 +39,7 @@ def neurons(
         and in `outputs`.
     optimizer : Optimizer, optional
         Those of the arrays that it trains are replaced in it, with their state and masks.
+        What else holds on to the old arrays, an `EMA`, say, has to be made anew.
 
     Returns
     -------
@@ -62,45 +64,67 @@ def neurons(
     >>> w1.shape, b1.shape, w2.shape, opt.state[2]["exp_avg"].shape
     ((2, 2), (2,), (1, 2), (1, 2))
     """
-    keep = as_array(keep, "keep")
-    if keep.dtype != np.bool_ or keep.ndim != 1:
-        raise TypeError(
-            f"keep must be a boolean array of one axis, got {keep.dtype} of shape {keep.shape}"
-        )
-    if not keep.any():
-        raise ValueError(f"keep must keep at least one neuron of {keep.size}, got none")
-    arrays: list[Array] = []
-    cuts: list[dict[int, Mask]] = []
-    places: list[int] = []
+    keep = _vector(keep, "keep")
+    cuts = _Cuts()
     for axis, name, given in ((0, "outputs", outputs), (1, "inputs", inputs)):
         for i, value in enumerate(given):
-            array = as_array(value, f"{name}[{i}]")
-            length = array.shape[axis] if array.ndim > axis else 0
-            each = length // keep.size
-            if length == 0 or length != each * keep.size or (axis == 0 and each != 1):
-                need = f"{keep.size} rows" if axis == 0 else f"a multiple of {keep.size} columns"
-                raise ValueError(f"{name}[{i}] must have {need}, got shape {array.shape}")
-            place = next((k for k, a in enumerate(arrays) if same_memory(a, array)), len(arrays))
-            if place == len(arrays):
-                arrays.append(array)
-                cuts.append({})
-            if axis in cuts[place]:
-                raise ValueError(f"{name}[{i}] must not be given twice")
-            cuts[place][axis] = np.repeat(keep, each)
-            places.append(place)
-    new = [_cut(array, cut) for array, cut in zip(arrays, cuts, strict=True)]
-    if optimizer is not None:
-        found = {}
-        for k, array in enumerate(arrays):
-            index = optimizer._index_of(array)
-            if index is not None:
-                found[index] = k
-        optimizer._replace(
-            {index: new[k] for index, k in found.items()},
-            lambda index, values, fill: _cut(values, cuts[found[index]]),
+            cuts.add(as_array(value, f"{name}[{i}]"), axis, keep, f"{name}[{i}]")
+    new = cuts.make(optimizer)
+    return new[: len(outputs)], new[len(outputs) :]
+
+
+class _Cuts:
+    """What is taken from arrays, along one axis or both."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Array] = []
+        self._cuts: list[dict[int, Mask]] = []
+        #: Which array each `add` was about.
+        self._places: list[int] = []
+
+    def add(self, array: Array, axis: int, keep: Mask, name: str) -> None:
+        """Take along an axis what `keep` does not keep, of an array called `name`."""
+        length = array.shape[axis] if array.ndim > axis else 0
+        each = length // keep.size
+        if length == 0 or length != each * keep.size or (axis == 0 and each != 1):
+            need = f"{keep.size} rows" if axis == 0 else f"a multiple of {keep.size} columns"
+            raise ValueError(f"{name} must have {need}, got shape {array.shape}")
+        own = (k for k, other in enumerate(self._arrays) if same_memory(other, array))
+        place = next(own, len(self._arrays))
+        if place == len(self._arrays):
+            self._arrays.append(array)
+            self._cuts.append({})
+        if axis in self._cuts[place]:
+            raise ValueError(f"{name} must not be given twice")
+        self._cuts[place][axis] = np.repeat(keep, each)
+        self._places.append(place)
+
+    def make(self, optimizer: Optimizer | None) -> list[Array]:
+        """Return the new array for each `add`, having the optimizer train them."""
+        new = [_cut(array, cut) for array, cut in zip(self._arrays, self._cuts, strict=True)]
+        if optimizer is not None:
+            found = {}
+            for k, array in enumerate(self._arrays):
+                index = index_in(optimizer, array)
+                if index is not None:
+                    found[index] = k
+            optimizer._replace(
+                {index: new[k] for index, k in found.items()},
+                lambda index, values, fill: _cut(values, self._cuts[found[index]]),
+            )
+        return [new[place] for place in self._places]
+
+
+def _vector(keep: object, name: str) -> Mask:
+    """Return a mask of neurons, if it is one that keeps some."""
+    mask = as_array(keep, name)
+    if mask.dtype != np.bool_ or mask.ndim != 1:
+        raise TypeError(
+            f"{name} must be a boolean array of one axis, got {mask.dtype} of shape {mask.shape}"
         )
-    returned = [new[place] for place in places]
-    return returned[: len(outputs)], returned[len(outputs) :]
+    if not mask.any():
+        raise ValueError(f"{name} must keep at least one neuron of {mask.size}, got none")
+    return mask
 
 
 def _cut(array: Array, cut: dict[int, Mask]) -> Array:
@@ -131,7 +155,7 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
         If a mask is not a boolean vector, or a layer is not a `Linear`.
     ValueError
         If a layer has no layer after it, no neuron would stay, or a shape does not fit;
-        what was asked for before in the same call is done then.
+        nothing is changed then.
 
     Examples
     --------
@@ -146,15 +170,24 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
     (3,)
     >>> opt.step(model.grads)
     """
-    for position in keep:
-        _pair(model, position)
+    cuts = _Cuts()
+    adopted: list[tuple[Linear, str]] = []
     for position, mask in keep.items():
         layer, following = _pair(model, position)
-        has_bias = layer.bias is not None
-        rows = [layer.weight, layer.bias] if has_bias else [layer.weight]
-        (weight, *bias), (after,) = neurons(mask, rows, [following.weight], optimizer)
-        _adopt(layer, weight, bias[0] if has_bias else None)
-        _adopt(following, after, following.bias)
+        name = f"keep[{position}]"
+        mask = _vector(mask, name)
+        for owner, attribute, axis in (
+            (layer, "weight", 0),
+            (layer, "bias", 0),
+            (following, "weight", 1),
+        ):
+            array = getattr(owner, attribute)
+            if array is not None:
+                cuts.add(array, axis, mask, f"the {attribute} that {name} is for")
+                adopted.append((owner, attribute))
+    for (owner, attribute), array in zip(adopted, cuts.make(optimizer), strict=True):
+        setattr(owner, attribute, array)
+        owner._use({attribute: array})
 
 
 def _pair(model: Sequential, position: int) -> tuple[Linear, Linear]:
@@ -178,9 +211,3 @@ def _pair(model: Sequential, position: int) -> tuple[Linear, Linear]:
 def _passes(layer: object) -> bool:
     """Whether a layer leaves a neuron that puts out 0 as it is."""
     return isinstance(layer, ReLU)
-
-
-def _adopt(layer: _Affine, weight: Array, bias: Array | None) -> None:
-    """Have a layer work with other arrays."""
-    layer.weight, layer.bias = weight, bias
-    layer._use({"weight": weight} if bias is None else {"weight": weight, "bias": bias})

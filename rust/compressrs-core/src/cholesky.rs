@@ -14,26 +14,44 @@ const GRAIN: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotPositive;
 
-/// The upper triangular `U` with `inverse(A) = U' U`, and the squares of the pivots of
-/// `A = R R'`, where `R = inverse(U)`, that is, what the later variables leave unexplained
-/// of each one.
+/// The factor `R` of a matrix `A = R R'`, upper triangular.
 ///
-/// `R` is the Cholesky factor of `A` with rows and columns in reverse, read in reverse.
-///
-/// # Errors
-/// If `a` is not positive definite.
-///
-/// # Panics
-/// If `a` is not of size `n * n`.
-pub fn inverse_factor(a: &[f64], n: usize) -> Result<(Vec<f64>, Vec<f64>), NotPositive> {
-    assert_eq!(a.len(), n * n);
-    // In row-major order, all elements in reverse are the rows and columns in reverse.
-    let mut l: Vec<f64> = a.iter().rev().copied().collect();
-    factor(&mut l, n)?;
-    let pivots = (0..n).rev().map(|i| l[i * n + i] * l[i * n + i]).collect();
-    let mut inverse = invert(&l, n);
-    inverse.reverse();
-    Ok((inverse, pivots))
+/// It is the Cholesky factor of `A` with rows and columns in reverse, read in reverse.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    /// The lower triangular factor of the matrix in reverse.
+    reverse: Vec<f64>,
+    n: usize,
+}
+
+impl Factor {
+    /// Factors a matrix.
+    ///
+    /// # Errors
+    /// If `a` is not positive definite.
+    ///
+    /// # Panics
+    /// If `a` is not of size `n * n`.
+    pub fn new(a: &[f64], n: usize) -> Result<Self, NotPositive> {
+        assert_eq!(a.len(), n * n);
+        // In row-major order, all elements in reverse are the rows and columns in reverse.
+        let mut reverse: Vec<f64> = a.iter().rev().copied().collect();
+        factor(&mut reverse, n)?;
+        Ok(Factor { reverse, n })
+    }
+
+    /// The squares of the diagonal: what the later variables leave unexplained of each one.
+    pub fn pivots(&self) -> Vec<f64> {
+        let diagonal = (0..self.n).rev().map(|i| self.reverse[i * self.n + i]);
+        diagonal.map(|pivot| pivot * pivot).collect()
+    }
+
+    /// The upper triangular `U = inverse(R)`, with which `inverse(A) = U' U`.
+    pub fn inverse(&self) -> Vec<f64> {
+        let mut inverse = invert(&self.reverse, self.n);
+        inverse.reverse();
+        inverse
+    }
 }
 
 /// Overwrites the lower triangle of `a` by `L` with `A = L L'`.
@@ -134,7 +152,8 @@ mod tests {
                     if r == c { 2.0 + r as f64 } else { 1.0 / (1.0 + (r * c % 7 + r + c) as f64) }
                 })
                 .collect();
-            let (u, pivots) = inverse_factor(&a, n).unwrap();
+            let factor = Factor::new(&a, n).unwrap();
+            let (u, pivots) = (factor.inverse(), factor.pivots());
             for i in 0..n {
                 assert!(u[i * n..i * n + i].iter().all(|x| *x == 0.0), "upper");
                 assert!((u[i * n + i].powi(-2) / pivots[i] - 1.0).abs() < 1e-12);
@@ -155,9 +174,9 @@ mod tests {
 
     #[test]
     fn what_is_not_positive_definite_is_refused() {
-        assert_eq!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], 2), Err(NotPositive));
-        assert_eq!(inverse_factor(&[0.0], 1), Err(NotPositive));
-        assert_eq!(inverse_factor(&[f64::NAN], 1), Err(NotPositive));
-        assert_eq!(inverse_factor(&[f64::INFINITY], 1), Err(NotPositive));
+        assert!(Factor::new(&[1.0, 2.0, 2.0, 1.0], 2).is_err());
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(Factor::new(&[bad], 1).is_err());
+        }
     }
 }

@@ -7,12 +7,21 @@ use crate::element::Float;
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
-/// Rows and columns of the block that is summed in registers.
+/// Rows of the tile that is summed in registers.
 const ROWS: usize = 4;
-const COLUMNS: usize = 16;
+
+/// Bytes in a row of it: two registers of 512 bits, four of 256.
+const WIDTH: usize = 128;
+
+/// Products of a tile that are added up before the next one: what is read of `b` for them
+/// stays in the first cache.
+const DEPTH: usize = 256;
 
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
 const GRAIN: usize = 512 * 1024;
+
+/// Elements worth packing by a task of their own.
+const PACKED: usize = 64 * 1024;
 
 /// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +90,21 @@ pub fn multiply<T: Float>(
     add: Option<(T, &[T])>,
     out: &mut [T],
 ) {
+    if size_of::<T>() == 4 {
+        by_tiles::<T, { WIDTH / 4 }>(alpha, a, b, add, out);
+    } else {
+        by_tiles::<T, { WIDTH / 8 }>(alpha, a, b, add, out);
+    }
+}
+
+/// As [`multiply`], by tiles of so many columns.
+fn by_tiles<T: Float, const COLUMNS: usize>(
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    add: Option<(T, &[T])>,
+    out: &mut [T],
+) {
     assert_eq!(a.columns, b.rows);
     assert_eq!(out.len(), a.rows * b.columns);
     assert!(add.is_none_or(|(_, c)| c.len() == out.len()));
@@ -88,69 +112,109 @@ pub fn multiply<T: Float>(
     // Panels of `b`, each read from the first to the last byte.
     let panels = columns.div_ceil(COLUMNS);
     let mut packed = vec![[T::zero(); COLUMNS]; panels * inner];
-    for panel in 0..panels {
-        for k in 0..inner {
-            let line = &mut packed[panel * inner + k];
-            for (l, x) in line.iter_mut().enumerate().take(columns - panel * COLUMNS) {
-                *x = b.at(k, panel * COLUMNS + l);
+    let lines = SharedMut::new(&mut packed);
+    parallel::for_each(0..panels, PACKED.div_ceil((inner * COLUMNS).max(1)), 1, |part| {
+        for panel in part {
+            // SAFETY: `packed` is borrowed until the loop ends; parts do not overlap.
+            let lines = unsafe { lines.slice(panel * inner..(panel + 1) * inner) };
+            let left = panel * COLUMNS;
+            for (k, line) in lines.iter_mut().enumerate() {
+                for (l, x) in line.iter_mut().enumerate().take(columns - left) {
+                    *x = b.at(k, left + l);
+                }
             }
         }
-    }
+    });
     let out = SharedMut::new(out);
     let grain = GRAIN.div_ceil((inner * columns).max(1)).next_multiple_of(ROWS);
     parallel::for_each(0..rows, grain, ROWS, |part| {
         // SAFETY: `out` is borrowed until the loop ends; parts do not overlap.
         let out = unsafe { out.slice(part.start * columns..part.end * columns) };
-        simd::dispatch(Rows { alpha, a, packed: &packed, add, out, rows: part, columns });
+        let add = add.map(|(beta, c)| (beta, &c[part.start * columns..part.end * columns]));
+        let a = a.block(part, 0..inner);
+        simd::dispatch(Strip { alpha, a, packed: &packed, add, out, columns });
     });
 }
 
-struct Rows<'a, T> {
+/// Rows of a product.
+struct Strip<'a, T, const COLUMNS: usize> {
     alpha: T,
     a: Matrix<'a, T>,
     packed: &'a [[T; COLUMNS]],
     add: Option<(T, &'a [T])>,
     out: &'a mut [T],
-    rows: Range<usize>,
     columns: usize,
 }
 
-impl<T: Float> Kernel for Rows<'_, T> {
+impl<T: Float, const COLUMNS: usize> Kernel for Strip<'_, T, COLUMNS> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let (inner, columns) = (self.a.columns, self.columns);
-        for panel in 0..columns.div_ceil(COLUMNS) {
-            let b = &self.packed[panel * inner..(panel + 1) * inner];
-            let left = panel * COLUMNS;
-            let width = COLUMNS.min(columns - left);
-            for top in self.rows.clone().step_by(ROWS) {
-                let height = ROWS.min(self.rows.end - top);
-                let mut sums = [[T::zero(); COLUMNS]; ROWS];
-                for (k, b) in b.iter().enumerate() {
-                    for r in 0..ROWS {
-                        // Rows beyond the last are computed, but not stored.
-                        let a = self.a.at(top + r.min(height - 1), k);
-                        for l in 0..COLUMNS {
-                            sums[r][l] = a.mul_add(b[l], sums[r][l]);
+        let Strip { alpha, a, packed, add, out, columns } = self;
+        let (rows, inner) = (a.rows, a.columns);
+        let mut lines = vec![[T::zero(); ROWS]; rows.div_ceil(ROWS) * DEPTH.min(inner)];
+        // Once without a product, too, for what is added.
+        for first in (0..inner.max(1)).step_by(DEPTH) {
+            let depth = DEPTH.min(inner - first);
+            let is_last = first + depth == inner;
+            for tile in 0..rows.div_ceil(ROWS) {
+                for k in 0..depth {
+                    // Rows beyond the last are computed, but not stored.
+                    lines[tile * depth + k] =
+                        std::array::from_fn(|r| a.at((tile * ROWS + r).min(rows - 1), first + k));
+                }
+            }
+            for panel in 0..columns.div_ceil(COLUMNS) {
+                let b = &packed[panel * inner + first..][..depth];
+                let left = panel * COLUMNS;
+                let width = COLUMNS.min(columns - left);
+                for tile in 0..rows.div_ceil(ROWS) {
+                    let top = tile * ROWS;
+                    let height = ROWS.min(rows - top);
+                    let mut sums = [[T::zero(); COLUMNS]; ROWS];
+                    if first > 0 {
+                        // Goes on where the last depth ended, so that the chain is one.
+                        for (r, sums) in sums.iter_mut().enumerate().take(height) {
+                            let at = (top + r) * columns + left;
+                            sums[..width].copy_from_slice(&out[at..at + width]);
                         }
                     }
-                }
-                for (r, sums) in sums.iter().enumerate().take(height) {
-                    let at = (top + r) * columns + left;
-                    let from = at - self.rows.start * columns;
-                    for (l, out) in self.out[from..from + width].iter_mut().enumerate() {
-                        let product = self.alpha * sums[l];
-                        *out = match self.add {
-                            Some((beta, c)) => beta.mul_add(c[at + l], product),
-                            None => product,
-                        };
+                    chain(&lines[tile * depth..(tile + 1) * depth], b, &mut sums);
+                    for (r, sums) in sums.iter().enumerate().take(height) {
+                        let at = (top + r) * columns + left;
+                        for l in 0..width {
+                            let sum = sums[l];
+                            out[at + l] = match add {
+                                _ if !is_last => sum,
+                                Some((beta, c)) => beta.mul_add(c[at + l], alpha * sum),
+                                None => alpha * sum,
+                            };
+                        }
                     }
                 }
             }
         }
     }
+}
+
+/// Adds the products of a tile, one after another.
+#[inline(always)]
+fn chain<T: Float, const COLUMNS: usize>(
+    a: &[[T; ROWS]],
+    b: &[[T; COLUMNS]],
+    sums: &mut [[T; COLUMNS]; ROWS],
+) {
+    // In registers, where `sums` itself would be in memory.
+    let mut tile = *sums;
+    for (a, b) in a.iter().zip(b) {
+        for r in 0..ROWS {
+            for l in 0..COLUMNS {
+                tile[r][l] = a[r].mul_add(b[l], tile[r][l]);
+            }
+        }
+    }
+    *sums = tile;
 }
 
 #[cfg(test)]
@@ -160,7 +224,9 @@ mod tests {
     #[test]
     fn products_agree_with_triple_loops() {
         let value = |i: usize| ((i * 7 + 3) % 13) as f64 - 6.0;
-        for (m, k, n) in [(0, 3, 2), (3, 0, 2), (1, 1, 1), (5, 3, 17), (4, 40, 16), (33, 20, 50)] {
+        for (m, k, n) in
+            [(0, 3, 2), (3, 0, 2), (1, 1, 1), (5, 3, 17), (4, 40, 16), (33, 20, 50), (9, 600, 18)]
+        {
             let a: Vec<f64> = (0..m * k).map(value).collect();
             let b: Vec<f64> = (0..k * n).map(|i| value(i + 5)).collect();
             let c: Vec<f64> = (0..m * n).map(|i| value(i + 9)).collect();

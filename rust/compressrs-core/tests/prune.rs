@@ -1,11 +1,11 @@
 //! Order statistics, masks, scores and reconstruction against what is easy to read.
 
-use compressrs_core::cholesky::inverse_factor;
+use compressrs_core::cholesky::Factor;
 use compressrs_core::element::Element;
 use compressrs_core::prune::{
     Choice, Form, HasNan, Magnitude, Norm, Order, Value, accumulate_gram, accumulate_products,
-    accumulate_squares, apply_mask, find_nan, mask_below, mask_n_of_m, mask_rows, mask_smallest,
-    rank, reconstruct, row_norms,
+    accumulate_squares, apply_mask, block_norms, expand_blocks, find_nan, mask_below, mask_n_of_m,
+    mask_rows, mask_smallest, rank, reconstruct,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -180,22 +180,41 @@ fn nan_is_found() {
 }
 
 #[test]
-fn norms_of_rows() {
+fn norms_of_blocks() {
     let w = [3.0f32, -4.0, 0.0, 1.0, 1.0, 1.0];
-    let check = |norm, truth: [f64; 2]| {
-        let mut out = [9.0; 2];
-        row_norms(&w, 3, norm, &mut out);
-        assert_eq!(out, truth, "{norm:?}");
+    let check = |block, norm, truth: &[f64]| {
+        let mut out = vec![9.0; truth.len()];
+        block_norms(&w, 3, block, norm, &mut out);
+        assert_eq!(out, truth, "{block:?} {norm:?}");
     };
-    check(Norm::Sum, [-1.0, 3.0]);
-    check(Norm::One, [7.0, 3.0]);
-    check(Norm::Two, [5.0, 3f64.sqrt()]);
-    check(Norm::Max, [4.0, 1.0]);
+    check((1, 3), Norm::Sum, &[-1.0, 3.0]);
+    check((1, 3), Norm::One, &[7.0, 3.0]);
+    check((1, 3), Norm::Two, &[5.0, 3f64.sqrt()]);
+    check((1, 3), Norm::Max, &[4.0, 1.0]);
+    check((2, 1), Norm::Sum, &[4.0, -3.0, 1.0]);
+    check((2, 3), Norm::One, &[10.0]);
+    check((1, 1), Norm::Max, &[3.0, 4.0, 0.0, 1.0, 1.0, 1.0]);
     let mut out = [9.0];
-    row_norms(&[1.0f64, f64::NAN], 2, Norm::Max, &mut out);
+    block_norms(&[1.0f64, f64::NAN, 0.0], 3, (1, 3), Norm::Max, &mut out);
     assert!(out[0].is_nan());
-    row_norms::<f32>(&[], 0, Norm::Two, &mut out);
-    assert_eq!(out, [0.0]);
+    block_norms::<f32>(&[], 0, (3, 1), Norm::Two, &mut []);
+    // Long rows, many blocks either way, and masks of them.
+    for (rows, columns, block) in
+        [(6, 3000, (2, 100)), (600, 90, (3, 90)), (600, 90, (600, 1)), (4, 80_000, (4, 4))]
+    {
+        let w: Vec<f64> = (0..rows * columns).map(|i| (i * 7 % 13) as f64 - 6.0).collect();
+        let (height, width) = block;
+        let mut out = vec![9.0; w.len() / (height * width)];
+        block_norms(&w, columns, block, Norm::One, &mut out);
+        let mut truth = vec![0.0; out.len()];
+        let place = |i: usize| i / columns / height * (columns / width) + i % columns / width;
+        (0..w.len()).for_each(|i| truth[place(i)] += w[i].abs());
+        assert_eq!(out, truth);
+        let keep: Vec<u8> = (0..out.len()).map(|b| u8::from(b % 3 == 0)).collect();
+        let mut mask = vec![9; w.len()];
+        expand_blocks(&keep, block, columns, &mut mask);
+        assert!((0..w.len()).all(|i| mask[i] == keep[place(i)]));
+    }
 }
 
 #[test]
@@ -236,7 +255,7 @@ fn what_stays_makes_up_for_what_goes() {
     let x: Vec<f64> = (0..samples * columns).map(mixed).collect();
     let mut gram = vec![0.0; columns * columns];
     accumulate_gram(&x, columns, &mut gram);
-    let (u, _) = inverse_factor(&gram, columns).unwrap();
+    let u = Factor::new(&gram, columns).unwrap().inverse();
     let before: Vec<f64> = (0..rows * columns).map(|i| mixed(i + 1000)).collect();
     for (choice, block) in [
         (Choice::Total(30), 4),

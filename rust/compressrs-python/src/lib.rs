@@ -35,8 +35,8 @@ mod _core {
     use crate::optim::Stepper;
     #[pymodule_export]
     use crate::prune::{
-        accumulate_inputs, accumulate_products, apply_mask, inverse_factor, magnitude_threshold,
-        mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct, row_norms,
+        Factor, accumulate_inputs, accumulate_products, apply_mask, block_norms, expand_blocks,
+        magnitude_threshold, mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct,
     };
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars};

@@ -180,12 +180,13 @@ pub fn mask_n_of_m(
     })
 }
 
-/// Writes a norm of each row: "sum", "1", "2" or "inf".
+/// Writes a norm of each block of rows and columns: "sum", "1", "2" or "inf".
 #[pyfunction]
-pub fn row_norms(
+pub fn block_norms(
     py: Python<'_>,
     w: Bound<'_, PyAny>,
     name: String,
+    block: (usize, usize),
     norm: &str,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
@@ -200,13 +201,44 @@ pub fn row_norms(
     let weights = Weights::new(&[w], &names)?;
     weights.arrays[0].require_ndim(2)?;
     let shape = weights.arrays[0].array.shape();
-    let out = check::<f64>(out, "out", &shape[..1])?;
+    let out = check::<f64>(out, "out", &grid(shape, block)?)?;
     // SAFETY: checked just now; the package allocates it for this call.
     let out = unsafe { out.slice_mut::<f64>() };
     with_dtype!(weights.dtype, T => {
         let w = weights.slices::<T>()[0];
-        run(py, || core::row_norms(w, shape[1], norm, out))
+        run(py, || core::block_norms(w, shape[1], block, norm, out))
     })
+}
+
+/// Spreads a boolean for each block over its rows and columns.
+#[pyfunction]
+pub fn expand_blocks(
+    py: Python<'_>,
+    blocks: &Bound<'_, PyAny>,
+    block: (usize, usize),
+    mask: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (blocks, mask) = (check_mask(blocks)?, check_mask(mask)?);
+    mask.require_ndim(2)?;
+    let shape = mask.array.shape();
+    blocks.require_shape(&grid(shape, block)?, "the blocks of mask")?;
+    require_disjoint(&mask, &mask.memory(), &blocks, &blocks.memory())?;
+    // SAFETY: checked just now; the two do not overlap.
+    let (blocks, out) = unsafe { (blocks.slice::<u8>(), mask.slice_mut::<u8>()) };
+    run(py, || core::expand_blocks(blocks, block, shape[1], out))
+}
+
+/// How many blocks a matrix has along its axes.
+fn grid(shape: &[usize], block: (usize, usize)) -> PyResult<[usize; 2]> {
+    let (height, width) = block;
+    if height == 0
+        || width == 0
+        || !shape[0].is_multiple_of(height)
+        || !shape[1].is_multiple_of(width)
+    {
+        return Err(PyValueError::new_err("blocks must divide the matrix"));
+    }
+    Ok([shape[0] / height, shape[1] / width])
 }
 
 /// Adds to scores what a step says of weights: "product", "opposite" or "square".
@@ -280,23 +312,34 @@ pub fn accumulate_inputs(
     })
 }
 
-/// The factor `U` of an inverse, `inverse(a) = U' U`, and the squares of the pivots; None if
-/// `a` is not positive definite.
-#[pyfunction]
-#[allow(clippy::type_complexity)] // the pair that Python gets
-pub fn inverse_factor<'py>(
-    py: Python<'py>,
-    a: &Bound<'py, PyAny>,
-) -> PyResult<Option<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>)>> {
-    let a = Array::new(a, Name("a", ""))?.contiguous()?;
-    a.require_element::<f64>()?;
-    a.require_ndim(2)?;
-    let n = a.array.shape()[0];
-    a.require_shape(&[n, n], "a square")?;
-    // SAFETY: checked just now; nothing writes to it.
-    let a = unsafe { a.slice::<f64>() };
-    let factor = run(py, || cholesky::inverse_factor(a, n))?.ok();
-    Ok(factor.map(|(u, pivots)| (PyArray1::from_vec(py, u), PyArray1::from_vec(py, pivots))))
+/// A factored matrix; see the core.
+#[pyclass(frozen, module = "compressrs._core")]
+pub struct Factor(cholesky::Factor);
+
+#[pymethods]
+impl Factor {
+    /// Factors a matrix; None if it is not positive definite.
+    #[staticmethod]
+    fn of(py: Python<'_>, a: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        let a = Array::new(a, Name("a", ""))?.contiguous()?;
+        a.require_element::<f64>()?;
+        a.require_ndim(2)?;
+        let n = a.array.shape()[0];
+        a.require_shape(&[n, n], "a square")?;
+        // SAFETY: checked just now; nothing writes to it.
+        let a = unsafe { a.slice::<f64>() };
+        Ok(run(py, || cholesky::Factor::new(a, n))?.ok().map(Factor))
+    }
+
+    /// What the later variables leave unexplained of each one.
+    fn pivots<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
+        PyArray1::from_vec(py, self.0.pivots())
+    }
+
+    /// The factor `U` of the inverse, `inverse(a) = U' U`, row by row.
+    fn inverse<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        Ok(PyArray1::from_vec(py, run(py, || self.0.inverse())?))
+    }
 }
 
 /// Removes weights and has the others make up for them: `k` of all, or all but `n` of each

@@ -1,4 +1,4 @@
-//! Masks and norms of rows, and of groups within them.
+//! Masks of rows and of groups within them; norms of blocks.
 
 use std::marker::PhantomData;
 
@@ -128,7 +128,10 @@ fn outranked(keys: &[u64], n: usize, mask: &mut [u8]) {
     }
 }
 
-/// How the values of a row become one.
+/// From how many values on a row is summed in lanes.
+const LONG: usize = 32;
+
+/// How the values of a block become one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
     /// The sum of the values.
@@ -141,24 +144,45 @@ pub enum Norm {
     Max,
 }
 
-/// A norm of each row, in double precision.
+/// A norm of each block of `height` by `width`, in double precision, row by row of blocks.
 ///
 /// # Panics
-/// If lengths do not fit.
-pub fn row_norms<E: Element>(w: &[E], columns: usize, norm: Norm, out: &mut [f64]) {
-    assert_eq!(w.len(), out.len() * columns);
+/// If lengths do not fit, or blocks do not divide the matrix.
+pub fn block_norms<E: Element>(
+    w: &[E],
+    columns: usize,
+    block: (usize, usize),
+    norm: Norm,
+    out: &mut [f64],
+) {
+    let (height, width) = block;
+    assert!(height > 0 && width > 0 && columns.is_multiple_of(width));
+    assert_eq!(w.len(), out.len() * height * width);
+    let across = columns / width;
+    let down = out.len() / across.max(1);
     let shared = SharedMut::new(out);
-    parallel::for_each(0..shared.len(), rows_of_grain(columns), 1, |part| {
-        // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
-        let out = unsafe { shared.slice(part.clone()) };
-        let w = &w[part.start * columns..part.end * columns];
-        simd::dispatch(Norms { w, columns, norm, out });
+    // By whichever there is more of: rows of blocks, or columns.
+    let by_columns = down < across;
+    let (count, each) =
+        if by_columns { (across, width * height * down) } else { (down, height * columns) };
+    parallel::for_each(0..count, rows_of_grain(each), 1, |part| {
+        let (rows, lines) = if by_columns { (0..down, part) } else { (part, 0..across) };
+        for row in rows {
+            let range = row * across + lines.start..row * across + lines.end;
+            // SAFETY: `out` is borrowed for the whole call and parts do not overlap.
+            let out = unsafe { shared.slice(range) };
+            let w = &w[row * height * columns + lines.start * width..];
+            simd::dispatch(Norms { w, columns, block, norm, out });
+        }
     });
 }
 
+/// A row of blocks.
 struct Norms<'a, E> {
+    /// From the first of its values on.
     w: &'a [E],
     columns: usize,
+    block: (usize, usize),
     norm: Norm,
     out: &'a mut [f64],
 }
@@ -168,19 +192,70 @@ impl<E: Element> Kernel for Norms<'_, E> {
 
     #[inline(always)]
     fn run(self) {
-        for (i, out) in self.out.iter_mut().enumerate() {
-            let row = &self.w[i * self.columns..(i + 1) * self.columns];
-            let at = |j: usize| row[j].load().to_f64();
-            let n = row.len();
-            *out = match self.norm {
-                Norm::Sum => lanes::sums(n, |j| [at(j)])[0],
-                Norm::One => lanes::sums(n, |j| [at(j).abs()])[0],
-                Norm::Two => lanes::sums(n, |j| [at(j) * at(j)])[0].sqrt(),
-                // Comparing so that NaN stays.
-                Norm::Max => {
-                    (0..n).map(|j| at(j).abs()).fold(0.0, |a, x| if x <= a { a } else { x })
-                }
-            };
+        match self.norm {
+            Norm::Sum => self.add_up(|x| x),
+            Norm::One => self.add_up(f64::abs),
+            Norm::Two => {
+                let Norms { w, columns, block, norm, out } = self;
+                Norms { w, columns, block, norm, out: &mut *out }.add_up(|x| x * x);
+                out.iter_mut().for_each(|sum| *sum = sum.sqrt());
+            }
+            // NaN stays.
+            Norm::Max => self.fold(|a, x| if a.is_nan() || x.abs() <= a { a } else { x.abs() }),
         }
     }
+}
+
+impl<E: Element> Norms<'_, E> {
+    /// Sums of long rows run in lanes, of short ones straight on.
+    #[inline(always)]
+    fn add_up(self, term: impl Fn(f64) -> f64) {
+        let width = self.block.1;
+        if width < LONG {
+            return self.fold(|a, x| a + term(x));
+        }
+        self.out.fill(0.0);
+        for row in 0..self.block.0 {
+            for (b, out) in self.out.iter_mut().enumerate() {
+                let w = &self.w[row * self.columns + b * width..][..width];
+                *out += lanes::sums(width, |j| [term(w[j].load().to_f64())])[0];
+            }
+        }
+    }
+
+    /// Takes the values of each block in one after another.
+    #[inline(always)]
+    fn fold(self, take: impl Fn(f64, f64) -> f64) {
+        let width = self.block.1;
+        self.out.fill(0.0);
+        for row in 0..self.block.0 {
+            let w = &self.w[row * self.columns..][..self.out.len() * width];
+            for (out, w) in self.out.iter_mut().zip(w.chunks_exact(width)) {
+                *out = w.iter().fold(*out, |a, x| take(a, x.load().to_f64()));
+            }
+        }
+    }
+}
+
+/// Spreads what is kept of blocks over their values.
+///
+/// # Panics
+/// If lengths do not fit, or blocks do not divide the matrix.
+pub fn expand_blocks(blocks: &[u8], block: (usize, usize), columns: usize, mask: &mut [u8]) {
+    let (height, width) = block;
+    assert!(height > 0 && width > 0 && columns.is_multiple_of(width));
+    assert_eq!(mask.len(), blocks.len() * height * width);
+    let across = columns / width;
+    let rows = mask.len() / columns.max(1);
+    let shared = SharedMut::new(mask);
+    parallel::for_each(0..rows, rows_of_grain(columns), 1, |part| {
+        for row in part {
+            // SAFETY: `mask` is borrowed for the whole call and rows do not overlap.
+            let mask = unsafe { shared.slice(row * columns..(row + 1) * columns) };
+            let blocks = &blocks[row / height * across..][..across];
+            for (mask, keep) in mask.chunks_exact_mut(width).zip(blocks) {
+                mask.fill(*keep);
+            }
+        }
+    });
 }

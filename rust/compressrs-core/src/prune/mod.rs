@@ -12,7 +12,7 @@ mod score;
 mod statistics;
 mod threshold;
 
-pub use groups::{Norm, mask_n_of_m, mask_rows, row_norms};
+pub use groups::{Norm, block_norms, expand_blocks, mask_n_of_m, mask_rows};
 pub use mask::{apply_mask, mask_below, mask_smallest};
 pub use order::{Magnitude, Order, Value};
 pub use reconstruct::{Choice, reconstruct};

@@ -34,7 +34,7 @@ pub enum Choice {
 /// Removes weights of `w`, of `columns` columns, and makes up for them with the others.
 ///
 /// `u` is the factor of the inverse Hessian, see
-/// [`inverse_factor`](crate::cholesky::inverse_factor). `block` columns are decided
+/// [`Factor::inverse`](crate::cholesky::Factor::inverse). `block` columns are decided
 /// together: which of them go is chosen before any of them has changed. What is removed is
 /// 0 in `w` and in `mask`.
 ///

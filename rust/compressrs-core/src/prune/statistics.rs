@@ -51,7 +51,10 @@ impl<E: Element> Kernel for Squares<'_, E> {
 }
 
 /// Rows that are widened at a time.
-const ROWS: usize = 256;
+const ROWS: usize = 1024;
+
+/// Columns of `X' X` that are computed at a time.
+const STRIPE: usize = 256;
 
 /// Adds `X' X` to `gram`, where `X` has the columns that `gram` has.
 ///
@@ -63,11 +66,24 @@ pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
     if columns == 0 {
         return;
     }
-    let mut sum = vec![0.0; gram.len()];
     for rows in x.chunks(ROWS * columns) {
         let wide: Vec<f64> = rows.iter().map(|x| x.load().to_f64()).collect();
-        let x = Matrix::row_major(&wide, wide.len() / columns, columns);
-        multiply(1.0, x.transposed(), x, Some((1.0, gram)), &mut sum);
-        gram.copy_from_slice(&sum);
+        let height = wide.len() / columns;
+        let x = Matrix::row_major(&wide, height, columns);
+        for left in (0..columns).step_by(STRIPE) {
+            let right = columns.min(left + STRIPE);
+            // What is right of the diagonal; the rest is the same in other words.
+            let mut product = vec![0.0; right * (right - left)];
+            let (above, stripe) = (x.block(0..height, 0..right), x.block(0..height, left..right));
+            multiply(1.0, above.transposed(), stripe, None, &mut product);
+            for (i, line) in product.chunks_exact(right - left).enumerate() {
+                for (j, product) in (left..right).zip(line) {
+                    gram[i * columns + j] += product;
+                    if i < left {
+                        gram[j * columns + i] += product;
+                    }
+                }
+            }
+        }
     }
 }
