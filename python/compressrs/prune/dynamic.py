@@ -14,7 +14,8 @@ from compressrs._checks import number, whole
 from compressrs.nn import Sequential, SparseLinear
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
-from compressrs.sparse import CSRMatrix, carry
+from compressrs.sparse import CSRMatrix
+from compressrs.sparse.patterns import carried
 
 
 def rewire(
@@ -86,11 +87,12 @@ def rewire(
     pattern[rows, columns] = True
     short = "int16" if matrix.indices.dtype == np.int16 else None
     places = CSRMatrix.from_dense(growth, mask=pattern, index_dtype=short)
-    values = carry(matrix.data, matrix, places)
+    origin = matrix._core.locate(places._core)
+    values = carried(matrix.data, origin, 0)
     if optimizer is not None and index is not None:
         optimizer._replace(
             {index: matrix.data},
-            lambda _, state, fill: carry(state, matrix, places, fill),
+            lambda _, state, fill: carried(state, origin, fill),
         )
     matrix.data[...] = values
     return places.with_data(matrix.data)

@@ -73,15 +73,14 @@ def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> n
     require_shape(old, new)
     if values.shape != (old.nnz,):
         raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
-    before, after = keys(old), keys(new)
-    order = np.argsort(before, kind="stable")
-    before = before[order]
-    for name, key in (("old", before), ("new", np.sort(after))):
-        if np.any(key[:-1] == key[1:]):
-            raise ValueError(f"{name} must not have repeated entries (see CSRMatrix.canonical)")
-    out = np.full(after.shape, fill, values.dtype)
-    if before.size:
-        at = np.minimum(np.searchsorted(before, after), before.size - 1)
-        found = before[at] == after
-        out[found] = values[order[at[found]]]
+    return carried(values, old._core.locate(new._core), fill)
+
+
+def carried(values: Array, places: npt.NDArray[np.int64], fill: float) -> npt.NDArray[Any]:
+    """Return the values at some places, `fill` where the place is -1."""
+    if values.size == 0:
+        return np.full(places.shape, fill, values.dtype)
+    # Clipped, -1 is 0.
+    out: Array = values.take(places, mode="clip")
+    out[places < 0] = fill
     return out

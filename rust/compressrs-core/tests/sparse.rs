@@ -1,8 +1,8 @@
 //! Sparse conversion and products against triple loops in double precision.
 
 use compressrs_core::sparse::{
-    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, Pattern, fill, matmul,
-    matmul_transposed, offsets, row_offsets, sddmm, to_dense, transpose,
+    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, NOWHERE, Pattern, Repeats, fill, locate,
+    matmul, matmul_transposed, offsets, row_offsets, sddmm, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -169,6 +169,41 @@ proptest! {
         let orders = (x_order, y_order);
         check_products::<i16, 1, 1>(&Owned::new(&w, m, k, Keep::AtLeast(0.0)), n, orders, what, seed);
         check_products::<i64, 1, 1>(&Owned::new(&w, m, k, Keep::AtLeast(0.0)), n, orders, what, seed);
+    }
+
+    #[test]
+    fn entries_are_found_in_any_order(
+        rows in 0usize..40, columns in 0usize..40, zeros in 0u64..=10, others in 0u64..=10,
+        seed: u64,
+    ) {
+        let (a, b) = (integers(seed, rows * columns, zeros), integers(!seed, rows * columns, others));
+        let mut old = Owned::<i16>::new(&a, rows, columns, Keep::AtLeast(0.0));
+        let mut new = Owned::<i64>::new(&b, rows, columns, Keep::AtLeast(0.0));
+        // Every second row backwards, in one of them every third.
+        for (step, row) in [(2, 0), (3, 1)] {
+            for r in (row..rows).step_by(step) {
+                if step == 2 {
+                    old.indices[old.offsets[r]..old.offsets[r + 1]].reverse();
+                } else {
+                    new.indices[new.offsets[r]..new.offsets[r + 1]].reverse();
+                }
+            }
+        }
+        let mut places = vec![7; new.indices.len()];
+        locate(old.pattern(), new.pattern(), &mut places).unwrap();
+        for r in 0..rows {
+            for p in new.offsets[r]..new.offsets[r + 1] {
+                let mut entries = old.offsets[r]..old.offsets[r + 1];
+                let found = entries.find(|&q| i64::from(old.indices[q]) == new.indices[p]);
+                prop_assert_eq!(places[p], found.map_or(NOWHERE, |q| q as i64));
+            }
+        }
+        if let Some(r) = (0..rows).find(|&r| old.offsets[r] + 1 < old.offsets[r + 1]) {
+            old.indices[old.offsets[r] + 1] = old.indices[old.offsets[r]];
+            prop_assert_eq!(locate(old.pattern(), new.pattern(), &mut places), Err(Repeats::Old));
+            let mut places = vec![0; old.indices.len()];
+            prop_assert_eq!(locate(new.pattern(), old.pattern(), &mut places), Err(Repeats::New));
+        }
     }
 
     #[test]

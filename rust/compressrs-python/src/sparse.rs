@@ -224,23 +224,38 @@ impl Sparse {
         &'a self,
         py: Python<'_>,
     ) -> PyResult<View<'a, T, I, R, C>> {
-        let [data, indices, indptr] = self.arrays(py)?;
+        let [data, ..] = self.arrays(py)?;
         // SAFETY: `arrays` checked the layout, `new` the types; the rest is the
         // caller's promise.
-        let (data, indices) = unsafe { (data.slice::<T>(), indices.slice::<I>()) };
-        let columns = self.shape.1;
+        let data = unsafe { data.slice::<T>() };
+        // SAFETY: as above.
+        let (indices, offsets) = unsafe { self.pattern::<I>(py)? };
+        let view = View { data, indices, offsets, columns: self.shape.1 };
+        view.csr()?;
+        Ok(view)
+    }
+
+    /// Indices and offsets, checked unless they were for good.
+    ///
+    /// # Safety
+    /// The type is that of the matrix's indices.
+    unsafe fn pattern<'a, I: Index>(
+        &'a self,
+        py: Python<'_>,
+    ) -> PyResult<(&'a [I], Cow<'a, [usize]>)> {
+        let [_, indices, indptr] = self.arrays(py)?;
+        // SAFETY: `arrays` checked the layout; the rest is the caller's promise.
+        let indices = unsafe { indices.slice::<I>() };
+        let columns = self.shape.1 / self.block.shape().1;
         let offsets = match &self.checked {
             Some(offsets) => Cow::Borrowed(&offsets[..]),
             None => {
                 let offsets = self.offsets(&indptr, indices.len())?;
-                run(py, || Pattern::new(indices, &offsets, columns / C).map(drop))?
-                    .map_err(invalid)?;
+                run(py, || Pattern::new(indices, &offsets, columns).map(drop))?.map_err(invalid)?;
                 Cow::Owned(offsets)
             }
         };
-        let view = View { data, indices, offsets, columns };
-        view.csr()?;
-        Ok(view)
+        Ok((indices, offsets))
     }
 
     /// Requires that `written` shares no memory with the matrix.
@@ -397,6 +412,28 @@ impl Sparse {
             run(py, || core::to_dense(csr, slice))?;
             Ok(dense.into_any())
         })
+    }
+
+    /// Where the entries of another matrix are in this one, -1 where nowhere.
+    fn locate<'py>(&self, py: Python<'py>, other: &Sparse) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        if self.shape != other.shape || self.block != other.block {
+            return Err(PyValueError::new_err("shapes and blocks must agree"));
+        }
+        let columns = self.shape.1 / self.block.shape().1;
+        with_index!(self.width, I => with_index!(other.width, J => {
+            // SAFETY: the types are the matrices'.
+            let (old, new) = unsafe { (self.pattern::<I>(py)?, other.pattern::<J>(py)?) };
+            let old = Pattern::checked(old.0, &old.1, columns);
+            let new = Pattern::checked(new.0, &new.1, columns);
+            let mut places = vec![0; new.entries()];
+            match run(py, || core::locate(old, new, &mut places))? {
+                Ok(()) => Ok(PyArray1::from_vec(py, places)),
+                Err(repeats) => Err(PyValueError::new_err(format!(
+                    "{} must not have repeated entries (see CSRMatrix.canonical)",
+                    if repeats == core::Repeats::Old { "old" } else { "new" }
+                ))),
+            }
+        }))
     }
 
     /// Indices and indptr of the transpose, which nobody can write to, and where its
