@@ -25,6 +25,7 @@ ALL = {
     "distill": distill.distill,
     "top_k": distill.top_k,
     "prune": prune.prune,
+    "reconstruction": prune.reconstruction,
 }
 
 

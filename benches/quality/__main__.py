@@ -8,7 +8,6 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-import matplotlib
 import ml_dtypes
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from rich.progress import Progress
 
 import compressrs as cr
 from benches.quality import codes
+from benches.quality.report import save
 from benches.quality.tasks import TASKS
 
 SEEDS = range(5)
@@ -116,8 +116,7 @@ def plot(results, path):
             axes.plot(steps, mean, label=variant, linewidth=1.2)
         axes.set(title=task, xlabel="step", ylabel="held-out loss", yscale="log")
     figure.axes[0].legend(fontsize=6)
-    with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 def main():

@@ -12,14 +12,13 @@ import argparse
 import functools
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
 import compressrs as cr
+from benches.quality.report import CONFIDENCE, interval, save
 from compressrs.demo import HIDDEN, Data, Training, clone, mlp, weights
 
 SEEDS = range(5)
@@ -30,7 +29,6 @@ PRUNING_PART = 0.7
 LR = 1e-3
 #: The claim of Han et al.
 FACTOR = 12
-CONFIDENCE = 0.95
 
 
 class Run:
@@ -192,8 +190,7 @@ def plot(results, dense, path):
     axes.set_xticks(range(len(SPARSITIES)), [f"{s:.0%}" for s in SPARSITIES])
     axes.set(xlabel="zeros", ylabel="test accuracy, %")
     axes.legend(fontsize=8)
-    with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 def main():
@@ -223,10 +220,10 @@ def main():
                     progress.advance(bar)
     dense, pruned = np.array(claims).T
     change = 100 * (pruned - dense)
-    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1)
-    width = quantile * change.std(ddof=1) / np.sqrt(len(change))
     print(f"Dense: {cell(dense)} %. {FACTOR} times fewer connections: {cell(pruned)} %.")
-    print(f"Change: {change.mean():+.2f} ± {width:.2f} points ({CONFIDENCE:.0%} interval)\n")
+    print(
+        f"Change: {change.mean():+.2f} ± {interval(change):.2f} points ({CONFIDENCE:.0%} interval)\n"
+    )
     table(results, 1)
     print("\nWithout fine-tuning:\n")
     table(results, 0)

@@ -13,15 +13,14 @@ import functools
 import itertools
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.model_selection import train_test_split
 
 import compressrs as cr
+from benches.quality.report import interval, save
 from compressrs.demo import Data
 
 SEEDS = range(10)
@@ -31,7 +30,6 @@ TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 STEPS, BATCH, LR, ALPHA = 4000, 32, 1e-2, 0.5
 TEACHER = (300, 100)
 ALONE, SAME, ALL = "labels alone", "distilled, same rows", "distilled, all rows"
-CONFIDENCE = 0.95
 
 
 def mlp(hidden, seed):
@@ -84,13 +82,6 @@ def run(seed, advance):
                 student = train(start(), x, hidden_labels, seed, teacher=logits, temperature=t)
                 yield (hidden, part, ALL, t), accuracy(student)
                 advance()
-
-
-def interval(values):
-    """Return the half width of the mean's confidence interval."""
-    n = len(values)
-    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-    return float(quantile * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def table(results):
@@ -148,8 +139,7 @@ def plot(results, path):
     figure.supxlabel("temperature", fontsize=9)
     figure.supylabel("test accuracy, %", fontsize=9)
     grid[0, 0].legend(fontsize=7)
-    with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 def main():

@@ -19,27 +19,18 @@ from compressrs._arrays import (
     as_array,
     flatten,
     flatten_like,
-    is_number,
     same_memory,
 )
 from compressrs.optim import storage as files
+from compressrs.optim._loading import group_update, loaded
 from compressrs.optim._moments import (
     CODES,
-    OF_WEIGHTS,
-    SCALE,
     Buffer,
     has_codes,
     narrowed,
     widened,
 )
 from compressrs.sparse import CSRMatrix
-
-#: Keys of PyTorch's groups that choose an implementation, not a result.
-_TORCH_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable"))
-#: Hyperparameters that a state dict need not have: not every version of PyTorch's does.
-_NEWER = frozenset(("maximize", "decoupled_weight_decay", "state_dtype", "precision", "seed"))
-#: How numbers are stored, which an optimizer does not take over with a state.
-_OWN = ("state_dtype", "precision")
 
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 Precision: TypeAlias = Literal["nearest", "stochastic", "kahan", "master"]
@@ -455,94 +446,33 @@ class Optimizer:
                 raise ValueError(
                     f"state_dict must have groups of {lengths} parameters, got {given}"
                 )
-            updates = [self._loaded_group(group) for group in groups]
+            updates = []
+            for group in groups:
+                update = group_update(group, self.defaults, self._fixed, type(self).__name__)
+                _core.rule_scalars(self._rule, {**self.defaults, **update})
+                updates.append(update)
             # Copied now, since a source may be a view of another target.
             copies = []
             i = 0
             for group, update in zip(self.param_groups, updates, strict=True):
                 for array in group["params"]:
                     wanted = self._wanted({**group, **update}, array, self._paths[i])
-                    copies += self._loaded_state(i, state.get(i, {}), wanted)
+                    if [name for name, *_ in wanted] != list(self._buffers(i)):
+                        raise ValueError(
+                            "state_dict must have hyperparameters that need "
+                            f"{list(self._buffers(i))} for params{self._paths[i]}, "
+                            f"got some that need {[name for name, *_ in wanted]}"
+                        )
+                    source = dict(state.get(i, {}))
+                    if self._rule == "sgd" and any(v is not None for v in source.values()):
+                        # PyTorch keeps no count of steps for SGD.
+                        source.setdefault("step", 1)
+                    copies += loaded(self.state[i], source, wanted, array.shape, i)
                     i += 1
             for target, value in copies:
                 target[...] = value
             for group, update in zip(self.param_groups, updates, strict=True):
                 group.update(update)
-
-    def _loaded_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a group takes over from one of a state dict."""
-        if missing := set(self.defaults) - set(group) - _NEWER:
-            raise ValueError(
-                f"state_dict must give {sorted(missing)} for a {type(self).__name__}; "
-                "is it that of another optimizer?"
-            )
-        for name, value in self._fixed.items():
-            if group.get(name, value) != value:
-                raise ValueError(
-                    f"state_dict must have {name}={value} for {type(self).__name__}, "
-                    f"got {group[name]!r}; is it that of another optimizer?"
-                )
-        dropped = {"params", *_TORCH_SWITCHES, *_OWN}
-        update = {k: v for k, v in group.items() if k not in dropped}
-        _core.rule_scalars(self._rule, {**self.defaults, **update})
-        return update
-
-    def _loaded_state(
-        self, i: int, source: Mapping[str, Any], wanted: list[Buffer]
-    ) -> list[tuple[Array, Array]]:
-        """Return the buffers of a parameter with the values that they shall have.
-
-        `wanted` are those that are needed with the hyperparameters to come.
-        """
-        own = self.state[i]
-        if [name for name, *_ in wanted] != list(self._buffers(i)):
-            raise ValueError(
-                f"state_dict must have hyperparameters that need {list(self._buffers(i))} for "
-                f"params{self._paths[i]}, got some that need {[name for name, *_ in wanted]}"
-            )
-        # PyTorch keeps nothing for a parameter that was never updated, None for a
-        # buffer that is not used, and no count of steps for SGD.
-        source = {name: value for name, value in source.items() if value is not None}
-        if not source:
-            initial = narrowed(wanted, {})
-            return [(own[name], initial.get(name, np.asarray(0.0))) for name in own]
-        if self._rule == "sgd" and "step" not in source:
-            source["step"] = 1
-        # Codes come with their scales; what belongs to a weight makes up for itself.
-        scales = {name + SCALE for name, *_ in wanted}
-        optional = scales | {*OF_WEIGHTS}
-        if set(own) - optional - set(source) or set(source) - set(own) - optional:
-            raise ValueError(
-                f"state_dict['state'][{i}] must hold {sorted(set(own) - optional)}, "
-                f"got {sorted(source)}"
-            )
-        values = {}
-        for name, value in source.items():
-            path = f"state_dict['state'][{i}][{name!r}]"
-            codes = own.get(name.removesuffix(SCALE)) if name in scales else None
-            if codes is not None:
-                shape: tuple[int, ...] = (-(-codes.size // _core.CODE_BLOCK),)
-            else:
-                shape = own[name].shape if name in own else self._arrays()[i].shape
-            array = as_array(value, path) if hasattr(value, "detach") else np.asarray(value)
-            if array.shape != shape or not is_number(array.dtype):
-                raise ValueError(
-                    f"{path} must be numbers of shape {shape}, "
-                    f"got {array.dtype} of shape {array.shape}"
-                )
-            if name + SCALE in scales and (array.dtype in (np.int8, np.uint8)) != (
-                name + SCALE in source
-            ):
-                raise ValueError(f"{path} must be codes with their {name + SCALE!r}, or neither")
-            if name == "step" and not (0 <= array < 2**53 and array == int(array)):
-                raise ValueError(f"{path} must be a whole number >= 0, got {value}")
-            values[name] = array
-        new = {**values, **narrowed(wanted, widened(values))}
-        for name, _, dtype, _ in wanted:
-            if dtype in ("int8", "uint8") and values[name].dtype == dtype:
-                # As they are, rather than decoded and encoded.
-                new[name], new[name + SCALE] = values[name], values[name + SCALE]
-        return [(target, new[name].astype(target.dtype)) for name, target in own.items()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and hyperparameters to one safetensors file.

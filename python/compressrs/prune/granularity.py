@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import number, whole
-from compressrs.prune.selection import Mask, Scope, Sparsity, select
+from compressrs.prune.selection import Mask, Selection
 
 #: How the values of a group become one: a p-norm, or their sum.
 Norm: TypeAlias = float | Literal["sum"]
@@ -20,39 +21,9 @@ Norm: TypeAlias = float | Literal["sum"]
 class Granularity:
     """Single weights; base of what removes more as one."""
 
-    def select(
-        self,
-        arrays: list[Array],
-        names: list[str],
-        sparsity: Sparsity,
-        scope: Scope,
-        *,
-        by_value: bool,
-        allow_empty: bool,
-        alive: list[Mask] | None = None,
-    ) -> list[Mask]:
-        """Return masks that remove a share of the arrays.
-
-        Parameters
-        ----------
-        arrays : list of array
-            Weights, or scores of them if `by_value`.
-        names : list of str
-            Theirs, for messages.
-        sparsity : float, or sequence of float
-            In [0, 1); of all arrays, or of each.
-        scope : str or callable
-            See `masks`.
-        by_value : bool
-            Whether the smallest values are removed, rather than magnitudes.
-        allow_empty : bool
-            Whether a layer may be pruned to nothing.
-        alive : list of array of bool, optional
-            Masks of what has not been removed before. What has goes first.
-        """
-        if alive is not None:
-            by_value, arrays = True, _sunk(arrays, alive, by_value)
-        return select(arrays, names, sparsity, scope, by_value=by_value, allow_empty=allow_empty)
+    def select(self, selection: Selection) -> list[Mask]:
+        """Return masks that remove a share of arrays."""
+        return selection.masks()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -71,38 +42,25 @@ class _Groups(Granularity):
         """Return a mask of weights, given one of groups."""
         raise NotImplementedError
 
-    def select(
-        self,
-        arrays: list[Array],
-        names: list[str],
-        sparsity: Sparsity,
-        scope: Scope,
-        *,
-        by_value: bool,
-        allow_empty: bool,
-        alive: list[Mask] | None = None,
-    ) -> list[Mask]:
-        """Return masks that remove a share of the groups; see `Granularity`."""
-        if scope == "row":
+    def select(self, selection: Selection) -> list[Mask]:
+        """Return masks that remove a share of the groups."""
+        if selection.scope == "row":
             raise ValueError("scope must not be 'row' where whole groups are removed")
         norms = []
-        for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        for i, (array, name) in enumerate(zip(selection.arrays, selection.names, strict=True)):
             refuse_nan(array, name)
-            values = array if alive is None else np.where(alive[i], array, array.dtype.type(0))
-            norm = self.norms(values, name, self.norm)
-            if alive is not None:
-                norm[self.norms(alive[i].astype(array.dtype), name, math.inf) == 0] = -np.inf
+            if selection.alive is None:
+                norms.append(self.norms(array, name, self.norm))
+                continue
+            alive = selection.alive[i].astype(array.dtype)
+            norm = self.norms(np.where(alive, array, alive), name, self.norm)
+            norm[self.norms(alive, name, math.inf) == 0] = -np.inf
             norms.append(norm)
-        masks = select(
-            norms,
-            names,
-            sparsity,
-            scope,
-            by_value=True,
-            allow_empty=allow_empty,
-            shapes=[array.shape for array in arrays],
-        )
-        return [self.expand(mask, array.shape) for mask, array in zip(masks, arrays, strict=True)]
+        shapes = [array.shape for array in selection.arrays]
+        of_groups = replace(selection, arrays=norms, by_value=True, alive=None, shapes=shapes)
+        return [
+            self.expand(mask, shape) for mask, shape in zip(of_groups.masks(), shapes, strict=True)
+        ]
 
 
 class Blocks(_Groups):
@@ -239,24 +197,16 @@ class NM(Granularity):
             raise ValueError(f"n must be at most m, got {n} and {m}")
         self.axis = whole(axis, "axis", -64)
 
-    def select(
-        self,
-        arrays: list[Array],
-        names: list[str],
-        sparsity: Sparsity,
-        scope: Scope,
-        *,
-        by_value: bool,
-        allow_empty: bool,
-        alive: list[Mask] | None = None,
-    ) -> list[Mask]:
-        """Return masks that remove as many of each `m`; see `Granularity`."""
-        if alive is not None:
-            by_value, arrays = True, _sunk(arrays, alive, by_value)
-        share = number(sparsity, "sparsity", 0, below=1)
+    def select(self, selection: Selection) -> list[Mask]:
+        """Return masks that remove as many of each `m`."""
+        share = number(selection.sparsity, "sparsity", 0, below=1)
         # The product of 0.1 and 10 is to count as 1.
         n = max(self.n, math.ceil(round(self.m * (1 - share), 9)))
-        return [self.mask(w, name, n, by_value) for w, name in zip(arrays, names, strict=True)]
+        sunk = selection.sunk()
+        return [
+            self.mask(w, name, n, sunk.by_value)
+            for w, name in zip(sunk.arrays, sunk.names, strict=True)
+        ]
 
     def mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
         """Return a mask of one array that keeps `n` of each group."""
@@ -304,11 +254,3 @@ def expanded(blocks: Mask, block: tuple[int, int], shape: tuple[int, ...]) -> Ma
     mask = np.empty(shape, np.bool_)
     _core.expand_blocks(np.ascontiguousarray(blocks), block, mask)
     return mask
-
-
-def _sunk(arrays: list[Array], alive: list[Mask], by_value: bool) -> list[Array]:
-    """Return scores in which what has been removed comes before all else."""
-    return [
-        np.where(mask, array if by_value else np.abs(array), array.dtype.type(-np.inf))
-        for array, mask in zip(arrays, alive, strict=True)
-    ]

@@ -10,7 +10,15 @@ from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
 from compressrs._checks import number
 from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons, Norm
-from compressrs.prune.selection import Mask, Scope, Sparsity, check_scope, largest, warn_empty
+from compressrs.prune.selection import (
+    Mask,
+    Scope,
+    Selection,
+    Sparsity,
+    check_scope,
+    largest,
+    warn_empty,
+)
 
 
 def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
@@ -302,15 +310,12 @@ def masks(
            [ True, False]])
     """
     names, arrays = named_arrays(scores, "scores")
-    selected = (granularity or Granularity()).select(
+    selection = Selection(
         arrays, names, sparsity, check_scope(scope), by_value=True, allow_empty=allow_empty
     )
-    return rebuild(scores, iter(selected))
+    return rebuild(scores, iter((granularity or Granularity()).select(selection)))
 
 
 def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:
     """Return a mask of the smallest magnitudes of one array."""
-    selected = granularity.select(
-        [w], ["w"], sparsity, "layer", by_value=False, allow_empty=allow_empty
-    )
-    return selected[0]
+    return granularity.select(Selection([w], ["w"], sparsity, allow_empty=allow_empty))[0]

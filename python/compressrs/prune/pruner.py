@@ -15,7 +15,7 @@ from compressrs.prune.granularity import Granularity
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
 from compressrs.prune.scores import Magnitude, Score, as_score
-from compressrs.prune.selection import Mask, Scope, check_scope
+from compressrs.prune.selection import Mask, Scope, Selection, check_scope
 
 
 class Pruner:
@@ -213,7 +213,7 @@ class Pruner:
 
     def _choose(self, sparsity: float) -> None:
         by_magnitude = type(self.score) is Magnitude
-        masks = self.granularity.select(
+        selection = Selection(
             self._weights if by_magnitude else self.score.scores(self._weights),
             self._names,
             sparsity,
@@ -223,6 +223,7 @@ class Pruner:
             # Removed weights are 0 and so have the smallest magnitudes.
             alive=None if by_magnitude else self.masks,
         )
+        masks = self.granularity.select(selection)
         # A weight that training left at exactly 0 ties with the removed ones.
         self.masks = [new & old for new, old in zip(masks, self.masks, strict=True)]
         self._target = sparsity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -42,86 +43,122 @@ def check_scope(scope: Scope) -> Scope:
     return scope if callable(scope) else choice(scope, "scope", SCOPES)
 
 
-def select(
-    arrays: list[Array],
-    names: list[str],
-    sparsity: Sparsity,
-    scope: Scope,
-    *,
-    by_value: bool,
-    allow_empty: bool,
-    shapes: list[tuple[int, ...]] | None = None,
-) -> list[Mask]:
-    """Return masks that remove the smallest magnitudes, or values.
+@dataclass(frozen=True)
+class Selection:
+    """What a share of is to be removed.
 
-    Where each layer has a sparsity of its own, "global" means as much as "layer".
-    `shapes`, by default those of the arrays, are what a callable `scope` goes by.
-
-    Raises
-    ------
-    ValueError
-        If a sparsity is not in [0, 1), there are no values, or one is NaN.
+    Attributes
+    ----------
+    arrays : list of array
+        Weights, or scores of them if `by_value`.
+    names : list of str
+        Theirs, for messages.
+    sparsity : float, or sequence of float
+        In [0, 1); of all arrays, or of each.
+    scope : str or callable
+        See `compressrs.prune.masks`. Where each layer has a sparsity of its own, "global"
+        means as much as "layer".
+    by_value : bool
+        Whether the smallest values are removed, rather than magnitudes.
+    allow_empty : bool
+        Whether a layer may be pruned to nothing.
+    alive : list of array of bool, optional
+        Masks of what has not been removed before. What has goes first.
+    shapes : list of tuple of int, optional
+        What a callable `scope` goes by, if not the shapes of the arrays.
     """
-    if sum(array.size for array in arrays) == 0:
-        name = names[0] if names else "the list of arrays"
-        raise ValueError(f"{name} must hold at least one value, got none")
-    if isinstance(sparsity, (Sequence, np.ndarray)) and not isinstance(sparsity, str):
-        giver, sparsities = "sparsity", list(sparsity)
-        if callable(scope):
-            raise ValueError("scope must not be callable where each layer's sparsity is given")
-    else:
-        share = number(sparsity, "sparsity", 0, below=1)
-        if scope == "global":
-            return _smallest(arrays, names, share, by_value, allow_empty)
-        giver, sparsities = "scope", [share] * len(arrays)
-        if callable(scope):
-            sparsities = list(scope(shapes or [array.shape for array in arrays], share))
-    if len(sparsities) != len(arrays):
-        raise ValueError(
-            f"{giver} must give {len(arrays)} sparsities, one a layer, got {len(sparsities)}"
-        )
-    masks = []
-    for array, name, share in zip(arrays, names, sparsities, strict=True):
-        share = number(share, f"the sparsity of {name}", 0, below=1)
-        if array.size == 0:
-            masks.append(np.ones(array.shape, np.bool_))
-        elif scope == "row":
-            masks.append(_rows(array, name, share, by_value, allow_empty))
-        else:
-            masks += _smallest([array], [name], share, by_value, allow_empty)
-    return masks
 
+    arrays: list[Array]
+    names: list[str]
+    sparsity: Sparsity
+    scope: Scope = "layer"
+    by_value: bool = False
+    allow_empty: bool = False
+    alive: list[Mask] | None = None
+    shapes: list[tuple[int, ...]] | None = None
 
-def _smallest(
-    arrays: list[Array], names: list[str], sparsity: float, by_value: bool, allow_empty: bool
-) -> list[Mask]:
-    """Remove exactly a share of all arrays together."""
-    total = sum(array.size for array in arrays)
-    k = round(sparsity * total)
-    masks = [np.empty(array.shape, np.bool_) for array in arrays]
-    spared: dict[int, int] = {}
-    while True:
-        # As many more as were put back are taken elsewhere.
-        _core.mask_smallest(arrays, names, min(k + len(spared), total), by_value, masks)
-        for layer, place in spared.items():
-            masks[layer].flat[place] = True
-        empty = [i for i, mask in enumerate(masks) if mask.size and not mask.any()]
-        if allow_empty or not empty:
-            return masks
-        for layer in empty:
-            warn_empty(names[layer])
-            spared[layer] = largest(arrays[layer], by_value)
+    def sunk(self) -> Selection:
+        """Return the same by values of which what has been removed before is the smallest."""
+        if self.alive is None:
+            return self
+        arrays = [
+            np.where(mask, array if self.by_value else np.abs(array), array.dtype.type(-np.inf))
+            for array, mask in zip(self.arrays, self.alive, strict=True)
+        ]
+        return replace(self, arrays=arrays, by_value=True, alive=None)
 
+    def masks(self) -> list[Mask]:
+        """Return masks that remove single values.
 
-def _rows(array: Array, name: str, sparsity: float, by_value: bool, allow_empty: bool) -> Mask:
-    """Remove exactly a share of each row, that is, of each output."""
-    rows = array.reshape(len(array) if array.ndim else 1, -1)
-    mask = np.empty(rows.shape, np.bool_)
-    _core.mask_rows(rows, name, round(sparsity * rows.shape[1]), by_value, mask)
-    if not mask.any() and not allow_empty:
-        warn_empty(name)
-        mask.flat[largest(array, by_value)] = True
-    return mask.reshape(array.shape)
+        Raises
+        ------
+        ValueError
+            If a sparsity is not in [0, 1), there are no values, or one is NaN.
+        """
+        if self.alive is not None:
+            return self.sunk().masks()
+        if sum(array.size for array in self.arrays) == 0:
+            name = self.names[0] if self.names else "the list of arrays"
+            raise ValueError(f"{name} must hold at least one value, got none")
+        given = self.sparsity
+        if isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str):
+            if callable(self.scope):
+                raise ValueError("scope must not be callable where each layer's sparsity is given")
+            return self._each("sparsity", list(given))
+        share = number(given, "sparsity", 0, below=1)
+        if self.scope == "global":
+            return self._smallest(self.arrays, self.names, share)
+        if callable(self.scope):
+            shapes = self.shapes or [array.shape for array in self.arrays]
+            return self._each("scope", list(self.scope(shapes, share)))
+        return self._each("scope", [share] * len(self.arrays))
+
+    def _each(self, giver: str, sparsities: list[float]) -> list[Mask]:
+        """Return masks of arrays that are pruned one by one."""
+        n = len(self.arrays)
+        if len(sparsities) != n:
+            raise ValueError(
+                f"{giver} must give {n} sparsities, one a layer, got {len(sparsities)}"
+            )
+        masks = []
+        for array, name, given in zip(self.arrays, self.names, sparsities, strict=True):
+            share = number(given, f"the sparsity of {name}", 0, below=1)
+            if array.size == 0:
+                masks.append(np.ones(array.shape, np.bool_))
+            elif self.scope == "row":
+                masks.append(self._rows(array, name, share))
+            else:
+                masks += self._smallest([array], [name], share)
+        return masks
+
+    def _smallest(self, arrays: list[Array], names: list[str], sparsity: float) -> list[Mask]:
+        """Remove exactly a share of arrays together."""
+        total = sum(array.size for array in arrays)
+        k = round(sparsity * total)
+        masks = [np.empty(array.shape, np.bool_) for array in arrays]
+        spared: dict[int, int] = {}
+        while True:
+            # As many more as were put back are taken elsewhere.
+            count = min(k + len(spared), total)
+            _core.mask_smallest(arrays, names, count, self.by_value, masks)
+            for layer, place in spared.items():
+                masks[layer].flat[place] = True
+            empty = [i for i, mask in enumerate(masks) if mask.size and not mask.any()]
+            if self.allow_empty or not empty:
+                return masks
+            for layer in empty:
+                warn_empty(names[layer])
+                spared[layer] = largest(arrays[layer], self.by_value)
+
+    def _rows(self, array: Array, name: str, sparsity: float) -> Mask:
+        """Remove exactly a share of each row, that is, of each output."""
+        rows = array.reshape(len(array) if array.ndim else 1, -1)
+        mask = np.empty(rows.shape, np.bool_)
+        _core.mask_rows(rows, name, round(sparsity * rows.shape[1]), self.by_value, mask)
+        if not mask.any() and not self.allow_empty:
+            warn_empty(name)
+            mask.flat[largest(array, self.by_value)] = True
+        return mask.reshape(array.shape)
 
 
 def warn_empty(name: str) -> None:

@@ -17,6 +17,7 @@ from compressrs._checks import number
 from compressrs._progress import progress_bar
 from compressrs.prune.granularity import Granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
+from compressrs.prune.selection import Selection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,14 +159,9 @@ def sensitivity(
             whole = w.copy()
             try:
                 for j, share in enumerate(shares):
-                    (mask,) = (granularity or Granularity()).select(
-                        [whole if by_magnitude else found],
-                        [name],
-                        share,
-                        "layer",
-                        by_value=not by_magnitude,
-                        allow_empty=False,
-                    )
+                    array = whole if by_magnitude else found
+                    selection = Selection([array], [name], share, by_value=not by_magnitude)
+                    (mask,) = (granularity or Granularity()).select(selection)
                     _core.apply_mask(w, mask, name)
                     values[i, j] = evaluate()
                     w[...] = whole

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use num_traits::Float as _;
+
 use super::order::Order;
 use super::threshold::{HasNan, Rank, rank};
 use crate::element::Element;
@@ -29,9 +31,7 @@ impl<O: Order, E: Element> Kernel for Below<'_, O, E> {
         for (keep, &w) in self.mask.iter_mut().zip(self.w) {
             let x = O::value(w);
             *keep = u8::from(x >= threshold);
-            #[allow(clippy::eq_op)] // NaN alone differs from itself.
-            let nan = u8::from(x != x);
-            has_nan |= nan;
+            has_nan |= u8::from(x.is_nan());
         }
         has_nan != 0
     }
