@@ -221,9 +221,8 @@ def main():
     dense, pruned = np.array(claims).T
     change = 100 * (pruned - dense)
     print(f"Dense: {cell(dense)} %. {FACTOR} times fewer connections: {cell(pruned)} %.")
-    print(
-        f"Change: {change.mean():+.2f} ± {interval(change):.2f} points ({CONFIDENCE:.0%} interval)\n"
-    )
+    within = f"{interval(change):.2f} points ({CONFIDENCE:.0%} interval)"
+    print(f"Change: {change.mean():+.2f} ± {within}\n")
     table(results, 1)
     print("\nWithout fine-tuning:\n")
     table(results, 0)

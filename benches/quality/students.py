@@ -166,4 +166,5 @@ def main():
     plot(results, arguments.plot)
 
 
-main()
+if __name__ == "__main__":
+    main()
