@@ -50,11 +50,11 @@ impl<E: Element> Kernel for Squares<'_, E> {
     }
 }
 
-/// Rows that are widened at a time.
-const ROWS: usize = 1024;
+/// Rows that are widened at a time: a stripe of them fits the second cache.
+const ROWS: usize = 512;
 
 /// Columns of `X' X` that are computed at a time.
-const STRIPE: usize = 256;
+const STRIPE: usize = 128;
 
 /// Adds `X' X` to `gram`, where `X` has the columns that `gram` has.
 ///
@@ -66,24 +66,37 @@ pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
     if columns == 0 {
         return;
     }
-    for rows in x.chunks(ROWS * columns) {
-        let wide: Vec<f64> = rows.iter().map(|x| x.load().to_f64()).collect();
-        let height = wide.len() / columns;
-        let x = Matrix::row_major(&wide, height, columns);
+    let mut wide = vec![0.0; x.len().min(ROWS * columns)];
+    for part in x.chunks(ROWS * columns) {
+        let wide = &mut wide[..part.len()];
+        widen(part, wide);
+        let height = part.len() / columns;
+        let x = Matrix::row_major(wide, height, columns);
         for left in (0..columns).step_by(STRIPE) {
             let right = columns.min(left + STRIPE);
-            // What is right of the diagonal; the rest is the same in other words.
             let mut product = vec![0.0; right * (right - left)];
             let (above, stripe) = (x.block(0..height, 0..right), x.block(0..height, left..right));
             multiply(1.0, above.transposed(), stripe, None, &mut product);
             for (i, line) in product.chunks_exact(right - left).enumerate() {
-                for (j, product) in (left..right).zip(line) {
-                    gram[i * columns + j] += product;
-                    if i < left {
-                        gram[j * columns + i] += product;
-                    }
-                }
+                let sums = &mut gram[i * columns + left..i * columns + right];
+                sums.iter_mut().zip(line).for_each(|(sum, product)| *sum += product);
             }
         }
     }
+    // What is left of the diagonal is the same in other words.
+    for i in 0..columns {
+        for j in 0..i {
+            gram[i * columns + j] = gram[j * columns + i];
+        }
+    }
+}
+
+/// Writes values in double precision.
+fn widen<E: Element>(x: &[E], wide: &mut [f64]) {
+    let shared = SharedMut::new(wide);
+    parallel::for_each(0..x.len(), GRAIN, 1, |part| {
+        // SAFETY: `wide` is borrowed until the loop ends; parts do not overlap.
+        let wide = unsafe { shared.slice(part.clone()) };
+        wide.iter_mut().zip(&x[part]).for_each(|(wide, x)| *wide = x.load().to_f64());
+    });
 }
