@@ -94,6 +94,7 @@ def test_rewiring_refuses_what_does_not_fit():
         ((matrix, growth, -1), ValueError, "count must be at least 0"),
         ((matrix, growth, 1, other), ValueError, "must be a parameter of the optimizer"),
         ((matrix, bad, 1, opt), ValueError, "growth must hold no NaN"),
+        ((matrix, np.full_like(growth, -np.inf), 9, opt), ValueError, "growth must be above -inf"),
     ):
         with pytest.raises(error, match=message):
             cr.prune.rewire(*args)
@@ -163,6 +164,31 @@ def test_dynamic_training_goes_on_from_a_state():
     for bad in ({}, {"step_count": 1}, {"step_count": "x"}, {"step_count": 1, "rng": 3}):
         with pytest.raises(ValueError, match="state_dict must"):
             again.load_state_dict(bad)
+
+
+def test_all_patterns_change_or_none():
+    layers = [sparse_layer(), sparse_layer(seed=1)]
+    opt = cr.optim.Adam([layer.params for layer in layers])
+    rigl = cr.prune.RigL(layers, opt, end=10, frequency=1)
+    x = np.ones((3, 12), np.float32)
+    for layer in layers:
+        layer.backward(layer(x))
+    opt.step([layer.grads for layer in layers])
+    layers[1].backward(np.full((3, 9), np.nan, np.float32))
+    before = [layer.weight.to_dense() for layer in layers]
+    state = [s["exp_avg"].copy() for s in opt.state.values()]
+    with pytest.raises(ValueError, match="growth must hold no NaN"):
+        rigl.step()
+    assert rigl.step_count == 0
+    for layer, w in zip(layers, before, strict=True):
+        np.testing.assert_array_equal(layer.weight.to_dense(), w)
+    for s, values in zip(opt.state.values(), state, strict=True):
+        np.testing.assert_array_equal(s["exp_avg"], values)
+    layers[1].backward(np.ones((3, 9), np.float32))
+    assert rigl.step()
+    assert any(
+        (layer.weight.pattern() != (w != 0)).any() for layer, w in zip(layers, before, strict=True)
+    )
 
 
 def test_bad_dynamic_training():

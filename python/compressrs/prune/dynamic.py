@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import number, whole
+from compressrs._checks import share, whole
 from compressrs.nn import Sequential, SparseLinear
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
@@ -60,6 +61,21 @@ def rewire(
     array([[3., 0., 0.],
            [0., 2., 0.]])
     """
+    return _commit([_plan(matrix, growth, count)], optimizer)[0]
+
+
+class _Change(NamedTuple):
+    """A change of a pattern that has not been made."""
+
+    matrix: CSRMatrix
+    #: The new pattern, with values that do not count.
+    places: CSRMatrix
+    #: Where the new entries were, -1 where nowhere.
+    origin: npt.NDArray[np.int64]
+
+
+def _plan(matrix: CSRMatrix, growth: Array, count: int) -> _Change:
+    """Choose what goes and what comes; see `rewire`."""
     if not isinstance(matrix, CSRMatrix):
         raise TypeError(f"matrix must be a CSRMatrix, got {type(matrix).__name__}")
     growth = as_array(growth, "growth")
@@ -72,9 +88,6 @@ def rewire(
         raise ValueError(f"count must be at most the {matrix.nnz} entries, got {count}")
     if not matrix.data.flags.writeable:
         raise ValueError("matrix.data must be writable, since it is rewritten")
-    index = None
-    if optimizer is not None:
-        index = require_index(optimizer, matrix.data, "matrix.data")
     keep = np.empty(matrix.nnz, np.bool_)
     if matrix.nnz:
         _core.mask_smallest([matrix.data], ["matrix.data"], count, False, [keep])
@@ -88,21 +101,29 @@ def rewire(
     short = "int16" if matrix.indices.dtype == np.int16 else None
     places = CSRMatrix.from_dense(growth, mask=pattern, index_dtype=short)
     origin = matrix._core.locate(places._core)
-    values = carried(matrix.data, origin, 0)
-    if optimizer is not None and index is not None:
+    if places.nnz != matrix.nnz:
+        raise ValueError("growth must be above -inf for as many entries as are to grow")
+    return _Change(matrix, places, origin)
+
+
+def _commit(changes: list[_Change], optimizer: Optimizer | None) -> list[CSRMatrix]:
+    """Make all changes, with an optimizer's state."""
+    if optimizer is not None:
+        own = {
+            require_index(optimizer, change.matrix.data, "matrix.data"): change
+            for change in changes
+        }
         optimizer._replace(
-            {index: matrix.data},
-            lambda _, state, fill: carried(state, origin, fill),
+            {index: change.matrix.data for index, change in own.items()},
+            lambda index, state, fill: carried(state, own[index].origin, fill),
         )
-    matrix.data[...] = values
-    return places.with_data(matrix.data)
+    for matrix, _, origin in changes:
+        matrix.data[...] = carried(matrix.data, origin, 0)
+    return [places.with_data(matrix.data) for matrix, places, _ in changes]
 
 
 class _Dynamic:
     """Drops and grows a share of each layer's entries, every so many steps."""
-
-    #: What the share is multiplied by, given how much of the time is over.
-    _decay: ClassVar[bool]
 
     def __init__(
         self,
@@ -125,9 +146,7 @@ class _Dynamic:
             require_index(optimizer, layer.weight.data, f"layers[{i}].weight.data")
         self.layers = given
         self.optimizer = optimizer
-        self.fraction = number(fraction, "fraction", 0)
-        if self.fraction > 1:
-            raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+        self.fraction = share(fraction, "fraction")
         self.frequency = whole(frequency, "frequency", 1)
         self.end = None if end is None else whole(end, "end", 1)
         self.step_count = 0
@@ -147,19 +166,24 @@ class _Dynamic:
         RuntimeError
             If a layer's gradient is needed, and there was no backward.
         ValueError
-            If a weight or a gradient is NaN. Layers before that one have changed then.
+            If a weight or a gradient is NaN; nothing is changed then, and the step does not
+            count.
         """
-        self.step_count += 1
-        if self.step_count % self.frequency or (self.end and self.step_count >= self.end):
-            return False
-        for layer in self.layers:
-            matrix = layer.weight
-            free = matrix.shape[0] * matrix.shape[1] - matrix.nnz
-            count = min(int(self._share() * matrix.nnz), free)
-            layer.weight = rewire(matrix, self._growth(layer), count, self.optimizer)
-        return True
+        step = self.step_count + 1
+        is_time = step % self.frequency == 0 and (self.end is None or step < self.end)
+        if is_time:
+            part = self._share(step)
+            changes = [
+                _plan(layer.weight, self._growth(layer), _room(layer.weight, part))
+                for layer in self.layers
+            ]
+            for layer, weight in zip(self.layers, _commit(changes, self.optimizer), strict=True):
+                layer.weight = weight
+        self.step_count = step
+        return is_time
 
-    def _share(self) -> float:
+    def _share(self, step: int) -> float:
+        """Return the share of the entries that goes at a step."""
         return self.fraction
 
     def _growth(self, layer: SparseLinear) -> Array:
@@ -182,6 +206,12 @@ class _Dynamic:
             self.step_count = whole(state_dict["step_count"], "step_count", 0)
         except (TypeError, LookupError) as error:
             raise ValueError(f"state_dict must be as state_dict() returns, got {error}") from None
+
+
+def _room(matrix: CSRMatrix, part: float) -> int:
+    """Return how many entries a share is, at most as many as are not stored."""
+    free = matrix.shape[0] * matrix.shape[1] - matrix.nnz
+    return min(int(part * matrix.nnz), free)
 
 
 class SET(_Dynamic):
@@ -331,8 +361,8 @@ class RigL(_Dynamic):
     ) -> None:
         super().__init__(layers, optimizer, fraction=fraction, frequency=frequency, end=end)
 
-    def _share(self) -> float:
-        return self.fraction / 2 * (1 + math.cos(math.pi * self.step_count / (self.end or 1)))
+    def _share(self, step: int) -> float:
+        return self.fraction / 2 * (1 + math.cos(math.pi * step / (self.end or 1)))
 
     def _growth(self, layer: SparseLinear) -> Array:
         gradient = layer.dense_gradient()

@@ -39,7 +39,8 @@ def neurons(
         and in `outputs`.
     optimizer : Optimizer, optional
         Those of the arrays that it trains are replaced in it, with their state and masks.
-        What else holds on to the old arrays, an `EMA`, say, has to be made anew.
+        What else holds on to the old arrays, as an `EMA` or a `Pruner` does, has to be made
+        anew.
 
     Returns
     -------
