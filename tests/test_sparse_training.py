@@ -196,8 +196,9 @@ def test_bad_dynamic_training():
     opt = cr.optim.SGD(layer.params, lr=0.1)
     with pytest.raises(ValueError, match="at least one SparseLinear"):
         cr.prune.SET(cr.nn.Sequential(cr.nn.ReLU()), opt)
-    with pytest.raises(TypeError, match=r"layers\[0\] must be a SparseLinear over a CSRMatrix"):
-        cr.prune.SET([cr.nn.Linear(3, 2)], opt)
+    for bad in ([cr.nn.Linear(3, 2)], cr.nn.Linear(3, 2), 3):
+        with pytest.raises(TypeError, match=r"layers\[0\] must be a SparseLinear over a CSR"):
+            cr.prune.SET(bad, opt)
     with pytest.raises(
         ValueError, match=r"layers\[0\].weight.data must be a parameter of the optimizer"
     ):
@@ -366,6 +367,14 @@ def test_what_cannot_be_shrunk():
     assert [layer.weight.shape for layer in model] == [(3, 4), (3, 3), (4, 3)]
 
 
+def test_no_model_or_no_masks_to_shrink():
+    model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.Linear(4, 2, rng=1))
+    with pytest.raises(TypeError, match="model must be a Sequential, got Linear"):
+        cr.prune.shrink(model[0], {})
+    with pytest.raises(TypeError, match="keep must be a dict of masks"):
+        cr.prune.shrink(model, [np.ones(4, bool)])
+
+
 def test_what_wraps_an_optimizer_is_none():
     w = np.ones((4, 4))
     wrapped = cr.optim.Lookahead(cr.optim.SGD(w, lr=0.1))
@@ -412,7 +421,9 @@ def test_bad_tickets():
     with pytest.raises(ValueError, match=r"must have shape \(2, 2\)"):
         ticket.rewind(np.ones(4, bool))
     with pytest.raises(ValueError, match="must be a parameter of the optimizer"):
-        cr.prune.LotteryTicket(w, cr.optim.SGD(np.ones(3), lr=0.1)).rewind()
+        cr.prune.LotteryTicket(w, cr.optim.SGD(np.ones(3), lr=0.1))
+    with pytest.raises(TypeError, match="optimizer must be an Optimizer"):
+        cr.prune.LotteryTicket(w, 3)
     assert (w == 2).all()
 
 
@@ -467,6 +478,10 @@ def test_sensitivity_puts_weights_back_whatever_happens():
     np.testing.assert_array_equal(w, np.arange(4.0))
     with pytest.raises(ValueError, match="sparsities must be in"):
         cr.prune.sensitivity(w, lambda: 0.0, [1.0])
+    with pytest.raises(TypeError, match="evaluate must return a number, got 'x'"):
+        cr.prune.sensitivity(w, lambda: "x")
+    with pytest.raises(TypeError, match="sparsities must be a sequence"):
+        cr.prune.sensitivity(w, lambda: 0.0, 0.5)
     with pytest.raises(TypeError, match="evaluate must be callable"):
         cr.prune.sensitivity(w, 3)
     w.flags.writeable = False
@@ -578,6 +593,14 @@ def test_iterative_schedule(rate, final, begin, frequency):
     assert schedule(schedule.end) == final
     assert schedule.rounds == 1 or schedule(schedule.end - 1) < final
     assert eval(repr(schedule), vars(cr.prune))(begin) == schedule(begin)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.3, 0.5, 0.7])
+def test_rounds_that_come_out_even(rate):
+    for rounds in range(1, 9):
+        schedule = cr.prune.IterativeSchedule(rate, 1 - (1 - rate) ** rounds, frequency=10)
+        assert schedule.rounds == rounds
+        assert schedule.end == 10 * (rounds - 1)
 
 
 def test_bad_iterative_schedules():

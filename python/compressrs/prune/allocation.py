@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 
 from compressrs._checks import number
@@ -78,6 +79,10 @@ def _allocate(
 ) -> list[float]:
     """Return sparsities whose complements are in proportion to `density`, up to dense."""
     sparsity = number(sparsity, "sparsity", 0, below=1)
+    try:
+        shapes = [tuple(map(operator.index, shape)) for shape in shapes]
+    except TypeError:
+        raise TypeError(f"shapes must be tuples of whole numbers, got {shapes!r}") from None
     for shape in shapes:
         if len(shape) < 2 or math.prod(shape) == 0:
             raise ValueError(f"shapes must have two axes or more, and not be empty, got {shape}")

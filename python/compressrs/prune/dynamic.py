@@ -137,7 +137,7 @@ class _Dynamic:
         if isinstance(layers, Sequential):
             given = [layer for layer in layers if isinstance(layer, SparseLinear)]
         else:
-            given = [layers] if isinstance(layers, SparseLinear) else list(layers)
+            given = list(layers) if isinstance(layers, Iterable) else [layers]
         if not given:
             raise ValueError("layers must hold at least one SparseLinear, got none")
         for i, layer in enumerate(given):

@@ -225,6 +225,23 @@ class NM(Granularity):
         return f"NM({self.n}, {self.m}, axis={self.axis})"
 
 
+def as_granularity(granularity: object) -> Granularity:
+    """Return `granularity`, if it is one; single weights for None.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if granularity is None:
+        return Granularity()
+    if not isinstance(granularity, Granularity):
+        raise TypeError(
+            f"granularity must be a Granularity, such as Blocks((4, 4)), got {granularity!r}"
+        )
+    return granularity
+
+
 def check_norm(norm: Norm) -> Norm:
     """Return `norm`, if it is 1, 2, infinity or "sum"."""
     if norm == "sum" or norm in (1, 2, math.inf):

@@ -9,7 +9,14 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
 from compressrs._checks import number
-from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons, Norm
+from compressrs.prune.granularity import (
+    NM,
+    Blocks,
+    Granularity,
+    Neurons,
+    Norm,
+    as_granularity,
+)
 from compressrs.prune.selection import (
     Mask,
     Scope,
@@ -288,7 +295,7 @@ def masks(
     Raises
     ------
     TypeError
-        If a score is not an array of such a dtype.
+        If a score is not an array of such a dtype, or `granularity` is not one.
     ValueError
         If a sparsity is out of range, a granularity does not fit a shape, there is
         nothing to prune, or a score is NaN.
@@ -313,7 +320,7 @@ def masks(
     selection = Selection(
         arrays, names, sparsity, check_scope(scope), by_value=True, allow_empty=allow_empty
     )
-    return rebuild(scores, iter((granularity or Granularity()).select(selection)))
+    return rebuild(scores, iter(as_granularity(granularity).select(selection)))
 
 
 def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:

@@ -11,7 +11,7 @@ from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays
 from compressrs._checks import number, whole
 from compressrs.optim import Optimizer
-from compressrs.prune.granularity import Granularity
+from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
 from compressrs.prune.scores import Magnitude, Score, as_score
@@ -99,8 +99,6 @@ class Pruner:
         check_scope(scope)
         if not callable(schedule):
             raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
-        if granularity is not None and not isinstance(granularity, Granularity):
-            raise TypeError(f"granularity must be a Granularity, got {granularity!r}")
         self._names, self._weights = named_arrays(params, "params")
         if sum(w.size for w in self._weights) == 0:
             raise ValueError("params must hold at least one weight, got none")
@@ -121,7 +119,7 @@ class Pruner:
         self.schedule = schedule
         self.score = as_score(score)
         self.scope = scope
-        self.granularity = granularity or Granularity()
+        self.granularity = as_granularity(granularity)
         self.allow_empty = allow_empty
         self.step_count = 0
         self._target = 0.0

@@ -29,7 +29,9 @@ class LotteryTicket:
     Raises
     ------
     TypeError
-        If something is not an array.
+        If something is not an array, or `optimizer` not an optimizer.
+    ValueError
+        If the optimizer does not train an array.
 
     References
     ----------
@@ -53,6 +55,10 @@ class LotteryTicket:
     def __init__(self, params: ArrayTree, optimizer: Optimizer | None = None) -> None:
         self._names, self._params = named_arrays(params, "params")
         self._optimizer = optimizer
+        self._indices: list[int] = []
+        if optimizer is not None:
+            for w, name in zip(self._params, self._names, strict=True):
+                self._indices.append(require_index(optimizer, w, name))
         self._values = [w.copy() for w in self._params]
         self._state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
 
@@ -71,16 +77,12 @@ class LotteryTicket:
         TypeError
             If a mask is not boolean.
         ValueError
-            If there are not as many masks as arrays, a shape differs, or the optimizer
-            does not train an array; nothing is changed then.
+            If there are not as many masks as arrays, or a shape differs; nothing is changed
+            then.
         """
         chosen = self._masks(masks)
-        indices: list[int] = []
-        if self._optimizer is not None:
-            for w, name in zip(self._params, self._names, strict=True):
-                indices.append(require_index(self._optimizer, w, name))
-            if self._state is not None:
-                self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        if self._optimizer is not None and self._state is not None:
+            self._optimizer.load_state_dict(copy.deepcopy(self._state))
         for w, value, mask, name in zip(
             self._params, self._values, chosen, self._names, strict=True
         ):
@@ -88,7 +90,7 @@ class LotteryTicket:
             if mask is not None:
                 _core.apply_mask(w, mask, name)
         if self._optimizer is not None and masks is not None:
-            self._optimizer._set_masks(dict(zip(indices, chosen, strict=True)))
+            self._optimizer._set_masks(dict(zip(self._indices, chosen, strict=True)))
 
     def _masks(self, masks: ArrayTree | None) -> list[Mask | None]:
         """Return a mask, or None, for each array."""

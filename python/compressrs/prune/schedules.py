@@ -233,7 +233,9 @@ class IterativeSchedule:
         self.final = number(final, "final", 0, below=1)
         self.begin = whole(begin, "begin", 0)
         self.frequency = whole(frequency, "frequency", 1)
-        self.rounds = max(1, math.ceil(math.log1p(-self.final) / math.log1p(-self.rate)))
+        # Whole numbers of rounds do not come out whole.
+        exact = math.log1p(-self.final) / math.log1p(-self.rate)
+        self.rounds = max(1, math.ceil(exact - 1e-9))
         self.end = self.begin + (self.rounds - 1) * self.frequency
 
     def __call__(self, step: int) -> float:

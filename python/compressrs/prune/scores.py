@@ -286,7 +286,7 @@ class Wanda(Score):
     """
 
     def __init__(self, statistics: InputStatistics | Sequence[InputStatistics]) -> None:
-        given = [statistics] if isinstance(statistics, InputStatistics) else list(statistics)
+        given = list(statistics) if isinstance(statistics, Sequence) else [statistics]
         if not given or not all(isinstance(s, InputStatistics) for s in given):
             raise TypeError("statistics must be InputStatistics, one for each array of weights")
         self.statistics = given

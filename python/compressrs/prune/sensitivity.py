@@ -15,7 +15,7 @@ from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays
 from compressrs._checks import number
 from compressrs._progress import progress_bar
-from compressrs.prune.granularity import Granularity
+from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Selection
 
@@ -122,7 +122,7 @@ def sensitivity(
     Raises
     ------
     TypeError
-        If something is not an array, or `evaluate` not callable.
+        If something is not an array, or `evaluate` not callable or gives no number.
     ValueError
         If a sparsity is out of range, or an array cannot be updated in place.
 
@@ -146,13 +146,16 @@ def sensitivity(
     if not callable(evaluate):
         raise TypeError(f"evaluate must be callable, got {type(evaluate).__name__}")
     names, weights = named_arrays(params, "params")
+    if not isinstance(sparsities, (Sequence, np.ndarray)) or isinstance(sparsities, str):
+        raise TypeError(f"sparsities must be a sequence of numbers, got {sparsities!r}")
+    chosen = as_granularity(granularity)
     shares = [number(s, "sparsities", 0, below=1) for s in sparsities]
     by_magnitude = score is None or type(score) is Magnitude
     scores = weights if by_magnitude else as_score(score).scores(weights)
     for name, w in zip(names, weights, strict=True):
         # Changes nothing, but refuses what cannot be updated in place.
         _core.apply_mask(w, np.ones(w.shape, np.bool_), name)
-    baseline = float(evaluate())
+    baseline = _value(evaluate)
     values = np.empty((len(weights), len(shares)))
     with progress_bar("layers", values.size, progress) as advance:
         for i, (name, w, found) in enumerate(zip(names, weights, scores, strict=True)):
@@ -161,9 +164,9 @@ def sensitivity(
                 for j, share in enumerate(shares):
                     array = whole if by_magnitude else found
                     selection = Selection([array], [name], share, by_value=not by_magnitude)
-                    (mask,) = (granularity or Granularity()).select(selection)
+                    (mask,) = chosen.select(selection)
                     _core.apply_mask(w, mask, name)
-                    values[i, j] = evaluate()
+                    values[i, j] = _value(evaluate)
                     w[...] = whole
                     advance()
             finally:
@@ -171,3 +174,12 @@ def sensitivity(
     # The path, as "0.weight".
     labels = [".".join(re.findall(r"[^\[\]']+", name)[1:]) or name for name in names]
     return Sensitivity(labels, shares, values, baseline)
+
+
+def _value(evaluate: Callable[[], float]) -> float:
+    """Return what `evaluate` gives, which may be NaN."""
+    value = evaluate()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"evaluate must return a number, got {value!r}") from None

@@ -124,6 +124,8 @@ def input_statistics(
     >>> cr.prune.input_statistics(model, np.ones((5, 3), np.float32))
     [<InputStatistics(3) of 5 rows>, <InputStatistics(4) of 5 rows>]
     """
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
     found = {
         i: InputStatistics(layer.weight.shape[1], gram=gram)
         for i, layer in enumerate(model)

@@ -153,7 +153,8 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
     Raises
     ------
     TypeError
-        If a mask is not a boolean vector, or a layer is not a `Linear`.
+        If `model` is not a `Sequential`, `keep` not a dict, a mask not a boolean vector, or
+        a layer not a `Linear`.
     ValueError
         If a layer has no layer after it, no neuron would stay, or a shape does not fit;
         nothing is changed then.
@@ -171,6 +172,12 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
     (3,)
     >>> opt.step(model.grads)
     """
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
+    if not isinstance(keep, Mapping):
+        raise TypeError(
+            f"keep must be a dict of masks by the layer's position, got {type(keep).__name__}"
+        )
     cuts = _Cuts()
     adopted: list[tuple[Linear, str]] = []
     for position, mask in keep.items():
