@@ -251,6 +251,20 @@ def test_neurons_that_go_take_all_of_theirs_along(state_dtype):
     opt.load_state_dict(opt.state_dict())
 
 
+@pytest.mark.parametrize(("precision", "buffer"), [("kahan", "compensation"), ("master", "master")])
+def test_what_belongs_to_weights_in_half_precision_goes_along(precision, buffer):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((8, 6)).astype(np.float16)
+    opt = cr.optim.Adam([w], lr=1e-5, precision=precision)
+    opt.step([w + 1])
+    before = opt.state[0][buffer].copy()
+    assert before.any()
+    keep = np.arange(8) % 3 == 0
+    (v,), _ = cr.prune.neurons(keep, [w], optimizer=opt)
+    np.testing.assert_array_equal(opt.state[0][buffer], before[keep])
+    opt.step([v + 1])
+
+
 @pytest.mark.parametrize("rule", ["Adafactor", "Muon", "Lamb"])
 def test_rows_and_columns_of_other_state(rule):
     rng = np.random.default_rng(0)
