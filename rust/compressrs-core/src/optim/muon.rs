@@ -4,7 +4,7 @@ use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update};
 use super::rule::{coefficients, non_negative, require, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
 use crate::element::Float;
-use crate::gemm::{Matrix, multiply};
+use crate::gemm::{Matrix, multiply, multiply_by_transpose};
 use crate::lanes::total;
 use crate::parallel::{self, SharedMut};
 
@@ -203,9 +203,10 @@ impl Orthogonal {
         let mut next = x.clone();
         for _ in 0..self.ns_steps {
             let m = Matrix::row_major(x, rows, columns);
-            multiply(C::one(), m, m.transposed(), None, &mut gram);
+            multiply_by_transpose(C::one(), m, None, &mut gram);
+            // It is symmetric, and so is its square.
             let g = Matrix::row_major(&gram, rows, rows);
-            multiply(c, g, g, Some((b, &gram)), &mut polynomial);
+            multiply_by_transpose(c, g, Some((b, &gram)), &mut polynomial);
             let p = Matrix::row_major(&polynomial, rows, rows);
             multiply(C::one(), p, m, Some((a, x)), &mut next);
             std::mem::swap(x, &mut next);

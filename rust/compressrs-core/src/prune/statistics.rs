@@ -1,7 +1,7 @@
 //! What pruning asks of the inputs of a layer: sums over their rows, in double precision.
 
 use crate::element::{Element, Float};
-use crate::gemm::{Matrix, multiply};
+use crate::gemm::{Matrix, multiply_by_transpose};
 use crate::parallel::{self, SharedMut};
 use crate::simd::{self, Kernel};
 
@@ -50,16 +50,13 @@ impl<E: Element> Kernel for Squares<'_, E> {
     }
 }
 
-/// Rows that are widened at a time: a stripe of them fits the second cache.
-const ROWS: usize = 512;
-
-/// Columns of `X' X` that are computed at a time.
-const STRIPE: usize = 128;
+/// Rows that are widened at a time.
+const ROWS: usize = 2048;
 
 /// Adds `X' X` to `gram`, where `X` has the columns that `gram` has.
 ///
 /// # Panics
-/// If lengths do not fit.
+/// If lengths do not fit. `gram` has to be symmetric.
 pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
     assert_eq!(gram.len(), columns * columns);
     assert_eq!(x.len(), x.len() / columns.max(1) * columns);
@@ -67,27 +64,13 @@ pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
         return;
     }
     let mut wide = vec![0.0; x.len().min(ROWS * columns)];
-    for part in x.chunks(ROWS * columns) {
-        let wide = &mut wide[..part.len()];
-        widen(part, wide);
-        let height = part.len() / columns;
-        let x = Matrix::row_major(wide, height, columns);
-        for left in (0..columns).step_by(STRIPE) {
-            let right = columns.min(left + STRIPE);
-            let mut product = vec![0.0; right * (right - left)];
-            let (above, stripe) = (x.block(0..height, 0..right), x.block(0..height, left..right));
-            multiply(1.0, above.transposed(), stripe, None, &mut product);
-            for (i, line) in product.chunks_exact(right - left).enumerate() {
-                let sums = &mut gram[i * columns + left..i * columns + right];
-                sums.iter_mut().zip(line).for_each(|(sum, product)| *sum += product);
-            }
-        }
-    }
-    // What is left of the diagonal is the same in other words.
-    for i in 0..columns {
-        for j in 0..i {
-            gram[i * columns + j] = gram[j * columns + i];
-        }
+    let mut sum = vec![0.0; gram.len()];
+    for rows in x.chunks(ROWS * columns) {
+        let wide = &mut wide[..rows.len()];
+        widen(rows, wide);
+        let x = Matrix::row_major(wide, rows.len() / columns, columns);
+        multiply_by_transpose(1.0, x.transposed(), Some((1.0, gram)), &mut sum);
+        gram.copy_from_slice(&sum);
     }
 }
 
