@@ -3,8 +3,10 @@
 
 use std::hint::black_box;
 
+use compressrs_core::cholesky::Factor;
 use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, kd_loss, softmax};
 use compressrs_core::element::Float;
+use compressrs_core::gemm::{Matrix, multiply, multiply_by_transpose};
 use compressrs_core::optim::{
     Adagrad, Adam, BLOCK, Codes, Dither, Halves, Hyperparameters, MAX_STATES, Moments, Rounding,
     Scalars, Sgd, Tensor, Weights, step,
@@ -272,6 +274,34 @@ fn prune(c: &mut Criterion) {
     });
 }
 
+/// Dense products; elements are multiply-adds, of which a symmetric product needs half.
+fn dense(c: &mut Criterion) {
+    const N: usize = 1024;
+    let x = values(N * N);
+    let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    let mut group = c.benchmark_group("dense products, 1,024 x 1,024");
+    group.sample_size(20).throughput(Throughput::Elements((N * N * N) as u64));
+    dense_of(&mut group, "f32", &x, N);
+    dense_of(&mut group, "f64", &wide, N);
+    group.throughput(Throughput::Elements((N * N * N / 3) as u64));
+    let mut gram = vec![0.0; N * N];
+    multiply_by_transpose(1.0, Matrix::row_major(&wide, N, N), None, &mut gram);
+    (0..N).for_each(|i| gram[i * N + i] += 1.0);
+    group.bench_function("factor, f64", |b| b.iter(|| Factor::new(&gram, N).unwrap()));
+    let factor = Factor::new(&gram, N).unwrap();
+    group.bench_function("its inverse, f64", |b| b.iter(|| factor.inverse()));
+}
+
+fn dense_of<T: Float>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, x: &[T], n: usize) {
+    let (x, mut out) = (Matrix::row_major(x, n, n), vec![T::zero(); n * n]);
+    group.bench_function(format!("x x, {name}"), |b| {
+        b.iter(|| multiply(T::one(), x, x, None, &mut out));
+    });
+    group.bench_function(format!("x x', {name}"), |b| {
+        b.iter(|| multiply_by_transpose(T::one(), x, None, &mut out));
+    });
+}
+
 /// The vector exponential, and that of the C library.
 fn exp(c: &mut Criterion) {
     let x: Vec<f32> = values(4096).into_iter().map(|x| 20.0 * x).collect();
@@ -290,5 +320,5 @@ fn exp(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, optim, csr, distill, prune, exp);
+criterion_group!(benches, optim, csr, distill, prune, dense, exp);
 criterion_main!(benches);
