@@ -573,14 +573,37 @@ def test_pruners_by_gradients_need_them():
         pruner.step()
     with pytest.raises(ValueError, match="grads must have the shapes"):
         pruner.step(np.ones(3))
-    with pytest.raises(ValueError, match="must hold no NaN"):
+    with pytest.raises(ValueError, match="must be finite, got NaN"):
         pruner.step(np.array([np.nan, 1, 1, 1]))
     assert pruner.step_count == 0
+    with pytest.raises(ValueError, match="update must come first"):
+        pruner.score.scores(w)
     assert (w == np.arange(1.0, 5.0)).all()
     with pytest.raises(TypeError, match="score must be a Score"):
         cr.prune.Pruner(w, cr.prune.OneShot(), "movement")
     with pytest.raises(TypeError, match="granularity must be a Granularity"):
         cr.prune.Pruner(w, cr.prune.OneShot(), granularity=4)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_step_that_fails_leaves_the_score_as_it_was(steps):
+    w = np.arange(1.0, 5.0)
+    schedule = cr.prune.OneShot(0.5, begin=steps)
+
+    def two(shapes, sparsity):
+        return [sparsity, 0]
+
+    pruner = cr.prune.Pruner(w, schedule, cr.prune.Movement(), two)
+    for _ in range(steps):
+        pruner.step(np.ones(4))
+    before = pruner.state_dict()
+    with pytest.raises(ValueError, match="scope must give 1 sparsities"):
+        pruner.step(np.ones(4))
+    after = pruner.state_dict()
+    sums = (state["score_state"]["sums"] for state in (before, after))
+    for a, b in zip(*sums, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert after["step_count"] == before["step_count"] == steps
 
 
 def test_schedules_that_fall_or_are_over():

@@ -144,18 +144,24 @@ class Pruner:
         TypeError
             If the score needs gradients, and there are none.
         ValueError
-            If the schedule gives a sparsity outside [0, 1), gradients do not fit, or a
-            weight or a score is NaN; the masks are what they were then.
+            If the schedule gives a sparsity outside [0, 1), gradients do not fit or are not
+            finite, or a weight or a score is NaN; masks and score are what they were then.
         """
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
+        is_time = target > self._target
+        before = self.score.state_dict() if is_time else {}
         if self.score.needs_gradients:
             if grads is None:
                 raise TypeError(f"step needs grads, of which {self.score!r} is made")
             self.score.update(self._weights, named_arrays(grads, "grads")[1])
-        if self._optimizer is None or target > self._target:
+        if self._optimizer is None or is_time:
             self._apply()
-        if target > self._target:
-            self._choose(target)
+        if is_time:
+            try:
+                self._choose(target)
+            except BaseException:
+                self.score.load_state_dict(before)
+                raise
         self.step_count += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -124,8 +124,8 @@ class _Products(Score):
         TypeError
             If something is not such an array.
         ValueError
-            If structures or shapes differ, or differ from those before; nothing is taken
-            in then.
+            If structures or shapes differ, or differ from those before, or a gradient is not
+            finite; nothing is taken in then.
         """
         names, arrays = named_arrays(weights, "weights")
         grad_names, given = named_arrays(grads, "grads")
@@ -144,6 +144,9 @@ class _Products(Score):
             for array, its in ((w, name), (g, grad_name)):
                 if array.dtype not in _FLOATS and array.dtype.name != "bfloat16":
                     raise TypeError(f"{its} must have a floating-point dtype, got {array.dtype}")
+            if not np.isfinite(g).all():
+                # It would stay in the sum for good.
+                raise ValueError(f"{grad_name} must be finite, got NaN or infinity")
             wide.append(g.astype(compute_dtype(w.dtype), copy=False))
         sums = self._sums or [np.zeros(w.shape, compute_dtype(w.dtype)) for w in arrays]
         for total, w, g, name in zip(sums, arrays, wide, names, strict=True):
@@ -178,7 +181,7 @@ class _Products(Score):
             raise ValueError(f"state_dict must hold sums, got {error}") from None
         if any(s.dtype not in (np.float32, np.float64) for s in sums):
             raise ValueError(f"state_dict must hold numbers, got {[str(s.dtype) for s in sums]}")
-        if self._sums and [s.shape for s in sums] != [s.shape for s in self._sums]:
+        if self._sums and sums and [s.shape for s in sums] != [s.shape for s in self._sums]:
             raise ValueError("state_dict must hold sums of the same shapes")
         self._sums = sums
 
