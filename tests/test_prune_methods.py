@@ -70,8 +70,9 @@ def test_no_layer_is_pruned_to_nothing(scores, sparsity):
 
 def test_the_layer_that_would_be_empty_is_named():
     scores = {"small": np.array([0.1, 0.3, 0.2]), "large": np.arange(1.0, 8.0)}
-    with pytest.warns(EmptyLayerWarning, match=r"scores\['small'\] would be pruned to nothing"):
+    with pytest.warns(EmptyLayerWarning, match=r"scores\['small'\] would be pruned") as warned:
         masks = cr.prune.masks(scores, 0.5)
+    assert [w.filename for w in warned] == [__file__]
     np.testing.assert_array_equal(masks["small"], [False, True, False])
     # The one that stays is made up for by another.
     np.testing.assert_array_equal(masks["large"], [False] * 3 + [True] * 4)
@@ -447,8 +448,9 @@ def test_calibration_inputs_that_do_not_determine_the_weights():
 
     dependent = rng.standard_normal((50, 8))
     dependent[:, 3] = dependent[:, 1] - 2 * dependent[:, 6]
-    with pytest.warns(CalibrationWarning, match="linear combinations of others"):
+    with pytest.warns(CalibrationWarning, match="linear combinations of others") as warned:
         prune(dependent)
+    assert {w.filename for w in warned} == {__file__}
     with pytest.warns(CalibrationWarning) as warned:
         prune(np.ones((50, 8)), damping=0)
     assert any("cannot be factored; damped by" in str(w.message) for w in warned)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array, gradient_like
 from compressrs._checks import choice, number, share, whole
+from compressrs._warnings import warn
 from compressrs.distill.softmax import temperatures
 from compressrs.distill.teachers import TopK, as_teacher, name_rows
 
@@ -341,11 +341,10 @@ def _loss(
     if math.isnan(total):
         wrong = np.isnan(losses)
         if wrong.any():
-            warnings.warn(
+            warn(
                 f"the loss is NaN in {name_rows(wrong)}, whose logits hold NaN, or infinities "
                 "that leave no distribution",
                 RuntimeWarning,
-                stacklevel=3,
             )
     return losses.reshape(batch) if reduction == "none" else total, grad
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
 from compressrs._checks import number, whole
+from compressrs._warnings import warn
 from compressrs.prune.selection import Mask
 from compressrs.prune.statistics import InputStatistics
 
@@ -147,14 +146,16 @@ def _factor(
     least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
     bare = _core.Factor.of(hessian)
     if statistics.count < features:
-        _warn(
+        warn(
             f"{statistics.count} calibration inputs for {features} features leave the "
-            f"weights undetermined; damped by {damping:g}, more inputs would help"
+            f"weights undetermined; damped by {damping:g}, more inputs would help",
+            CalibrationWarning,
         )
     elif bare is None or bool((bare.pivots() <= least).any()):
-        _warn(
+        warn(
             "some calibration inputs are linear combinations of others, which leaves the "
-            f"weights undetermined; damped by {damping:g}"
+            f"weights undetermined; damped by {damping:g}",
+            CalibrationWarning,
         )
     mean = float(diagonal.mean()) or 1.0
     while True:
@@ -163,8 +164,7 @@ def _factor(
         if found is not None and bool((found.pivots() > least).all()):
             return found.inverse(), idle
         damping = max(10 * damping, 1e-8)
-        _warn(f"the calibration inputs cannot be factored; damped by {damping:g} instead")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CalibrationWarning, stacklevel=4)
+        warn(
+            f"the calibration inputs cannot be factored; damped by {damping:g} instead",
+            CalibrationWarning,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import choice, number
+from compressrs._warnings import warn
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
@@ -163,10 +163,9 @@ class Selection:
 
 def warn_empty(name: str) -> None:
     """Warn that a layer was to be pruned to nothing."""
-    warnings.warn(
+    warn(
         f"{name} would be pruned to nothing; the largest is kept (allow_empty=True lets it go)",
         EmptyLayerWarning,
-        stacklevel=2,
     )
 
 
