@@ -224,33 +224,34 @@ impl Sparse {
         &'a self,
         py: Python<'_>,
     ) -> PyResult<View<'a, T, I, R, C>> {
-        let [data, ..] = self.arrays(py)?;
+        let arrays = self.arrays(py)?;
         // SAFETY: `arrays` checked the layout, `new` the types; the rest is the
         // caller's promise.
-        let data = unsafe { data.slice::<T>() };
+        let data = unsafe { arrays[0].slice::<T>() };
         // SAFETY: as above.
-        let (indices, offsets) = unsafe { self.pattern::<I>(py)? };
+        let (indices, offsets) = unsafe { self.pattern::<I>(py, &arrays)? };
         let view = View { data, indices, offsets, columns: self.shape.1 };
         view.csr()?;
         Ok(view)
     }
 
-    /// Indices and offsets, checked unless they were for good.
+    /// Indices and offsets of what [`arrays`](Self::arrays) gave, checked unless they were
+    /// for good.
     ///
     /// # Safety
     /// The type is that of the matrix's indices.
     unsafe fn pattern<'a, I: Index>(
         &'a self,
         py: Python<'_>,
+        [_, indices, indptr]: &[Array<'_, 'static>; 3],
     ) -> PyResult<(&'a [I], Cow<'a, [usize]>)> {
-        let [_, indices, indptr] = self.arrays(py)?;
         // SAFETY: `arrays` checked the layout; the rest is the caller's promise.
         let indices = unsafe { indices.slice::<I>() };
         let columns = self.shape.1 / self.block.shape().1;
         let offsets = match &self.checked {
             Some(offsets) => Cow::Borrowed(&offsets[..]),
             None => {
-                let offsets = self.offsets(&indptr, indices.len())?;
+                let offsets = self.offsets(indptr, indices.len())?;
                 run(py, || Pattern::new(indices, &offsets, columns).map(drop))?.map_err(invalid)?;
                 Cow::Owned(offsets)
             }
@@ -420,9 +421,11 @@ impl Sparse {
             return Err(PyValueError::new_err("shapes and blocks must agree"));
         }
         let columns = self.shape.1 / self.block.shape().1;
+        let (own, others) = (self.arrays(py)?, other.arrays(py)?);
         with_index!(self.width, I => with_index!(other.width, J => {
             // SAFETY: the types are the matrices'.
-            let (old, new) = unsafe { (self.pattern::<I>(py)?, other.pattern::<J>(py)?) };
+            let (old, new) =
+                unsafe { (self.pattern::<I>(py, &own)?, other.pattern::<J>(py, &others)?) };
             let old = Pattern::checked(old.0, &old.1, columns);
             let new = Pattern::checked(new.0, &new.1, columns);
             let mut places = vec![0; new.entries()];
