@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 import numpy.typing as npt
 
@@ -144,14 +146,13 @@ def _factor(
     hessian[idle, idle] = 1
     features = statistics.features
     least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
-    bare = _core.Factor.of(hessian)
     if statistics.count < features:
         warn(
             f"{statistics.count} calibration inputs for {features} features leave the "
             f"weights undetermined; damped by {damping:g}, more inputs would help",
             CalibrationWarning,
         )
-    elif bare is None or bool((bare.pivots() <= least).any()):
+    elif not _is_sound(_core.Factor.of(hessian), least):
         warn(
             "some calibration inputs are linear combinations of others, which leaves the "
             f"weights undetermined; damped by {damping:g}",
@@ -159,12 +160,16 @@ def _factor(
         )
     mean = float(diagonal.mean()) or 1.0
     while True:
-        damped = hessian + damping * mean * np.eye(features)
-        found = bare if damping == 0 else _core.Factor.of(damped)
-        if found is not None and bool((found.pivots() > least).all()):
+        found = _core.Factor.of(hessian + damping * mean * np.eye(features))
+        if _is_sound(found, least):
             return found.inverse(), idle
         damping = max(10 * damping, 1e-8)
         warn(
             f"the calibration inputs cannot be factored; damped by {damping:g} instead",
             CalibrationWarning,
         )
+
+
+def _is_sound(factor: _core.Factor | None, least: float) -> TypeGuard[_core.Factor]:
+    """Whether a matrix could be factored, with pivots that are more than rounding."""
+    return factor is not None and bool((factor.pivots() > least).all())
