@@ -8,9 +8,7 @@ network a part for training it and the rest for pruning and fine-tuning, those t
 sparse ones all of them.
 """
 
-import argparse
 import functools
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import compressrs as cr
-from benches.quality.report import CONFIDENCE, interval, save
+from benches.quality.report import CONFIDENCE, arguments, interval, save
 from compressrs.demo import HIDDEN, Data, Training, clone, mlp, weights
 
 SEEDS = range(5)
@@ -194,21 +192,18 @@ def plot(results, dense, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benches.quality.pruning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parsed = arguments(
+        "python -m benches.quality.pruning",
+        __doc__,
+        len(SEEDS),
+        "docs/pruning.svg",
+        "a standard deviation",
     )
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="default: %(default)s")
-    parser.add_argument("--plot", type=Path, default=Path("docs/pruning.svg"), metavar="FILE")
-    arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error("a standard deviation needs at least 2 seeds")
     results, claims = {}, []
-    total = arguments.seeds * (1 + len(METHODS) * len(SPARSITIES))
+    total = parsed.seeds * (1 + len(METHODS) * len(SPARSITIES))
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("networks", total=total)
-        for seed in range(arguments.seeds):
+        for seed in range(parsed.seeds):
             run = Run(seed)
             if seed == 0:
                 found = scan(run)
@@ -228,7 +223,7 @@ def main():
     table(results, 0)
     print(f"\nSensitivity, seed 0, baseline {found.baseline:.4f}:\n")
     print(found.table())
-    plot(results, dense, arguments.plot)
+    plot(results, dense, parsed.plot)
 
 
 if __name__ == "__main__":

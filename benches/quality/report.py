@@ -1,5 +1,6 @@
-"""What the proofs share: intervals, and plots that are the same for the same results."""
+"""What the proofs share: arguments, intervals, and plots that are the same for the same results."""
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,19 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 CONFIDENCE = 0.95
+
+
+def arguments(prog, doc, seeds, plot, spread):
+    """Parse how many seeds to take, for a `spread` over them, and where to plot."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=seeds, help="default: %(default)s")
+    parser.add_argument("--plot", type=Path, default=Path(plot), metavar="FILE")
+    parsed = parser.parse_args()
+    if parsed.seeds < 2:
+        parser.error(f"{spread} needs at least 2 seeds")
+    return parsed
 
 
 def interval(values):

@@ -8,10 +8,8 @@ rows; and distilled on all rows, of which those without a label have what the te
 All take the same number of steps.
 """
 
-import argparse
 import functools
 import itertools
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,7 +18,7 @@ from rich.progress import Progress
 from sklearn.model_selection import train_test_split
 
 import compressrs as cr
-from benches.quality.report import interval, save
+from benches.quality.report import arguments, interval, save
 from compressrs.demo import Data
 
 SEEDS = range(10)
@@ -143,27 +141,24 @@ def plot(results, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benches.quality.students",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parsed = arguments(
+        "python -m benches.quality.students",
+        __doc__,
+        len(SEEDS),
+        "docs/distillation.svg",
+        "an interval",
     )
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="default: %(default)s")
-    parser.add_argument("--plot", type=Path, default=Path("docs/distillation.svg"), metavar="FILE")
-    arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error("an interval needs at least 2 seeds")
     students = len(HIDDEN) * sum(
         1 + len(TEMPERATURES) * (2 if part < 1 else 1) for part in LABELLED
     )
     results = {}
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("students", total=arguments.seeds * students)
-        for seed in range(arguments.seeds):
+        bar = progress.add_task("students", total=parsed.seeds * students)
+        for seed in range(parsed.seeds):
             for key, accuracy in run(seed, lambda: progress.advance(bar)):
                 results.setdefault(key, []).append(accuracy)
     table(results)
-    plot(results, arguments.plot)
+    plot(results, parsed.plot)
 
 
 if __name__ == "__main__":
