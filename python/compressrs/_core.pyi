@@ -37,6 +37,7 @@ __all__ = [
     "mask_smallest",
     "norm",
     "reconstruct",
+    "refuse_nan",
     "rkd_loss",
     "rule_buffers",
     "rule_scalars",
@@ -124,6 +125,7 @@ class Factor:
 def reconstruct(
     w: _Array, u: _Array, choice: tuple[int, int | None], block: int, mask: _Array
 ) -> bool: ...
+def refuse_nan(w: _Array, name: str) -> None: ...
 def apply_mask(w: _Array, mask: _Array, name: str) -> None: ...
 
 @final

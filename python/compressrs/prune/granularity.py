@@ -48,7 +48,7 @@ class _Groups(Granularity):
             raise ValueError("scope must not be 'row' where whole groups are removed")
         norms = []
         for i, (array, name) in enumerate(zip(selection.arrays, selection.names, strict=True)):
-            refuse_nan(array, name)
+            _core.refuse_nan(array, name)
             if selection.alive is None:
                 norms.append(self.norms(array, name, self.norm))
                 continue
@@ -215,7 +215,7 @@ class NM(Granularity):
                 f"axis must be one of {name} whose length is a multiple of {self.m}, "
                 f"got axis {self.axis} of shape {w.shape}"
             )
-        refuse_nan(w, name)
+        _core.refuse_nan(w, name)
         last = np.moveaxis(w, self.axis, -1)
         mask = np.empty(last.shape, np.bool_)
         _core.mask_n_of_m(last, name, n, self.m, by_value, mask)
@@ -247,16 +247,6 @@ def check_norm(norm: Norm) -> Norm:
     if norm == "sum" or norm in (1, 2, math.inf):
         return norm
     raise ValueError(f"norm must be 1, 2, inf or 'sum', got {norm!r}")
-
-
-def refuse_nan(array: Array, name: str) -> None:
-    """Raise ValueError if an array holds NaN."""
-    nan = np.isnan(array)
-    if nan.any():
-        raise ValueError(
-            f"{name} must hold no NaN, which has no place in an order of magnitudes, "
-            f"got one at flat index {int(np.argmax(nan))}"
-        )
 
 
 def block_norms(w: Array, name: str, block: tuple[int, int], norm: Norm) -> npt.NDArray[np.float64]:

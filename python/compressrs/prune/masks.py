@@ -23,8 +23,7 @@ from compressrs.prune.selection import (
     Selection,
     Sparsity,
     check_scope,
-    largest,
-    warn_empty,
+    keep_one,
 )
 
 
@@ -123,9 +122,8 @@ def magnitude_mask(
         return _one(w, sparsity, Granularity(), allow_empty)
     mask = np.empty(w.shape, np.bool_)
     _core.mask_below(w, number(threshold, "threshold", 0), mask)
-    if w.size and not mask.any() and not allow_empty:
-        warn_empty("w")
-        mask.flat[largest(w, by_value=False)] = True
+    if not allow_empty:
+        keep_one(mask, w, "w", by_value=False)
     return mask
 
 

@@ -155,10 +155,16 @@ class Selection:
         rows = array.reshape(len(array) if array.ndim else 1, -1)
         mask = np.empty(rows.shape, np.bool_)
         _core.mask_rows(rows, name, round(sparsity * rows.shape[1]), self.by_value, mask)
-        if not mask.any() and not self.allow_empty:
-            warn_empty(name)
-            mask.flat[largest(array, self.by_value)] = True
+        if not self.allow_empty:
+            keep_one(mask, array, name, self.by_value)
         return mask.reshape(array.shape)
+
+
+def keep_one(mask: Mask, array: Array, name: str, by_value: bool) -> None:
+    """Have a mask that keeps nothing keep the largest, and warn of it."""
+    if mask.size and not mask.any():
+        warn_empty(name)
+        mask.flat[largest(array, by_value)] = True
 
 
 def warn_empty(name: str) -> None:

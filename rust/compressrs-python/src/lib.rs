@@ -37,6 +37,7 @@ mod _core {
     use crate::prune::{
         Factor, accumulate_inputs, accumulate_products, apply_mask, block_norms, expand_blocks,
         magnitude_threshold, mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct,
+        refuse_nan,
     };
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars};

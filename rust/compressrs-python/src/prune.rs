@@ -48,12 +48,29 @@ impl<'py, 'n> Weights<'py, 'n> {
         match nan {
             Err(error) => error,
             Ok(None) => PyValueError::new_err("arrays must hold no NaN"),
-            Ok(Some((array, i))) => self.arrays[array].name.value_error(
-                "hold no NaN, which has no place in an order of magnitudes",
-                format_args!("one at flat index {i}"),
-            ),
+            Ok(Some(place)) => self.nan_at(place),
         }
     }
+
+    /// The error of a NaN in an array at an index.
+    fn nan_at(&self, (array, i): (usize, usize)) -> PyErr {
+        self.arrays[array].name.value_error(
+            "hold no NaN, which has no place in an order of magnitudes",
+            format_args!("one at flat index {i}"),
+        )
+    }
+}
+
+/// Raises the error of the kernels that rank values, for those that do not.
+#[pyfunction]
+pub fn refuse_nan(py: Python<'_>, w: Bound<'_, PyAny>, name: String) -> PyResult<()> {
+    let names = [name];
+    let weights = Weights::new(&[w], &names)?;
+    let nan = with_dtype!(weights.dtype, T => {
+        let slices = weights.slices::<T>();
+        run(py, || core::find_nan(&slices))?
+    });
+    nan.map_or(Ok(()), |place| Err(weights.nan_at(place)))
 }
 
 /// Calls a kernel by the order of magnitudes, or of values.
