@@ -3,17 +3,17 @@
 
 use std::hint::black_box;
 
-use compressrs_core::cholesky::Factor;
 use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, kd_loss, softmax};
-use compressrs_core::element::Float;
-use compressrs_core::gemm::{Matrix, multiply, multiply_by_transpose};
+use compressrs_core::linalg::cholesky::Factor;
+use compressrs_core::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
+use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{
-    Adagrad, Adam, BLOCK, Codes, Dither, Halves, Hyperparameters, MAX_STATES, Moments, Rounding,
-    Scalars, Sgd, Tensor, Weights, step,
+    Adagrad, Adam, BLOCK, Codes, Halves, Hyperparameters, MAX_STATES, Moments, Rounding, Scalars,
+    Sgd, StochasticRounding, Tensor, Weights, step,
 };
-use compressrs_core::parallel::{self, SharedMut};
 use compressrs_core::prune::{Magnitude, rank};
-use compressrs_core::simd::{self, Kernel};
+use compressrs_core::runtime::parallel::{self, SharedMut};
+use compressrs_core::runtime::simd::{self, Kernel};
 use compressrs_core::sparse::{
     Csr, Dense, DenseMut, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets,
     sddmm, to_dense, transpose,
@@ -103,7 +103,8 @@ fn few_bytes(
     grad: &[f32],
 ) {
     let n = param.len();
-    let (update, dither) = (adam.at(10, &mut Scalars::default()), Dither::new(0, 0, 10));
+    let (update, rounding) =
+        (adam.at(10, &mut Scalars::default()), StochasticRounding::new(0, 0, 10));
     let blocks = n.div_ceil(BLOCK);
     let (mut m, mut v) = (vec![0u8; n], vec![0u8; n]);
     let (mut m_scales, mut v_scales) = (vec![0.0f32; blocks], vec![0.0f32; blocks]);
@@ -119,7 +120,8 @@ fn few_bytes(
                 coded(&mut v, &mut v_scales, true),
                 Moments::default(),
             ];
-            step(&mut [Tensor::new(update, &[n], &mut *param, grad, states).dithered(dither)]);
+            step(&mut [Tensor::new(update, &[n], &mut *param, grad, states)
+                .rounded_stochastically(rounding)]);
         });
     });
     let halves = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
@@ -137,7 +139,9 @@ fn few_bytes(
                 Moments::Bf16(SharedMut::new(&mut v)),
                 Moments::default(),
             ];
-            step(&mut [Tensor::new(update, &[n], param, &*grad, states).dithered(dither)]);
+            step(&mut [
+                Tensor::new(update, &[n], param, &*grad, states).rounded_stochastically(rounding)
+            ]);
         });
     });
 }

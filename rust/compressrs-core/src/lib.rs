@@ -1,27 +1,21 @@
 //! The arithmetic of compressrs: slices in, slices out, no Python.
 //!
 //! - [`optim`]: update rules of optimizers, applied to many tensors at once;
+//! - [`quantize`]: numbers in few bits;
 //! - [`prune`]: scores, exact order statistics, masks, reconstruction;
 //! - [`sparse`]: CSR matrices and their products;
 //! - [`distill`]: softmax with temperature and distillation losses.
 //!
-//! These stand on [`element`] (storage and compute types), [`simd`] (one body
-//! for every instruction set), [`lanes`] (reductions in a fixed order),
-//! [`mod@exp`] and [`log`] (as vectors), [`gemm`], [`cholesky`], [`scratch`] (memory for a call) and
-//! [`parallel`] (our thread pool). Results have the same bits for every instruction set
-//! and every number of threads.
+//! These stand on [`numeric`] (element types, `exp` and `ln`, reductions in a fixed order),
+//! [`linalg`] (dense products and factors) and [`runtime`] (one body for every instruction
+//! set, the thread pool, scratch memory). Results have the same bits for every instruction
+//! set and every number of threads.
 
-pub mod cholesky;
 pub mod distill;
-pub mod element;
-pub mod exp;
-pub mod gemm;
-pub mod lanes;
-pub mod log;
+pub mod linalg;
+pub mod numeric;
 pub mod optim;
-pub mod parallel;
-mod place;
 pub mod prune;
-pub mod scratch;
-pub mod simd;
+pub mod quantize;
+pub mod runtime;
 pub mod sparse;

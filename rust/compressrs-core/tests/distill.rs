@@ -1,7 +1,7 @@
 //! Softmax and the distillation loss against the formulas, term by term.
 
 use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, TopK, kd_loss, top_k};
-use compressrs_core::element::{Element, Float, f16};
+use compressrs_core::numeric::element::{Element, Float, f16};
 use proptest::prelude::*;
 
 fn softmax<C: Float>(z: &[C], classes: usize, temperature: f64, out: &mut [C]) {

@@ -4,13 +4,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Mutex;
 
-use compressrs_core::element::Element;
+use compressrs_core::numeric::element::Element;
 use compressrs_core::optim::{
-    Adam, BLOCK, Codes, Dither, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
-    RmsProp, Rounding, Scalars, Sgd, Tensor, Values, Weights, accumulate, clamp, find_non_finite,
-    lerp, mask_bytes, norm, scale, step,
+    Adam, BLOCK, Codes, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
+    RmsProp, Rounding, Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate,
+    clamp, find_non_finite, lerp, mask_bytes, norm, scale, step,
 };
-use compressrs_core::parallel::{self, SharedMut};
+use compressrs_core::runtime::parallel::{self, SharedMut};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -211,7 +211,7 @@ fn moments_in_8_bits_need_no_formula() {
                 Moments::default(),
             ],
         )
-        .dithered(Dither::new(0, 0, t))]);
+        .rounded_stochastically(StochasticRounding::new(0, 0, t))]);
         assert_eq!(param, full.param, "step {t}");
     }
 }

@@ -1,7 +1,7 @@
 //! Order statistics, masks, scores and reconstruction against what is easy to read.
 
-use compressrs_core::cholesky::Factor;
-use compressrs_core::element::Element;
+use compressrs_core::linalg::cholesky::Factor;
+use compressrs_core::numeric::element::Element;
 use compressrs_core::prune::{
     Choice, Form, HasNan, Magnitude, Norm, Order, Value, accumulate_gram, accumulate_products,
     accumulate_squares, apply_mask, block_norms, expand_blocks, find_nan, mask_below, mask_n_of_m,

@@ -81,11 +81,11 @@ macro_rules! with_dtype {
                 $body
             }
             $crate::buffers::Dtype::F16 => {
-                type $T = ::compressrs_core::element::f16;
+                type $T = ::compressrs_core::numeric::element::f16;
                 $body
             }
             $crate::buffers::Dtype::Bf16 => {
-                type $T = ::compressrs_core::element::bf16;
+                type $T = ::compressrs_core::numeric::element::bf16;
                 $body
             }
         }

@@ -52,8 +52,8 @@ mod _core {
     /// middle of a kernel.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        compressrs_core::simd::level().map_err(PyImportError::new_err)?;
-        compressrs_core::parallel::num_threads().map_err(PyImportError::new_err)?;
+        compressrs_core::runtime::simd::level().map_err(PyImportError::new_err)?;
+        compressrs_core::runtime::parallel::num_threads().map_err(PyImportError::new_err)?;
         module.add("CODE_BLOCK", compressrs_core::optim::BLOCK)?;
         module.add("CODE_VERSION", compressrs_core::optim::CODE_VERSION)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))

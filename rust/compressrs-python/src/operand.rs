@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use compressrs_core::element::Float;
+use compressrs_core::numeric::element::Float;
 use compressrs_core::sparse::{Dense, DenseMut};
 use numpy::{PyArrayDescrMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;

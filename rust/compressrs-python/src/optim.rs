@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use compressrs_core::element::Float;
+use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{
-    self as core, Dither, Gradient, MAX_SCALARS, Scalars, State, Tensor, Update, mask_bytes,
+    self as core, Gradient, MAX_SCALARS, Scalars, State, StochasticRounding, Tensor, Update,
+    mask_bytes,
 };
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -206,8 +207,8 @@ impl Stepper {
             };
             last = Some(key);
             let sign = if rule.maximize() { -1.0 } else { 1.0 };
-            let dither = Dither::new(*seed, i as u64, t);
-            jobs.push(Job { index: i, slot, update, numbers, sign, grad, dither });
+            let rounding = StochasticRounding::new(*seed, i as u64, t);
+            jobs.push(Job { index: i, slot, update, numbers, sign, grad, rounding });
         }
 
         let (factor, norm) = match scaling.factor(py, &jobs)? {
@@ -333,7 +334,7 @@ struct Job<'py, 's> {
     numbers: Scalars,
     sign: f64,
     grad: Array<'py, 's>,
-    dither: Dither,
+    rounding: StochasticRounding,
 }
 
 impl Stepper {
@@ -388,7 +389,7 @@ impl Job<'_, '_> {
         Ok(Tensor::new(self.update, slot.shape(), param, values, states)
             .scaled(self.sign * factor)
             .masked(mask)
-            .dithered(self.dither))
+            .rounded_stochastically(self.rounding))
     }
 
     /// # Safety

@@ -1,7 +1,7 @@
 //! Scores, masks, and reconstruction.
 
-use compressrs_core::cholesky;
-use compressrs_core::element::{Element, Float};
+use compressrs_core::linalg::cholesky;
+use compressrs_core::numeric::element::{Element, Float};
 use compressrs_core::prune::{self as core, Choice, Form, HasNan, Magnitude, Norm, Value};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;

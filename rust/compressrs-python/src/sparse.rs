@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use compressrs_core::element::Float;
+use compressrs_core::numeric::element::Float;
 use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Keep, Pattern};
 use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};

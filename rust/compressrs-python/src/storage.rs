@@ -1,11 +1,11 @@
 //! How the numbers of an optimizer's tensors are stored, as its groups say.
 
-use compressrs_core::element::{bf16, f16};
+use compressrs_core::numeric::element::{bf16, f16};
 use compressrs_core::optim::{
-    BLOCK, Codes, Halves, LEAST, MAX_STATES, Moments, Rounding, State, StateKind, StateShape,
+    BLOCK, Codes, Halves, MAX_STATES, MIN_LEN, Moments, Rounding, State, StateKind, StateShape,
     Values, Weights,
 };
-use compressrs_core::parallel::SharedMut;
+use compressrs_core::runtime::parallel::SharedMut;
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -86,7 +86,7 @@ impl Storage {
         match self.state_dtype {
             StateDtype::Full => Kept::Full,
             StateDtype::Bf16 => Kept::Bf16,
-            StateDtype::Int8 if elements < LEAST => Kept::Full,
+            StateDtype::Int8 if elements < MIN_LEN => Kept::Full,
             StateDtype::Int8 => Kept::Int8 { divisor: state.kind == StateKind::Divisor },
         }
     }

@@ -5,7 +5,7 @@
 
 use std::ffi::c_int;
 
-use compressrs_core::{parallel, simd};
+use compressrs_core::runtime::{parallel, simd};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 

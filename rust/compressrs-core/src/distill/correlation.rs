@@ -4,9 +4,9 @@
 use super::GRAIN;
 use super::sheet::{LANES, spread, sweep, update};
 use super::softmax::{Axis, Form, PerRow, softmax};
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// What [`dist`] computes.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,10 @@
 
 use super::GRAIN;
 use super::sheet::{LANES, spread, sweep, update};
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Half the squared distance of student and teacher (Romero et al., arXiv 1412.6550,
 /// equation 3), the mean over the rows, and its gradient:

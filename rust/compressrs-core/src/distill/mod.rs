@@ -14,5 +14,5 @@ pub use kd::{Divergence, KdLoss, Reduction, Teacher, TopK, UNLABELLED, kd_loss, 
 pub use relation::{Features, angle, distance};
 pub use softmax::{Axis, Form, PerRow, logsumexp, softmax};
 
-/// Elements worth a task of their own; see [`crate::parallel::for_each`].
+/// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
 const GRAIN: usize = 16 * 1024;

@@ -4,10 +4,10 @@
 //! those of a sample with itself included.
 
 use super::sheet::{LANES, spread, sweep, update};
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
 const GRAIN: usize = 128 * 1024;

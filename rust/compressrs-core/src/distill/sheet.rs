@@ -14,8 +14,8 @@
 
 use std::hint::black_box;
 
-use crate::element::{Element, Float};
-use crate::lanes::tree;
+use crate::numeric::element::{Element, Float};
+use crate::numeric::lanes::tree;
 
 /// Numbers in a line.
 pub const LANES: usize = 16;
@@ -167,7 +167,7 @@ pub fn max_of<C: Float, const R: usize>(x: &[C]) -> [C; R] {
     fold(top, max)
 }
 
-/// Rows and classes that are turned at once; see [`Float::turn_fours`].
+/// Rows and classes that are turned at once; see [`Float::transpose_fours`].
 const SQUARE: usize = 4;
 
 /// Turns up to [`TURNED`] rows of so many classes into a sheet. Lanes without a row
@@ -183,7 +183,7 @@ pub fn turn<T: Element>(rows: &[T], classes: usize, sheet: &mut [T::Compute]) {
             let squares = rows.map(|row| row.as_chunks::<SQUARE>().0);
             for (i, lines) in lines.as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
                 let square = squares.map(|row| row[i].map(Element::load));
-                for (line, x) in lines.iter_mut().zip(Float::turn_fours(square)) {
+                for (line, x) in lines.iter_mut().zip(Float::transpose_fours(square)) {
                     line[lane..lane + SQUARE].copy_from_slice(&x);
                 }
             }
@@ -209,7 +209,7 @@ pub fn turn_back<T: Element>(sheet: &[T::Compute], classes: usize, rows: &mut [T
         if rows.len() == SQUARE * classes {
             for (i, lines) in lines.as_chunks::<SQUARE>().0.iter().enumerate() {
                 let square = lines.each_ref().map(|line| std::array::from_fn(|r| line[lane + r]));
-                for (r, x) in Float::turn_fours(square).into_iter().enumerate() {
+                for (r, x) in Float::transpose_fours(square).into_iter().enumerate() {
                     let start = r * classes + i * SQUARE;
                     rows[start..start + SQUARE].copy_from_slice(&x.map(T::store));
                 }

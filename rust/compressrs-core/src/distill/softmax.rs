@@ -7,10 +7,10 @@ use super::sheet::{
     LANES, MAX_TURNED, TURNED, by_row, max_of, spread, sweep, turn, turn_back, update,
 };
 use super::wide::{narrow, wide_len, widen};
-use crate::element::{Element, Float};
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// An array in C order seen from one of its axes: element `j` of the row at
 /// `(o, i)` is `o * classes * inner + j * inner + i`.

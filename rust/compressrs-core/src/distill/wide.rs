@@ -1,8 +1,8 @@
 //! Half precision, which is computed with in single precision: from one to the other.
 
-use crate::element::Element;
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Element;
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Elements of a row that must be widened before they are computed with.
 pub fn wide_len<T: Element>(classes: usize) -> usize {

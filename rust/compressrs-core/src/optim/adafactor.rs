@@ -3,9 +3,9 @@
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, StateShape, Update};
 use super::rule::{coefficients, non_negative, require, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
-use crate::element::Float;
-use crate::lanes::{sums, total};
-use crate::parallel::{self, SharedMut};
+use crate::numeric::element::Float;
+use crate::numeric::lanes::{sums, total};
+use crate::runtime::parallel::{self, SharedMut};
 
 /// Elements whose column sums one task adds up.
 const BLOCK: usize = 1 << 16;

@@ -2,7 +2,7 @@
 
 use super::rule::non_negative;
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of Adagrad.
 ///

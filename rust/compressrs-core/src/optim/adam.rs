@@ -3,7 +3,7 @@
 
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{betas, bias_correction, non_negative, variant, weight_decay};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of Adam and AdamW.
 ///

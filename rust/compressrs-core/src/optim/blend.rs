@@ -2,9 +2,9 @@
 
 use num_traits::Float as _;
 
-use crate::element::{Element, Float};
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 use super::step::{ALIGN, GRAIN};
 use super::storage::{Values, convert, with_values};

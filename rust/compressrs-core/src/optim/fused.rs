@@ -12,12 +12,12 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::dither::{Dither, Of, Threshold, Thresholds};
-use super::int8::{self, BLOCK};
 use super::rule::{Formula, MAX_STATES};
 use super::storage::{Codes, Moments, Rounding, Values, Weights, convert};
-use crate::element::{Element, Float};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::numeric::stochastic_rounding::{Of, StochasticRounding, Threshold, Thresholds};
+use crate::quantize::blockwise::{self, BLOCK};
+use crate::runtime::simd::{self, Kernel};
 
 /// A block of numbers to be read.
 trait Source<C> {
@@ -158,7 +158,7 @@ impl<C: Float> Column<C> for &mut [bf16; BLOCK] {
 
     #[inline(always)]
     fn stored((): (), x: C, threshold: u32, _: bool) -> bf16 {
-        bf16::store_dithered(x.to_f32(), threshold)
+        bf16::store_stochastic(x.to_f32(), threshold)
     }
 
     #[inline(always)]
@@ -195,7 +195,7 @@ impl Round for Nearest {
 impl Round for Thresholds {
     #[inline(always)]
     fn round(&self, x: f32, i: usize) -> bf16 {
-        bf16::store_dithered(x, self.at(i))
+        bf16::store_stochastic(x, self.at(i))
     }
 }
 
@@ -211,9 +211,9 @@ impl<C: Float> Source<C> for Coded<'_> {
     fn get(&self, i: usize, divisor: bool) -> C {
         let (code, scale) = (self.codes[i], self.scale);
         let x = if divisor {
-            int8::decode(int8::Divisor, code, scale)
+            blockwise::decode(blockwise::Divisor, code, scale)
         } else {
-            int8::decode(int8::Signed, code, scale)
+            blockwise::decode(blockwise::Signed, code, scale)
         };
         C::from_f64(x.into())
     }
@@ -221,31 +221,31 @@ impl<C: Float> Source<C> for Coded<'_> {
 
 impl<C: Float> Column<C> for Coded<'_> {
     type Stored = u8;
-    type Summary = int8::Scale;
+    type Summary = blockwise::Scale;
 
     #[inline(always)]
-    fn summary(block: &[C; BLOCK], divisor: bool) -> int8::Scale {
+    fn summary(block: &[C; BLOCK], divisor: bool) -> blockwise::Scale {
         if divisor {
-            int8::Scale::of::<C, int8::Divisor>(block)
+            blockwise::Scale::of::<C, blockwise::Divisor>(block)
         } else {
-            int8::Scale::of::<C, int8::Signed>(block)
+            blockwise::Scale::of::<C, blockwise::Signed>(block)
         }
     }
 
     #[inline(always)]
-    fn stored(scale: int8::Scale, x: C, threshold: u32, divisor: bool) -> u8 {
+    fn stored(scale: blockwise::Scale, x: C, threshold: u32, divisor: bool) -> u8 {
         let x = x.to_f32();
         if divisor {
-            int8::encode(int8::Divisor, x, scale, threshold)
+            blockwise::encode(blockwise::Divisor, x, scale, threshold)
         } else {
-            int8::encode(int8::Signed, x, scale, threshold)
+            blockwise::encode(blockwise::Signed, x, scale, threshold)
         }
     }
 
     #[inline(always)]
     fn finish(
         self,
-        scale: int8::Scale,
+        scale: blockwise::Scale,
         stored: &[u8; BLOCK],
         block: &[C; BLOCK],
         thresholds: Thresholds,
@@ -332,10 +332,10 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     grad: &Values<'_>,
     states: &[Moments<'_, C>; MAX_STATES],
     block: &Range<usize>,
-    dither: Dither,
+    rounding: StochasticRounding,
 ) -> bool {
     let number = block.start / BLOCK;
-    let thresholds = dither.thresholds(Of::States, number);
+    let thresholds = rounding.thresholds(Of::States, number);
     let common = Common { formula, scale, thresholds };
     // SAFETY: the caller's promise.
     let (coded, halves) = unsafe { (coded::<C, F, S>(states, block), halves(states, block)) };
@@ -359,7 +359,7 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
                     common.run_either(param, grad, coded, halves)
                 }
                 Rounding::Stochastic => {
-                    let round = dither.thresholds(Of::Weights, number);
+                    let round = rounding.thresholds(Of::Weights, number);
                     common.run_either(Bf16 { values, round }, grad, coded, halves)
                 }
                 Rounding::Kahan(_) | Rounding::Master(_) => false,

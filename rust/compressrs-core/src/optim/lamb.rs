@@ -4,7 +4,7 @@ use super::adam::moments;
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{betas, bias_correction, non_negative};
 use super::step::Tensor;
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of Lamb.
 ///

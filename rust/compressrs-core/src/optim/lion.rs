@@ -2,7 +2,7 @@
 
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{betas, non_negative, sign, weight_decay};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of Lion.
 ///

@@ -2,7 +2,7 @@
 
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{decay_rate, non_negative};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of classical (heavy-ball) momentum.
 ///

@@ -3,10 +3,10 @@
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update};
 use super::rule::{coefficients, non_negative, require, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
-use crate::element::Float;
-use crate::gemm::{Matrix, multiply, multiply_by_transpose};
-use crate::lanes::total;
-use crate::parallel::{self, SharedMut};
+use crate::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
+use crate::numeric::element::Float;
+use crate::numeric::lanes::total;
+use crate::runtime::parallel::{self, SharedMut};
 
 /// How the learning rate follows the shape of a matrix of `a` rows and `b` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

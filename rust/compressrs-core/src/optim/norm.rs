@@ -2,10 +2,10 @@
 
 use super::step::is_kept;
 use super::storage::{Values, with_values};
-use crate::element::{Element, Float};
-use crate::lanes::tree;
-use crate::parallel;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::numeric::lanes::tree;
+use crate::runtime::parallel;
+use crate::runtime::simd::{self, Kernel};
 
 /// Elements of one partial sum; partial sums are added up in a fixed tree.
 const BLOCK: usize = 1 << 15;

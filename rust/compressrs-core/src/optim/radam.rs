@@ -3,7 +3,7 @@
 use super::adam::moments;
 use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
 use super::rule::{betas, bias_correction, non_negative, weight_decay};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Hyperparameters of RAdam.
 ///

@@ -6,7 +6,7 @@ use super::{
     adadelta, adafactor, adagrad, adam, adamax, asgd, lamb, lion, momentum, muon, nadam, radam,
     rmsprop, rprop, sgd,
 };
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// The formula of a rule, for one element: all that differs between rules.
 pub trait Formula<C: Float, const S: usize>: Copy + Sync {
@@ -50,7 +50,7 @@ macro_rules! coefficients {
             $($($(#[$flag_doc])* $flag: bool,)*)?
         }
         impl $name<f64> {
-            pub(super) fn cast<C: $crate::element::Float>(self) -> $name<C> {
+            pub(super) fn cast<C: $crate::numeric::element::Float>(self) -> $name<C> {
                 $name {
                     $($field: C::from_f64(self.$field),)*
                     $($($flag: self.$flag,)*)?
@@ -68,7 +68,7 @@ macro_rules! variant {
         #[derive(Clone, Copy, Debug, PartialEq)]
         pub struct $name<C>(pub(super) $inner<C>);
         impl $name<f64> {
-            pub(super) fn cast<C: $crate::element::Float>(self) -> $name<C> {
+            pub(super) fn cast<C: $crate::numeric::element::Float>(self) -> $name<C> {
                 $name(self.0.cast())
             }
         }

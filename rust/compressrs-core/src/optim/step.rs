@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::dither::Dither;
 use super::fused;
-use super::int8::BLOCK;
 use super::rule::{Formula, MAX_STATES, Update, with_formula};
 use super::storage::{Moments, Storage, Values, Weights};
-use crate::element::Float;
-use crate::lanes;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::numeric::lanes;
+use crate::numeric::stochastic_rounding::StochasticRounding;
+use crate::quantize::blockwise::BLOCK;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`parallel::for_each`].
 pub(super) const GRAIN: usize = 32 * 1024;
@@ -43,7 +43,7 @@ pub struct Tensor<'a, C: Float> {
     grad: Values<'a>,
     states: [Moments<'a, C>; MAX_STATES],
     mask: Option<&'a [u8]>,
-    dither: Dither,
+    rounding: StochasticRounding,
     /// Where its elements stand among those of all elementwise tensors.
     range: Range<usize>,
 }
@@ -79,7 +79,7 @@ impl<'a, C: Float> Tensor<'a, C> {
             grad,
             states,
             mask: None,
-            dither: Dither::new(0, 0, 0),
+            rounding: StochasticRounding::new(0, 0, 0),
             range: 0..0,
         }
     }
@@ -100,8 +100,8 @@ impl<'a, C: Float> Tensor<'a, C> {
     }
 
     /// What rounding that is not to nearest decides by.
-    pub fn dithered(self, dither: Dither) -> Self {
-        Tensor { dither, ..self }
+    pub fn rounded_stochastically(self, rounding: StochasticRounding) -> Self {
+        Tensor { rounding, ..self }
     }
 
     fn len(&self) -> usize {
@@ -174,9 +174,9 @@ impl<'a, C: Float> Tensor<'a, C> {
             states: shared_states,
             mask: self.mask,
         });
-        param.store(&self.param, self.dither);
+        param.store(&self.param, self.rounding);
         for (state, target) in states.iter_mut().zip(&self.states) {
-            state.store(target, self.dither);
+            state.store(target, self.rounding);
         }
     }
 }
@@ -246,7 +246,7 @@ impl<'a, C: Float> Staged<'a, C> {
     }
 
     /// Stores what was copied.
-    fn store(&mut self, target: &impl Storage<'a, C>, dither: Dither) {
+    fn store(&mut self, target: &impl Storage<'a, C>, rounding: StochasticRounding) {
         let Staged::Copy(copy) = self else { return };
         parallel::for_each(0..copy.len(), GRAIN, ALIGN, |part| {
             let mut scratch = [C::zero(); BLOCK];
@@ -254,7 +254,7 @@ impl<'a, C: Float> Staged<'a, C> {
                 let block = start..part.end.min(start + BLOCK);
                 scratch[..block.len()].copy_from_slice(&copy[block.clone()]);
                 // SAFETY: parts do not overlap, and nothing else uses the target.
-                unsafe { target.store(block, &mut scratch, dither) };
+                unsafe { target.store(block, &mut scratch, rounding) };
             }
         });
     }
@@ -399,10 +399,10 @@ unsafe fn update_block<C: Float, const S: usize>(
     mask: Option<&[u8]>,
     scratch: &mut Scratch<C, S>,
 ) {
-    let Tensor { param, grad, states, dither, .. } = t;
+    let Tensor { param, grad, states, rounding, .. } = t;
     // SAFETY: the caller's promise.
     let fused = mask.is_none()
-        && unsafe { fused::update(formula, scale, param, grad, states, block, *dither) };
+        && unsafe { fused::update(formula, scale, param, grad, states, block, *rounding) };
     if fused {
         return;
     }
@@ -423,11 +423,11 @@ unsafe fn update_block<C: Float, const S: usize>(
         });
         simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
         if t.param.in_place().is_none() {
-            t.param.store(block.clone(), &mut scratch.param, t.dither);
+            t.param.store(block.clone(), &mut scratch.param, t.rounding);
         }
         for (state, numbers) in t.states.iter().zip(&mut scratch.states) {
             if state.in_place().is_none() {
-                state.store(block.clone(), numbers, t.dither);
+                state.store(block.clone(), numbers, t.rounding);
             }
         }
     }

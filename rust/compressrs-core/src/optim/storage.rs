@@ -7,11 +7,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::dither::{Dither, Nearest, Of, Threshold};
-use super::int8::{self, BLOCK};
-use crate::element::{Element, Float};
-use crate::parallel::SharedMut;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::numeric::stochastic_rounding::{Nearest, Of, StochasticRounding, Threshold};
+use crate::quantize::blockwise::{self, BLOCK};
+use crate::runtime::parallel::SharedMut;
+use crate::runtime::simd::{self, Kernel};
 
 /// Numbers of any floating-point type, to read.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +111,7 @@ impl<E: Element, C: Float> Kernel for Convert<'_, E, C> {
 pub enum Rounding<'a, H> {
     /// To the nearest; what moves by less than half of the last place stays.
     Nearest,
-    /// Up or down, so that the mean is right; see [`Dither`].
+    /// Up or down, so that the mean is right; see [`StochasticRounding`].
     Stochastic,
     /// To the nearest, with what was cut off kept in a buffer and added again
     /// before the next step.
@@ -194,7 +194,12 @@ pub(super) trait Storage<'a, C: Float>: Sync {
 
     /// Converts back; elements of `from` beyond the range do not count and may be
     /// changed.
-    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither);
+    unsafe fn store(
+        &self,
+        range: Range<usize>,
+        from: &mut [C; BLOCK],
+        rounding: StochasticRounding,
+    );
 }
 
 impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
@@ -222,9 +227,14 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
         }
     }
 
-    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither) {
+    unsafe fn store(
+        &self,
+        range: Range<usize>,
+        from: &mut [C; BLOCK],
+        rounding: StochasticRounding,
+    ) {
         let from = &from[..range.len()];
-        let thresholds = dither.thresholds(Of::Weights, range.start / BLOCK);
+        let thresholds = rounding.thresholds(Of::Weights, range.start / BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
             match self {
@@ -303,7 +313,7 @@ impl<C: Float, H: Element<Compute = f32>, T: Threshold> Kernel for RoundDithered
 
     #[inline(always)]
     fn run(self) {
-        let round = |i: usize, x: C| H::store_dithered(x.to_f32(), self.threshold.at(i));
+        let round = |i: usize, x: C| H::store_stochastic(x.to_f32(), self.threshold.at(i));
         match (self.from.first_chunk::<BLOCK>(), self.to.first_chunk_mut::<BLOCK>()) {
             (Some(from), Some(to)) => {
                 for i in 0..BLOCK {
@@ -402,8 +412,13 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
         }
     }
 
-    unsafe fn store(&self, range: Range<usize>, from: &mut [C; BLOCK], dither: Dither) {
-        let threshold = dither.thresholds(Of::States, range.start / BLOCK);
+    unsafe fn store(
+        &self,
+        range: Range<usize>,
+        from: &mut [C; BLOCK],
+        rounding: StochasticRounding,
+    ) {
+        let threshold = rounding.thresholds(Of::States, range.start / BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
             match self {
@@ -430,9 +445,9 @@ impl Codes<'_> {
         let (codes, scale) =
             unsafe { (self.codes.read(range), self.scales.read(block..block + 1)[0]) };
         if self.divisor {
-            simd::dispatch(int8::Decode { codes, scale, to, kind: int8::Divisor });
+            simd::dispatch(blockwise::Decode { codes, scale, to, kind: blockwise::Divisor });
         } else {
-            simd::dispatch(int8::Decode { codes, scale, to, kind: int8::Signed });
+            simd::dispatch(blockwise::Decode { codes, scale, to, kind: blockwise::Signed });
         }
     }
 
@@ -451,9 +466,9 @@ impl Codes<'_> {
         let (codes, scale) =
             unsafe { (self.codes.slice(range), &mut self.scales.slice(block..block + 1)[0]) };
         *scale = if self.divisor {
-            simd::dispatch(int8::Encode { from, codes, threshold, kind: int8::Divisor })
+            simd::dispatch(blockwise::Encode { from, codes, threshold, kind: blockwise::Divisor })
         } else {
-            simd::dispatch(int8::Encode { from, codes, threshold, kind: int8::Signed })
+            simd::dispatch(blockwise::Encode { from, codes, threshold, kind: blockwise::Signed })
         };
     }
 

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use super::order::Order;
 use super::threshold::{HasNan, find_nan};
-use crate::element::{Element, Float};
-use crate::lanes;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::numeric::lanes;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Values worth a task of their own.
 const GRAIN: usize = 64 * 1024;

@@ -6,9 +6,9 @@ use num_traits::Float as _;
 
 use super::order::Order;
 use super::threshold::{HasNan, Rank, rank};
-use crate::element::Element;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Element;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 const GRAIN: usize = 256 * 1024;
 const ALIGN: usize = 64;

@@ -2,7 +2,7 @@
 
 use num_traits::{Float as _, Zero as _};
 
-use crate::element::Element;
+use crate::numeric::element::Element;
 
 /// An order of floating-point values; equal ones have the same key.
 pub trait Order {

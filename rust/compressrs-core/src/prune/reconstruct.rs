@@ -10,9 +10,9 @@ use super::groups::mask_n_of_m;
 use super::mask::mask_smallest;
 use super::order::Magnitude;
 use super::threshold::HasNan;
-use crate::gemm::{Matrix, multiply};
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::linalg::gemm::{Matrix, multiply};
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Multiply-adds worth a task of their own.
 const GRAIN: usize = 128 * 1024;
@@ -34,7 +34,7 @@ pub enum Choice {
 /// Removes weights of `w`, of `columns` columns, and makes up for them with the others.
 ///
 /// `u` is the factor of the inverse Hessian, see
-/// [`Factor::inverse`](crate::cholesky::Factor::inverse). `block` columns are decided
+/// [`Factor::inverse`](crate::linalg::cholesky::Factor::inverse). `block` columns are decided
 /// together: which of them go is chosen before any of them has changed. What is removed is
 /// 0 in `w` and in `mask`.
 ///

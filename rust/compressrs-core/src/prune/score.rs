@@ -2,9 +2,9 @@
 
 use num_traits::Float as _;
 
-use crate::element::Element;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Element;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 const GRAIN: usize = 128 * 1024;
 const ALIGN: usize = 64;

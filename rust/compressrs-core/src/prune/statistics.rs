@@ -1,9 +1,9 @@
 //! What pruning asks of the inputs of a layer: sums over their rows, in double precision.
 
-use crate::element::{Element, Float};
-use crate::gemm::{Matrix, multiply_by_transpose};
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::linalg::gemm::{Matrix, multiply_by_transpose};
+use crate::numeric::element::{Element, Float};
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Values worth a task of their own.
 const GRAIN: usize = 128 * 1024;

@@ -12,9 +12,9 @@ use std::ops::Range;
 use num_traits::Float as _;
 
 use super::order::Order;
-use crate::element::Element;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Element;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Bits of a key that one pass decides.
 const DIGIT: u32 = 16;

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::csr::{Csr, Index, Pattern};
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
-/// Elements worth a task of their own; see [`crate::parallel::for_each`].
+/// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
 const GRAIN: usize = 128 * 1024;
 
 /// Elements that are packed in the first level of cache before they are stored.

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::element::Element;
-use crate::parallel;
-use crate::scratch::Number;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Number};
+use crate::runtime::parallel;
+use crate::runtime::simd::{self, Kernel};
 
 /// Non-zeros worth a task of their own in a check or a conversion.
 const GRAIN: usize = 128 * 1024;

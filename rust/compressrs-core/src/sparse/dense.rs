@@ -2,10 +2,10 @@
 
 use std::ops::{Deref, Range};
 
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own in a copy.
 const GRAIN: usize = 64 * 1024;

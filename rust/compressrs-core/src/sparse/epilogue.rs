@@ -1,7 +1,7 @@
 //! What is done with a product while it is in the cache.
 
 use super::dense::SharedDense;
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// What a product is to become, element by element: `sum`, the product, is in this
 /// order added to the output's old value, then to the bias, then cut off at 0.

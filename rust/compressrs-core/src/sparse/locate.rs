@@ -1,7 +1,7 @@
 //! Where the entries of a pattern are in another one.
 
 use super::csr::{Index, Pattern};
-use crate::parallel::SharedMut;
+use crate::runtime::parallel::SharedMut;
 
 /// Entries worth a task of their own.
 const GRAIN: usize = 32 * 1024;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::csr::{Index, Pattern};
 use super::dense::{Dense, Rows};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// Bytes of a tile: the least, which stays in the first level of cache, and the most,
 /// which stays in the second.

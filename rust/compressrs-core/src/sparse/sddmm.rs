@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::csr::{Csr, Index, Pattern};
 use super::dense::{Dense, Rows};
 use super::panel::tile_height;
-use crate::element::Float;
-use crate::parallel::SharedMut;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::SharedMut;
+use crate::runtime::simd::{self, Kernel};
 
-/// Clock cycles worth a task of their own, about; see [`crate::parallel::for_each`].
+/// Clock cycles worth a task of their own, about; see [`crate::runtime::parallel::for_each`].
 const GRAIN: usize = 64 * 1024;
 
 /// Accumulators of one dot product; inner dimensions are filled up to it.

@@ -11,11 +11,11 @@ use super::csr::{Csr, Index, Pattern};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
-use crate::element::Float;
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
-/// Clock cycles worth a task of their own, about; see [`crate::parallel::for_each`].
+/// Clock cycles worth a task of their own, about; see [`crate::runtime::parallel::for_each`].
 pub(super) const GRAIN: usize = 64 * 1024;
 
 /// Bytes of a panel's rows at most: eight vectors of 32 bytes, enough sums to hide the

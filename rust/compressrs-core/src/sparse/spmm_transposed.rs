@@ -12,10 +12,10 @@ use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
 use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes};
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Entries for each row of the result that pay for sums of their own.
 const PIECE: usize = 32;

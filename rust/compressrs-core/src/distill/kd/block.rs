@@ -7,9 +7,9 @@ use super::super::softmax::{Form, softmax_sheet};
 use super::super::wide::Wide;
 use super::hard::PerClass;
 use super::{KdLoss, Teacher, TopK, UNLABELLED, Weights};
-use crate::element::{Element, Float};
-use crate::scratch::Scratch;
-use crate::simd::Kernel;
+use crate::numeric::element::{Element, Float};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::Kernel;
 
 /// The rows of a block's teacher.
 pub(super) enum Source<'a, C> {

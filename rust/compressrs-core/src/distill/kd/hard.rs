@@ -3,7 +3,7 @@
 use super::super::sheet::{LANES, by_row, spread, sweep, update};
 use super::KdLoss;
 use super::block::Sheet;
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// The weights of classes as a sheet that goes with those of the logits, for label
 /// smoothing; empty without.

@@ -9,10 +9,10 @@ use super::GRAIN;
 use super::sheet::{LANES, MAX_TURNED, TURNED};
 use super::softmax::PerRow;
 use super::wide::{Narrow, Wide};
-use crate::element::Element;
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd;
+use crate::numeric::element::Element;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd;
 use block::{Block, Source};
 use hard::PerClass;
 

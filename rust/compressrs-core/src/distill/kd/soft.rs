@@ -6,7 +6,7 @@
 use super::super::sheet::{LANES, by_row, max_of, spread, sweep, update};
 use super::Divergence;
 use super::block::{Sheet, add};
-use crate::element::Float;
+use crate::numeric::element::Float;
 
 /// What is added to a standard deviation, as by the authors of arXiv 2403.01427.
 const EPSILON: f64 = 1e-7;
@@ -190,7 +190,7 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
             own_t[r] = std::mem::replace(&mut y[label(r)], C::neg_infinity());
         }
         let pair = Pair { s: x, t: y, top_s: max_of(x), top_t: max_of(y), scale_s, scale_t };
-        let mut teacher = crate::scratch::Scratch::<C>::new(x.len());
+        let mut teacher = crate::runtime::scratch::Scratch::<C>::new(x.len());
         let sums = pair.forward(grad, &mut teacher);
         let others = sums.divergence(&sums.teacher, &sums.student);
         // How much likelier the label is than all others, as a logarithm.

@@ -12,10 +12,10 @@ use super::super::sheet::{LANES, max_of, spread, sweep, update};
 use super::super::softmax::PerRow;
 use super::super::wide::{wide_len, widen};
 use super::block::Sheet;
-use crate::element::{Element, Float};
-use crate::parallel::{self, SharedMut};
-use crate::scratch::Scratch;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::{Element, Float};
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// The largest logits of each row, in compressed rows.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! `x = 2^k m` with `m` from `sqrt(1/2)` to `sqrt(2)`, `ln m = 2 atanh s` with
 //! `s = (m - 1) / (m + 1)` by the series in odd powers of `s`, arranged so that the
-//! largest terms are added last and exactly. As in [`crate::exp`] there is neither a
+//! largest terms are added last and exactly. As in [`crate::numeric::exp`] there is neither a
 //! branch nor a table, and the bits are the same at every vector width.
 //!
 //! The error is below one unit in the last place; the tests measure it.

@@ -75,23 +75,23 @@ mod linux {
 
     #[cfg(test)]
     mod tests {
-        use crate::place;
+        use crate::runtime::affinity;
 
         #[test]
         fn a_thread_leaves_a_cpu_for_another_and_may_come_back() {
             std::thread::spawn(|| {
                 if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-                    return place::leave(place::current());
+                    return affinity::leave(affinity::current());
                 }
                 for _ in 0..4 {
-                    let cpu = place::current();
-                    place::leave(cpu);
-                    assert_ne!(place::current(), cpu);
+                    let cpu = affinity::current();
+                    affinity::leave(cpu);
+                    assert_ne!(affinity::current(), cpu);
                 }
                 // Not where it is: nothing to leave.
-                let cpu = place::current();
-                place::leave(cpu.map(|cpu| cpu + 1));
-                assert_eq!(place::current(), cpu);
+                let cpu = affinity::current();
+                affinity::leave(cpu.map(|cpu| cpu + 1));
+                assert_eq!(affinity::current(), cpu);
             })
             .join()
             .unwrap();

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from compressrs import cli, demo, report
+from compressrs import cli, demo
+from compressrs.demo import report
 
 COMMAND = [sys.executable, "-c", "import sys; from compressrs.cli import main; sys.exit(main())"]
 

@@ -7,26 +7,10 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-use crate::element::{bf16, f16};
+use crate::numeric::element::Number;
 
 /// Bytes that a thread keeps at most.
 const LIMIT: usize = 32 << 20;
-
-/// A number.
-///
-/// # Safety
-/// Any bytes are a value of the type, and it is aligned to no more than 64.
-pub unsafe trait Number: Copy {}
-
-macro_rules! numbers {
-    ($($t:ty)*) => {
-        $(
-            // SAFETY: so it is of integers and of floating-point numbers.
-            unsafe impl Number for $t {}
-        )*
-    };
-}
-numbers!(f32 f64 f16 bf16 i16 i32 i64);
 
 /// A line of the cache, to which scratch memory is aligned.
 #[derive(Clone, Copy)]

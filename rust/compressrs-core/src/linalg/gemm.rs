@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use crate::element::Float;
-use crate::parallel::{self, SharedMut};
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::simd::{self, Kernel};
 
 /// Rows of the tile that is summed in registers.
 const ROWS: usize = 4;

@@ -19,7 +19,7 @@ use std::thread::Thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::place;
+use crate::runtime::affinity;
 
 /// Name of the environment variable that sets the number of threads.
 pub const ENV: &str = "COMPRESSRS_NUM_THREADS";
@@ -206,13 +206,13 @@ impl Loop {
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(parts),
             caller: std::thread::current(),
-            cpu: place::current(),
+            cpu: affinity::current(),
             panic: Mutex::new(None),
         });
         for _ in 0..pool.current_num_threads().min(parts - 1) {
             let helper = Arc::clone(&this);
             pool.spawn(move || {
-                place::leave(helper.cpu);
+                affinity::leave(helper.cpu);
                 helper.work();
             });
         }

@@ -4,9 +4,9 @@
 //! that number, which are then added up in a fixed binary tree. The order does not depend
 //! on the vector width, and the accumulators are enough to hide the latency of an addition.
 
-use crate::element::Float;
-use crate::parallel;
-use crate::simd::{self, Kernel};
+use crate::numeric::element::Float;
+use crate::runtime::parallel;
+use crate::runtime::simd::{self, Kernel};
 
 /// Combines the lanes as a binary tree: `l` with `l + N / 2`, then `l + N / 4`, ...
 #[inline(always)]

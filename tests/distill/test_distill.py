@@ -14,7 +14,7 @@ from hypothesis import given, settings
 import compressrs as cr
 from tests.reference import distill as reference
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "distill.json").read_text())["cases"]
 BOTH = [cr.distill.softmax, cr.distill.log_softmax]
 #: A class, a tile, its ends, a row, and its ends.

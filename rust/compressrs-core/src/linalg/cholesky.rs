@@ -1,8 +1,8 @@
 //! Triangular factors of a symmetric positive definite matrix, in an order of summation
 //! that depends on nothing but its size.
 
-use crate::gemm::{Matrix, multiply};
-use crate::parallel::{self, SharedMut};
+use crate::linalg::gemm::{Matrix, multiply};
+use crate::runtime::parallel::{self, SharedMut};
 
 /// Columns that are factored together; what is left of them is a matrix product.
 const PANEL: usize = 64;

@@ -3,7 +3,7 @@
 //! A kernel is a struct of its arguments that implements [`Kernel`]; its body is
 //! `#[inline(always)]` and plain Rust. [`dispatch`] calls it through a wrapper
 //! that carries `#[target_feature]`, so that the compiler vectorizes the one body
-//! for each [`Level`]. `mul_add` and the fixed lanes of [`crate::lanes`] make the
+//! for each [`Level`]. `mul_add` and the fixed lanes of [`crate::numeric::lanes`] make the
 //! bits the same on all of them.
 //!
 //! # Why hand-made wrappers

@@ -14,7 +14,7 @@ from hypothesis import given
 import compressrs as cr
 from tests.reference import optim as reference
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "optim.json").read_text())["cases"]
 RULES = {
     cr.optim.SGD: (

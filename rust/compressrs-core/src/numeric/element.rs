@@ -6,7 +6,21 @@
 
 pub use half::{bf16, f16};
 
-use crate::scratch::Number;
+/// A number.
+///
+/// # Safety
+/// Any bytes are a value of the type, and it is aligned to no more than 64.
+pub unsafe trait Number: Copy {}
+
+macro_rules! numbers {
+    ($($t:ty)*) => {
+        $(
+            // SAFETY: so it is of integers and of floating-point numbers.
+            unsafe impl Number for $t {}
+        )*
+    };
+}
+numbers!(f32 f64 f16 bf16 i16 i32 i64);
 
 /// A type arithmetic is done in: `f32` or `f64`.
 ///
@@ -21,11 +35,11 @@ pub trait Float:
     fn to_f64(self) -> f64;
     /// Rounds to single precision.
     fn to_f32(self) -> f32;
-    /// `e^self`, see [`crate::exp`].
+    /// `e^self`, see [`crate::numeric::exp`].
     fn exp_fast(self) -> Self;
-    /// `e^self` for what is not above 0, see [`crate::exp`].
+    /// `e^self` for what is not above 0, see [`crate::numeric::exp`].
     fn exp_negative(self) -> Self;
-    /// `ln self`, see [`crate::log`].
+    /// `ln self`, see [`crate::numeric::log`].
     fn ln_fast(self) -> Self;
     /// `(x[0] + x[2]) + (x[1] + x[3])` of each of four.
     #[inline(always)]
@@ -34,7 +48,7 @@ pub trait Float:
     }
     /// Rows as columns.
     #[inline(always)]
-    fn turn_fours(fours: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
+    fn transpose_fours(fours: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
         std::array::from_fn(|c| fours.map(|row| row[c]))
     }
 }
@@ -50,7 +64,7 @@ pub trait Element: Number + Send + Sync + Default + PartialEq + 'static {
     /// Rounds up, away from 0, if the part that is cut off, taken as a fraction of
     /// the last place, plus `threshold / 2^32` is 1 or more: for a threshold that
     /// is uniform over all `u32`, the mean of the results is `x`.
-    fn store_dithered(x: Self::Compute, threshold: u32) -> Self;
+    fn store_stochastic(x: Self::Compute, threshold: u32) -> Self;
 
     /// The same elements in the compute type, where that is this type.
     #[inline(always)]
@@ -98,7 +112,7 @@ macro_rules! float {
                 x
             }
             #[inline(always)]
-            fn store_dithered(x: $t, _: u32) -> $t {
+            fn store_stochastic(x: $t, _: u32) -> $t {
                 x
             }
             #[inline(always)]
@@ -126,15 +140,15 @@ macro_rules! float {
             }
             #[inline(always)]
             fn exp_fast(self) -> $t {
-                <$t as crate::exp::Exp>::exp(self)
+                <$t as crate::numeric::exp::Exp>::exp(self)
             }
             #[inline(always)]
             fn exp_negative(self) -> $t {
-                <$t as crate::exp::Exp>::exp_negative(self)
+                <$t as crate::numeric::exp::Exp>::exp_negative(self)
             }
             #[inline(always)]
             fn ln_fast(self) -> $t {
-                <$t as crate::log::Log>::ln(self)
+                <$t as crate::numeric::log::Log>::ln(self)
             }
             $($more)*
         }
@@ -147,14 +161,14 @@ float!(f32, u32, {
     #[inline(always)]
     fn sum_fours(fours: [[f32; 4]; 4]) -> [f32; 4] {
         use std::arch::x86_64::_mm_add_ps;
-        let [x0, x1, x2, x3] = sse::turn(fours);
+        let [x0, x1, x2, x3] = sse::transpose(fours);
         // SAFETY: SSE is part of x86-64.
         sse::store(unsafe { _mm_add_ps(_mm_add_ps(x0, x2), _mm_add_ps(x1, x3)) })
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn turn_fours(fours: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
-        sse::turn(fours).map(sse::store)
+    fn transpose_fours(fours: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        sse::transpose(fours).map(sse::store)
     }
 });
 float!(f64, u64, {});
@@ -167,7 +181,7 @@ mod sse {
     };
 
     #[inline(always)]
-    pub fn turn(fours: [[f32; 4]; 4]) -> [__m128; 4] {
+    pub fn transpose(fours: [[f32; 4]; 4]) -> [__m128; 4] {
         // SAFETY: SSE is part of x86-64; loads are of arrays of four.
         unsafe {
             let [a, b, c, d] = fours.map(|x| _mm_loadu_ps(x.as_ptr()));
@@ -212,7 +226,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn store_dithered(x: f32, threshold: u32) -> bf16 {
+    fn store_stochastic(x: f32, threshold: u32) -> bf16 {
         bf16_from(x, threshold >> 16)
     }
 
@@ -258,7 +272,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn store_dithered(x: f32, threshold: u32) -> f16 {
+    fn store_stochastic(x: f32, threshold: u32) -> f16 {
         const PLACES: f32 = (1 << 24) as f32;
         let magnitude = x.to_bits() & !SIGN;
         // What is no normal number is far below 2^24 here, so that the sum is too.
@@ -340,9 +354,9 @@ mod tests {
 
     /// The share of thresholds that round up is what is cut off, in places of `H`.
     fn proportion<H: Element<Compute = f32>>(x: f32, max: f32) -> Result<(), TestCaseError> {
-        let low = H::store_dithered(x, 0);
+        let low = H::store_stochastic(x, 0);
         if x.is_nan() || x.abs() >= max {
-            let high = H::store_dithered(x, u32::MAX);
+            let high = H::store_stochastic(x, u32::MAX);
             for y in [low.load(), high.load()] {
                 prop_assert!(y.is_nan() == x.is_nan() && (y.is_nan() || y.abs() >= max));
             }
@@ -353,7 +367,7 @@ mod tests {
         let (mut greatest, mut above) = (0u64, 1u64 << 32);
         while above - greatest > 1 {
             let middle = greatest + (above - greatest) / 2;
-            let up = H::store_dithered(x, middle as u32) != low;
+            let up = H::store_stochastic(x, middle as u32) != low;
             if up { above = middle } else { greatest = middle }
         }
         let share = 1.0 - (greatest + 1) as f64 / 2f64.powi(32);

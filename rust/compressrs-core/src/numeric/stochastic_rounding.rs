@@ -13,7 +13,8 @@
 //! with less noise. Being functions of their counters, they depend neither on the
 //! number of threads nor on the vector width.
 
-use super::int8::BLOCK;
+/// Elements that share a row of thresholds, and in 8-bit state a scale.
+pub const BLOCK: usize = 256;
 
 /// `2^32` times the fraction of the golden ratio.
 const GOLDEN: u32 = 0x9E37_79B9;
@@ -34,27 +35,27 @@ const STARTS: usize = 1024 - BLOCK;
 
 /// What is rounded: the states of an element by one threshold, the weight by another.
 #[derive(Clone, Copy)]
-pub(super) enum Of {
+pub(crate) enum Of {
     States,
     Weights,
 }
 
 /// What rounding decides by in one step of one tensor.
 #[derive(Clone, Copy, Debug)]
-pub struct Dither {
+pub struct StochasticRounding {
     key: u64,
     turn: u32,
 }
 
-impl Dither {
+impl StochasticRounding {
     /// That of step `t` of tensor number `tensor`.
     pub fn new(seed: u64, tensor: u64, t: u64) -> Self {
-        Dither { key: mix(mix(seed) ^ tensor), turn: (t as u32).wrapping_mul(GOLDEN) }
+        StochasticRounding { key: mix(mix(seed) ^ tensor), turn: (t as u32).wrapping_mul(GOLDEN) }
     }
 
     /// The thresholds of a block of elements.
     #[inline]
-    pub(super) fn thresholds(&self, of: Of, block: usize) -> Thresholds {
+    pub(crate) fn thresholds(&self, of: Of, block: usize) -> Thresholds {
         let hash = mix(self.key ^ (of as u64) << 56 ^ block as u64);
         let start = (hash >> 32) as usize % STARTS;
         Thresholds {
@@ -73,13 +74,13 @@ const fn mix(x: u64) -> u64 {
 }
 
 /// A threshold for each element of a block, as a fraction of `2^32`.
-pub(super) trait Threshold: Copy {
+pub(crate) trait Threshold: Copy {
     fn at(self, i: usize) -> u32;
 }
 
 /// Thresholds of a block.
 #[derive(Clone, Copy)]
-pub(super) struct Thresholds {
+pub(crate) struct Thresholds {
     numbers: &'static [u32; BLOCK],
     /// What is added to each.
     offset: u32,
@@ -94,7 +95,7 @@ impl Threshold for Thresholds {
 
 /// One half everywhere: rounds to nearest, ties up.
 #[derive(Clone, Copy)]
-pub(super) struct Nearest;
+pub(crate) struct Nearest;
 
 impl Threshold for Nearest {
     #[inline(always)]
@@ -116,7 +117,7 @@ mod tests {
     }
 
     fn at(i: usize) -> u32 {
-        Dither::new(1, 2, 3).thresholds(Of::States, i / BLOCK).at(i % BLOCK)
+        StochasticRounding::new(1, 2, 3).thresholds(Of::States, i / BLOCK).at(i % BLOCK)
     }
 
     #[test]
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn seed_tensor_and_use_make_a_difference() {
         let first = |seed, tensor, of| {
-            let thresholds = Dither::new(seed, tensor, 1).thresholds(of, 0);
+            let thresholds = StochasticRounding::new(seed, tensor, 1).thresholds(of, 0);
             (0..8).map(|i| thresholds.at(i)).collect::<Vec<_>>()
         };
         let all = [
@@ -163,8 +164,9 @@ mod tests {
     /// The three-distance theorem: among n steps every arc of 3 / n is visited.
     #[test]
     fn thresholds_are_spread_evenly_over_steps() {
-        let mut seen: Vec<u32> =
-            (0..1000).map(|t| Dither::new(5, 6, t).thresholds(Of::Weights, 8).at(9)).collect();
+        let mut seen: Vec<u32> = (0..1000)
+            .map(|t| StochasticRounding::new(5, 6, t).thresholds(Of::Weights, 8).at(9))
+            .collect();
         seen.sort_unstable();
         let widest = seen.windows(2).map(|w| w[1] - w[0]).max().unwrap();
         assert!(f64::from(widest) < 3.0 / 1000.0 * 2f64.powi(32));

@@ -23,25 +23,23 @@
 //! Numbers that are not finite have codes of their own, in blocks that are marked
 //! by the sign of their scale: only these blocks take time for them.
 
-use super::dither::Threshold;
-use crate::element::Float;
-use crate::simd::Kernel;
+use crate::numeric::element::Float;
+pub use crate::numeric::stochastic_rounding::BLOCK;
+use crate::numeric::stochastic_rounding::Threshold;
+use crate::runtime::simd::Kernel;
 
-/// Of what codes mean: to be raised when one of them changes.
+/// Version of the code format; bump on any change.
 pub const CODE_VERSION: u32 = 1;
-
-/// Numbers that share a scale.
-pub const BLOCK: usize = 256;
 
 /// Moments of fewer numbers than this are not worth 8 bits: those of biases and
 /// the like, which matter more than the bytes that they take.
-pub const LEAST: usize = 4096;
+pub const MIN_LEN: usize = 4096;
 
 /// Bits of a level's digits below the point, while it is not rounded yet.
 const PLACES: u32 = 19;
 
 /// A code of 8 bits.
-pub(super) trait Code: Copy {
+pub(crate) trait Code: Copy {
     /// The greatest level. A block's greatest number is below it, so that it may be
     /// rounded up.
     const LEVELS: i32;
@@ -61,7 +59,7 @@ pub(super) trait Code: Copy {
 
 /// For numbers of either sign: 127 levels in two's complement.
 #[derive(Clone, Copy)]
-pub(super) struct Signed;
+pub(crate) struct Signed;
 
 impl Code for Signed {
     const LEVELS: i32 = 127;
@@ -85,7 +83,7 @@ impl Code for Signed {
 
 /// For numbers that are not negative and used as divisors: 255 levels.
 #[derive(Clone, Copy)]
-pub(super) struct Divisor;
+pub(crate) struct Divisor;
 
 impl Code for Divisor {
     const LEVELS: i32 = 255;
@@ -154,7 +152,7 @@ const fn floor<K: Code>() -> f32 {
 
 /// The scale of a block.
 #[derive(Clone, Copy)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     scale: f32,
     inverse: f32,
     /// Whether all numbers are finite.
@@ -204,13 +202,13 @@ impl Scale {
 
 /// What a code stands for, in a block whose scale is this, if that is finite.
 #[inline(always)]
-pub(super) fn decode<K: Code>(kind: K, code: u8, scale: f32) -> f32 {
+pub(crate) fn decode<K: Code>(kind: K, code: u8, scale: f32) -> f32 {
     let (level, sign) = kind.level(code);
     f32::from_bits((value::<K>(level) * scale).to_bits() | sign)
 }
 
 /// Decodes a block, of which the last may be shorter.
-pub(super) struct Decode<'a, C, K> {
+pub(crate) struct Decode<'a, C, K> {
     pub codes: &'a [u8],
     pub scale: f32,
     pub to: &'a mut [C; BLOCK],
@@ -246,7 +244,7 @@ fn magnitude<C: Float>(x: C) -> u32 {
 }
 
 /// Encodes a block, of which the last may be shorter; the result is its scale.
-pub(super) struct Encode<'a, C, K, T> {
+pub(crate) struct Encode<'a, C, K, T> {
     /// Zeros behind the end of a shorter block.
     pub from: &'a [C; BLOCK],
     pub codes: &'a mut [u8],
@@ -272,7 +270,7 @@ impl<C: Float, K: Code, T: Threshold> Kernel for Encode<'_, C, K, T> {
 
 /// The code of a number.
 #[inline(always)]
-pub(super) fn encode<K: Code>(kind: K, x: f32, scale: Scale, threshold: u32) -> u8 {
+pub(crate) fn encode<K: Code>(kind: K, x: f32, scale: Scale, threshold: u32) -> u8 {
     let magnitude = if K::DIVISOR { x } else { x.abs() };
     let up = threshold >> (32 - PLACES);
     let level = digits::<K>(magnitude, scale.inverse).wrapping_add(up as i32) >> PLACES;

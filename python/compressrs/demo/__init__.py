@@ -23,13 +23,13 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from compressrs import report
 from compressrs._arrays import flatten
+from compressrs.demo import report
+from compressrs.demo.report import Report, Row
 from compressrs.distill import kd_loss
 from compressrs.nn import Linear, ReLU, Sequential, SparseLinear
 from compressrs.optim import Adam, Optimizer
 from compressrs.prune import CubicSchedule, MagnitudePruner
-from compressrs.report import Report, Row
 
 Floats = npt.NDArray[np.float32]
 

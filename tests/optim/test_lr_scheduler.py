@@ -9,7 +9,7 @@ import pytest
 import compressrs as cr
 from compressrs.optim import lr_scheduler
 
-CASES = json.loads((Path(__file__).parent / "data" / "schedules.json").read_text())["schedules"]
+CASES = json.loads((Path(__file__).parents[1] / "data" / "schedules.json").read_text())["schedules"]
 
 
 def optimizer(lr=0.1, cls=cr.optim.SGD, **kwargs):

@@ -1,0 +1,4 @@
+//! Dense linear algebra: products, Cholesky factors and inverses.
+
+pub mod cholesky;
+pub mod gemm;
