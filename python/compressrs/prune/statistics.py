@@ -11,7 +11,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
 from compressrs._checks import whole
-from compressrs.nn import Sequential, _Affine
+from compressrs.nn import Affine, Sequential
 
 
 class InputStatistics:
@@ -129,7 +129,7 @@ def input_statistics(
     found = {
         i: InputStatistics(layer.weight.shape[1], gram=gram)
         for i, layer in enumerate(model)
-        if isinstance(layer, _Affine)
+        if isinstance(layer, Affine)
     }
     whole = isinstance(batches, np.ndarray) or hasattr(batches, "__dlpack__")
     given: Iterable[Any] = [batches] if whole else batches

@@ -1,45 +1,18 @@
-"""The smallest layers that can be trained, pruned and distilled.
-
-A layer has ``forward(x)``, ``backward(dy)`` (which fills `grads` and returns the
-gradient with respect to `x`), and dicts of arrays `params` and `grads` of the
-same structure, which is what the optimizers take::
-
-    model = Sequential(Linear(64, 32), ReLU(), Linear(32, 10))
-    opt = compressrs.optim.Adam(model.params)
-    loss, dy = compressrs.distill.kd_loss(model(x), teacher(x))
-    model.backward(dy)
-    opt.step(model.grads)
-"""
+"""Dense and sparse affine layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
+from compressrs.nn.layer import RandomState
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
-#: A seed, a generator, or None for one that differs from run to run.
-RandomState: TypeAlias = int | np.random.Generator | None
 
-
-class Layer(Protocol):
-    """What `Sequential` strings together."""
-
-    params: dict[str, Any]
-    grads: dict[str, Any]
-
-    def forward(self, x: Array) -> Array:
-        """Return the output for a batch of rows."""
-
-    def backward(self, dy: Array) -> Array:
-        """Return the gradient with respect to the last input."""
-
-
-class _Affine:
+class Affine:
     """What `Linear` and `SparseLinear` share: all but the weight's own gradient."""
 
     weight: Any
@@ -96,7 +69,7 @@ class _Affine:
         raise NotImplementedError
 
 
-class Linear(_Affine):
+class Linear(Affine):
     r"""A dense layer, :math:`y = x W^\top + b`.
 
     Parameters
@@ -157,7 +130,7 @@ class Linear(_Affine):
         np.matmul(dy.T, x, out=out)
 
 
-class SparseLinear(_Affine):
+class SparseLinear(Affine):
     r"""A layer whose weight is a sparse matrix, :math:`y = x A^\top + b`.
 
     It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
@@ -230,84 +203,6 @@ class SparseLinear(_Affine):
 
     def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
         sddmm(self.weight, dy.T, x, out=out)
-
-
-class ReLU:
-    """The larger of the input and 0; NaN stays NaN."""
-
-    def __init__(self) -> None:
-        self.params: dict[str, Any] = {}
-        self.grads: dict[str, Any] = {}
-        self._y: Array | None = None
-
-    def forward(self, x: Array) -> Array:
-        """Return ``max(x, 0)``."""
-        x = as_array(x, "x")
-        if x.dtype.kind != "f":
-            raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
-        self._y = np.asarray(np.maximum(x, 0))
-        return self._y
-
-    __call__ = forward
-
-    def backward(self, dy: Array) -> Array:
-        """Return `dy` where the input was positive, else 0."""
-        dy = as_array(dy, "dy")
-        if self._y is None:
-            raise RuntimeError("backward needs a forward before it")
-        if dy.shape != self._y.shape:
-            raise ValueError(f"dy must have shape {self._y.shape}, got {dy.shape}")
-        if dy.dtype != self._y.dtype:
-            raise TypeError(f"dy must have dtype {self._y.dtype} like the input, got {dy.dtype}")
-        return np.where(self._y > 0, dy, dy.dtype.type(0))
-
-
-class Sequential:
-    """Layers one after another.
-
-    Attributes
-    ----------
-    layers : tuple of layer
-    params, grads : dict of dict of array
-        Those of the layers that have some, by their position as a string.
-
-    Examples
-    --------
-    >>> import numpy as np, compressrs as cr
-    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU(), cr.nn.Linear(4, 2, rng=1))
-    >>> model(np.ones((5, 3), np.float32)).shape
-    (5, 2)
-    >>> {key: list(value) for key, value in model.params.items()}
-    {'0': ['weight', 'bias'], '2': ['weight', 'bias']}
-    """
-
-    def __init__(self, *layers: Layer) -> None:
-        self.layers = layers
-        self.params = {str(i): layer.params for i, layer in enumerate(layers) if layer.params}
-        self.grads = {str(i): layer.grads for i, layer in enumerate(layers) if layer.params}
-
-    def forward(self, x: Array) -> Array:
-        """Return the last layer's output."""
-        for layer in self.layers:
-            x = layer.forward(x)
-        return x
-
-    __call__ = forward
-
-    def backward(self, dy: Array) -> Array:
-        """Fill all `grads` and return the gradient with respect to the input."""
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy)
-        return dy
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    def __getitem__(self, index: int) -> Layer:
-        return self.layers[index]
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
 
 def _present(**arrays: Array | None) -> dict[str, Array]:

@@ -1,0 +1,56 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compressrs._arrays import Array
+from compressrs.nn.layer import Layer
+
+
+class Sequential:
+    """Layers one after another.
+
+    Attributes
+    ----------
+    layers : tuple of layer
+    params, grads : dict of dict of array
+        Those of the layers that have some, by their position as a string.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU(), cr.nn.Linear(4, 2, rng=1))
+    >>> model(np.ones((5, 3), np.float32)).shape
+    (5, 2)
+    >>> {key: list(value) for key, value in model.params.items()}
+    {'0': ['weight', 'bias'], '2': ['weight', 'bias']}
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+        self.params = {str(i): layer.params for i, layer in enumerate(layers) if layer.params}
+        self.grads = {str(i): layer.grads for i, layer in enumerate(layers) if layer.params}
+
+    def forward(self, x: Array) -> Array:
+        """Return the last layer's output."""
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    __call__ = forward
+
+    def backward(self, dy: Array) -> Array:
+        """Fill all `grads` and return the gradient with respect to the input."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
