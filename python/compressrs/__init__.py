@@ -1,17 +1,26 @@
 """Model optimization and compression for NumPy on the CPU.
 
 - `compressrs.optim`: optimizers that update arrays in place;
-- `compressrs.prune`: magnitude pruning, masks and schedules;
+- `compressrs.prune`: scores, masks, schedules and pruning methods;
 - `compressrs.sparse`: CSR matrices with fast products, forward and backward;
 - `compressrs.distill`: softmax with temperature and distillation losses;
-- `compressrs.nn`: the smallest layers that can be trained, pruned and distilled.
+- `compressrs.nn`: layers that can be trained, pruned and distilled.
 
 Results have the same bits for any number of threads and any instruction set.
+
+A subpackage is imported when it is first used, so that ``import compressrs`` takes
+little longer than ``import numpy``.
 """
 
-from compressrs import distill, nn, optim, prune, sparse
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from compressrs._core import __version__
 from compressrs._threads import get_num_threads, set_num_threads, show_config
+
+if TYPE_CHECKING:
+    from compressrs import distill, nn, optim, prune, sparse
 
 __all__ = [
     "__version__",
@@ -24,3 +33,14 @@ __all__ = [
     "show_config",
     "sparse",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # What __all__ names and is not here yet is a subpackage.
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
