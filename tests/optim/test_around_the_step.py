@@ -422,7 +422,11 @@ def test_parameters_in_a_memory_map_larger_than_the_memory_that_is_allowed(tmp_p
         "opt.step(g, max_grad_norm=1e9)\n"
         "w.flush()"
     )
-    child = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    # Threads count towards the limit with their stacks and heaps.
+    environment = {**os.environ, "COMPRESSRS_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     assert path.stat().st_size == 64 * 2**20
     np.testing.assert_array_equal(np.memmap(path, np.float32, "r")[:: 2**20], -1)

@@ -142,9 +142,11 @@ def distillation(z, t, labels):
 
 
 def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code with these settings of compressrs, and not those of the test run."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("COMPRESSRS_")}
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **environment},
+        env={**outside, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -153,7 +155,7 @@ def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_same_bits_for_every_instruction_set_and_number_of_threads():
-    code = "from tests.test_processes import everything; print(everything())"
+    code = "from tests.runtime.test_processes import everything; print(everything())"
     here = everything()
     for level in cr._core.simd_levels():
         for threads in ("1", "3"):
