@@ -124,7 +124,7 @@ def rigl(model, optimizer, end, seed):
 
 
 def evolutionary(model, optimizer, end, seed):
-    return cr.prune.SET(model, optimizer, end=end, frequency=100, seed=seed)
+    return cr.prune.SET(model, optimizer, end=end, frequency=100, rng=seed)
 
 
 METHODS = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -173,7 +174,66 @@ def rebuild(tree: ArrayTree, leaves: Iterator[Any]) -> ArrayTree:
     return next(leaves)
 
 
-def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], list[Array]]:
+class Views(list[Array]):
+    """Views of the memory of given objects, in a list.
+
+    A copy views the copies of these objects: if a tensor of PyTorch is copied together
+    with an optimizer of it, the copied optimizer trains the copied tensor.
+
+    Parameters
+    ----------
+    sources : iterable of array
+        What `as_array` takes.
+    names : iterable of str
+        Of the sources, for messages.
+    """
+
+    def __init__(self, sources: Iterable[object], names: Iterable[str]) -> None:
+        self.sources, self.names = list(sources), list(names)
+        super().__init__(map(as_array, self.sources, self.names))
+
+    def replaced(self, new: Mapping[int, Array]) -> Views:
+        """Return a list with other arrays at some positions."""
+        sources = [new.get(i, source) for i, source in enumerate(self.sources)]
+        return Views(sources, self.names)
+
+    def __copy__(self) -> Views:
+        return Views(self.sources, self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Views, ([Shared.of(source) for source in self.sources], self.names)
+
+
+class Shared:
+    """Stands for an object in what is copied or pickled; becomes a copy of the object.
+
+    joblib does not use pickle's memo for arrays: of an array that a layer and an optimizer
+    hold, it would load two. All holders of an object put the same `Shared` in their state,
+    for which the memo is used.
+    """
+
+    _all: ClassVar[WeakValueDictionary[int, Shared]] = WeakValueDictionary()
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @classmethod
+    def of(cls, value: Any) -> Shared:
+        """Return the one that stands for this object, as long as it is referred to."""
+        shared = cls._all.get(id(value))
+        if shared is None or shared.value is not value:
+            shared = cls._all[id(value)] = cls(value)
+        return shared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unchanged, (self.value,)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], Views]:
     """Return the names and the arrays of all leaves.
 
     Raises
@@ -181,11 +241,9 @@ def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], list[Array]]:
     TypeError
         If a leaf is not an array.
     """
-    names, arrays = [], []
-    for path, leaf in flatten(tree):
-        names.append(name + path)
-        arrays.append(as_array(leaf, name + path))
-    return names, arrays
+    leaves = list(flatten(tree, name))
+    arrays = Views((leaf for _, leaf in leaves), (path for path, _ in leaves))
+    return arrays.names, arrays
 
 
 def same_memory(a: Array, b: Array) -> bool:

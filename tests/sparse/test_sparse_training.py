@@ -116,7 +116,7 @@ def test_sparse_layers_learn_which_entries_to_have(method):
     opt = cr.optim.Adam(layer.params, lr=0.03)
     kwargs = {"frequency": 20, "end": 500, "fraction": 0.4}
     evolve = (
-        cr.prune.SET([layer], opt, seed=0, **kwargs)
+        cr.prune.SET([layer], opt, rng=0, **kwargs)
         if method == "SET"
         else cr.prune.RigL(cr.nn.Sequential(layer), opt, **kwargs)
     )
@@ -142,7 +142,7 @@ def test_dynamic_training_goes_on_from_a_state():
     def start():
         layer = sparse_layer()
         opt = cr.optim.SGD(layer.params, lr=0.1)
-        return layer, opt, cr.prune.SET(layer, opt, frequency=2, seed=1)
+        return layer, opt, cr.prune.SET(layer, opt, frequency=2, rng=1)
 
     def train(layer, opt, evolve, steps):
         for _ in range(steps):
@@ -155,7 +155,7 @@ def test_dynamic_training_goes_on_from_a_state():
     half, opt, evolve = start()
     train(half, opt, evolve, 5)
     state = evolve.state_dict()
-    again = cr.prune.SET(half, opt, frequency=2, seed=77)
+    again = cr.prune.SET(half, opt, frequency=2, rng=77)
     again.load_state_dict(state)
     train(half, opt, again, 5)
     np.testing.assert_array_equal(half.weight.to_dense(), whole.weight.to_dense())

@@ -40,6 +40,17 @@ class Epoch(NamedTuple):
     accuracy: float | None
 
 
+class _Backward:
+    """The backward pass of a layer, as a function; copies along with the layer."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, gradient: Array) -> Any:
+        self.layer.backward(gradient)
+        return self.layer.grads
+
+
 class Distiller:
     r"""Trains a student on what a teacher says, then on labels alone.
 
@@ -125,12 +136,7 @@ class Distiller:
                         f"student must have {name}, as the layers of compressrs.nn, or be a "
                         f"pair (forward, backward), got {type(student).__name__}"
                     )
-
-            def backward(gradient: Array) -> Any:
-                student.backward(gradient)
-                return student.grads
-
-            self._forward, self._backward = student.forward, backward
+            self._forward, self._backward = student.forward, _Backward(student)
         if not hasattr(optimizer, "step") or not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):

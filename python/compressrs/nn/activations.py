@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
+from compressrs.nn.layer import Copyable
 
 
-class ReLU:
+class ReLU(Copyable):
     """The larger of the input and 0; NaN stays NaN."""
+
+    _of_batch = ("_y",)
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from compressrs._arrays import Array
 from compressrs.nn.layer import Layer
@@ -28,9 +29,32 @@ class Sequential:
     """
 
     def __init__(self, *layers: Layer) -> None:
+        for i, layer in enumerate(layers):
+            for name in ("forward", "backward", "params", "grads"):
+                if not hasattr(layer, name):
+                    raise TypeError(
+                        f"layers[{i}] must have {name}, as the layers of compressrs.nn, "
+                        f"got {type(layer).__name__}"
+                    )
+            if any(layer is other for other in layers[:i]):
+                # It would keep the last of its inputs alone.
+                raise ValueError(f"layers[{i}] must not be in the model twice")
         self.layers = layers
+        self._collect()
+
+    def _collect(self) -> None:
+        """Gather the dicts of the layers."""
+        layers = self.layers
         self.params = {str(i): layer.params for i, layer in enumerate(layers) if layer.params}
         self.grads = {str(i): layer.grads for i, layer in enumerate(layers) if layer.params}
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = self.__dict__.items()
+        return {key: value for key, value in own if key not in ("params", "grads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._collect()
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's output."""

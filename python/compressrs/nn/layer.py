@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, Shared, flatten, rebuild
 
 #: A seed, a generator, or None for one that differs from run to run.
 RandomState: TypeAlias = int | np.random.Generator | None
+
+
+_C = TypeVar("_C", bound="Copyable")
+
+
+class Copyable:
+    """Copies and pickles of a layer: its parameters, nothing of the data it was given.
+
+    What a layer keeps of the last batch for `backward` is left out, and gradients, from
+    which inputs could be told, are 0 in the copy.
+    """
+
+    #: Attributes that hold something of the last batch; None in a copy.
+    _of_batch: ClassVar[tuple[str, ...]] = ()
+
+    params: dict[str, Any]
+    grads: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("grads", *self._of_batch)
+        state = {key: value for key, value in self.__dict__.items() if key not in left_out}
+        for key, value in state.items():
+            if isinstance(value, np.ndarray):
+                state[key] = Shared.of(value)
+        state["params"] = rebuild(self.params, (Shared.of(x) for _, x in flatten(self.params)))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key in self._of_batch:
+            setattr(self, key, None)
+        self.__dict__.update(state)
+        self.grads = rebuild(self.params, (np.zeros_like(x) for _, x in flatten(self.params)))
+
+    def __copy__(self: _C) -> _C:
+        # Shares all, as copies of other objects that are not deep.
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
 
 
 class Layer(Protocol):

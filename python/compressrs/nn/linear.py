@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs.nn.layer import RandomState
+from compressrs.nn.layer import Copyable, RandomState
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
 
-class Affine:
+class Affine(Copyable):
     """What `Linear` and `SparseLinear` share: all but the weight's own gradient."""
+
+    _of_batch = ("_x", "_dy")
 
     weight: Any
     bias: Array | None

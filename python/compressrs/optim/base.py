@@ -16,7 +16,7 @@ from compressrs import _core
 from compressrs._arrays import (
     Array,
     ArrayTree,
-    as_array,
+    Views,
     flatten,
     flatten_like,
     same_memory,
@@ -304,8 +304,8 @@ class Optimizer:
             groups, state, masks = [], dict(self.state), list(self._masks)
             i = 0
             for group in self.param_groups:
-                params = list(group["params"])
-                for k, old in enumerate(params):
+                changed: dict[int, Array] = {}
+                for k, old in enumerate(group["params"]):
                     if i in new:
                         initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
                         wanted = self._wanted(group, new[i], self._paths[i])
@@ -319,9 +319,9 @@ class Optimizer:
                             mask = np.unpackbits(bits, count=old.size, bitorder="little")
                             mask = move(i, mask.reshape(old.shape), 1)
                             masks[i] = np.packbits(mask, bitorder="little")
-                        params[k] = new[i]
+                        changed[k] = new[i]
                     i += 1
-                groups.append(params)
+                groups.append(group["params"].replaced(changed))
             kept = [group["params"] for group in self.param_groups]
             try:
                 self.state, self._masks = state, masks
@@ -508,7 +508,7 @@ class Optimizer:
         if "params" not in group:
             raise ValueError(f"a group must have the key 'params', got {sorted(group)}")
         leaves = [(path + step, leaf) for step, leaf in flatten(group["params"])]
-        arrays = [as_array(leaf, f"params{p}") for p, leaf in leaves]
+        arrays = Views((leaf for _, leaf in leaves), (f"params{p}" for p, _ in leaves))
         group = {**self.defaults, **group, "params": arrays}
         _core.rule_scalars(self._rule, group)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):

@@ -80,9 +80,14 @@ class EMA:
         self._names, self._weights = named_arrays(params, "params")
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._average_names = [f"the average of {name}" for name in self._names]
-        self.average = rebuild(params, iter(self._averages))
+        self._structure = rebuild(params, iter([None] * len(self._weights)))
         # Changes nothing, but refuses what cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
+
+    @property
+    def average(self) -> ArrayTree:
+        """The averages in the structure of the parameters."""
+        return rebuild(self._structure, iter(self._averages))
 
     def update(self) -> None:
         """Move the average towards the weights; call once after each step."""

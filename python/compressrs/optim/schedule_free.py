@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, compute_dtype, named_arrays, rebuild
+from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild
 from compressrs._checks import number
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
@@ -81,8 +81,8 @@ class ScheduleFree:
         _core.clamp(self._weights, self._names, np.inf)
         # In the type that is computed in: small steps must not be lost.
         self._x = [w.astype(compute_dtype(w.dtype)) for w in self._weights]
-        self._z = [x.copy() for x in self._x]
         self._z_names = [f"z of {name}" for name in self._names]
+        self._z = Views([x.copy() for x in self._x], self._z_names)
         self._x_names = [f"the average of {name}" for name in self._names]
         self.optimizer = make(rebuild(params, iter(self._z)))
         if not isinstance(self.optimizer, Optimizer):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array
 from compressrs._checks import share, whole
-from compressrs.nn import Sequential, SparseLinear
+from compressrs.nn import RandomState, Sequential, SparseLinear
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
 from compressrs.sparse import CSRMatrix
@@ -229,7 +229,7 @@ class SET(_Dynamic):
         Steps from one change to the next; the paper's is an epoch.
     end : int, optional
         Step from which on patterns stay.
-    seed : int or Generator, optional
+    rng : int, Generator or None
 
     Attributes
     ----------
@@ -257,7 +257,7 @@ class SET(_Dynamic):
     >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)[0]
     >>> layer = cr.nn.SparseLinear.from_linear(dense, mask=mask)
     >>> opt = cr.optim.Adam(layer.params)
-    >>> evolve = cr.prune.SET(layer, opt, frequency=1, seed=0)
+    >>> evolve = cr.prune.SET(layer, opt, frequency=1, rng=0)
     >>> before = layer.weight.pattern()
     >>> evolve.step(), layer.weight.nnz, int((layer.weight.pattern() & ~before).sum())
     (True, 12, 3)
@@ -271,10 +271,10 @@ class SET(_Dynamic):
         fraction: float = 0.3,
         frequency: int = 100,
         end: int | None = None,
-        seed: int | np.random.Generator | None = None,
+        rng: RandomState = None,
     ) -> None:
         super().__init__(layers, optimizer, fraction=fraction, frequency=frequency, end=end)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(rng)
 
     def _growth(self, layer: SparseLinear) -> Array:
         growth: Array = self._rng.random(layer.weight.shape, layer.weight.dtype.type)

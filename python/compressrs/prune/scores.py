@@ -9,6 +9,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays
+from compressrs.nn import RandomState
 from compressrs.prune.statistics import InputStatistics
 
 _FLOATS = (np.float16, np.float32, np.float64)
@@ -66,7 +67,7 @@ class Random(Score):
 
     Parameters
     ----------
-    seed : int or Generator, optional
+    rng : int, Generator or None
         The same seed gives the same scores.
 
     Examples
@@ -77,8 +78,8 @@ class Random(Score):
     6
     """
 
-    def __init__(self, seed: int | np.random.Generator | None = None) -> None:
-        self._rng = np.random.default_rng(seed)
+    def __init__(self, rng: RandomState = None) -> None:
+        self._rng = np.random.default_rng(rng)
 
     def scores(self, weights: ArrayTree) -> list[Array]:
         """Draw scores, uniform in [0, 1)."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, Shared, as_array
 
 _M = TypeVar("_M", bound="SparseMatrix")
 
@@ -187,7 +187,33 @@ class SparseMatrix(Products):
             as_array(indptr, "indptr"),
         )
         self._shape = as_shape(shape)
+        self._check()
+
+    def _check(self) -> None:
+        """Have the core check the arrays and remember them."""
         self._core = _core.Sparse(self._parts, self._shape, self._blocksize())
+
+    def __getstate__(self) -> dict[str, Any]:
+        data, indices, indptr = self._parts
+        state = {key: value for key, value in self.__dict__.items() if key != "_core"}
+        # Copies of read-only arrays can be written to, so that they would have to be
+        # checked at each product.
+        state["_fixed"] = is_immutable(indices), is_immutable(indptr)
+        state["_parts"] = Shared.of(data), indices, indptr
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data, *pattern = state.pop("_parts")
+        indices, indptr = (
+            immutable(array) if fixed and not is_immutable(array) else array
+            for array, fixed in zip(pattern, state.pop("_fixed"), strict=True)
+        )
+        self.__dict__.update(state)
+        self._parts = data, indices, indptr
+        self._check()
+
+    def __copy__(self: _M) -> _M:
+        return self.with_data(self.data)
 
     def _blocksize(self) -> tuple[int, int]:
         """Return the shape of what an index stands for."""
@@ -403,3 +429,8 @@ def immutable(x: Array) -> Array:
     # `frombuffer` does not take empty buffers.
     frozen: Array = np.frombuffer(x.tobytes(), x.dtype) if x.size else x.copy()
     return frozen
+
+
+def is_immutable(x: Array) -> bool:
+    """Whether an array is one that `immutable` made."""
+    return isinstance(x.base, bytes)

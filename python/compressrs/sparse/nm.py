@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, Shared, as_array
 from compressrs._checks import whole
 from compressrs.sparse.base import SparseMatrix, as_shape, immutable
 from compressrs.sparse.csr import CSRMatrix
@@ -99,8 +99,15 @@ class NMMatrix(SparseMatrix):
         indptr = np.arange(rows + 1) * need[1]
         indptr = indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)
         self._parts = data, immutable(indices), immutable(indptr)
-        flat = (data.reshape(-1), *self._parts[1:])
-        self._core = _core.Sparse(flat, self._shape, (1, 1))
+        self._check()
+
+    def _check(self) -> None:
+        data, indices, indptr = self._parts
+        self._core = _core.Sparse((data.reshape(-1), indices, indptr), self._shape, (1, 1))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = Shared.of(self.data), self.positions
+        return type(self), (arrays, self._shape, self.n, self.m)
 
     @classmethod
     def from_dense(cls, w: Array, n: int = 2, m: int = 4, *, mask: Array | None = None) -> NMMatrix:

@@ -1,0 +1,373 @@
+"""All public names, found by introspection, and an example of every public class."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compressrs import distill, nn, optim, prune, sparse
+from compressrs.optim import lr_scheduler
+
+
+def packages() -> Iterator[tuple[str, ModuleType]]:
+    """Yield every public module: those that a package's ``__all__`` names, at any depth."""
+
+    def below(name: str, module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
+        yield name, module
+        for child in module.__all__:
+            found = getattr(module, child)
+            if inspect.ismodule(found):
+                yield from below(f"{name}.{child}", found)
+
+    yield from below("compressrs", importlib.import_module("compressrs"))
+
+
+def names() -> dict[str, Any]:
+    """Return every public object but modules by its name without ``compressrs.``."""
+    return {
+        f"{package}.{name}".removeprefix("compressrs."): getattr(module, name)
+        for package, module in packages()
+        for name in module.__all__
+        if not inspect.ismodule(getattr(module, name))
+    }
+
+
+def classes() -> dict[str, type]:
+    """Return every public class by its name."""
+    return {name: value for name, value in names().items() if inspect.isclass(value)}
+
+
+class Example(NamedTuple):
+    """An object, alone or with what belongs to it, and a use that its state shows in."""
+
+    make: Callable[[], Any]
+    use: Callable[[Any], Any]
+
+
+#: Made by their subclasses alone, or never: a protocol.
+ABSTRACT = {
+    "nn.Affine",
+    "nn.Layer",
+    "optim.Optimizer",
+    "optim.lr_scheduler.LRScheduler",
+    "sparse.SparseMatrix",
+}
+
+
+class Weights(nn.layer.Copyable):
+    """Arrays in an object: of arrays in a dict joblib makes two where two hold them."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.params = {"a": rng.standard_normal((8, 16)), "b": rng.standard_normal((4, 16))}
+        self.grads = {}
+
+    def gradients(self) -> dict[str, Any]:
+        return {name: np.cos(value) for name, value in self.params.items()}
+
+    def copies(self) -> list[Any]:
+        return [value.copy() for value in self.params.values()]
+
+
+def dense() -> Any:
+    w = np.random.default_rng(1).standard_normal((16, 32))
+    w[:, ::2] = 0
+    return w
+
+
+def train(objects: tuple[Any, ...]) -> list[Any]:
+    opt, model = objects
+    opt.step(model.gradients())
+    return model.copies()
+
+
+def optimizer(kind: Callable[[Any], Any]) -> Example:
+    def make() -> Any:
+        model = Weights()
+        return kind(model.params), model
+
+    return Example(make, train)
+
+
+def schedule(make: Callable[[Any], Any]) -> Example:
+    def both() -> Any:
+        opt = optim.SGD(Weights().params, lr=1.0, momentum=0.5)
+        return make(opt), opt
+
+    def use(objects: Any) -> Any:
+        scheduler, opt = objects
+        metric = (1.0,) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else ()
+        scheduler.step(*metric)
+        return [opt.param_groups[0]["lr"], opt.param_groups[0]["momentum"]]
+
+    return Example(both, use)
+
+
+def matrix(make: Callable[[], Any]) -> Example:
+    def use(a: Any) -> Any:
+        y = a.matmul(np.linspace(-1, 1, a.shape[1]))
+        data = getattr(a, "T", a).data if isinstance(a, sparse.TransposedMatrix) else a.data
+        data *= 2
+        return [y, a.to_dense()]
+
+    return Example(make, use)
+
+
+def layer(make: Callable[[], Any]) -> Example:
+    def both() -> Any:
+        model = make()
+        return model, optim.Adam(model.params) if model.params else None
+
+    def use(objects: Any) -> Any:
+        model, opt = objects
+        y = model.forward(np.linspace(-1, 1, 64, dtype=np.float64).reshape(2, 32))
+        dx = model.backward(np.sin(y))
+        if opt is not None:
+            opt.step(model.grads)
+        return [y, dx]
+
+    return Example(both, use)
+
+
+def score(make: Callable[[], Any]) -> Example:
+    def use(found: Any) -> Any:
+        params = Weights().copies()
+        found.update(params, [np.cos(w) for w in params])
+        return found.scores(params)
+
+    return Example(make, use)
+
+
+def wanda() -> Any:
+    statistics = [prune.InputStatistics(16), prune.InputStatistics(16)]
+    for i, one in enumerate(statistics):
+        one.update(dense()[:, i : 16 + i])
+    return prune.Wanda(statistics)
+
+
+def pruner(kind: Callable[..., Any]) -> Example:
+    def make() -> Any:
+        model = Weights()
+        opt, schedule = optim.Adam(model.params), prune.CubicSchedule(final=0.5, end=4)
+        return kind(model.params, schedule, optimizer=opt), opt, model
+
+    def use(objects: Any) -> Any:
+        found, opt, model = objects
+        opt.step(model.gradients())
+        found.step(model.gradients())
+        return [*model.copies(), found.sparsity]
+
+    return Example(make, use)
+
+
+def sparse_training(kind: Callable[..., Any]) -> Example:
+    def make() -> Any:
+        model = nn.SparseLinear(sparse.CSRMatrix.from_dense(dense()))
+        opt = optim.Adam(model.params)
+        return kind(model, opt, frequency=1, end=100), model, opt
+
+    def use(objects: Any) -> Any:
+        found, model, opt = objects
+        model.backward(np.sin(model(np.linspace(-1, 1, 64).reshape(2, 32))))
+        opt.step(model.grads)
+        found.step()
+        return [model.weight.to_dense(), opt.state[0]["exp_avg"].copy()]
+
+    return Example(make, use)
+
+
+def with_params(make: Callable[[Any], Any], use: Callable[[Any, Any], Any]) -> Example:
+    def both() -> Any:
+        model = Weights()
+        return make(model.params), model
+
+    def using(objects: Any) -> Any:
+        found, model = objects
+        for w in model.params.values():
+            w *= 1.5
+        use(found, model.params)
+        return model.copies()
+
+    return Example(both, using)
+
+
+def use_ema(ema: Any, params: Any) -> None:
+    ema.update()
+    with ema.applied():
+        applied = [w.copy() for w in params.values()]
+    for w, average, a in zip(params.values(), ema.average.values(), applied, strict=True):
+        assert (average == a).all()
+        w += average
+
+
+def use_accumulator(accumulator: Any) -> Any:
+    return [accumulator.add(np.arange(3.0)) is None, accumulator.add(np.arange(3.0))]
+
+
+def statistics_use(statistics: Any) -> Any:
+    statistics.update(np.linspace(-1, 1, 8).reshape(2, 4))
+    return [statistics.count, statistics.norms, statistics.gram.copy()]
+
+
+def distiller() -> Any:
+    student = nn.Linear(4, 3, rng=0)
+    opt = optim.Adam(student.params)
+    logits = np.random.default_rng(2).standard_normal((8, 3)).astype(np.float32)
+    return distill.Distiller(student, logits, opt, batch_size=4), student
+
+
+def use_distiller(objects: Any) -> Any:
+    found, student = objects
+    x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)
+    y = np.arange(8) % 3
+    found.fit(x, y, epochs=len(found.history) + 1)
+    return [student.weight.copy(), found.history[-1].loss]
+
+
+def classifier() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = dense()[:, 1:9:2], np.arange(16) % 2
+    found = distill.DistilledClassifier(LogisticRegression(), (4,), epochs=2, random_state=0)
+    return found.fit(x, y)
+
+
+def use_classifier(found: Any) -> Any:
+    return [found.predict_proba(dense()[:, 1:9:2]), found.classes_]
+
+
+@functools.cache
+def folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def cache() -> Any:
+    x = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
+    return distill.TeacherCache.write(Path(folder().name) / "cache", lambda rows: rows, x)
+
+
+def call(times: int = 4) -> Callable[[Any], Any]:
+    return lambda found: [found(step) for step in range(times)]
+
+
+def masks_of(granularity: Any) -> Any:
+    return [prune.masks(np.abs(dense()), 0.5, "layer", granularity), repr(granularity)]
+
+
+def sensitivity() -> Any:
+    w = {"a": np.arange(4.0)}
+    return prune.sensitivity(w, lambda: float(w["a"].sum()), [0.5])
+
+
+EXAMPLES: dict[str, Example] = {
+    # Every subclass of Optimizer, of which a new one needs no line here.
+    **{
+        f"optim.{kind.__name__}": optimizer(kind)
+        for kind in map(functools.partial(getattr, optim), optim.__all__)
+        if inspect.isclass(kind)
+        and issubclass(kind, optim.Optimizer)
+        and kind is not optim.Optimizer
+    },
+    "optim.EMA": with_params(optim.EMA, use_ema),
+    "optim.Lookahead": optimizer(lambda params: optim.Lookahead(optim.Adam(params), k=2)),
+    "optim.ScheduleFree": optimizer(
+        lambda params: optim.ScheduleFree(params, lambda z: optim.SGD(z, lr=0.1))
+    ),
+    "optim.GradientAccumulator": Example(lambda: optim.GradientAccumulator(2), use_accumulator),
+    "optim.NonFiniteGradientError": Example(lambda: optim.NonFiniteGradientError("a"), str),
+    "optim.lr_scheduler.ChainedScheduler": schedule(
+        lambda opt: lr_scheduler.ChainedScheduler(
+            [lr_scheduler.StepLR(opt, 2), lr_scheduler.ExponentialLR(opt, 0.9)]
+        )
+    ),
+    "optim.lr_scheduler.ConstantLR": schedule(lr_scheduler.ConstantLR),
+    "optim.lr_scheduler.CosineAnnealingLR": schedule(
+        lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5)
+    ),
+    "optim.lr_scheduler.CosineAnnealingWarmRestarts": schedule(
+        lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3)
+    ),
+    "optim.lr_scheduler.CyclicLR": schedule(lambda opt: lr_scheduler.CyclicLR(opt, 0.1, 1.0, 3)),
+    "optim.lr_scheduler.ExponentialLR": schedule(lambda opt: lr_scheduler.ExponentialLR(opt, 0.9)),
+    "optim.lr_scheduler.LambdaLR": schedule(
+        lambda opt: lr_scheduler.LambdaLR(opt, prune.OneShot(0.5, begin=2))
+    ),
+    "optim.lr_scheduler.LinearLR": schedule(lr_scheduler.LinearLR),
+    "optim.lr_scheduler.MultiStepLR": schedule(lambda opt: lr_scheduler.MultiStepLR(opt, [1, 3])),
+    "optim.lr_scheduler.MultiplicativeLR": schedule(
+        lambda opt: lr_scheduler.MultiplicativeLR(opt, prune.OneShot(0.5))
+    ),
+    "optim.lr_scheduler.OneCycleLR": schedule(
+        lambda opt: lr_scheduler.OneCycleLR(opt, 1.0, total_steps=9)
+    ),
+    "optim.lr_scheduler.PolynomialLR": schedule(lr_scheduler.PolynomialLR),
+    "optim.lr_scheduler.ReduceLROnPlateau": schedule(
+        lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=1)
+    ),
+    "optim.lr_scheduler.SequentialLR": schedule(
+        lambda opt: lr_scheduler.SequentialLR(
+            opt, [lr_scheduler.ConstantLR(opt), lr_scheduler.ExponentialLR(opt, 0.9)], [2]
+        )
+    ),
+    "optim.lr_scheduler.StepLR": schedule(lambda opt: lr_scheduler.StepLR(opt, 1)),
+    "sparse.CSRMatrix": matrix(lambda: sparse.CSRMatrix.from_dense(dense())),
+    "sparse.BSRMatrix": matrix(lambda: sparse.BSRMatrix.from_dense(dense(), (4, 4))),
+    "sparse.NMMatrix": matrix(lambda: sparse.NMMatrix.from_dense(dense())),
+    "sparse.TransposedMatrix": matrix(lambda: sparse.CSRMatrix.from_dense(dense()).T),
+    "nn.Linear": layer(lambda: nn.Linear(32, 4, dtype=np.float64, rng=0)),
+    "nn.ReLU": layer(nn.ReLU),
+    "nn.SparseLinear": layer(
+        lambda: nn.SparseLinear(sparse.CSRMatrix.from_dense(dense()), np.zeros(16))
+    ),
+    "nn.Sequential": layer(
+        lambda: nn.Sequential(
+            nn.SparseLinear(sparse.NMMatrix.from_dense(dense()), np.zeros(16)),
+            nn.ReLU(),
+            nn.Linear(16, 3, dtype=np.float64, rng=0),
+        )
+    ),
+    "prune.Pruner": pruner(
+        lambda params, schedule, optimizer: prune.Pruner(
+            params, schedule, prune.Taylor(), optimizer=optimizer
+        )
+    ),
+    "prune.MagnitudePruner": pruner(prune.MagnitudePruner),
+    "prune.SET": sparse_training(functools.partial(prune.SET, rng=0)),
+    "prune.RigL": sparse_training(prune.RigL),
+    "prune.LotteryTicket": with_params(prune.LotteryTicket, lambda ticket, params: ticket.rewind()),
+    "prune.InputStatistics": Example(lambda: prune.InputStatistics(4, gram=True), statistics_use),
+    "prune.OneShot": Example(lambda: prune.OneShot(0.5, begin=2), call()),
+    "prune.CubicSchedule": Example(lambda: prune.CubicSchedule(end=3), call()),
+    "prune.LinearSchedule": Example(lambda: prune.LinearSchedule(end=3), call()),
+    "prune.ExponentialSchedule": Example(lambda: prune.ExponentialSchedule(end=3), call()),
+    "prune.IterativeSchedule": Example(lambda: prune.IterativeSchedule(frequency=2), call()),
+    "prune.Score": Example(prune.Score, repr),
+    "prune.Magnitude": score(prune.Magnitude),
+    "prune.Random": score(lambda: prune.Random(0)),
+    "prune.Snip": score(prune.Snip),
+    "prune.Taylor": score(prune.Taylor),
+    "prune.Movement": score(prune.Movement),
+    "prune.Wanda": score(wanda),
+    "prune.Granularity": Example(prune.Granularity, masks_of),
+    "prune.Blocks": Example(prune.Blocks, masks_of),
+    "prune.Neurons": Example(prune.Neurons, masks_of),
+    "prune.NM": Example(prune.NM, masks_of),
+    "prune.Sensitivity": Example(sensitivity, lambda found: [found.values, found.table()]),
+    "prune.EmptyLayerWarning": Example(lambda: prune.EmptyLayerWarning("a"), str),
+    "prune.CalibrationWarning": Example(lambda: prune.CalibrationWarning("a"), str),
+    "distill.TopK": Example(
+        lambda: distill.top_k(dense(), 3), lambda found: [found.logits.to_dense(), found.rest]
+    ),
+    "distill.TeacherCache": Example(cache, lambda found: [found[:], len(found)]),
+    "distill.Distiller": Example(distiller, use_distiller),
+    "distill.DistilledClassifier": Example(classifier, use_classifier),
+    "distill.Epoch": Example(lambda: distill.Epoch("soft", 1.0, None), list),
+}
