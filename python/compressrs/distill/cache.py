@@ -11,17 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, as_array, dtype_of
+from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, positive, whole
-from compressrs._files import header, require, save_tensors, write_atomically
+from compressrs._files import (
+    map_tensors,
+    parse_json,
+    require,
+    require_safetensors,
+    save_tensors,
+    write_atomically,
+)
 from compressrs._progress import progress_bar
 from compressrs.distill.teachers import TopK, indices_of, top_k
 from compressrs.sparse import CSRMatrix
 
 FORMAT = "compressrs.teacher"
-VERSION = "1"
+VERSION = "2"
+
+_NEED = {"format": FORMAT, "version": VERSION}
 
 _INDEX = "index.json"
+
+#: What logits can be kept in.
+_LOGITS = ("float32", "float16", "float64")
 
 
 class TeacherCache:
@@ -74,11 +86,14 @@ class TeacherCache:
         self.path = Path(path)
         plan = _read_index(self.path)
         try:
-            self._rows, self._classes = int(plan["rows"]), int(plan["classes"])
-            self._shard_rows = int(plan["shard_rows"])
-            self.k: int | None = plan["k"]
-            self.temperature: float | None = plan["temperature"]
-            self._dtype = dtype_of(plan["dtype"])
+            self._rows, self._classes, self._shard_rows = (
+                whole(plan[name], name, 1) for name in ("rows", "classes", "shard_rows")
+            )
+            self.k: int | None = None if plan["k"] is None else whole(plan["k"], "k", 1)
+            self.temperature: float | None = (
+                None if self.k is None else positive(plan["temperature"], "temperature")
+            )
+            self._dtype = np.dtype(choice(plan["dtype"], "dtype", _LOGITS))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path / _INDEX} is damaged: {error!r}") from None
         self._shards: dict[int, dict[str, Array]] = {}
@@ -144,7 +159,7 @@ class TeacherCache:
             If safetensors, or rich for progress, is not installed.
         """
         folder = Path(path)
-        choice(dtype, "dtype", ("float32", "float16", "float64"))
+        choice(dtype, "dtype", _LOGITS)
         batch_size = whole(batch_size, "batch_size", 1)
         shard_rows = whole(shard_rows, "shard_rows", 1)
         temperature = positive(temperature, "temperature")
@@ -162,20 +177,9 @@ class TeacherCache:
             "dtype": dtype,
             "shard_rows": shard_rows,
         }
+        require_safetensors()
         folder.mkdir(parents=True, exist_ok=True)
-        index = folder / _INDEX
-        if index.exists():
-            before = _read_index(folder)
-            for key, value in plan.items():
-                if before.get(key) != value:
-                    raise ValueError(
-                        f"{folder} was begun with {key} {before.get(key)!r}, got {value!r}; "
-                        "remove it, or choose another folder"
-                    )
-        elif any(folder.iterdir()):
-            raise ValueError(f"{folder} must be empty or hold such a cache")
-        else:
-            write_atomically(index, json.dumps(plan, indent=1).encode())
+        _begin(folder, plan)
         left: list[int] = []
         done: list[int] = []
         for first in range(0, rows, shard_rows):
@@ -188,8 +192,7 @@ class TeacherCache:
                 starts = range(first, end, batch_size)
                 parts = [ask(start, min(start + batch_size, end)) for start in starts]
                 arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                metadata = {"format": FORMAT, "version": VERSION, "blake2b": _digest(arrays)}
-                save_tensors(_shard_path(folder, first), arrays, metadata)
+                save_tensors(_shard_path(folder, first), arrays, _NEED)
                 advance()
         return cls(folder)
 
@@ -250,7 +253,7 @@ class TeacherCache:
             need = {
                 name: ((rows, *shape), dtype) for name, (shape, dtype) in self._layout().items()
             }
-            self._shards[first] = _map(_shard_path(self.path, first), need)
+            self._shards[first] = map_tensors(_shard_path(self.path, first), need, _NEED)
         return self._shards[first]
 
 
@@ -304,7 +307,7 @@ class _Teacher:
         """Raise a ValueError if the rows of a file are not what the teacher says now."""
         now = self(first, first + count)
         need = {name: ((-1, *array.shape[1:]), array.dtype) for name, array in now.items()}
-        before = _map(_shard_path(folder, first), need)
+        before = map_tensors(_shard_path(folder, first), need, _NEED)
         for name, array in now.items():
             old = before[name][:count]
             same = (
@@ -323,41 +326,44 @@ def _shard_path(folder: Path, first: int) -> Path:
     return folder / f"rows-{first:012}.safetensors"
 
 
-def _digest(arrays: dict[str, Array]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Write a folder's index, or compare the one that is there, with what is to be written."""
+    index = folder / _INDEX
+    # Hidden files do no harm: those that others are writing, or that a system keeps.
+    others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    # The index is the first to be written, by whoever writes to the folder.
+    if others and not index.exists():
+        raise ValueError(f"{folder} must be empty or hold such a cache, got {sorted(others)[0]!r}")
+    if not index.exists():
+        content = json.dumps({**plan, "blake2b": _index_digest(plan)}, indent=1)
+        try:
+            write_atomically(index, content.encode(), exclusive=True)
+        except FileExistsError:
+            pass  # Another process has begun at the same time.
+        else:
+            return
+    before = _read_index(folder)
+    for key, value in plan.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{folder} was begun with {key} {before.get(key)!r}, got {value!r}; "
+                "remove it, or choose another folder"
+            )
+
+
+def _index_digest(plan: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(plan, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     try:
-        plan = json.loads(path.read_bytes())
+        plan = parse_json(path.read_bytes())
         if not isinstance(plan, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    require(path, plan, {"format": FORMAT, "version": VERSION})
-    return plan
-
-
-def _map(path: Path, need: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, Array]:
-    """Map arrays of these shapes and dtypes (-1: any length) and test their checksum."""
-    data = np.memmap(path, np.uint8, mode="r")
-    try:
-        content, start = header(data.data)
-        metadata: dict[str, str] = dict(content.pop("__metadata__"))
-        arrays = {}
-        for name, (shape, dtype) in need.items():
-            entry: Any = content[name]
-            low, high = entry["data_offsets"]
-            arrays[name] = data[start + low : start + high].view(dtype).reshape(shape)
-            if arrays[name].shape != tuple(entry["shape"]):
-                raise ValueError(f"{name} has the shape {entry['shape']}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    require(path, metadata, {"format": FORMAT, "version": VERSION})
-    if _digest(arrays) != metadata.get("blake2b"):
+    require(path, plan, _NEED)
+    if plan.pop("blake2b", None) != _index_digest(plan):
         raise ValueError(f"{path} is damaged: its checksum is another")
-    return arrays
+    return plan

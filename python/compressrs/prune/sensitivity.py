@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays
 from compressrs._checks import number
+from compressrs._files import write_atomically
 from compressrs._progress import progress_bar
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
@@ -82,7 +84,11 @@ class Sensitivity:
         axes.set(xlabel="zeros in one layer, %", ylabel="value")
         axes.legend()
         if path is not None:
-            figure.savefig(path)
+            target, image = Path(path), io.BytesIO()
+            if not target.suffix:  # as Matplotlib does
+                target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
+            figure.savefig(image, format=target.suffix[1:])
+            write_atomically(target, image.getvalue())
         return figure
 
 

@@ -452,8 +452,8 @@ impl Scaling {
             return Err(Name("grad_scale", "").value_error(need, scale));
         }
         let max_norm = max_grad_norm.map(|n| number(n, Name("max_grad_norm", ""))).transpose()?;
-        if let Some(norm) = max_norm.filter(|norm| !(norm.is_finite() && *norm >= 0.0)) {
-            let need = "be a finite number >= 0";
+        if let Some(norm) = max_norm.filter(|norm| norm.is_nan() || *norm < 0.0) {
+            let need = "be a number >= 0 (infinity only measures the norm)";
             return Err(Name("max_grad_norm", "").value_error(need, norm));
         }
         let nonfinite = match nonfinite {
