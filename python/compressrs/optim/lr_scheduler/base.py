@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from compressrs._checks import whole
+from compressrs._checks import number, whole
 from compressrs.optim.base import Optimizer
+
+#: The class of a schedule and of its copy.
+Own = TypeVar("Own", bound="LRScheduler")
 
 
 class LRScheduler:
@@ -16,8 +20,8 @@ class LRScheduler:
     Parameters
     ----------
     optimizer : Optimizer
-        Its groups' rates as they are, kept as ``group["initial_lr"]``, are the base
-        rates.
+        The first schedule of an optimizer keeps its groups' rates as
+        ``group["initial_lr"]``, which are the base rates.
     last_epoch : int, default -1
         The step to go on from; -1 starts.
 
@@ -33,15 +37,35 @@ class LRScheduler:
         If `optimizer` is none, or a parameter is not a number.
     ValueError
         If a parameter is out of range.
+
+    Notes
+    -----
+    As in PyTorch, schedules that multiply the rate (all but `LambdaLR`, `CyclicLR`,
+    `OneCycleLR`, `CosineAnnealingWarmRestarts` and `SequentialLR`) start at the rate that
+    the groups have when they are made, and go on from a rate that was set by hand. Of a
+    group that was added later they schedule the rate that it was added with; the others,
+    and schedules with values for each group, raise a ValueError.
     """
 
-    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+    #: Whether the schedule goes on from a rate that was set by hand.
+    _chains = False
+    #: Whether it takes in groups that are added later.
+    _joins = False
+
+    def __init__(
+        self, optimizer: Optimizer, last_epoch: int = -1, *, _base_lrs: list[float] | None = None
+    ) -> None:
         self.optimizer = require_optimizer(optimizer)
-        self.base_lrs = [
-            float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups
-        ]
+        groups = optimizer.param_groups
+        initial = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        self.base_lrs = initial if _base_lrs is None else _base_lrs
         self.last_epoch: float = whole(last_epoch, "last_epoch", -1) + 1
-        self._apply()
+        #: What `base_lrs` are for a schedule that multiplies the groups' rates.
+        self._starts = [float(group["lr"]) for group in groups] if last_epoch == -1 else initial
+        self._last_lrs = [float(group["lr"]) for group in groups]
+        self._set(self._settings(self.last_epoch))
+        for group, rate in zip(groups, self.base_lrs, strict=True):
+            group.setdefault("initial_lr", rate)
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
@@ -52,9 +76,15 @@ class LRScheduler:
         return None
 
     def step(self) -> None:
-        """Go on by one step."""
-        self.last_epoch += 1
-        self._apply()
+        """Go on by one step.
+
+        Raises
+        ------
+        ValueError
+            If a rate would not be a finite number, or a group was added that the schedule
+            has no values for; nothing is changed then.
+        """
+        self._go_to(self.last_epoch + 1)
 
     def get_last_lr(self) -> list[float]:
         """Return the rates in force."""
@@ -62,7 +92,12 @@ class LRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the schedule needs to go on."""
-        return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
+        return {
+            "scheduler": type(self).__name__,
+            "last_epoch": self.last_epoch,
+            "base_lrs": list(self.base_lrs),
+            "starts": list(self._starts),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, and set the rates accordingly.
@@ -70,24 +105,103 @@ class LRScheduler:
         Raises
         ------
         ValueError
-            If it is not such a dict.
+            If it is not such a dict, or of another kind of schedule; nothing is changed
+            then. One of PyTorch, which does not say its kind, is taken.
         """
-        try:
-            last, rates = float(state_dict["last_epoch"]), list(map(float, state_dict["base_lrs"]))
-        except (TypeError, LookupError, ValueError, OverflowError):
-            raise ValueError("state_dict must hold 'last_epoch' and 'base_lrs'") from None
-        if len(rates) != len(self.base_lrs):
-            raise ValueError(
-                f"state_dict must have {len(self.base_lrs)} base_lrs, one a group, got {len(rates)}"
-            )
-        self.last_epoch, self.base_lrs = int(last) if last.is_integer() else last, rates
-        self._apply()
+        twin = self._restored(state_dict)
+        settings = twin._settings(twin.last_epoch)
+        self._take(twin)
+        self._set(settings)
 
-    def _apply(self) -> None:
-        rates = [self.rate(self.last_epoch, i) for i in range(len(self.base_lrs))]
-        momenta = [self.momentum(self.last_epoch, i) for i in range(len(self.base_lrs))]
+    def _restored(self: Own, state_dict: Mapping[str, Any]) -> Own:
+        """Return a copy with the state of `state_dict`."""
+        check_kind(self, state_dict)
+        twin = copy.copy(self)
+        try:
+            last = number(state_dict["last_epoch"], "last_epoch", 0)
+            bases = [number(rate, "base_lrs", 0) for rate in state_dict["base_lrs"]]
+            starts = [number(rate, "starts", 0) for rate in state_dict.get("starts", bases)]
+            whole_last = self._takes_fractions or last.is_integer()
+        except (TypeError, LookupError, ValueError) as error:
+            raise ValueError(
+                f"state_dict must hold 'last_epoch' and 'base_lrs', got {error}"
+            ) from None
+        if not whole_last:
+            raise ValueError(f"state_dict must have a whole last_epoch, got {last}")
+        groups = len(self.optimizer.param_groups)
+        if len(bases) != groups or len(starts) != groups:
+            raise ValueError(
+                f"state_dict must have {groups} base_lrs and starts, one a group, "
+                f"got {len(bases)} and {len(starts)}"
+            )
+        twin.last_epoch = int(last) if last.is_integer() else last
+        twin.base_lrs, twin._starts = bases, starts
+        # What the groups have now is not what this schedule set.
+        twin._last_lrs = self.get_last_lr()
+        return twin
+
+    #: Whether steps may be between whole numbers.
+    _takes_fractions = False
+
+    def _take(self: Own, twin: Own) -> None:
+        """Take over the state of a copy."""
+        self.__dict__.update(twin.__dict__)
+
+    def _go_to(self, step: float) -> None:
+        """Set rates and momenta of a step, or nothing if that fails."""
+        twin = copy.copy(self)
+        twin._follow()
+        settings = twin._settings(step)
+        twin.last_epoch = step
+        self._take(twin)
+        self._set(settings)
+
+    def _follow(self) -> None:
+        """Take in groups that were added, and rates that were set by hand."""
         groups = self.optimizer.param_groups
-        for group, rate, momentum in zip(groups, rates, momenta, strict=False):
+        known = len(self.base_lrs)
+        if len(groups) > known and not self._joins:
+            raise ValueError(
+                f"group {known} was added after the schedule was made, which has no values for "
+                f"it: make a new {type(self).__name__}"
+            )
+        bases, starts = list(self.base_lrs), list(self._starts)
+        for i, group in enumerate(groups):
+            rate = float(group["lr"])
+            if i >= known:
+                base = self._base_of(rate, self.last_epoch, i)
+                bases.append(base)
+                starts.append(base)
+            elif self._chains and rate != self._last_lrs[i]:
+                starts[i] = self._base_of(rate, self.last_epoch, i)
+        self.base_lrs, self._starts = bases, starts
+
+    def _base_of(self, rate: float, step: float, group: int) -> float:
+        """Return the base rate that gives a group this rate at a step."""
+        raise NotImplementedError
+
+    def _rate_from(self, base: float, step: float, group: int) -> float:
+        """Return the rate of a group at a step if its base rate is `base`."""
+        return self.rate(step, group)
+
+    def _settings(self, step: float) -> list[tuple[float, float | None]]:
+        """Return the rate and the momentum of each group at a step."""
+        settings = []
+        for i in range(len(self.base_lrs)):
+            try:
+                rate = float(self._rate_from(self._starts[i], step, i))
+            except OverflowError:
+                rate = math.inf
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(
+                    f"the schedule must give finite rates >= 0, got {rate} for group {i} at step "
+                    f"{step}"
+                )
+            settings.append((rate, self.momentum(step, i)))
+        return settings
+
+    def _set(self, settings: list[tuple[float, float | None]]) -> None:
+        for group, (rate, momentum) in zip(self.optimizer.param_groups, settings, strict=True):
             group["lr"] = rate
             if momentum is None:
                 continue
@@ -95,10 +209,13 @@ class LRScheduler:
                 group["betas"] = (momentum, *group["betas"][1:])
             else:
                 group["momentum"] = momentum
+        self._last_lrs = [rate for rate, _ in settings]
 
 
 class FactorLR(LRScheduler):
     """A schedule that multiplies every base rate by the same factor."""
+
+    _chains = _joins = True
 
     def factor(self, step: float) -> float:
         """Return the factor at a step."""
@@ -106,12 +223,31 @@ class FactorLR(LRScheduler):
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
-        return self.base_lrs[group] * self.factor(step)
+        return self._rate_from(self.base_lrs[group], step, group)
+
+    def _rate_from(self, base: float, step: float, group: int) -> float:
+        return base * self.factor(step)
+
+    def _base_of(self, rate: float, step: float, group: int) -> float:
+        return rate / (self.factor(step) or 1.0)
 
 
 def cosine(start: float, end: float, done: float) -> float:
     """Return where between two rates half a cosine is, as it goes from one to the other."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def check_kind(scheduler: object, state_dict: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a state dict is of another kind of schedule."""
+    kind = type(scheduler).__name__
+    # PyTorch's do not say; they count the calls of step.
+    own = isinstance(state_dict, Mapping) and (
+        state_dict.get("scheduler") == kind
+        or ("scheduler" not in state_dict and "_step_count" in state_dict)
+    )
+    if not own:
+        got = state_dict.get("scheduler") if isinstance(state_dict, Mapping) else state_dict
+        raise ValueError(f"state_dict must be of a {kind} as its state_dict() returns, got {got!r}")
 
 
 def require_optimizer(optimizer: object) -> Optimizer:

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from compressrs._checks import whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import LRScheduler
 
+Whole = TypeVar("Whole", bound="Composed")
 
-class SequentialLR(LRScheduler):
+
+class Composed(LRScheduler):
+    """A schedule with others inside, whose state belongs to its own."""
+
+    schedulers: list[LRScheduler]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the schedule needs to go on, with that of the others."""
+        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
+
+    def _restored(self: Whole, state_dict: Mapping[str, Any]) -> Whole:
+        twin = super()._restored(state_dict)
+        states = state_dict.get("schedulers")
+        if not isinstance(states, (list, tuple)) or len(states) != len(self.schedulers):
+            raise ValueError(f"state_dict must hold the {len(self.schedulers)} 'schedulers'")
+        pairs = zip(self.schedulers, states, strict=True)
+        twin.schedulers = [own._restored(state) for own, state in pairs]
+        return twin
+
+    def _take(self: Whole, twin: Whole) -> None:
+        # The objects inside stay: others may hold them.
+        schedulers = self.schedulers
+        for own, new in zip(schedulers, twin.schedulers, strict=True):
+            own._take(new)
+        super()._take(twin)
+        self.schedulers = schedulers
+
+
+class SequentialLR(Composed):
     """One schedule after another.
 
     Parameters
@@ -56,7 +87,7 @@ class SequentialLR(LRScheduler):
         return self.schedulers[i], step - (self.milestones[i - 1] if i else 0)
 
 
-class ChainedScheduler(LRScheduler):
+class ChainedScheduler(Composed):
     """Several schedules on top of each other: their factors are multiplied.
 
     The factor of a schedule is its rate over its base rate.
@@ -74,14 +105,44 @@ class ChainedScheduler(LRScheduler):
     ) -> None:
         self.schedulers = _schedulers(schedulers, optimizer)
         super().__init__(self.schedulers[0].optimizer)
+        # The first of them began at the rates that the groups had.
+        self._starts = list(self.schedulers[0]._starts)
+        self._set(self._settings(self.last_epoch))
+
+    @property
+    def _chains(self) -> bool:  # type: ignore[override]
+        return all(s._chains for s in self.schedulers)
+
+    @property
+    def _joins(self) -> bool:  # type: ignore[override]
+        return all(s._joins for s in self.schedulers)
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
-        rate = self.base_lrs[group]
+        return self._rate_from(self.base_lrs[group], step, group)
+
+    def _rate_from(self, base: float, step: float, group: int) -> float:
+        return base * self._factor(step, group)
+
+    def _base_of(self, rate: float, step: float, group: int) -> float:
+        return rate / (self._factor(step, group) or 1.0)
+
+    def _follow(self) -> None:
+        schedulers = [copy.copy(s) for s in self.schedulers]
+        if self._joins:
+            for scheduler in schedulers:
+                scheduler.last_epoch = self.last_epoch
+                scheduler._last_lrs = self.get_last_lr()
+                scheduler._follow()
+        self.schedulers = schedulers
+        super()._follow()
+
+    def _factor(self, step: float, group: int) -> float:
+        factor = 1.0
         for scheduler in self.schedulers:
             base = scheduler.base_lrs[group]
-            rate *= scheduler.rate(step, group) / base if base else 0.0
-        return rate
+            factor *= scheduler.rate(step, group) / base if base else 0.0
+        return factor
 
     def momentum(self, step: float, group: int) -> float | None:
         """Return the momentum of a group at a step, if a schedule sets it."""

@@ -35,9 +35,21 @@ class CosineAnnealingLR(LRScheduler):
         self.eta_min = number(eta_min, "eta_min", 0)
         super().__init__(optimizer, last_epoch)
 
+    _chains = _joins = True
+
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
-        return cosine(self.base_lrs[group], self.eta_min, step / self.T_max)
+        return self._rate_from(self.base_lrs[group], step, group)
+
+    def _rate_from(self, base: float, step: float, group: int) -> float:
+        return cosine(base, self.eta_min, step / self.T_max)
+
+    def _base_of(self, rate: float, step: float, group: int) -> float:
+        # The share of the way from the least rate to the base rate.
+        height = cosine(1.0, 0.0, step / self.T_max)
+        if height < 1e-12:  # at the bottom, where any base rate gives the same
+            return self._starts[group] if group < len(self._starts) else rate
+        return self.eta_min + (rate - self.eta_min) / height
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
@@ -72,10 +84,11 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         self.eta_min = number(eta_min, "eta_min", 0)
         super().__init__(optimizer, last_epoch)
 
+    _takes_fractions = True
+
     def step(self, epoch: float | None = None) -> None:
         """Go on by one step, or to `epoch`, which need not be whole."""
-        self.last_epoch = self.last_epoch + 1 if epoch is None else number(epoch, "epoch", 0)
-        self._apply()
+        self._go_to(self.last_epoch + 1 if epoch is None else number(epoch, "epoch", 0))
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -68,12 +69,9 @@ class CyclicLR(LRScheduler):
         self.scale_fn, self.scale_mode = scale_fn, scale_mode
         self.cycle_momentum = cycle_momentum
         _require_momentum(optimizer, cycle_momentum)
-        self.base_momentums = one_each(base_momentum, "base_momentum", optimizer)
-        self.max_momentums = one_each(max_momentum, "max_momentum", optimizer)
-        if last_epoch == -1:
-            for group, rate in zip(optimizer.param_groups, low, strict=True):
-                group["initial_lr"] = rate
-        super().__init__(optimizer, last_epoch)
+        self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
+        self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
+        super().__init__(optimizer, last_epoch, _base_lrs=low)
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
@@ -98,7 +96,7 @@ class CyclicLR(LRScheduler):
         if self.scale_fn is not None:
             return height * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else step)
         if self.mode == "triangular2":
-            return float(height / 2.0**cycle)
+            return math.ldexp(height, -int(cycle))
         return float(height * self.gamma**step) if self.mode == "exp_range" else height
 
 
@@ -169,8 +167,8 @@ class OneCycleLR(LRScheduler):
             raise ValueError("div_factor and final_div_factor must be greater than 0")
         self.cycle_momentum = cycle_momentum
         _require_momentum(optimizer, cycle_momentum)
-        self.base_momentums = one_each(base_momentum, "base_momentum", optimizer)
-        self.max_momentums = one_each(max_momentum, "max_momentum", optimizer)
+        self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
+        self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
         self._final_div = final_div
         # Each phase: its last step, and the ends of rate and momentum by name.
         up = ("first", "max"), ("high", "low")
@@ -186,10 +184,10 @@ class OneCycleLR(LRScheduler):
                 (share * self.total_steps - 1, *up),
                 (last, ("max", "last"), ("low", "high")),
             ]
-        if last_epoch == -1:
-            for group, rate in zip(optimizer.param_groups, self.max_lrs, strict=True):
-                group["initial_lr"] = rate / div
-        super().__init__(optimizer, last_epoch)
+        first = [rate / div for rate in self.max_lrs]
+        super().__init__(optimizer, last_epoch, _base_lrs=first)
+        for group, rate in zip(optimizer.param_groups, first, strict=True):
+            group["initial_lr"] = rate
 
     def step(self) -> None:
         """Go on by one step.
@@ -225,13 +223,18 @@ class OneCycleLR(LRScheduler):
             if step <= end:
                 return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
             begin = end
-        end, rates, momenta = self._phases[-1]
-        begin = self._phases[-2][0]
-        return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
+        # One step past the end, where the last rate stays.
+        _, rates, momenta = self._phases[-1]
+        return rates, momenta, 1.0
 
 
 def _line(start: float, end: float, done: float) -> float:
     return start + (end - start) * done
+
+
+def _momenta(value: float | Sequence[float], name: str, optimizer: Optimizer) -> list[float]:
+    """Return one momentum a group."""
+    return [number(x, name, 0, below=1) for x in one_each(value, name, optimizer)]
 
 
 def _require_momentum(optimizer: Optimizer, cycles: bool) -> None:

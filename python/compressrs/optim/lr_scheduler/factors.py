@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from compressrs._checks import number, share, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import FactorLR, LRScheduler, one_each
+
+Multiplicative = TypeVar("Multiplicative", bound="MultiplicativeLR")
 
 
 class LambdaLR(LRScheduler):
@@ -57,15 +60,51 @@ class MultiplicativeLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
-        self._products = [[1.0] for _ in self.lr_lambdas]
+        #: Of each group a step, and the product until then.
+        self._products = [(0, 1.0) for _ in self.lr_lambdas]
         super().__init__(optimizer, last_epoch)
+
+    _chains = True
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""
-        products = self._products[group]
-        while len(products) <= step:
-            products.append(products[-1] * self.lr_lambdas[group](len(products)))
-        return self.base_lrs[group] * products[int(step)]
+        return self._rate_from(self.base_lrs[group], step, group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the schedule needs to go on."""
+        products = [self._product(self.last_epoch, i) for i in range(len(self.lr_lambdas))]
+        return {**super().state_dict(), "products": products}
+
+    def _restored(self: Multiplicative, state_dict: Mapping[str, Any]) -> Multiplicative:
+        twin = super()._restored(state_dict)
+        given = state_dict.get("products")
+        if given is None:  # PyTorch's
+            raise ValueError("state_dict must hold 'products', which PyTorch's does not")
+        try:
+            products = [number(product, "products", 0) for product in given]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict must hold 'products', got {error}") from None
+        if len(products) != len(self.lr_lambdas):
+            raise ValueError(f"state_dict must hold {len(self.lr_lambdas)} products, got {given}")
+        twin._products = [(int(twin.last_epoch), product) for product in products]
+        return twin
+
+    def _rate_from(self, base: float, step: float, group: int) -> float:
+        return base * self._product(step, group)
+
+    def _base_of(self, rate: float, step: float, group: int) -> float:
+        return rate / (self._product(step, group) or 1.0)
+
+    def _product(self, step: float, group: int) -> float:
+        known, product = self._products[group]
+        if step < known:
+            known, product = 0, 1.0
+        for i in range(known + 1, int(step) + 1):
+            product *= self.lr_lambdas[group](i)
+        # A new list, since copies of the schedule share the old one.
+        self._products = [*self._products]
+        self._products[group] = (int(step), product)
+        return product
 
 
 class StepLR(FactorLR):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from compressrs._checks import choice, number, whole
 from compressrs.optim.base import Optimizer
-from compressrs.optim.lr_scheduler.base import one_each, require_optimizer
+from compressrs.optim.lr_scheduler.base import check_kind, one_each, require_optimizer
 
 
 class ReduceLROnPlateau:
@@ -69,6 +69,8 @@ class ReduceLROnPlateau:
         self.threshold_mode = choice(threshold_mode, "threshold_mode", ("rel", "abs"))
         self.cooldown = whole(cooldown, "cooldown", 0)
         self.min_lrs = [number(x, "min_lr", 0) for x in one_each(min_lr, "min_lr", optimizer)]
+        #: Whether each group has a bound of its own, so that none can be added later.
+        self._each = isinstance(min_lr, (list, tuple))
         self.eps = number(eps, "eps", 0)
         self.best = math.inf if mode == "min" else -math.inf
         self.bad_steps = 0
@@ -81,6 +83,14 @@ class ReduceLROnPlateau:
         NaN counts as no improvement.
         """
         metric = float(metrics)
+        groups = self.optimizer.param_groups
+        if len(groups) > len(self.min_lrs):
+            if self._each:
+                raise ValueError(
+                    f"min_lr must be one value or {len(groups)}, one a group, got "
+                    f"{len(self.min_lrs)}: group {len(self.min_lrs)} was added later"
+                )
+            self.min_lrs = self.min_lrs[:1] * len(groups)
         self.last_epoch += 1
         if self._is_better(metric):
             self.best, self.bad_steps = metric, 0
@@ -90,7 +100,7 @@ class ReduceLROnPlateau:
             self.cooling -= 1
             self.bad_steps = 0
         if self.bad_steps > self.patience:
-            for group, low in zip(self.optimizer.param_groups, self.min_lrs, strict=False):
+            for group, low in zip(groups, self.min_lrs, strict=True):
                 rate = max(group["lr"] * self.factor, low)
                 if group["lr"] - rate > self.eps:
                     group["lr"] = rate
@@ -103,7 +113,7 @@ class ReduceLROnPlateau:
     def state_dict(self) -> dict[str, Any]:
         """Return what the schedule needs to go on."""
         keys = ("best", "bad_steps", "cooling", "last_epoch")
-        return {key: getattr(self, key) for key in keys}
+        return {"scheduler": type(self).__name__, **{key: getattr(self, key) for key in keys}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned.
@@ -113,12 +123,16 @@ class ReduceLROnPlateau:
         ValueError
             If it is not such a dict; nothing is changed then.
         """
+        check_kind(self, state_dict)
         try:
             best = float(state_dict["best"])
-            counts = {key: int(state_dict[key]) for key in ("bad_steps", "cooling", "last_epoch")}
-        except (TypeError, LookupError, ValueError, OverflowError):
+            keys = ("bad_steps", "cooling", "last_epoch")
+            counts = {key: whole(state_dict[key], key, 0) for key in keys}
+            if math.isnan(best) or max(counts.values()) >= 2**53:
+                raise ValueError(f"{best} and {counts}")
+        except (TypeError, LookupError, ValueError, OverflowError) as error:
             raise ValueError(
-                "state_dict must hold 'best', 'bad_steps', 'cooling' and 'last_epoch'"
+                f"state_dict must hold 'best', 'bad_steps', 'cooling' and 'last_epoch', got {error}"
             ) from None
         self.best = best
         self.__dict__.update(counts)
