@@ -320,7 +320,7 @@ def test_distillation(student, teacher, labels, number):
     for name in ("class_weight", "sample_weight", "label_smoothing", "ignore_index"):
         given = {name: number}
         check(lambda given=given: cr.distill.kd_loss(student, student, **given), student)
-    check(lambda: cr.distill.dkd_loss(student, teacher, labels), student, teacher)
+    check(lambda: cr.distill.dkd_loss(student, teacher, 4.0, labels), student, teacher)
     check(lambda: cr.distill.logsumexp(student, number, out=teacher), student)
     check(lambda: cr.distill.top_k(student, number), student)
 

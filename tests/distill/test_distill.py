@@ -131,8 +131,8 @@ SPECIAL = {
         lambda s, t, y, T: reference.top_k_loss(s, t, -(-t.shape[1] // 2), T),
     ),
     "decoupled": (
-        lambda s, t, y, T: cr.distill.dkd_loss(s, t, y, T, 1.5, 4.0),
-        lambda s, t, y, T: reference.dkd_loss(s, t, y, T, 1.5, 4.0),
+        lambda s, t, y, T: cr.distill.dkd_loss(s, t, T, y, 1.5, 4.0),
+        lambda s, t, y, T: reference.dkd_loss(s, t, T, y, 1.5, 4.0),
     ),
     "dist": (
         lambda s, t, y, T: cr.distill.dist_loss(s, t, T, 1.3, 0.7),
@@ -433,7 +433,7 @@ def test_one_class_costs_nothing():
     z, labels = np.full((3, 1), 7.0), np.zeros(3, int)
     for loss, grad in (
         cr.distill.kd_loss(z, z + 1, 2.0, labels, 0.5, label_smoothing=0.1),
-        cr.distill.dkd_loss(z, z + 1, labels),
+        cr.distill.dkd_loss(z, z + 1, 4.0, labels),
         cr.distill.kd_loss(z, cr.distill.top_k(z, 1, 2.0), 2.0),
         cr.distill.dist_loss(z, z, gamma=0, beta=0),
     ):
@@ -445,10 +445,10 @@ def test_a_sure_label_loses_nothing_in_the_decoupled_loss():
     rng = np.random.default_rng(6)
     student, teacher = rng.standard_normal((2, 3, 10)).astype(np.float32)
     labels = np.array([0, 5, 9])
-    base = cr.distill.dkd_loss(student, teacher, labels, alpha=0)
+    base = cr.distill.dkd_loss(student, teacher, 4.0, labels, alpha=0)
     student[np.arange(3), labels] += 500
     teacher[np.arange(3), labels] += 1000
-    got = cr.distill.dkd_loss(student, teacher, labels, alpha=0)
+    got = cr.distill.dkd_loss(student, teacher, 4.0, labels, alpha=0)
     assert got[0] == pytest.approx(base[0], rel=1e-6)
     np.testing.assert_allclose(got[1], base[1], atol=1e-7)
 

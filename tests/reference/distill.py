@@ -135,7 +135,7 @@ def top_k_loss(student, teacher, k, temperature):
     return loss, grad
 
 
-def dkd_loss(student, teacher, labels, temperature, alpha, beta):
+def dkd_loss(student, teacher, temperature, labels, alpha, beta):
     n, classes = student.shape
     loss, grad = 0.0, np.zeros_like(student)
     p, q = softmax(teacher, temperature), softmax(student, temperature)

@@ -131,7 +131,7 @@ def distillation(z, t, labels):
     yield from d.kd_loss(z, [t, z], 3.0)
     yield from d.kd_loss(z, t, 3.0, standardize=True)
     yield from d.kd_loss(z, d.top_k(t, 9, 3.0), 3.0)
-    yield from d.dkd_loss(z, t, labels)
+    yield from d.dkd_loss(z, t, 4.0, labels)
     yield from d.dist_loss(z, t, 20.0)
     yield from d.hint_loss(z, t)
     yield from d.attention_loss(z[:, None], t[:, None])

@@ -153,11 +153,12 @@ class TeacherCache:
             If the teacher gives no floating-point array.
         ValueError
             If the teacher gives another shape, or NaN, or what does not fit the dtype; if
-            the folder holds something else; or was begun with other arguments, or another
-            teacher or data set, as far as its last rows show.
+            the folder holds something else; or was begun, or filled, with other arguments,
+            or another teacher or data set, as far as the last rows of it show.
         ModuleNotFoundError
             If safetensors, or rich for progress, is not installed.
         """
+        require_safetensors()
         folder = Path(path)
         choice(dtype, "dtype", _LOGITS)
         batch_size = whole(batch_size, "batch_size", 1)
@@ -177,14 +178,13 @@ class TeacherCache:
             "dtype": dtype,
             "shard_rows": shard_rows,
         }
-        require_safetensors()
         folder.mkdir(parents=True, exist_ok=True)
         _begin(folder, plan)
         left: list[int] = []
         done: list[int] = []
         for first in range(0, rows, shard_rows):
             (done if _shard_path(folder, first).exists() else left).append(first)
-        if left and done:
+        if done:
             ask.compare(folder, done[-1], min(batch_size, rows - done[-1], shard_rows))
         with progress_bar("teacher", len(left), progress) as advance:
             for first in left:
@@ -307,19 +307,30 @@ class _Teacher:
         """Raise a ValueError if the rows of a file are not what the teacher says now."""
         now = self(first, first + count)
         need = {name: ((-1, *array.shape[1:]), array.dtype) for name, array in now.items()}
-        before = map_tensors(_shard_path(folder, first), need, _NEED)
-        for name, array in now.items():
-            old = before[name][:count]
-            same = (
-                np.array_equal(old, array)
-                if array.dtype.kind == "i"
-                else np.allclose(old.astype(float), array.astype(float), rtol=1e-3, atol=1e-3)
+        mapped = map_tensors(_shard_path(folder, first), need, _NEED)
+        before = {name: array[:count] for name, array in mapped.items()}
+        if any(before[name].shape != array.shape for name, array in now.items()) or not all(
+            np.allclose(old, new, rtol=1e-3, atol=1e-3)
+            for old, new in zip(self._comparable(before), self._comparable(now), strict=True)
+        ):
+            raise ValueError(
+                f"{folder} was begun with another teacher or data set: rows from {first} on "
+                "differ; remove it, or choose another folder"
             )
-            if old.shape != array.shape or not same:
-                raise ValueError(
-                    f"{folder} was begun with another teacher or data set: rows from {first} on "
-                    "differ; remove it, or choose another folder"
-                )
+
+    def _comparable(self, arrays: dict[str, Array]) -> list[Array]:
+        """Return arrays of float64 that are close if the teacher is the same.
+
+        Of logits that nearly tie with the least that is kept, another machine's rounding
+        may keep others: where a class is not kept it counts as the least.
+        """
+        logits = arrays["logits"].astype(np.float64)
+        if "classes" not in arrays:
+            return [logits]
+        assert self._classes is not None
+        dense = np.repeat(logits.min(axis=1, keepdims=True), self._classes, axis=1)
+        np.put_along_axis(dense, arrays["classes"].astype(np.intp), logits, axis=1)
+        return [dense, arrays["rest"].astype(np.float64)]
 
 
 def _shard_path(folder: Path, first: int) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,10 +17,11 @@ import numpy.typing as npt
 
 from compressrs._arrays import Array
 from compressrs._checks import positive, share, whole
-from compressrs._files import load_tensors, save_tensors
+from compressrs._files import load_tensors, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
 from compressrs.distill.cache import TeacherCache
-from compressrs.distill.kd import kd_loss
+from compressrs.distill.features import dist_loss
+from compressrs.distill.kd import dkd_loss, kd_loss
 from compressrs.distill.teachers import TopK
 from compressrs.optim import Optimizer
 from compressrs.optim.lr_scheduler import LRScheduler
@@ -69,7 +74,10 @@ class Distiller:
     loss : callable, default `kd_loss`
         Called as ``loss(logits, teacher, temperature, labels, alpha)`` for a loss and its
         gradient. Options are set by ``functools.partial(cr.distill.kd_loss,
-        divergence="js")``, say.
+        divergence="js")``, say. `dkd_loss` and `dist_loss` have no term for labels of
+        their own: they get the weight `alpha`, and the cross-entropy with the labels
+        the rest. So does a loss whose parameters have names but for ``alpha``; of
+        ``temperature`` and ``labels`` it is given those that it has.
     temperature : float or callable, default 4.0
         :math:`T`, or a function of the training step.
     alpha : float or callable, default 0.5
@@ -153,7 +161,8 @@ class Distiller:
                     "teacher must be callable, an array of logits, TopK or TeacherCache, got "
                     f"{type(member).__name__}"
                 )
-        self._optimizer, self._scheduler, self._loss = optimizer, scheduler, loss
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._loss = _five_arguments(loss)
         self._temperature, self._alpha = temperature, alpha
         # Fails now rather than in the middle.
         self._at(0)
@@ -214,7 +223,15 @@ class Distiller:
             If lengths disagree, labels are needed but missing, or the checkpoint does not
             fit.
         FloatingPointError
-            If the loss of an epoch is NaN; parameters are those of that moment.
+            If the loss of an epoch is NaN.
+        ModuleNotFoundError
+            If `checkpoint` needs safetensors, or `progress` rich, which is not installed.
+
+        Notes
+        -----
+        An exception within an epoch, Ctrl-C included, takes back the whole epoch: the
+        parameters, the optimizer's state, the schedule. Another call goes on from there
+        with the same result as if nothing had happened.
         """
         n = len(x)
         if n == 0:
@@ -237,6 +254,8 @@ class Distiller:
             if validation is None:
                 raise ValueError("patience needs validation rows, got None")
         path = None if checkpoint is None else Path(checkpoint)
+        if path is not None:
+            require_safetensors()
         if path is not None and not self.history and path.exists():
             self.load(path)
         for phase, count in (("soft", epochs), ("hard", hard_epochs)):
@@ -244,7 +263,8 @@ class Distiller:
             if not self._phase_done[phase] and done < count:
                 with progress_bar(phase, count - done, progress) as advance:
                     for _ in range(done, count):
-                        self._epoch(phase, x, y, validation)
+                        with self._all_or_nothing():
+                            self._epoch(phase, x, y, validation)
                         stop = self._judge(phase, patience)
                         if path is not None:
                             self.save(path)
@@ -347,6 +367,25 @@ class Distiller:
     def _parameters(self) -> list[Array]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Restore what an epoch changes if it raises."""
+        parameters = [p.copy() for p in self._parameters()]
+        state = copy.deepcopy(self._optimizer.state_dict())
+        schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
+        steps, epochs = self.step_count, len(self.history)
+        try:
+            yield
+        except BaseException:
+            self._optimizer.load_state_dict(state)
+            if self._scheduler is not None and schedule is not None:
+                self._scheduler.load_state_dict(schedule)
+            for p, before in zip(self._parameters(), parameters, strict=True):
+                p[...] = before
+            self.step_count = steps
+            del self.history[epochs:]
+            raise
+
     def _epoch(
         self, phase: str, x: Array, y: Array | None, validation: tuple[Array, Array] | None
     ) -> None:
@@ -397,3 +436,45 @@ class Distiller:
         for p, best in zip(self._parameters(), self._best[1], strict=True):
             p[...] = best
         self._best, self._waited = None, 0
+
+
+def _five_arguments(loss: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
+    """Return a loss of logits, teacher, temperature, labels and alpha.
+
+    What takes no such alpha is weighted by it, and the cross-entropy by the rest.
+    """
+    inner: Any = loss
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return loss
+    kinds = [p.kind for p in parameters.values()]
+    # What has but positions, or takes any, is called by position.
+    names = [name for name in ("temperature", "labels") if name in parameters]
+    if inner not in (dkd_loss, dist_loss) and (
+        not names or "alpha" in parameters or inspect.Parameter.VAR_POSITIONAL in kinds
+    ):
+        return loss
+
+    return functools.partial(_mixed, loss, names)
+
+
+def _mixed(
+    loss: Callable[..., tuple[Any, Array]],
+    names: list[str],
+    logits: Array,
+    teacher: Any,
+    temperature: float,
+    labels: Array | None,
+    alpha: float,
+) -> tuple[Any, Array]:
+    """Return alpha times a loss, plus the cross-entropy times the rest."""
+    given = {"temperature": temperature, "labels": labels}
+    soft, gradient = loss(logits, teacher, **{name: given[name] for name in names})
+    if alpha == 1:
+        return soft, gradient
+    # It says so where labels are missing.
+    hard, of_hard = kd_loss(logits, logits, 1.0, labels, 0.0)
+    return alpha * soft + (1 - alpha) * hard, alpha * gradient + (1 - alpha) * of_hard

@@ -35,8 +35,10 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     estimator : classifier, optional
         The teacher: a random forest, an ``SVC(probability=True)``, an MLPClassifier,
-        anything with `predict_proba`. One that is fitted is used as it is; else a clone
-        is fitted first. None is a RandomForestClassifier.
+        anything with `predict_proba`. One that is fitted is used as it is, also by
+        copies that `sklearn.base.clone` makes, as in GridSearchCV; else a clone is
+        fitted first, and again once `set_params` changes a parameter of the teacher.
+        None is a RandomForestClassifier.
     hidden_layer_sizes : tuple of int, default (16,)
     temperature : float, default 2.0
         Of the soft targets. Probabilities are those at 1.
@@ -53,7 +55,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : array
-        Those of the teacher.
+        Those of the teacher, sorted.
     teacher_ : classifier
         The fitted teacher.
     student_ : compressrs.nn.Sequential
@@ -120,12 +122,21 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         rng = check_random_state(self.random_state)
         self.teacher_ = self._fitted_teacher(X, y, rng)
-        self.classes_ = self.teacher_.classes_
+        classes = np.asarray(self.teacher_.classes_)
+        # Of the teacher's columns, whose classes may come in any order.
+        self.classes_, columns = np.unique(classes, return_index=True)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"the estimator must know all labels of y, but not {unknown[0]!r}")
         labels = np.searchsorted(self.classes_, y)
-        probabilities = np.ascontiguousarray(self.teacher_.predict_proba(X), np.float64)
+        probabilities = np.asarray(self.teacher_.predict_proba(X), np.float64)
+        if len(columns) != len(classes) or probabilities.shape != (len(X), len(classes)):
+            raise ValueError(
+                f"the estimator must give a probability for each of its different classes_, of "
+                f"which there are {len(columns)}, got {len(classes)} classes_ and probabilities "
+                f"of shape {probabilities.shape}"
+            )
+        probabilities = np.ascontiguousarray(probabilities[:, columns])
 
         self.mean_ = X.mean(axis=0)
         scale = X.std(axis=0)
@@ -165,6 +176,21 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: npt.NDArray[Any] = self.classes_[best]
         return labels
 
+    def set_params(self, **params: Any) -> DistilledClassifier:
+        """Set parameters, by ``estimator__...`` those of the teacher, in a clone of it."""
+        of_teacher = any(name.startswith("estimator__") for name in params)
+        if of_teacher and "estimator" not in params and self.estimator is not None:
+            self.estimator = clone(self.estimator)
+        super().set_params(**params)
+        return self
+
+    def __sklearn_clone__(self) -> DistilledClassifier:
+        # A fitted teacher is used as it is: a clone of it would be fitted again.
+        params = self.get_params(deep=False)
+        teacher = params.pop("estimator")
+        kept = teacher if teacher is None or _is_fitted(teacher) else clone(teacher, safe=False)
+        return type(self)(kept, **{k: clone(value, safe=False) for k, value in params.items()})
+
     def _standardized(self, X: Floats) -> Floats:
         standardized: Floats = (X - self.mean_) / self.scale_
         return standardized
@@ -176,11 +202,18 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(
                 f"estimator must have predict_proba, got {type(teacher).__name__}{hint}"
             )
-        try:
-            check_is_fitted(teacher)
-        except NotFittedError:
+        if not _is_fitted(teacher):
             teacher = clone(teacher)
             if teacher.get_params().get("random_state", 0) is None:
                 teacher.set_params(random_state=rng.randint(0, 2**31 - 1))
             teacher.fit(X, y)
         return teacher
+
+
+def _is_fitted(estimator: Any) -> bool:
+    try:
+        check_is_fitted(estimator)
+    except (NotFittedError, TypeError):
+        # What is no estimator at all is refused by `fit`.
+        return False
+    return True

@@ -109,7 +109,7 @@ def kd_loss(
         :math:`T > 0`, for all rows or for each. The factor :math:`T^2` keeps the
         gradient's size comparable.
     labels : array of int, shape (...), optional
-        The right classes :math:`y_i`; needed unless `alpha` is 1.
+        The right classes :math:`y_i`, of any integer dtype; needed unless `alpha` is 1.
     alpha : float, default 1.0
         Weight of the soft term, in [0, 1].
     teacher_kind : {"logits", "probabilities"}, default "logits"
@@ -142,10 +142,14 @@ def kd_loss(
     -------
     loss : float, or array of float64 of shape (...) for "none"
         Infinite where the teacher gives weight to a class whose logit is -inf for the
-        student; NaN where logits hold NaN or +inf, with a warning that names the rows.
+        student, and with "reverse_kl" where the student gives weight to one whose logit
+        is -inf for the teacher; NaN where logits hold NaN or +inf, with a warning that
+        names the rows.
     grad : array
         The gradient of the loss (of the sum for "none") with respect to `student`, of
-        its shape and dtype.
+        its shape and dtype. It is finite also where the loss is infinite: a class that
+        "reverse_kl" must not have is pushed down as if the teacher gave it the smallest
+        normal number.
 
     Warns
     -----
@@ -210,8 +214,8 @@ def kd_loss(
 def dkd_loss(
     student: Array,
     teacher: Array | Sequence[Array],
-    labels: Array,
     temperature: float | Array = 4.0,
+    labels: Array | None = None,
     alpha: float = 1.0,
     beta: float = 8.0,
     *,
@@ -229,14 +233,16 @@ def dkd_loss(
     with :math:`b_i = (p_{i y_i}, 1 - p_{i y_i})` and :math:`c_i = (q_{i y_i}, 1 - q_{i y_i})` the
     probabilities of the label against all others, and :math:`\hat p_i` and :math:`\hat q_i` those
     of the others among themselves. With :math:`\beta = 1 - p_{i y_i}` it would be the loss of
-    `kd_loss`; that weight is small where the teacher is sure.
+    `kd_loss`; that weight is small where the teacher is sure. Where the teacher gives the
+    others nothing at all, as one-hot probabilities do, :math:`\hat p_i` is not defined and
+    the second term is left out.
 
     Parameters
     ----------
     student, teacher, temperature, teacher_kind, sample_weight, reduction, out
         As in `kd_loss`.
     labels : array of int, shape (...)
-        The right classes :math:`y_i`.
+        The right classes :math:`y_i`, which every row must have.
     alpha, beta : float, default 1.0 and 8.0
         Weights of the target class and of the others, at least 0.
 
@@ -259,7 +265,7 @@ def dkd_loss(
     --------
     >>> import numpy as np, compressrs as cr
     >>> student, teacher = np.array([[1.0, 2.0, 3.0]]), np.array([[4.0, 1.0, 0.0]])
-    >>> loss, grad = cr.distill.dkd_loss(student, teacher, np.array([0]))
+    >>> loss, grad = cr.distill.dkd_loss(student, teacher, labels=np.array([0]))
     >>> round(loss, 4)
     6.9984
     """
@@ -360,10 +366,10 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != batch:
         raise ValueError(f"labels must have the shape {batch} of the batch, got {labels.shape}")
-    if labels.dtype != np.int64:
+    if labels.dtype == np.uint64:
         # Those that do not fit are out of range, and stay so.
-        labels = np.minimum(labels, np.iinfo(np.int64).max).astype(np.int64)
-    return labels.reshape(-1)
+        labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
+    return labels.astype(np.int64, copy=False).reshape(-1)
 
 
 def _weights(given: Any, name: str, shape: tuple[int, ...]) -> Array:
