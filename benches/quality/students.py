@@ -50,7 +50,7 @@ def train(model, x, y, seed, *, teacher=None, temperature=1.0, lr=LR):
         alpha=0.0 if teacher is None else ALPHA,
         scheduler=cr.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total),
         batch_size=BATCH,
-        seed=seed,
+        rng=seed,
     )
     distiller.fit(x, y, epochs=epochs)
     return model

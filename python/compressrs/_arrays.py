@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
+
+from compressrs import _core
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -244,6 +246,19 @@ def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], Views]:
     leaves = list(flatten(tree, name))
     arrays = Views((leaf for _, leaf in leaves), (path for path, _ in leaves))
     return arrays.names, arrays
+
+
+def require_in_place(arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Refuse arrays that cannot all be changed in place: read-only, overlapping, the same twice.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one that can be computed with.
+    ValueError
+        If an array is not C-contiguous and writable, or shares memory with another.
+    """
+    _core.clamp(list(arrays), list(names), np.inf)
 
 
 def same_memory(a: Array, b: Array) -> bool:

@@ -272,7 +272,7 @@ def test_a_run_that_was_interrupted_ends_the_same(tmp_path, stop_after, patience
     held_out = task(100, 0)[:2]
 
     def run(model, opt, path, teacher=logits):
-        distiller = cr.distill.Distiller(model, teacher, opt, seed=3)
+        distiller = cr.distill.Distiller(model, teacher, opt, rng=3)
         return distiller.fit(
             x,
             y,
@@ -329,7 +329,7 @@ def test_bad_distillers(tmp_path):
         ({"temperature": lambda step: -1}, ValueError, "temperature must be"),
         ({"alpha": 2}, ValueError, "alpha must be"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"rng": -1}, ValueError, "rng must be at least 0"),
         ({"loss": 3}, TypeError, "loss must be callable"),
     ]:
         with pytest.raises(error, match=message):
@@ -367,7 +367,7 @@ def test_bad_checkpoints(tmp_path):
     distiller.fit(x, y, epochs=1, checkpoint=path)
     before = weights(model)
     with pytest.raises(ValueError, match="must have seed 1, got 0"):
-        make(seed=1).fit(x, y, epochs=2, checkpoint=path)
+        make(rng=1).fit(x, y, epochs=2, checkpoint=path)
     other = cr.nn.Linear(6, 4, rng=0)
     with pytest.raises(ValueError, match="must have a parameter 0 of float32 with shape"):
         cr.distill.Distiller(other, logits, cr.optim.Adam(other.params)).load(path)

@@ -155,7 +155,7 @@ def test_half_precision(dtype):
     np.testing.assert_array_equal(cr.prune.masks(w, 0.3), reference.lowest([wide], 38)[0])
     score = cr.prune.Taylor()
     score.update(w, w)
-    assert score.scores(w)[0].dtype == np.float32
+    assert score.scores(w).dtype == np.float32
     statistics = cr.prune.InputStatistics(16, gram=True)
     statistics.update(w)
     np.testing.assert_allclose(statistics.gram, wide.T @ wide, rtol=1e-12, atol=1e-12)
@@ -272,9 +272,9 @@ def test_scores_are_their_formulas(dtype):
     for part in (x[:3], x[3:3], x[3:]):
         statistics.update(part)
     assert statistics.count == 20
-    (found,) = cr.prune.Wanda(statistics).scores(w)
+    found = cr.prune.Wanda(statistics).scores(w)
     np.testing.assert_allclose(found, reference.wanda(w, x), rtol=1e-5)
-    np.testing.assert_array_equal(cr.prune.Magnitude().scores(w)[0], np.abs(w))
+    np.testing.assert_array_equal(cr.prune.Magnitude().scores(w), np.abs(w))
     first, second = (cr.prune.Random(3).scores([w, w]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first[0].dtype == dtype
@@ -293,10 +293,10 @@ def test_scores_refuse_what_does_not_fit():
     score.update(w, w)
     with pytest.raises(ValueError, match=r"they had before, got \[\(3, 2\)\]"):
         score.update(w.T, w.T)
-    np.testing.assert_array_equal(score.scores(w)[0], -1)
+    np.testing.assert_array_equal(score.scores(w), -1)
     # As many rows in other strides, and the weights themselves as gradients.
     score.update(w[::-1], w[:, ::-1])
-    np.testing.assert_array_equal(score.scores(w)[0], -2)
+    np.testing.assert_array_equal(score.scores(w), -2)
     for state in ({}, {"sums": [np.ones(3, int)]}, {"sums": [np.ones((3, 3))]}, {"sums": 3}):
         with pytest.raises(ValueError, match="state_dict must hold"):
             score.load_state_dict(state)
@@ -398,7 +398,7 @@ def test_sparsegpt_changes_outputs_less_than_magnitudes_do():
         return np.linalg.norm(x @ (w - start).T) / np.linalg.norm(x @ start.T)
 
     plain = np.where(reference.mask(start, 0.5), start, 0)
-    wanda = cr.prune.masks(cr.prune.Wanda(statistics).scores(start), 0.5, "row")[0]
+    wanda = cr.prune.masks(cr.prune.Wanda(statistics).scores(start), 0.5, "row")
     w, pairs = start.copy(), start.copy()
     cr.prune.sparsegpt(w, statistics, 0.5, block=8)
     cr.prune.sparsegpt(pairs, statistics, nm=(2, 4))
@@ -508,5 +508,5 @@ def test_kernels_count_as_their_inputs():
     np.testing.assert_array_equal(kernel.reshape(4, 18), flat)
     wanda = cr.prune.Wanda(statistics)
     np.testing.assert_array_equal(
-        wanda.scores(kernel)[0].reshape(4, 18), wanda.scores(kernel.reshape(4, 18))[0]
+        wanda.scores(kernel).reshape(4, 18), wanda.scores(kernel.reshape(4, 18))
     )

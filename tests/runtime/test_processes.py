@@ -101,8 +101,8 @@ def pruning(w, g):
     for score in scores:
         score.update(w, g)
         score.update(g, w[::-1])
-        yield from score.scores(w)
-    (moved,) = scores[0].scores(w)
+        yield score.scores(w)
+    moved = scores[0].scores(w)
     yield from p.masks([moved, g], 0.7)
     yield p.masks(moved, 0.7, "row")
     for pair in ((2, 4), (3, 10)):

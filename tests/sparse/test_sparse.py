@@ -448,7 +448,7 @@ def test_blocks(blocksize, blocks, n, dtype, layout, seed):
 
 
 def test_blocks_that_there_are_none_of():
-    with pytest.raises(ValueError, match=r"blocksize must be \(4, 4\), .*got \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"block must be \(4, 4\), .*got \(2, 2\)"):
         BSRMatrix.from_dense(np.eye(4), (2, 2))
     with pytest.raises(ValueError, match=r"a multiple of \(4, 4\), got \(5, 4\)"):
         BSRMatrix.from_dense(np.ones((5, 4)), (4, 4))

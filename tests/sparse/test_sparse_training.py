@@ -11,7 +11,7 @@ from tests.reference import prune as reference
 
 def sparse_layer(inputs=12, outputs=9, sparsity=0.7, seed=0, dtype=np.float32):
     dense = cr.nn.Linear(inputs, outputs, rng=seed, dtype=dtype)
-    mask = cr.prune.masks(cr.prune.Random(seed).scores(dense.weight), sparsity)[0]
+    mask = cr.prune.masks(cr.prune.Random(seed).scores(dense.weight), sparsity)
     return cr.nn.SparseLinear.from_linear(dense, mask=mask)
 
 

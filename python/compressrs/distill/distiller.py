@@ -86,8 +86,9 @@ class Distiller:
         A schedule of the optimizer's learning rate, whose ``step()`` is called after each
         step of the optimizer.
     batch_size : int, default 32
-    seed : int, default 0
-        Of the order of the rows, which depends on it and the epoch alone.
+    rng : int or Generator, default 0
+        Seed of the order of the rows, which depends on it and the epoch alone; a generator
+        is asked for one.
 
     Attributes
     ----------
@@ -131,7 +132,7 @@ class Distiller:
         alpha: Schedule = 0.5,
         scheduler: LRScheduler | None = None,
         batch_size: int = 32,
-        seed: int = 0,
+        rng: int | np.random.Generator = 0,
     ) -> None:
         if isinstance(student, tuple):
             if len(student) != 2 or not all(map(callable, student)):
@@ -167,7 +168,9 @@ class Distiller:
         # Fails now rather than in the middle.
         self._at(0)
         self.batch_size = whole(batch_size, "batch_size", 1)
-        self.seed = whole(seed, "seed", 0)
+        if isinstance(rng, np.random.Generator):
+            rng = int(rng.integers(2**63))
+        self.seed = whole(rng, "rng", 0)
         self.history: list[Epoch] = []
         #: Steps of the optimizer.
         self.step_count = 0

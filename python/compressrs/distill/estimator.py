@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         copies that `sklearn.base.clone` makes, as in GridSearchCV; else a clone is
         fitted first, and again once `set_params` changes a parameter of the teacher.
         None is a RandomForestClassifier.
-    hidden_layer_sizes : tuple of int, default (16,)
+    hidden_layer_sizes : int or tuple of int, default (16,)
     temperature : float, default 2.0
         Of the soft targets. Probabilities are those at 1.
     alpha : float, default 0.5
@@ -78,7 +79,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         estimator: Any = None,
-        hidden_layer_sizes: tuple[int, ...] = (16,),
+        hidden_layer_sizes: int | tuple[int, ...] = (16,),
         *,
         temperature: float = 2.0,
         alpha: float = 0.5,
@@ -141,7 +142,10 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.mean_ = X.mean(axis=0)
         scale = X.std(axis=0)
         self.scale_ = np.where(scale > 0, scale, 1.0)
-        hidden = [whole(size, "hidden_layer_sizes", 1) for size in self.hidden_layer_sizes]
+        given = self.hidden_layer_sizes
+        # One number is one layer, as in scikit-learn.
+        listed = given if isinstance(given, Iterable) else [given]
+        hidden = [whole(size, "hidden_layer_sizes", 1) for size in listed]
         sizes = [X.shape[1], *hidden, len(self.classes_)]
         seeds = [int(seed) for seed in rng.randint(0, 2**31 - 1, len(sizes))]
         layers: list[Any] = []
@@ -156,7 +160,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             temperature=self.temperature,
             alpha=self.alpha,
             batch_size=self.batch_size,
-            seed=seeds[0],
+            rng=seeds[0],
         )
         self.history_ = distiller.fit(
             self._standardized(X), labels, epochs=self.epochs, hard_epochs=self.hard_epochs

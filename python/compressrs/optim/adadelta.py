@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from compressrs._arrays import ArrayTree
+from compressrs._typing import Unpack
 from compressrs.optim.base import Optimizer, Storage
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Adadelta(Optimizer):

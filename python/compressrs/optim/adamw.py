@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from compressrs._arrays import ArrayTree
+from compressrs._typing import Unpack
 from compressrs.optim.adam import Adam
 from compressrs.optim.base import Storage
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class AdamW(Adam):

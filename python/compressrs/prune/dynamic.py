@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, require_in_place
 from compressrs._checks import share, whole
 from compressrs.nn import RandomState, Sequential, SparseLinear
 from compressrs.optim import Optimizer
@@ -144,6 +144,10 @@ class _Dynamic:
             if not isinstance(layer, SparseLinear) or not isinstance(layer.weight, CSRMatrix):
                 raise TypeError(f"layers[{i}] must be a SparseLinear over a CSRMatrix")
             require_index(optimizer, layer.weight.data, f"layers[{i}].weight.data")
+        require_in_place(
+            [layer.weight.data for layer in given],
+            [f"layers[{i}].weight.data" for i in range(len(given))],
+        )
         self.layers = given
         self.optimizer = optimizer
         self.fraction = share(fraction, "fraction")
@@ -254,7 +258,7 @@ class SET(_Dynamic):
     --------
     >>> import numpy as np, compressrs as cr
     >>> dense = cr.nn.Linear(6, 4, rng=0)
-    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)[0]
+    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)
     >>> layer = cr.nn.SparseLinear.from_linear(dense, mask=mask)
     >>> opt = cr.optim.Adam(layer.params)
     >>> evolve = cr.prune.SET(layer, opt, frequency=1, rng=0)
@@ -338,7 +342,7 @@ class RigL(_Dynamic):
     --------
     >>> import numpy as np, compressrs as cr
     >>> dense = cr.nn.Linear(6, 4, rng=0)
-    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)[0]
+    >>> mask = cr.prune.masks(cr.prune.Random(0).scores(dense.weight), 0.5)
     >>> layer = cr.nn.SparseLinear.from_linear(dense, mask=mask)
     >>> opt = cr.optim.Adam(layer.params)
     >>> rigl = cr.prune.RigL(layer, opt, frequency=2, end=100)

@@ -69,8 +69,8 @@ def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
 
 def magnitude_mask(
     w: Array,
-    *,
     sparsity: float | None = None,
+    *,
     threshold: float | None = None,
     allow_empty: bool = False,
 ) -> Mask:

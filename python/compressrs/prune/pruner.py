@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays
+from compressrs._arrays import ArrayTree, named_arrays, rebuild, require_in_place
 from compressrs._checks import number, whole
 from compressrs.optim import Optimizer
 from compressrs.prune.granularity import Granularity, as_granularity
@@ -56,8 +56,8 @@ class Pruner:
 
     Attributes
     ----------
-    masks : list of array of bool
-        One mask a weight array, True where a weight is kept.
+    masks : array of bool, or list or nested dict of them
+        In the structure of `params`, True where a weight is kept.
     sparsity : float
         Share of the weights that the masks remove.
 
@@ -67,7 +67,7 @@ class Pruner:
         If something is not an array of such a dtype, or not a `Score` or `Granularity`.
     ValueError
         If `scope` is unknown, there are no weights, an array cannot be updated in
-        place or is not one of the optimizer's.
+        place, shares memory with another, or is not one of the optimizer's.
 
     Examples
     --------
@@ -102,9 +102,11 @@ class Pruner:
         self._names, self._weights = named_arrays(params, "params")
         if sum(w.size for w in self._weights) == 0:
             raise ValueError("params must hold at least one weight, got none")
-        self.masks: list[Mask] = [np.ones(w.shape, np.bool_) for w in self._weights]
+        self._structure = rebuild(params, iter([None] * len(self._weights)))
+        self._masks: list[Mask] = [np.ones(w.shape, np.bool_) for w in self._weights]
         # Changes nothing, but refuses what cannot be updated in place.
         self._apply()
+        require_in_place(self._weights, self._names)
         for name, w in zip(self._names, self._weights, strict=True):
             if w.dtype != self._weights[0].dtype:
                 raise TypeError(
@@ -125,10 +127,15 @@ class Pruner:
         self._target = 0.0
 
     @property
+    def masks(self) -> ArrayTree:
+        """The masks in the structure of the weights, True where a weight is kept."""
+        return rebuild(self._structure, iter(self._masks))
+
+    @property
     def sparsity(self) -> float:
         """Share of the weights that the masks remove."""
-        total = sum(mask.size for mask in self.masks)
-        return 1 - sum(int(np.count_nonzero(mask)) for mask in self.masks) / total
+        total = sum(mask.size for mask in self._masks)
+        return 1 - sum(int(np.count_nonzero(mask)) for mask in self._masks) / total
 
     def step(self, grads: ArrayTree | None = None) -> None:
         """Prune as far as the schedule says; call once a training step.
@@ -167,7 +174,7 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Return what the pruner needs to go on: masks, steps, and what it was made with."""
         return {
-            "masks": [mask.copy() for mask in self.masks],
+            "masks": [mask.copy() for mask in self._masks],
             "step_count": self.step_count,
             "target": self._target,
             "score_state": self.score.state_dict(),
@@ -205,31 +212,34 @@ class Pruner:
         for name, value in self._made_with().items():
             if made[name] != value:
                 raise ValueError(f"state_dict must have {name} {value}, got {made[name]}")
-        wanted = [mask.shape for mask in self.masks]
+        wanted = [mask.shape for mask in self._masks]
         if [mask.shape for mask in masks] != wanted or any(m.dtype != np.bool_ for m in masks):
             raise ValueError(
                 f"state_dict must have boolean masks of shapes {wanted}, got "
                 f"{[(str(mask.dtype), mask.shape) for mask in masks]}"
             )
         self.score.load_state_dict(score_state)
-        self.masks, self.step_count, self._target = masks, step_count, target
+        self._masks, self.step_count, self._target = masks, step_count, target
         self._put()
 
     def _choose(self, sparsity: float) -> None:
         by_magnitude = type(self.score) is Magnitude
+        scores = self._weights
+        if not by_magnitude:
+            scores = named_arrays(self.score.scores(self._weights), "scores")[1]
         selection = Selection(
-            self._weights if by_magnitude else self.score.scores(self._weights),
+            scores,
             self._names,
             sparsity,
             self.scope,
             by_value=not by_magnitude,
             allow_empty=self.allow_empty,
             # Removed weights are 0 and so have the smallest magnitudes.
-            alive=None if by_magnitude else self.masks,
+            alive=None if by_magnitude else self._masks,
         )
         masks = self.granularity.select(selection)
         # A weight that training left at exactly 0 ties with the removed ones.
-        self.masks = [new & old for new, old in zip(masks, self.masks, strict=True)]
+        self._masks = [new & old for new, old in zip(masks, self._masks, strict=True)]
         self._target = sparsity
         self._put()
 
@@ -238,15 +248,15 @@ class Pruner:
         if self._optimizer is None:
             self._apply()
         else:
-            self._optimizer._set_masks(dict(zip(self._indices, self.masks, strict=True)))
+            self._optimizer._set_masks(dict(zip(self._indices, self._masks, strict=True)))
 
     def _apply(self) -> None:
-        for name, w, mask in zip(self._names, self._weights, self.masks, strict=True):
+        for name, w, mask in zip(self._names, self._weights, self._masks, strict=True):
             _core.apply_mask(w, mask, name)
 
     def __repr__(self) -> str:
         made = ", ".join(f"{name}={value}" for name, value in self._made_with().items())
-        return f"<{type(self).__name__} of {len(self.masks)} arrays; {made}>"
+        return f"<{type(self).__name__} of {len(self._masks)} arrays; {made}>"
 
 
 class MagnitudePruner(Pruner):

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, flatten, named_arrays
+from compressrs._arrays import ArrayTree, flatten, named_arrays, require_in_place
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.selection import Mask
@@ -31,7 +31,8 @@ class LotteryTicket:
     TypeError
         If something is not an array, or `optimizer` not an optimizer.
     ValueError
-        If the optimizer does not train an array.
+        If an array cannot be updated in place, shares memory with another, or is not one of
+        the optimizer's.
 
     References
     ----------
@@ -54,6 +55,7 @@ class LotteryTicket:
 
     def __init__(self, params: ArrayTree, optimizer: Optimizer | None = None) -> None:
         self._names, self._params = named_arrays(params, "params")
+        require_in_place(self._params, self._names)
         self._optimizer = optimizer
         self._indices: list[int] = []
         if optimizer is not None:

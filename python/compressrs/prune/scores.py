@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays
+from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays, rebuild
 from compressrs.nn import RandomState
 from compressrs.prune.statistics import InputStatistics
 
@@ -18,7 +18,8 @@ _FLOATS = (np.float16, np.float32, np.float64)
 class Score:
     """Base of the scores, which a `Pruner` prunes by and `masks` takes.
 
-    Subclasses have `scores`; those that add something up over steps have `update`, too.
+    Subclasses have `scores`, which returns the structure that it is given; those that add
+    something up over steps have `update`, too.
     """
 
     #: Whether `update` has to be called, with gradients, at each step.
@@ -27,8 +28,8 @@ class Score:
     def update(self, weights: ArrayTree, grads: ArrayTree) -> None:
         """Take in a step's gradients; most scores need none."""
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
-        """Return an array of scores for each array of weights."""
+    def scores(self, weights: ArrayTree) -> ArrayTree:
+        """Return scores of the weights, in their structure."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,13 +54,13 @@ class Magnitude(Score):
     Examples
     --------
     >>> import numpy as np, compressrs as cr
-    >>> cr.prune.Magnitude().scores(np.array([1.0, -2.0]))
-    [array([1., 2.])]
+    >>> cr.prune.Magnitude().scores({"a": np.array([1.0, -2.0])})
+    {'a': array([1., 2.])}
     """
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
+    def scores(self, weights: ArrayTree) -> ArrayTree:
         """Return the magnitudes."""
-        return [np.abs(w) for w in named_arrays(weights, "weights")[1]]
+        return rebuild(weights, map(np.abs, named_arrays(weights, "weights")[1]))
 
 
 class Random(Score):
@@ -74,19 +75,18 @@ class Random(Score):
     --------
     >>> import numpy as np, compressrs as cr
     >>> w = np.ones((3, 4))
-    >>> int(cr.prune.masks(cr.prune.Random(0).scores(w), 0.5)[0].sum())
+    >>> int(cr.prune.masks(cr.prune.Random(0).scores(w), 0.5).sum())
     6
     """
 
     def __init__(self, rng: RandomState = None) -> None:
         self._rng = np.random.default_rng(rng)
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
+    def scores(self, weights: ArrayTree) -> ArrayTree:
         """Draw scores, uniform in [0, 1)."""
-        return [
-            self._rng.random(w.shape, compute_dtype(w.dtype).type)
-            for w in named_arrays(weights, "weights")[1]
-        ]
+        arrays = named_arrays(weights, "weights")[1]
+        drawn = [self._rng.random(w.shape, compute_dtype(w.dtype).type) for w in arrays]
+        return rebuild(weights, iter(drawn))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the generator."""
@@ -154,8 +154,8 @@ class _Products(Score):
             _core.accumulate_products(total, w, g, name, self._form)
         self._sums = sums
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
-        """Return the scores of the steps so far.
+    def scores(self, weights: ArrayTree) -> ArrayTree:
+        """Return the scores of the steps so far, in the structure of the weights.
 
         Raises
         ------
@@ -168,7 +168,12 @@ class _Products(Score):
                 f"update must come first, with weights of shapes {shapes}, "
                 f"got {[s.shape for s in self._sums]}"
             )
-        return [s.copy() for s in self._sums]
+        return rebuild(weights, (self._score(s) for s in self._sums))
+
+    def _score(self, total: Array) -> Array:
+        """Return the scores that a sum over the steps gives."""
+        scores: Array = total.copy()
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""
@@ -205,14 +210,13 @@ class Snip(_Products):
     >>> score.update(w, np.array([3.0, 1.0]))
     >>> score.update(w, np.array([-2.0, 1.0]))
     >>> score.scores(w)
-    [array([1., 4.])]
+    array([1., 4.])
     """
 
     _form = "product"
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
-        """Return the magnitudes of the sums."""
-        return [np.abs(s, out=s) for s in super().scores(weights)]
+    def _score(self, total: Array) -> Array:
+        return np.asarray(np.abs(total))
 
 
 class Taylor(_Products):
@@ -232,7 +236,7 @@ class Taylor(_Products):
     >>> score.update(w, np.array([3.0, 1.0]))
     >>> score.update(w, np.array([-2.0, 1.0]))
     >>> score.scores(w)
-    [array([13.,  8.])]
+    array([13.,  8.])
     """
 
     _form = "square"
@@ -255,7 +259,7 @@ class Movement(_Products):
     >>> w, score = np.array([1.0, -2.0]), cr.prune.Movement()
     >>> score.update(w, np.array([3.0, 1.0]))
     >>> score.scores(w)
-    [array([-3.,  2.])]
+    array([-3.,  2.])
     """
 
     _form = "opposite"
@@ -286,7 +290,7 @@ class Wanda(Score):
     >>> statistics.update(np.array([[3.0, 1.0], [4.0, 0.0]]))
     >>> w = np.array([[1.0, -2.0]])
     >>> cr.prune.masks(cr.prune.Wanda(statistics).scores(w), 0.5, scope="row")
-    [array([[ True, False]])]
+    array([[ True, False]])
     """
 
     def __init__(self, statistics: InputStatistics | Sequence[InputStatistics]) -> None:
@@ -295,8 +299,8 @@ class Wanda(Score):
             raise TypeError("statistics must be InputStatistics, one for each array of weights")
         self.statistics = given
 
-    def scores(self, weights: ArrayTree) -> list[Array]:
-        """Return the scores.
+    def scores(self, weights: ArrayTree) -> ArrayTree:
+        """Return the scores, in the structure of the weights.
 
         Raises
         ------
@@ -320,7 +324,7 @@ class Wanda(Score):
             dtype = compute_dtype(w.dtype)
             norms = statistics.norms.astype(dtype).reshape(w.shape[1:])
             found.append(np.abs(w.astype(dtype, copy=False)) * norms)
-        return found
+        return rebuild(weights, iter(found))
 
 
 def as_score(score: object) -> Score:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,13 @@ SCOPES = ("global", "layer", "row")
 
 class EmptyLayerWarning(UserWarning):
     """A layer would have been pruned to nothing; the message names it."""
+
+
+def is_several(sparsity: Sparsity) -> TypeGuard[Sequence[float]]:
+    """Whether a sparsity is given for each layer; an array without axes is a number."""
+    if isinstance(sparsity, np.ndarray):
+        return sparsity.ndim > 0
+    return isinstance(sparsity, Sequence) and not isinstance(sparsity, (str, bytes))
 
 
 def check_scope(scope: Scope) -> Scope:
@@ -101,7 +108,7 @@ class Selection:
             name = self.names[0] if self.names else "the list of arrays"
             raise ValueError(f"{name} must hold at least one value, got none")
         given = self.sparsity
-        if isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str):
+        if is_several(given):
             if callable(self.scope):
                 raise ValueError("scope must not be callable where each layer's sparsity is given")
             return self._each("sparsity", list(given))

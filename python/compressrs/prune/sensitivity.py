@@ -7,22 +7,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays
+from compressrs._arrays import ArrayTree, named_arrays, require_in_place
 from compressrs._checks import number
 from compressrs._files import write_atomically
 from compressrs._progress import progress_bar
+from compressrs._typing import Figure
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Selection
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Sparsities that are tried by default.
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -71,12 +68,12 @@ class Sensitivity:
             If the file cannot be written.
         """
         try:
-            from matplotlib.figure import Figure
+            from matplotlib.figure import Figure as NewFigure
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 "a plot needs matplotlib: pip install 'compressrs[demo]'"
             ) from None
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure: Figure = NewFigure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for name, row in zip(self.names, self.values, strict=True):
             axes.plot(100 * np.array(self.sparsities), row, marker="o", markersize=3, label=name)
@@ -130,7 +127,8 @@ def sensitivity(
     TypeError
         If something is not an array, or `evaluate` not callable or gives no number.
     ValueError
-        If a sparsity is out of range, or an array cannot be updated in place.
+        If a sparsity is out of range, or an array cannot be updated in place or
+        shares memory with another.
 
     References
     ----------
@@ -161,6 +159,7 @@ def sensitivity(
     for name, w in zip(names, weights, strict=True):
         # Changes nothing, but refuses what cannot be updated in place.
         _core.apply_mask(w, np.ones(w.shape, np.bool_), name)
+    require_in_place(weights, names)
     baseline = _value(evaluate)
     values = np.empty((len(weights), len(shares)))
     with progress_bar("layers", values.size, progress) as advance:

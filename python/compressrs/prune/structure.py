@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array, same_memory
+from compressrs._checks import whole
 from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import index_in
@@ -200,7 +201,7 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
 
 def _pair(model: Sequential, position: int) -> tuple[Linear, Linear]:
     """Return a layer and the one that it feeds."""
-    if not 0 <= position < len(model):
+    if whole(position, "the keys of keep", 0) >= len(model):
         raise ValueError(f"keep must be of layers 0 to {len(model) - 1}, got {position}")
     layer: Any = model[position]
     after = next((i for i in range(position + 1, len(model)) if not _passes(model[i])), None)

@@ -9,10 +9,9 @@ Results have the same bits for any number of threads and any instruction set.
 
 from compressrs.sparse.base import SparseMatrix, TransposedMatrix, sddmm
 from compressrs.sparse.bsr import BSRMatrix
-from compressrs.sparse.csr import CSRMatrix
+from compressrs.sparse.csr import CSRMatrix, carry
 from compressrs.sparse.files import load_npz, save_npz
 from compressrs.sparse.nm import NMMatrix
-from compressrs.sparse.patterns import carry
 
 __all__ = [
     "BSRMatrix",

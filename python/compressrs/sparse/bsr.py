@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
 from compressrs._checks import number
+from compressrs._typing import ScipyBSR, ScipyBSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
-
-if TYPE_CHECKING:
-    import scipy.sparse
 
 #: The shapes of blocks that there are kernels for.
 BLOCKSIZES = ((4, 4), (1, 16), (16, 1))
@@ -80,7 +78,7 @@ class BSRMatrix(SparseMatrix):
     def from_dense(
         cls,
         w: Array,
-        blocksize: tuple[int, int],
+        block: tuple[int, int],
         threshold: float = 0.0,
         *,
         mask: Array | None = None,
@@ -91,7 +89,7 @@ class BSRMatrix(SparseMatrix):
         ----------
         w : array, shape (rows, columns)
             float32 or float64; rows and columns multiples of the block's.
-        blocksize : pair of int
+        block : pair of int
             (4, 4), (1, 16) or (16, 1).
         threshold : float, default 0.0
             A block whose values are all ``|w| < threshold`` is left out; one with NaN
@@ -108,13 +106,11 @@ class BSRMatrix(SparseMatrix):
             blocks of this shape, or both a threshold and a mask are given.
         """
         w = as_array(w, "w")
-        if blocksize not in BLOCKSIZES:
+        if block not in BLOCKSIZES:
             sizes = ", ".join(map(str, BLOCKSIZES))
-            raise ValueError(f"blocksize must be {sizes}, got {blocksize!r}")
-        if w.ndim != 2 or w.shape[0] % blocksize[0] or w.shape[1] % blocksize[1]:
-            raise ValueError(
-                f"w must have a shape that is a multiple of {blocksize}, got {w.shape}"
-            )
+            raise ValueError(f"block must be {sizes}, got {block!r}")
+        if w.ndim != 2 or w.shape[0] % block[0] or w.shape[1] % block[1]:
+            raise ValueError(f"w must have a shape that is a multiple of {block}, got {w.shape}")
         threshold = number(threshold, "threshold", 0)
         if mask is None:
             kept = (w != 0) & ~(np.abs(w) < threshold)
@@ -126,16 +122,16 @@ class BSRMatrix(SparseMatrix):
                 raise ValueError(f"mask must have the shape {w.shape} of w, got {kept.shape}")
             if threshold:
                 raise ValueError("threshold and mask cannot both choose what is stored")
-        blocks = _blocks(kept, blocksize).any(axis=(2, 3))
+        blocks = _blocks(kept, block).any(axis=(2, 3))
         counts = np.count_nonzero(blocks, axis=1)
         indptr = np.concatenate([[0], np.cumsum(counts)])
         indices = np.nonzero(blocks)[1].astype(np.int32)
-        data = np.ascontiguousarray(_blocks(w, blocksize)[blocks])
+        data = np.ascontiguousarray(_blocks(w, block)[blocks])
         width = np.int32 if indptr[-1] < 2**31 else np.int64
         return cls((data, immutable(indices), immutable(indptr.astype(width))), w.shape)
 
     @classmethod
-    def from_scipy(cls, matrix: scipy.sparse.bsr_array | scipy.sparse.bsr_matrix) -> BSRMatrix:
+    def from_scipy(cls, matrix: ScipyBSR) -> BSRMatrix:
         """Share the arrays of a SciPy BSR matrix; nothing is copied.
 
         Raises
@@ -148,7 +144,7 @@ class BSRMatrix(SparseMatrix):
             raise TypeError(f"matrix must be a SciPy BSR matrix (use .tobsr()), got {got}")
         return cls((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
 
-    def to_scipy(self) -> scipy.sparse.bsr_array:
+    def to_scipy(self) -> ScipyBSRArray:
         """Return a SciPy BSR array that shares the arrays; nothing is copied."""
         import scipy.sparse
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,9 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, number
+from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
-from compressrs.sparse.patterns import carry, intersection, keys, union
-
-if TYPE_CHECKING:
-    import scipy.sparse
+from compressrs.sparse.patterns import carried, intersection, keys, require_shape, union
 
 
 class CSRMatrix(SparseMatrix):
@@ -121,7 +119,7 @@ class CSRMatrix(SparseMatrix):
         return cls(parts, w.shape)
 
     @classmethod
-    def from_scipy(cls, matrix: scipy.sparse.csr_array | scipy.sparse.csr_matrix) -> CSRMatrix:
+    def from_scipy(cls, matrix: ScipyCSR) -> CSRMatrix:
         """Share the arrays of a SciPy CSR matrix; nothing is copied.
 
         Since its owner can write to them, they are checked in every product; `copy`
@@ -137,7 +135,7 @@ class CSRMatrix(SparseMatrix):
             raise TypeError(f"matrix must be a SciPy CSR matrix (use .tocsr()), got {got}")
         return cls((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
 
-    def to_scipy(self) -> scipy.sparse.csr_array:
+    def to_scipy(self) -> ScipyCSRArray:
         """Return a SciPy CSR array that shares the arrays.
 
         Nothing is copied, but for int16 indices, which SciPy does not take.
@@ -242,6 +240,45 @@ class CSRMatrix(SparseMatrix):
         """Return the places that both matrices store, with this one's values."""
         a = self.canonical()
         return a.with_pattern(_of(intersection(a, other), None, a))
+
+
+def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
+    """Move what belongs to the entries of one pattern to those of another.
+
+    When a layer's pattern changes while it trains, what belongs to its entries goes
+    along: their values, and an optimizer's moments of them.
+
+    Parameters
+    ----------
+    values : array, shape (old.nnz,)
+        One for each entry of `old`; any dtype.
+    old, new : CSRMatrix
+        Of the same shape, in any order, without repeated entries.
+    fill : float, default 0.0
+        For entries of `new` that `old` has not.
+
+    Returns
+    -------
+    array, shape (new.nnz,)
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or entries repeat.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> old = cr.sparse.CSRMatrix.from_dense(np.array([[1.0, 2.0, 0.0]]))
+    >>> new = cr.sparse.CSRMatrix.from_dense(np.array([[0.0, 1.0, 1.0]]))
+    >>> cr.sparse.carry(old.data, old, new)
+    array([2., 0.])
+    """
+    values = as_array(values, "values")
+    require_shape(old, new)
+    if values.shape != (old.nnz,):
+        raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
+    return carried(values, old._core.locate(new._core), fill)
 
 
 def _of(key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix) -> CSRMatrix:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array
 
 if TYPE_CHECKING:
     from compressrs.sparse.csr import CSRMatrix
@@ -35,45 +35,6 @@ def require_shape(a: CSRMatrix, b: CSRMatrix) -> None:
     """Raise ValueError unless the shapes agree."""
     if a.shape != b.shape:
         raise ValueError(f"shapes must agree, got {a.shape} and {b.shape}")
-
-
-def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
-    """Move what belongs to the entries of one pattern to those of another.
-
-    When a layer's pattern changes while it trains, what belongs to its entries goes
-    along: their values, and an optimizer's moments of them.
-
-    Parameters
-    ----------
-    values : array, shape (old.nnz,)
-        One for each entry of `old`; any dtype.
-    old, new : CSRMatrix
-        Of the same shape, in any order, without repeated entries.
-    fill : float, default 0.0
-        For entries of `new` that `old` has not.
-
-    Returns
-    -------
-    array, shape (new.nnz,)
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or entries repeat.
-
-    Examples
-    --------
-    >>> import numpy as np, compressrs as cr
-    >>> old = cr.sparse.CSRMatrix.from_dense(np.array([[1.0, 2.0, 0.0]]))
-    >>> new = cr.sparse.CSRMatrix.from_dense(np.array([[0.0, 1.0, 1.0]]))
-    >>> cr.sparse.carry(old.data, old, new)
-    array([2., 0.])
-    """
-    values = as_array(values, "values")
-    require_shape(old, new)
-    if values.shape != (old.nnz,):
-        raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
-    return carried(values, old._core.locate(new._core), fill)
 
 
 def carried(values: Array, places: npt.NDArray[np.int64], fill: float) -> npt.NDArray[Any]:
