@@ -6,9 +6,20 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
 
-def number(value: Any, name: str, low: float = -math.inf, *, below: float | None = None) -> float:
+
+def number(
+    value: Any,
+    name: str,
+    low: float = -math.inf,
+    *,
+    below: float | None = None,
+    finite: bool = True,
+) -> float:
     """Return `value` as a float, if it is finite, at least `low`, and less than `below`.
+
+    Any number, NaN too, if not `finite`.
 
     Raises
     ------
@@ -23,7 +34,7 @@ def number(value: Any, name: str, low: float = -math.inf, *, below: float | None
         x = float(value)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(x) and x >= low and (below is None or x < below)):
+    if finite and not (math.isfinite(x) and x >= low and (below is None or x < below)):
         bounds = "" if low == -math.inf else f" >= {low:g}"
         need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {need}, got {value!r}")
@@ -55,6 +66,46 @@ def whole(value: Any, name: str, low: int) -> int:
     if integer < low:
         raise ValueError(f"{name} must be at least {low}, got {integer}")
     return integer
+
+
+def floating(value: Any, name: str) -> np.dtype[Any]:
+    """Return `value` as a dtype, if it is float32 or float64."""
+    try:
+        dtype: np.dtype[Any] | None = np.dtype(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if value is None or dtype is None or dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {value!r}")
+    return dtype
+
+
+def generator(rng: Any, name: str = "rng") -> np.random.Generator:
+    """Return the generator that a seed or a generator stands for; a new one for None."""
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    try:
+        seed = operator.index(rng)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, a numpy.random.Generator or None, got {rng!r}"
+        ) from None
+    if seed < 0:
+        raise ValueError(f"{name} must be at least 0, got {seed}")
+    return np.random.default_rng(seed)
+
+
+def sequence(value: Any, name: str) -> list[Any]:
+    """Return what can be iterated over as a list.
+
+    Raises
+    ------
+    TypeError
+        If it cannot, as a number or an array without axes.
+    """
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence, got {type(value).__name__}") from None
 
 
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:

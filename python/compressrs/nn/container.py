@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,14 @@ class Sequential:
         return iter(self.layers)
 
     def __getitem__(self, index: int) -> Layer:
-        return self.layers[index]
+        try:
+            return self.layers[operator.index(index)]
+        except TypeError:
+            raise TypeError(f"index must be an integer, got {type(index).__name__}") from None
+        except IndexError:
+            raise IndexError(
+                f"index must be of a layer, of which there are {len(self)}, got {index}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
+from compressrs._checks import floating, generator, whole
 from compressrs.nn.layer import Copyable, RandomState
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
@@ -109,17 +110,21 @@ class Linear(Affine):
         dtype: npt.DTypeLike = np.float32,
         rng: RandomState = None,
     ) -> None:
-        if in_features < 1 or out_features < 1:
-            raise ValueError(
-                "in_features and out_features must be at least 1, "
-                f"got {in_features} and {out_features}"
-            )
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
-        generator = np.random.default_rng(rng)
+        in_features = whole(in_features, "in_features", 1)
+        out_features = whole(out_features, "out_features", 1)
+        dtype = floating(dtype, "dtype")
+        draw = generator(rng).uniform
         bound = in_features**-0.5
-        self.weight = generator.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
-        self.bias = generator.uniform(-bound, bound, out_features).astype(dtype) if bias else None
+        try:
+            weight = draw(-bound, bound, (out_features, in_features))
+        except ValueError:
+            # What NumPy says of sizes that no address reaches.
+            raise MemoryError(
+                f"in_features and out_features of {in_features} and {out_features} "
+                "are more than memory can hold"
+            ) from None
+        self.weight = weight.astype(dtype)
+        self.bias = draw(-bound, bound, out_features).astype(dtype) if bias else None
         super().__init__(_present(weight=self.weight, bias=self.bias))
 
     def _affine(self, x: Array) -> Array:
@@ -183,6 +188,8 @@ class SparseLinear(Affine):
 
         Or what a mask keeps, even where it is 0.
         """
+        if not isinstance(layer, Linear):
+            raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
         bias = None if layer.bias is None else layer.bias.copy()
         return cls(CSRMatrix.from_dense(layer.weight, threshold, mask=mask), bias)
 

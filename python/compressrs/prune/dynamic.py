@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, require_in_place
-from compressrs._checks import share, whole
+from compressrs._checks import generator, sequence, share, whole
 from compressrs.nn import RandomState, Sequential, SparseLinear
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
@@ -137,7 +137,7 @@ class _Dynamic:
         if isinstance(layers, Sequential):
             given = [layer for layer in layers if isinstance(layer, SparseLinear)]
         else:
-            given = list(layers) if isinstance(layers, Iterable) else [layers]
+            given = sequence(layers, "layers") if isinstance(layers, Iterable) else [layers]
         if not given:
             raise ValueError("layers must hold at least one SparseLinear, got none")
         for i, layer in enumerate(given):
@@ -278,7 +278,7 @@ class SET(_Dynamic):
         rng: RandomState = None,
     ) -> None:
         super().__init__(layers, optimizer, fraction=fraction, frequency=frequency, end=end)
-        self._rng = np.random.default_rng(rng)
+        self._rng = generator(rng)
 
     def _growth(self, layer: SparseLinear) -> Array:
         growth: Array = self._rng.random(layer.weight.shape, layer.weight.dtype.type)

@@ -244,7 +244,9 @@ def as_granularity(granularity: object) -> Granularity:
 
 def check_norm(norm: Norm) -> Norm:
     """Return `norm`, if it is 1, 2, infinity or "sum"."""
-    if norm == "sum" or norm in (1, 2, math.inf):
+    if (isinstance(norm, str) and norm == "sum") or (
+        isinstance(norm, (int, float, np.number)) and norm in (1, 2, math.inf)
+    ):
         return norm
     raise ValueError(f"norm must be 1, 2, inf or 'sum', got {norm!r}")
 

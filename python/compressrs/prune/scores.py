@@ -9,6 +9,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays, rebuild
+from compressrs._checks import generator
 from compressrs.nn import RandomState
 from compressrs.prune.statistics import InputStatistics
 
@@ -60,7 +61,10 @@ class Magnitude(Score):
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
         """Return the magnitudes."""
-        return rebuild(weights, map(np.abs, named_arrays(weights, "weights")[1]))
+        names, arrays = named_arrays(weights, "weights")
+        for w, name in zip(arrays, names, strict=True):
+            _require_float(w, name)
+        return rebuild(weights, map(np.abs, arrays))
 
 
 class Random(Score):
@@ -80,7 +84,7 @@ class Random(Score):
     """
 
     def __init__(self, rng: RandomState = None) -> None:
-        self._rng = np.random.default_rng(rng)
+        self._rng = generator(rng)
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
         """Draw scores, uniform in [0, 1)."""
@@ -143,8 +147,7 @@ class _Products(Score):
         wide = []
         for g, grad_name, w, name in zip(given, grad_names, arrays, names, strict=True):
             for array, its in ((w, name), (g, grad_name)):
-                if array.dtype not in _FLOATS and array.dtype.name != "bfloat16":
-                    raise TypeError(f"{its} must have a floating-point dtype, got {array.dtype}")
+                _require_float(array, its)
             if not np.isfinite(g).all():
                 # It would stay in the sum for good.
                 raise ValueError(f"{grad_name} must be finite, got NaN or infinity")
@@ -325,6 +328,11 @@ class Wanda(Score):
             norms = statistics.norms.astype(dtype).reshape(w.shape[1:])
             found.append(np.abs(w.astype(dtype, copy=False)) * norms)
         return rebuild(weights, iter(found))
+
+
+def _require_float(array: Array, name: str) -> None:
+    if array.dtype not in _FLOATS and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must have a floating-point dtype, got {array.dtype}")
 
 
 def as_score(score: object) -> Score:

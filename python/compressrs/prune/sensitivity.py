@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays, require_in_place
-from compressrs._checks import number
+from compressrs._checks import number, sequence
 from compressrs._files import write_atomically
 from compressrs._progress import progress_bar
 from compressrs._typing import Figure
@@ -153,7 +153,7 @@ def sensitivity(
     if not isinstance(sparsities, (Sequence, np.ndarray)) or isinstance(sparsities, str):
         raise TypeError(f"sparsities must be a sequence of numbers, got {sparsities!r}")
     chosen = as_granularity(granularity)
-    shares = [number(s, "sparsities", 0, below=1) for s in sparsities]
+    shares = [number(s, "sparsities", 0, below=1) for s in sequence(sparsities, "sparsities")]
     by_magnitude = score is None or type(score) is Magnitude
     scores = weights if by_magnitude else as_score(score).scores(weights)
     for name, w in zip(names, weights, strict=True):

@@ -50,7 +50,11 @@ class InputStatistics:
     def __init__(self, features: int, *, gram: bool = False) -> None:
         self.features = whole(features, "features", 1)
         shape = (self.features, self.features) if gram else (self.features,)
-        self._sums = np.zeros(shape)
+        try:
+            self._sums = np.zeros(shape)
+        except ValueError:
+            # What NumPy says of sizes that no address reaches.
+            raise MemoryError(f"features={self.features} are more than memory can hold") from None
         self.count = 0
 
     def update(self, x: Array) -> None:
@@ -132,8 +136,13 @@ def input_statistics(
         if isinstance(layer, Affine)
     }
     whole = isinstance(batches, np.ndarray) or hasattr(batches, "__dlpack__")
+    if not whole and not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an array or an iterable of arrays, got {type(batches).__name__}"
+        )
     given: Iterable[Any] = [batches] if whole else batches
-    for x in given:
+    for k, x in enumerate(given):
+        x = as_array(x, "batches" if whole else f"batches[{k}]")
         for i, layer in enumerate(model):
             if i in found:
                 found[i].update(x)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array, same_memory
-from compressrs._checks import whole
+from compressrs._checks import sequence, whole
 from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import index_in
@@ -68,6 +68,7 @@ def neurons(
     """
     keep = _vector(keep, "keep")
     cuts = _Cuts()
+    outputs, inputs = sequence(outputs, "outputs"), sequence(inputs, "inputs")
     for axis, name, given in ((0, "outputs", outputs), (1, "inputs", inputs)):
         for i, value in enumerate(given):
             cuts.add(as_array(value, f"{name}[{i}]"), axis, keep, f"{name}[{i}]")

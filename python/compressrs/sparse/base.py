@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, Shared, as_array
+from compressrs._checks import floating
 
 _M = TypeVar("_M", bound="SparseMatrix")
 
@@ -243,7 +244,7 @@ class SparseMatrix(Products):
 
     def astype(self: _M, dtype: npt.DTypeLike) -> _M:
         """Return a matrix with values of another dtype, float32 or float64."""
-        return self.with_data(self.data.astype(dtype))
+        return self.with_data(self.data.astype(floating(dtype, "dtype")))
 
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the matrix as an array; repeated entries are added up."""

@@ -106,9 +106,10 @@ class BSRMatrix(SparseMatrix):
             blocks of this shape, or both a threshold and a mask are given.
         """
         w = as_array(w, "w")
-        if block not in BLOCKSIZES:
+        if not isinstance(block, (tuple, list)) or tuple(block) not in BLOCKSIZES:
             sizes = ", ".join(map(str, BLOCKSIZES))
             raise ValueError(f"block must be {sizes}, got {block!r}")
+        block = block[0], block[1]
         if w.ndim != 2 or w.shape[0] % block[0] or w.shape[1] % block[1]:
             raise ValueError(f"w must have a shape that is a multiple of {block}, got {w.shape}")
         threshold = number(threshold, "threshold", 0)

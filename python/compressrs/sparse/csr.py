@@ -219,6 +219,7 @@ class CSRMatrix(SparseMatrix):
         ValueError
             If the shapes differ, or a pattern has repeated entries.
         """
+        _require_csr(pattern, "pattern")
         return pattern.with_data(carry(self.data, self, pattern, fill))
 
     def __add__(self, other: CSRMatrix) -> CSRMatrix:
@@ -233,11 +234,13 @@ class CSRMatrix(SparseMatrix):
 
     def union(self, other: CSRMatrix) -> CSRMatrix:
         """Return the places that either matrix stores, with this one's values, else 0."""
+        _require_csr(other, "other")
         a = self.canonical()
         return a.with_pattern(_of(union(a, other), None, a))
 
     def intersection(self, other: CSRMatrix) -> CSRMatrix:
         """Return the places that both matrices store, with this one's values."""
+        _require_csr(other, "other")
         a = self.canonical()
         return a.with_pattern(_of(intersection(a, other), None, a))
 
@@ -275,10 +278,18 @@ def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> n
     array([2., 0.])
     """
     values = as_array(values, "values")
+    _require_csr(old, "old")
+    _require_csr(new, "new")
+    fill = number(fill, "fill", finite=False)
     require_shape(old, new)
     if values.shape != (old.nnz,):
         raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
     return carried(values, old._core.locate(new._core), fill)
+
+
+def _require_csr(matrix: object, name: str) -> None:
+    if not isinstance(matrix, CSRMatrix):
+        raise TypeError(f"{name} must be a CSRMatrix, got {type(matrix).__name__}")
 
 
 def _of(key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix) -> CSRMatrix:
