@@ -161,7 +161,7 @@ def test_an_epoch_that_was_interrupted_is_taken_back(where, make):
         model = cr.nn.Linear(5, 4, dtype=np.float64, rng=0)
         opt = make(model.params)
         schedule = cr.optim.lr_scheduler.ExponentialLR(opt, 0.99)
-        return model, opt, D.Distiller(model, teacher, opt, scheduler=schedule, seed=2), schedule
+        return model, opt, D.Distiller(model, teacher, opt, scheduler=schedule, rng=2), schedule
 
     model, _, distiller, _ = start()
     history = distiller.fit(x, y, epochs=4, hard_epochs=2)
