@@ -8,8 +8,8 @@ use compressrs_core::linalg::cholesky::Factor;
 use compressrs_core::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
 use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{
-    Adagrad, Adam, BLOCK, Codes, Halves, Hyperparameters, MAX_STATES, Moments, Rounding, Scalars,
-    Sgd, StochasticRounding, Tensor, Weights, step,
+    Adagrad, Adam, BLOCK, Codes, Halves, MAX_STATES, Moments, Rounding, Rule, Scalars, Sgd,
+    StochasticRounding, Tensor, Weights, step,
 };
 use compressrs_core::prune::{Magnitude, rank};
 use compressrs_core::runtime::parallel::{self, SharedMut};
@@ -55,10 +55,10 @@ impl Kernel for Copy<'_> {
 
 /// Rules, and a copy by the same pool. All count the bytes that are read and written.
 fn optim(c: &mut Criterion) {
-    let adam = Adam::new(1e-3, (0.9, 0.999), 1e-8, 0.0, false, false, false).unwrap();
-    let momentum = Sgd::new(1e-3, 0.9, 0.0, 0.0, false, false).unwrap();
-    let adagrad = Adagrad::new(1e-3, 0.0, 0.0, 0.0, 1e-10, false).unwrap();
-    let rules: [(&str, &dyn Hyperparameters); 3] =
+    let adam = Adam::default();
+    let momentum = Sgd { momentum: 0.9, ..Default::default() };
+    let adagrad = Adagrad { lr: 1e-3, ..Default::default() };
+    let rules: [(&str, &dyn Rule); 3] =
         [("Adam", &adam), ("SGD with momentum", &momentum), ("Adagrad", &adagrad)];
     for n in [4_096, 65_536, 50_000_000] {
         let mut group = c.benchmark_group(format!("optim {n}"));

@@ -41,6 +41,7 @@ __all__ = [
     "rkd_loss",
     "rule_buffers",
     "rule_scalars",
+    "rules",
     "scale",
     "set_num_threads",
     "shutdown",
@@ -66,6 +67,7 @@ def rule_buffers(
     kind: str, group: dict[str, Any], param: _Array, name: str
 ) -> list[tuple[str, tuple[int, ...], str, float]]: ...
 def rule_scalars(kind: str, group: dict[str, Any]) -> list[str]: ...
+def rules() -> dict[str, dict[str, Any]]: ...
 
 class NonFiniteGradientError(ValueError): ...
 

@@ -20,7 +20,7 @@ from compressrs.distill.features import (
     rkd_distance_loss,
 )
 from compressrs.distill.kd import dkd_loss, kd_loss
-from compressrs.distill.softmax import log_softmax, logsumexp, softmax
+from compressrs.distill.probabilities import log_softmax, logsumexp, softmax
 from compressrs.distill.teachers import TopK, top_k
 
 if TYPE_CHECKING:

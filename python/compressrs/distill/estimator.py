@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from compressrs._checks import whole
 from compressrs.distill.distiller import Distiller
 from compressrs.distill.kd import kd_loss
-from compressrs.distill.softmax import softmax
+from compressrs.distill.probabilities import softmax
 from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.optim import Adam
 

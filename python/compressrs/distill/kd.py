@@ -13,7 +13,7 @@ from compressrs import _core
 from compressrs._arrays import Array, as_array, gradient_like
 from compressrs._checks import choice, number, share, whole
 from compressrs._warnings import warn
-from compressrs.distill.softmax import temperatures
+from compressrs.distill.probabilities import temperatures
 from compressrs.distill.teachers import TopK, as_teacher, name_rows
 
 _DIVERGENCES = ("forward_kl", "reverse_kl", "js")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array, compute_dtype
 from compressrs._checks import positive, whole
-from compressrs.distill.softmax import logsumexp
+from compressrs.distill.probabilities import logsumexp
 from compressrs.sparse import CSRMatrix
 
 

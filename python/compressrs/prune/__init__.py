@@ -18,7 +18,8 @@ that come first go, so that exactly as many do as were asked for.
 from compressrs.prune.allocation import erdos_renyi, erdos_renyi_kernel
 from compressrs.prune.dynamic import SET, RigL, rewire
 from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons
-from compressrs.prune.masks import (
+from compressrs.prune.layer_sensitivity import Sensitivity, sensitivity
+from compressrs.prune.masking import (
     block_mask,
     magnitude_mask,
     magnitude_threshold,
@@ -39,7 +40,6 @@ from compressrs.prune.schedules import (
 )
 from compressrs.prune.scores import Magnitude, Movement, Random, Score, Snip, Taylor, Wanda
 from compressrs.prune.selection import EmptyLayerWarning
-from compressrs.prune.sensitivity import Sensitivity, sensitivity
 from compressrs.prune.statistics import InputStatistics, input_statistics
 from compressrs.prune.structure import neurons, shrink
 

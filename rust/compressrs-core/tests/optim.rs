@@ -6,9 +6,9 @@ use std::sync::Mutex;
 
 use compressrs_core::numeric::element::Element;
 use compressrs_core::optim::{
-    Adam, BLOCK, Codes, Gradient, Halves, Hyperparameters, Lamb, Lion, MAX_STATES, Moments,
-    RmsProp, Rounding, Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate,
-    clamp, find_non_finite, lerp, mask_bytes, norm, scale, step,
+    Adam, BLOCK, Codes, Gradient, Halves, Lamb, Lion, MAX_STATES, Moments, RmsProp, Rounding, Rule,
+    Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate, clamp, find_non_finite,
+    lerp, mask_bytes, norm, scale, step,
 };
 use compressrs_core::runtime::parallel::{self, SharedMut};
 use half::{bf16, f16};
@@ -43,15 +43,27 @@ static ALLOCATOR: Counting = Counting;
 /// Tests that change the number of threads take turns.
 static THREADS: Mutex<()> = Mutex::new(());
 
-fn rules() -> Vec<Box<dyn Hyperparameters>> {
-    let adam = |amsgrad| Adam::new(0.1, (0.9, 0.99), 1e-8, 0.1, amsgrad, false, true);
+fn rules() -> Vec<Box<dyn Rule>> {
+    let adam = Adam {
+        lr: 0.1,
+        betas: [0.9, 0.99],
+        weight_decay: 0.1,
+        decoupled_weight_decay: true,
+        ..Default::default()
+    };
     vec![
-        Box::new(Sgd::new(0.1, 0.0, 0.0, 0.1, false, false).unwrap()),
-        Box::new(Sgd::new(0.1, 0.9, 0.1, 0.0, false, false).unwrap()),
-        Box::new(adam(false).unwrap()),
-        Box::new(adam(true).unwrap()),
-        Box::new(RmsProp::new(0.1, 0.9, 1e-8, 0.0, 0.5, true, false).unwrap()),
-        Box::new(Lion::new(0.1, (0.9, 0.99), 0.0, false).unwrap()),
+        Box::new(Sgd { lr: 0.1, weight_decay: 0.1, ..Default::default() }),
+        Box::new(Sgd { lr: 0.1, momentum: 0.9, dampening: 0.1, ..Default::default() }),
+        Box::new(adam),
+        Box::new(Adam { amsgrad: true, ..adam }),
+        Box::new(RmsProp {
+            lr: 0.1,
+            alpha: 0.9,
+            momentum: 0.5,
+            centered: true,
+            ..Default::default()
+        }),
+        Box::new(Lion { lr: 0.1, weight_decay: 0.0, ..Default::default() }),
     ]
 }
 
@@ -65,7 +77,7 @@ struct Owned {
 }
 
 impl Owned {
-    fn new(rule: &dyn Hyperparameters, len: usize, value: impl Fn(usize) -> f32) -> Self {
+    fn new(rule: &dyn Rule, len: usize, value: impl Fn(usize) -> f32) -> Self {
         let count = rule.states(1).len();
         let state = |s| if s < count { vec![0.0; len] } else { vec![] };
         Owned {
@@ -76,7 +88,7 @@ impl Owned {
         }
     }
 
-    fn tensor(&mut self, rule: &dyn Hyperparameters, t: u64) -> Tensor<'_, f32> {
+    fn tensor(&mut self, rule: &dyn Rule, t: u64) -> Tensor<'_, f32> {
         let shape = [self.param.len()];
         let states = self.states.each_mut().map(|s| Moments::from(s.as_mut_slice()));
         let update = rule.at(t, &mut Scalars::default());
@@ -157,8 +169,8 @@ fn half_precision_needs_no_formula() {
     ) where
         for<'a> &'a [H]: Into<Values<'a>>,
     {
-        let lamb = Lamb::new(0.1, (0.9, 0.99), 1e-6, 0.0, 0.1, false).unwrap();
-        for rule in rules().into_iter().chain([Box::new(lamb) as Box<dyn Hyperparameters>]) {
+        let lamb = Lamb { lr: 0.1, betas: [0.9, 0.99], weight_decay: 0.1, ..Default::default() };
+        for rule in rules().into_iter().chain([Box::new(lamb) as Box<dyn Rule>]) {
             let rule = &*rule;
             // More than a block, and not a whole number of them.
             let mut single = Owned::new(rule, 2 * BLOCK + 3, |i| H::store(value(i)).load());
@@ -190,7 +202,7 @@ fn coded<'a>(codes: &'a mut [u8], scales: &'a mut [f32], divisor: bool) -> Codes
 /// A step with moments in 8 bits is one with the decoded moments, encoded.
 #[test]
 fn moments_in_8_bits_need_no_formula() {
-    let rule = Adam::new(0.1, (0.9, 0.99), 1e-8, 0.0, false, false, false).unwrap();
+    let rule = Adam { lr: 0.1, betas: [0.9, 0.99], ..Default::default() };
     let len = 2 * BLOCK + 3;
     let mut full = Owned::new(&rule, len, value);
     let (mut m, mut v) = (vec![0; len], vec![0; len]);
@@ -262,7 +274,7 @@ fn codes_keep_what_is_not_finite() {
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     let _turn = THREADS.lock();
-    let rule = Lamb::new(0.1, (0.9, 0.99), 1e-6, 0.0, 0.1, false).unwrap();
+    let rule = Lamb { lr: 0.1, betas: [0.9, 0.99], weight_decay: 0.1, ..Default::default() };
     let before = parallel::num_threads().unwrap();
     let results = [1, 2, 3, 8].map(|threads| {
         parallel::set_num_threads(threads).unwrap();

@@ -40,7 +40,7 @@ mod _core {
         refuse_nan,
     };
     #[pymodule_export]
-    use crate::rules::{rule_buffers, rule_scalars};
+    use crate::rules::{rule_buffers, rule_scalars, rules};
     #[pymodule_export]
     use crate::sparse::{Sparse, csr_from_dense};
     #[pymodule_export]

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{
-    self as core, Gradient, MAX_SCALARS, Scalars, State, StochasticRounding, Tensor, Update,
+    self as core, Gradient, MAX_SCALARS, Rule, Scalars, State, StochasticRounding, Tensor, Update,
     mask_bytes,
 };
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
@@ -16,7 +16,7 @@ use crate::buffers::{
     Array, Compute, Dtype, Layout, Name, Regions, data, number, require_writable, with_compute,
 };
 use crate::errors::{NonFiniteGradientError, run};
-use crate::rules::{Group, Make, Rule, make};
+use crate::rules::{Group, read};
 use crate::storage::{RawBuffer, Storage, values};
 
 /// An array that was checked, and what it was then.
@@ -81,7 +81,8 @@ impl Slot {
 /// gradients and that no parameter has moved.
 #[pyclass(frozen, module = "compressrs._core")]
 pub struct Stepper {
-    make: Make,
+    /// Name of the rule.
+    kind: String,
     slots: Vec<Slot>,
     /// Number of parameter groups.
     groups: usize,
@@ -110,10 +111,9 @@ impl Stepper {
         steps: &Bound<'py, PyAny>,
         scalars: &Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let make = make(kind)?;
         let rules = groups
             .iter()
-            .map(|g| Ok((make(&Group(g))?, Storage::new(g)?)))
+            .map(|g| Ok((read(kind, &Group(g))?, Storage::new(g)?)))
             .collect::<PyResult<Vec<_>>>()?;
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
@@ -142,7 +142,14 @@ impl Stepper {
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
         let (steps, scalars) = (steps.array.unbind(), scalars.array.unbind());
-        Ok(Stepper { make, slots: checked, groups: rules.len(), steps, scalars, regions })
+        Ok(Stepper {
+            kind: kind.to_owned(),
+            slots: checked,
+            groups: rules.len(),
+            steps,
+            scalars,
+            regions,
+        })
     }
 
     /// One step. `grads`: an array or None for each tensor; `groups`: the dicts of
@@ -176,7 +183,7 @@ impl Stepper {
         let mut rules = Vec::with_capacity(groups.len());
         for group in groups.iter() {
             let group = group.cast::<PyDict>()?;
-            let rule = (self.make)(&Group(group))?;
+            let rule = read(&self.kind, &Group(group))?;
             let frozen = Group(group).is_frozen()?;
             rules.push((!frozen).then_some((rule, Storage::new(group)?, Group(group).seed()?)));
         }
@@ -201,7 +208,7 @@ impl Stepper {
             let update = match jobs.last() {
                 Some(job) if last == Some(key) && rule.scalars().is_empty() => job.update,
                 _ => {
-                    slot.require_states_of(rule, *storage)?;
+                    slot.require_states_of(rule.as_ref(), *storage)?;
                     rule.at(t, &mut numbers)
                 }
             };
@@ -239,7 +246,7 @@ impl Stepper {
 
 fn check_slot<'py>(
     (path, param, buffers, mask, group): SlotArguments<'py>,
-    rules: &[(Rule, Storage)],
+    rules: &[(Box<dyn Rule>, Storage)],
     mut owns: impl FnMut(std::ops::Range<usize>),
 ) -> PyResult<Slot> {
     let name = Name("params", &path);
@@ -303,7 +310,7 @@ impl Slot {
     }
 
     /// Requires that the rule's states are those that this slot has, stored so.
-    fn require_states_of(&self, rule: &Rule, storage: Storage) -> PyResult<()> {
+    fn require_states_of(&self, rule: &dyn Rule, storage: Storage) -> PyResult<()> {
         let needed = rule.states(self.shape().len());
         let names = |states: &[State]| states.iter().map(|s| s.name).collect::<Vec<_>>();
         if names(&needed) != names(&self.states) {

@@ -14,7 +14,6 @@ use pyo3::types::{PyDict, PyString};
 
 use crate::buffers::{Array, Dtype, Name};
 use crate::errors::run;
-use crate::rules::state_shape;
 
 /// What moments are kept in.
 #[derive(Clone, Copy, PartialEq)]
@@ -297,6 +296,18 @@ fn check_codes<'py>(
         unsafe { (codes.slice_mut(), scales.slice_mut(), x.slice_mut::<f32>()) };
     let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
     body(Codes { codes, scales, divisor }, x)
+}
+
+/// The shape of a state of a parameter.
+fn state_shape(kind: StateShape, parameter: &[usize]) -> Vec<usize> {
+    let mut shape = parameter.to_vec();
+    let axes = shape.len();
+    match kind {
+        StateShape::Parameter => {}
+        StateShape::Rows => shape[axes - 1] = 1,
+        StateShape::Columns => shape[axes - 2] = 1,
+    }
+    shape
 }
 
 /// Encodes a float32 array in 8 bits, rounded to nearest: int8 codes for a moment,

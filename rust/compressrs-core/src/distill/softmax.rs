@@ -6,8 +6,9 @@ use super::GRAIN;
 use super::sheet::{
     LANES, MAX_TURNED, TURNED, by_row, max_of, spread, sweep, turn, turn_back, update,
 };
-use super::wide::{narrow, wide_len, widen};
+use super::wide::wide_len;
 use crate::numeric::element::{Element, Float};
+use crate::numeric::elementwise::convert_into;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -271,9 +272,9 @@ impl<T: Element> Kernel for Softmax<'_, T> {
             if let (Some(x), Some(y)) = (T::as_compute(x), T::as_compute_mut(out)) {
                 softmax_sheet::<_, 1>(form, scale, x, y);
             } else {
-                widen(x, wide_x);
+                convert_into(x, wide_x);
                 softmax_sheet::<_, 1>(form, scale, wide_x, wide_y);
-                narrow(wide_y, out);
+                convert_into(wide_y, out);
             }
         }
     }
@@ -350,7 +351,7 @@ impl<T: Element> Kernel for LogSumExp<'_, T> {
                 let rows = Turned::new(axis, sheet);
                 rows.load(|range| &z[range], &mut x);
                 let sums = logsumexp_sheet::<_, TURNED>(rows.scales(temperature), &x);
-                narrow(&sums[..rows.rows], write(rows.first..rows.first + rows.rows));
+                convert_into(&sums[..rows.rows], write(rows.first..rows.first + rows.rows));
             }
             return;
         }
@@ -361,10 +362,10 @@ impl<T: Element> Kernel for LogSumExp<'_, T> {
             let sum = if let Some(x) = T::as_compute(x) {
                 logsumexp_sheet::<_, 1>(scale, x)
             } else {
-                widen(x, &mut wide);
+                convert_into(x, &mut wide);
                 logsumexp_sheet::<_, 1>(scale, &wide)
             };
-            narrow(&sum, write(row..row + 1));
+            convert_into(&sum, write(row..row + 1));
         }
     }
 }

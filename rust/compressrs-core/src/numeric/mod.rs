@@ -1,6 +1,7 @@
-//! Element types, `exp` and `ln` as vectors, reductions in a fixed order, stochastic rounding.
+//! Element types and loops over them, `exp` and `ln` as vectors, reductions in a fixed order, stochastic rounding.
 
 pub mod element;
+pub mod elementwise;
 pub mod exp;
 pub mod lanes;
 pub mod log;

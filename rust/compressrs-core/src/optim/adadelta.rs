@@ -1,53 +1,35 @@
 //! Adadelta.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{decay_rate, non_negative};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Adadelta.
-///
-/// ```text
-/// g      <- g + weight_decay theta
-/// sq     <- rho sq + (1 - rho) g^2
-/// delta   = sqrt(acc + eps) / sqrt(sq + eps) g
-/// acc    <- rho acc + (1 - rho) delta^2
-/// theta  <- theta - lr delta
-/// ```
-///
-/// Source: Zeiler (arXiv 1212.5701, algorithm 1), with the factor `lr` of
-/// `torch.optim.Adadelta`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adadelta {
-    lr: f64,
-    rho: f64,
-    eps: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Adadelta {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of Adadelta.
     ///
-    /// # Errors
-    /// `rho` is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        rho: f64,
-        eps: f64,
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        Ok(Adadelta {
-            lr: non_negative("lr", lr)?,
-            rho: decay_rate("rho", rho)?,
-            eps: non_negative("eps", eps)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// g      <- g + weight_decay theta
+    /// sq     <- rho sq + (1 - rho) g^2
+    /// delta   = sqrt(acc + eps) / sqrt(sq + eps) g
+    /// acc    <- rho acc + (1 - rho) delta^2
+    /// theta  <- theta - lr delta
+    /// ```
+    ///
+    /// Source: Zeiler (arXiv 1212.5701, algorithm 1), with the factor `lr` of
+    /// `torch.optim.Adadelta`.
+    Adadelta = "adadelta" {
+        /// Learning rate.
+        lr: f64 = 1.0, NON_NEGATIVE;
+        /// Decay rate of both means.
+        rho: f64 = 0.9, DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-6, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Adadelta {
+impl Rule for Adadelta {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::divisor("square_avg"), State::divisor("acc_delta")]
     }
@@ -60,10 +42,6 @@ impl Hyperparameters for Adadelta {
             eps: self.eps,
             weight_decay: self.weight_decay,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

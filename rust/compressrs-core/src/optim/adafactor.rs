@@ -1,7 +1,7 @@
 //! Adafactor: a second moment that is stored as a row and a column.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, StateShape, Update};
-use super::rule::{coefficients, non_negative, require, weight_decay};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficients, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::{sums, total};
@@ -10,59 +10,36 @@ use crate::runtime::parallel::{self, SharedMut};
 /// Elements whose column sums one task adds up.
 const BLOCK: usize = 1 << 16;
 
-/// Hyperparameters of Adafactor.
-///
-/// ```text
-/// b       = t^beta2_decay
-/// row    <- row + b (mean over each row of g^2 - row)
-/// col    <- col + b (mean over each column of g^2 - col)
-/// v       = row col / max(mean of row, eps[0])       (a moment of its own for vectors)
-/// u       = g / sqrt(max(v, eps[0]^2))
-/// alpha   = max(eps[1], rms(theta)) min(lr, 1 / sqrt(t))
-/// theta  <- (1 - lr weight_decay) theta - alpha u / max(1, rms(u) / d)
-/// ```
-///
-/// Rows and columns are the last two axes. Source: Shazeer & Stern (arXiv
-/// 1804.04235, algorithms 4 to 6), in the form of `torch.optim.Adafactor`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adafactor {
-    lr: f64,
-    beta2_decay: f64,
-    eps1: Option<f64>,
-    eps2: f64,
-    d: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Adafactor {
-    /// Checks the hyperparameters. `eps.0` is the machine epsilon if None.
+hyperparameters! {
+    /// Hyperparameters of Adafactor.
     ///
-    /// # Errors
-    /// `beta2_decay` is positive, `d` is below 1, or another is negative; or one is
-    /// not finite.
-    pub fn new(
-        lr: f64,
-        beta2_decay: f64,
-        eps: (Option<f64>, f64),
-        d: f64,
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let negative = beta2_decay.is_finite() && beta2_decay <= 0.0;
-        Ok(Adafactor {
-            lr: non_negative("lr", lr)?,
-            beta2_decay: require("beta2_decay", beta2_decay, negative, "a finite number <= 0")?,
-            eps1: eps.0.map(|eps| non_negative("eps[0]", eps)).transpose()?,
-            eps2: non_negative("eps[1]", eps.1)?,
-            d: require("d", d, d.is_finite() && d >= 1.0, "a finite number >= 1")?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// b       = t^beta2_decay
+    /// row    <- row + b (mean over each row of g^2 - row)
+    /// col    <- col + b (mean over each column of g^2 - col)
+    /// v       = row col / max(mean of row, eps[0])       (a moment of its own for vectors)
+    /// u       = g / sqrt(max(v, eps[0]^2))
+    /// alpha   = max(eps[1], rms(theta)) min(lr, 1 / sqrt(t))
+    /// theta  <- (1 - lr weight_decay) theta - alpha u / max(1, rms(u) / d)
+    /// ```
+    ///
+    /// Rows and columns are the last two axes. Source: Shazeer & Stern (arXiv
+    /// 1804.04235, algorithms 4 to 6), in the form of `torch.optim.Adafactor`.
+    Adafactor = "adafactor" {
+        /// Learning rate.
+        lr: f64 = 1e-2, NON_NEGATIVE;
+        /// Exponent of the step number in the decay rate of the second moment.
+        beta2_decay: f64 = -0.8, NON_POSITIVE;
+        /// Least root of the second moment (the machine epsilon if None), and least scale of a parameter.
+        eps: (Option<f64>, f64) = (None, 1e-3), NON_NEGATIVE;
+        /// Root mean square of an update from which on it is clipped.
+        d: f64 = 1.0, AT_LEAST_ONE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Adafactor {
+impl Rule for Adafactor {
     fn states(&self, axes: usize) -> Vec<State> {
         if axes < 2 {
             return vec![State::exact("variance")];
@@ -77,16 +54,12 @@ impl Hyperparameters for Adafactor {
         let (_, shrink) = weight_decay(self.lr, self.weight_decay, true);
         Update::Adafactor(Factored {
             blend: (t as f64).powf(self.beta2_decay),
-            eps1: self.eps1,
-            eps2: self.eps2,
+            eps1: self.eps.0,
+            eps2: self.eps.1,
             d: self.d,
             shrink,
             rate: self.lr.min((t as f64).sqrt().recip()),
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

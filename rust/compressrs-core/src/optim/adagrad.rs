@@ -1,56 +1,37 @@
 //! Adagrad.
 
-use super::rule::non_negative;
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Adagrad.
-///
-/// ```text
-/// g     <- g + weight_decay theta
-/// sum   <- sum + g^2                       (initial_accumulator_value at first)
-/// theta <- theta - lr / (1 + (t - 1) lr_decay) g / (sqrt(sum) + eps)
-/// ```
-///
-/// Source: Duchi, Hazan & Singer (JMLR 12, 2011), in the form of
-/// `torch.optim.Adagrad`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adagrad {
-    lr: f64,
-    lr_decay: f64,
-    weight_decay: f64,
-    initial: f64,
-    eps: f64,
-    maximize: bool,
-}
-
-impl Adagrad {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of Adagrad.
     ///
-    /// # Errors
-    /// One is negative or not finite.
-    pub fn new(
-        lr: f64,
-        lr_decay: f64,
-        weight_decay: f64,
-        initial_accumulator_value: f64,
-        eps: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        Ok(Adagrad {
-            lr: non_negative("lr", lr)?,
-            lr_decay: non_negative("lr_decay", lr_decay)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            initial: non_negative("initial_accumulator_value", initial_accumulator_value)?,
-            eps: non_negative("eps", eps)?,
-            maximize,
-        })
+    /// ```text
+    /// g     <- g + weight_decay theta
+    /// sum   <- sum + g^2                       (initial_accumulator_value at first)
+    /// theta <- theta - lr / (1 + (t - 1) lr_decay) g / (sqrt(sum) + eps)
+    /// ```
+    ///
+    /// Source: Duchi, Hazan & Singer (JMLR 12, 2011), in the form of
+    /// `torch.optim.Adagrad`.
+    Adagrad = "adagrad" {
+        /// Learning rate.
+        lr: f64 = 1e-2, NON_NEGATIVE;
+        /// Decay of the learning rate.
+        lr_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// What the sum of squares starts with.
+        initial_accumulator_value: f64 = 0.0, NON_NEGATIVE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-10, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Adagrad {
+impl Rule for Adagrad {
     fn states(&self, _: usize) -> Vec<State> {
-        vec![State { initial: self.initial, ..State::divisor("sum") }]
+        vec![State { initial: self.initial_accumulator_value, ..State::divisor("sum") }]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -59,10 +40,6 @@ impl Hyperparameters for Adagrad {
             weight_decay: self.weight_decay,
             eps: self.eps,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

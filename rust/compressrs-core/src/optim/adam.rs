@@ -1,66 +1,44 @@
 //! Adam and AdamW: one formula, in which a neutral coefficient switches either
 //! kind of weight decay off.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{betas, bias_correction, non_negative, variant, weight_decay};
+use super::hyperparameters::hyperparameters;
+use super::rule::{
+    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant, weight_decay,
+};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Adam and AdamW.
-///
-/// ```text
-/// g     <- g + weight_decay theta               (Adam: L2 penalty)
-/// theta <- theta - lr weight_decay theta        (AdamW: decoupled)
-/// m     <- beta1 m + (1 - beta1) g
-/// v     <- beta2 v + (1 - beta2) g^2
-/// v'     = v / (1 - beta2^t)                    (amsgrad: of the largest v so far)
-/// theta <- theta - lr / (1 - beta1^t) m / (sqrt(v') + eps)
-/// ```
-///
-/// Sources: Kingma & Ba (arXiv 1412.6980, algorithm 1); Loshchilov & Hutter
-/// (arXiv 1711.05101, algorithm 2) for the decoupled decay; Reddi, Kale & Kumar
-/// (arXiv 1904.09237) for amsgrad.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adam {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    weight_decay: f64,
-    decoupled: bool,
-    amsgrad: bool,
-    maximize: bool,
-}
-
-impl Adam {
-    /// Checks the hyperparameters; `decoupled` chooses AdamW.
+hyperparameters! {
+    /// Hyperparameters of Adam and AdamW.
     ///
-    /// # Errors
-    /// `lr`, `eps` or `weight_decay` is negative or not finite, or a beta is not
-    /// in `[0, 1)`.
-    pub fn new(
-        lr: f64,
-        both: (f64, f64),
-        eps: f64,
-        weight_decay: f64,
-        amsgrad: bool,
-        maximize: bool,
-        decoupled: bool,
-    ) -> Result<Self, OutOfRange> {
-        let (beta1, beta2) = betas(both)?;
-        Ok(Adam {
-            lr: non_negative("lr", lr)?,
-            beta1,
-            beta2,
-            eps: non_negative("eps", eps)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            decoupled,
-            amsgrad,
-            maximize,
-        })
+    /// ```text
+    /// g     <- g + weight_decay theta               (Adam: L2 penalty)
+    /// theta <- theta - lr weight_decay theta        (AdamW: decoupled)
+    /// m     <- beta1 m + (1 - beta1) g
+    /// v     <- beta2 v + (1 - beta2) g^2
+    /// v'     = v / (1 - beta2^t)                    (amsgrad: of the largest v so far)
+    /// theta <- theta - lr / (1 - beta1^t) m / (sqrt(v') + eps)
+    /// ```
+    ///
+    /// Sources: Kingma & Ba (arXiv 1412.6980, algorithm 1); Loshchilov & Hutter
+    /// (arXiv 1711.05101, algorithm 2) for the decoupled decay; Reddi, Kale & Kumar
+    /// (arXiv 1904.09237) for amsgrad.
+    Adam = "adam" {
+        /// Learning rate.
+        lr: f64 = 1e-3, NON_NEGATIVE;
+        /// Decay rates of the first and the second moment.
+        betas: [f64; 2] = [0.9, 0.999], DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-8, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Whether to divide by the largest second moment so far.
+        amsgrad: bool = false;
+        /// Whether the decay acts on the parameter itself, as in AdamW.
+        decoupled_weight_decay: bool = false;
     }
 }
 
-impl Hyperparameters for Adam {
+impl Rule for Adam {
     fn states(&self, _: usize) -> Vec<State> {
         let mut states = vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")];
         if self.amsgrad {
@@ -70,22 +48,18 @@ impl Hyperparameters for Adam {
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
-        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled);
+        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled_weight_decay);
         let moments = Moments {
             l2,
             shrink,
-            beta2: self.beta2,
-            one_minus_beta1: 1.0 - self.beta1,
-            one_minus_beta2: 1.0 - self.beta2,
-            rate: self.lr / bias_correction(self.beta1, t),
-            root_correction: bias_correction(self.beta2, t).sqrt().recip(),
+            beta2: self.betas[1],
+            one_minus_beta1: 1.0 - self.betas[0],
+            one_minus_beta2: 1.0 - self.betas[1],
+            rate: self.lr / bias_correction(self.betas[0], t),
+            root_correction: bias_correction(self.betas[1], t).sqrt().recip(),
             eps: self.eps,
         };
         if self.amsgrad { Update::Amsgrad(LargestMoments(moments)) } else { Update::Adam(moments) }
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

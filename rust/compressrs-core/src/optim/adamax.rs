@@ -1,71 +1,46 @@
 //! Adamax.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{betas, bias_correction, non_negative};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Adamax.
-///
-/// ```text
-/// g     <- g + weight_decay theta
-/// m     <- beta1 m + (1 - beta1) g
-/// u     <- max(beta2 u, |g| + eps)
-/// theta <- theta - lr / (1 - beta1^t) m / u
-/// ```
-///
-/// Source: Kingma & Ba (arXiv 1412.6980, algorithm 2), with the epsilon of
-/// `torch.optim.Adamax`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adamax {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Adamax {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of Adamax.
     ///
-    /// # Errors
-    /// A beta is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        both: (f64, f64),
-        eps: f64,
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let (beta1, beta2) = betas(both)?;
-        Ok(Adamax {
-            lr: non_negative("lr", lr)?,
-            beta1,
-            beta2,
-            eps: non_negative("eps", eps)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// g     <- g + weight_decay theta
+    /// m     <- beta1 m + (1 - beta1) g
+    /// u     <- max(beta2 u, |g| + eps)
+    /// theta <- theta - lr / (1 - beta1^t) m / u
+    /// ```
+    ///
+    /// Source: Kingma & Ba (arXiv 1412.6980, algorithm 2), with the epsilon of
+    /// `torch.optim.Adamax`.
+    Adamax = "adamax" {
+        /// Learning rate.
+        lr: f64 = 2e-3, NON_NEGATIVE;
+        /// Decay rates of the first moment and of the infinity norm.
+        betas: [f64; 2] = [0.9, 0.999], DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-8, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Adamax {
+impl Rule for Adamax {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("exp_avg"), State::divisor("exp_inf")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
         Update::Adamax(InfinityNorm {
-            rate: self.lr / bias_correction(self.beta1, t),
-            one_minus_beta1: 1.0 - self.beta1,
-            beta2: self.beta2,
+            rate: self.lr / bias_correction(self.betas[0], t),
+            one_minus_beta1: 1.0 - self.betas[0],
+            beta2: self.betas[1],
             eps: self.eps,
             weight_decay: self.weight_decay,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,57 +1,37 @@
 //! ASGD: stochastic gradient descent that averages its iterates.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{non_negative, require};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of averaged stochastic gradient descent.
-///
-/// ```text
-/// g      <- g + weight_decay theta
-/// theta  <- (1 - lambd eta) theta - eta g
-/// ax     <- ax + mu (theta - ax)
-/// eta    <- lr / (1 + lambd lr t)^alpha      (lr before the first step)
-/// mu     <- 1 / max(1, t - t0)               (1 before the first step)
-/// ```
-///
-/// Source: Polyak & Juditsky, "Acceleration of stochastic approximation by
-/// averaging" (1992), in the form of `torch.optim.ASGD`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Asgd {
-    lr: f64,
-    lambd: f64,
-    alpha: f64,
-    t0: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Asgd {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of averaged stochastic gradient descent.
     ///
-    /// # Errors
-    /// `lr`, `lambd` or `weight_decay` is negative or not finite, or `alpha` or
-    /// `t0` is not finite.
-    pub fn new(
-        lr: f64,
-        lambd: f64,
-        alpha: f64,
-        t0: f64,
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        Ok(Asgd {
-            lr: non_negative("lr", lr)?,
-            lambd: non_negative("lambd", lambd)?,
-            alpha: require("alpha", alpha, alpha.is_finite(), "a finite number")?,
-            t0: require("t0", t0, t0.is_finite(), "a finite number")?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// g      <- g + weight_decay theta
+    /// theta  <- (1 - lambd eta) theta - eta g
+    /// ax     <- ax + mu (theta - ax)
+    /// eta    <- lr / (1 + lambd lr t)^alpha      (lr before the first step)
+    /// mu     <- 1 / max(1, t - t0)               (1 before the first step)
+    /// ```
+    ///
+    /// Source: Polyak & Juditsky, "Acceleration of stochastic approximation by
+    /// averaging" (1992), in the form of `torch.optim.ASGD`.
+    Asgd = "asgd" {
+        /// Learning rate.
+        lr: f64 = 1e-2, NON_NEGATIVE;
+        /// Decay of the parameter and of the step size.
+        lambd: f64 = 1e-4, NON_NEGATIVE;
+        /// Power of the decay of the step size.
+        alpha: f64 = 0.75, FINITE;
+        /// Step at which averaging starts.
+        t0: f64 = 1e6, FINITE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Asgd {
+impl Rule for Asgd {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::exact("ax")]
     }
@@ -73,10 +53,6 @@ impl Hyperparameters for Asgd {
             shrink: 1.0 - self.lambd * eta_now,
             weight_decay: self.weight_decay,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

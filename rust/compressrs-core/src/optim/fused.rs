@@ -13,8 +13,9 @@ use std::ops::Range;
 use half::bf16;
 
 use super::rule::{Formula, MAX_STATES};
-use super::storage::{Codes, Moments, Rounding, Values, Weights, convert};
+use super::storage::{Codes, Moments, Rounding, Values, Weights};
 use crate::numeric::element::{Element, Float};
+use crate::numeric::elementwise::convert;
 use crate::numeric::stochastic_rounding::{Of, StochasticRounding, Threshold, Thresholds};
 use crate::quantize::blockwise::{self, BLOCK};
 use crate::runtime::simd::{self, Kernel};

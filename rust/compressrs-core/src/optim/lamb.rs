@@ -1,80 +1,54 @@
 //! Lamb: Adam's direction, scaled for each tensor to the norm of its weights.
 
 use super::adam::moments;
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{betas, bias_correction, non_negative};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
 use super::step::Tensor;
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Lamb.
-///
-/// ```text
-/// m      <- beta1 m + (1 - beta1) g
-/// v      <- beta2 v + (1 - beta2) g^2
-/// u       = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t) + eps_root) + eps) + weight_decay theta
-/// theta  <- theta - lr |theta| / |u| u           (the ratio is 1 where a norm is 0)
-/// ```
-///
-/// Source: You et al. (arXiv 1904.00962, algorithm 2), in the form of
-/// `optax.lamb`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lamb {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    eps_root: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Lamb {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of Lamb.
     ///
-    /// # Errors
-    /// A beta is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        both: (f64, f64),
-        eps: f64,
-        eps_root: f64,
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let (beta1, beta2) = betas(both)?;
-        Ok(Lamb {
-            lr: non_negative("lr", lr)?,
-            beta1,
-            beta2,
-            eps: non_negative("eps", eps)?,
-            eps_root: non_negative("eps_root", eps_root)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// m      <- beta1 m + (1 - beta1) g
+    /// v      <- beta2 v + (1 - beta2) g^2
+    /// u       = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t) + eps_root) + eps) + weight_decay theta
+    /// theta  <- theta - lr |theta| / |u| u           (the ratio is 1 where a norm is 0)
+    /// ```
+    ///
+    /// Source: You et al. (arXiv 1904.00962, algorithm 2), in the form of
+    /// `optax.lamb`.
+    Lamb = "lamb" {
+        /// Learning rate.
+        lr: f64 = 1e-3, NON_NEGATIVE;
+        /// Decay rates of the first and the second moment.
+        betas: [f64; 2] = [0.9, 0.999], DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-6, NON_NEGATIVE;
+        /// Added to the second moment under the root.
+        eps_root: f64 = 0.0, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Lamb {
+impl Rule for Lamb {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")]
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
         Update::Lamb(Layerwise {
-            one_minus_beta1: 1.0 - self.beta1,
-            beta2: self.beta2,
-            one_minus_beta2: 1.0 - self.beta2,
-            correction: bias_correction(self.beta1, t).recip(),
-            square_correction: bias_correction(self.beta2, t).recip(),
+            one_minus_beta1: 1.0 - self.betas[0],
+            beta2: self.betas[1],
+            one_minus_beta2: 1.0 - self.betas[1],
+            correction: bias_correction(self.betas[0], t).recip(),
+            square_correction: bias_correction(self.betas[1], t).recip(),
             eps: self.eps,
             eps_root: self.eps_root,
             weight_decay: self.weight_decay,
             rate: self.lr,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,50 +1,30 @@
 //! Lion: the sign of an interpolated momentum.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{betas, non_negative, sign, weight_decay};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, sign, weight_decay};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of Lion.
-///
-/// ```text
-/// theta <- theta - lr (sign(beta1 m + (1 - beta1) g) + weight_decay theta)
-/// m     <- beta2 m + (1 - beta2) g
-/// ```
-///
-/// Source: Chen et al. (arXiv 2302.06675, algorithm 2), in the form of
-/// `optax.lion`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lion {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    weight_decay: f64,
-    maximize: bool,
-}
-
-impl Lion {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of Lion.
     ///
-    /// # Errors
-    /// A beta is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        both: (f64, f64),
-        weight_decay: f64,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let (beta1, beta2) = betas(both)?;
-        Ok(Lion {
-            lr: non_negative("lr", lr)?,
-            beta1,
-            beta2,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            maximize,
-        })
+    /// ```text
+    /// theta <- theta - lr (sign(beta1 m + (1 - beta1) g) + weight_decay theta)
+    /// m     <- beta2 m + (1 - beta2) g
+    /// ```
+    ///
+    /// Source: Chen et al. (arXiv 2302.06675, algorithm 2), in the form of
+    /// `optax.lion`.
+    Lion = "lion" {
+        /// Learning rate.
+        lr: f64 = 1e-4, NON_NEGATIVE;
+        /// Decay rates of the direction and of the momentum.
+        betas: [f64; 2] = [0.9, 0.99], DECAY_RATE;
+        /// Weight decay.
+        weight_decay: f64 = 1e-3, NON_NEGATIVE;
     }
 }
 
-impl Hyperparameters for Lion {
+impl Rule for Lion {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("exp_avg")]
     }
@@ -54,13 +34,9 @@ impl Hyperparameters for Lion {
         Update::Lion(Signs {
             lr: self.lr,
             shrink,
-            one_minus_beta1: 1.0 - self.beta1,
-            one_minus_beta2: 1.0 - self.beta2,
+            one_minus_beta1: 1.0 - self.betas[0],
+            one_minus_beta2: 1.0 - self.betas[1],
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,7 +1,7 @@
 //! Update rules of optimizers, and what is done to gradients and weights around
 //! a step.
 //!
-//! A rule is one file: its hyperparameters, checked when they are made, and its
+//! A rule is one file: its hyperparameters, declared with defaults and ranges, and its
 //! scalar formula ([`Formula`]). The one driver ([`step`](fn@step)) applies a
 //! formula to any number of tensors, in parallel, in place. [`Lamb`],
 //! [`Adafactor`] and [`Muon`] also look at a tensor as a whole.
@@ -14,6 +14,7 @@ mod adamax;
 mod asgd;
 mod blend;
 mod fused;
+mod hyperparameters;
 mod lamb;
 mod lion;
 mod momentum;
@@ -37,6 +38,7 @@ pub use adam::Adam;
 pub use adamax::Adamax;
 pub use asgd::Asgd;
 pub use blend::{accumulate, clamp, lerp, scale};
+pub use hyperparameters::{Hyperparameters, Maximize, OutOfRange, Parameter, Range, Source, Value};
 pub use lamb::Lamb;
 pub use lion::Lion;
 pub use momentum::Momentum;
@@ -47,8 +49,8 @@ pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use rprop::Rprop;
 pub use rule::{
-    Formula, Hyperparameters, MAX_SCALARS, MAX_STATES, OutOfRange, Scalars, State, StateKind,
-    StateShape, Update,
+    Formula, MAX_SCALARS, MAX_STATES, Reader, Rule, Scalars, State, StateKind, StateShape, Update,
+    reader, rules,
 };
 pub use sgd::Sgd;
 pub use step::{Tensor, mask_bytes, step};

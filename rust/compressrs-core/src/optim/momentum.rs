@@ -1,54 +1,35 @@
 //! Classical momentum: the learning rate stands inside the velocity.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{decay_rate, non_negative};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of classical (heavy-ball) momentum.
-///
-/// ```text
-/// g     <- g + weight_decay theta
-/// v     <- momentum v - lr g
-/// theta <- theta + v                       (+ momentum v - lr g if nesterov)
-/// ```
-///
-/// For a constant learning rate this is [`Sgd`](super::Sgd) with momentum; when
-/// the rate changes, past gradients keep the rate they came with. Source: Polyak
-/// (1964); Sutskever, Martens, Dahl & Hinton (ICML 2013), equations 1 to 4; the
-/// form of Keras and scikit-learn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Momentum {
-    lr: f64,
-    momentum: f64,
-    weight_decay: f64,
-    nesterov: bool,
-    maximize: bool,
-}
-
-impl Momentum {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of classical (heavy-ball) momentum.
     ///
-    /// # Errors
-    /// `lr` or `weight_decay` is negative or not finite, or `momentum` is not in
-    /// `[0, 1)`.
-    pub fn new(
-        lr: f64,
-        momentum: f64,
-        weight_decay: f64,
-        nesterov: bool,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        Ok(Momentum {
-            lr: non_negative("lr", lr)?,
-            momentum: decay_rate("momentum", momentum)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            nesterov,
-            maximize,
-        })
+    /// ```text
+    /// g     <- g + weight_decay theta
+    /// v     <- momentum v - lr g
+    /// theta <- theta + v                       (+ momentum v - lr g if nesterov)
+    /// ```
+    ///
+    /// For a constant learning rate this is [`Sgd`](super::Sgd) with momentum; when
+    /// the rate changes, past gradients keep the rate they came with. Source: Polyak
+    /// (1964); Sutskever, Martens, Dahl & Hinton (ICML 2013), equations 1 to 4; the
+    /// form of Keras and scikit-learn.
+    Momentum = "momentum" {
+        /// Learning rate.
+        lr: f64 = 1e-3, NON_NEGATIVE;
+        /// What is kept of the velocity.
+        momentum: f64 = 0.9, DECAY_RATE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Whether to look ahead by the velocity.
+        nesterov: bool = false;
     }
 }
 
-impl Hyperparameters for Momentum {
+impl Rule for Momentum {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("velocity")]
     }
@@ -60,10 +41,6 @@ impl Hyperparameters for Momentum {
             weight_decay: self.weight_decay,
             nesterov: self.nesterov,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,7 +1,7 @@
 //! Muon: momentum, orthogonalized by a Newton-Schulz iteration.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update};
-use super::rule::{coefficients, non_negative, require, weight_decay};
+use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
 use crate::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
 use crate::numeric::element::Float;
@@ -19,73 +19,66 @@ pub enum AdjustLr {
     SpectralUnclamped,
 }
 
-/// Hyperparameters of Muon.
-///
-/// ```text
-/// buf    <- momentum buf + (1 - momentum) g
-/// u       = momentum buf + (1 - momentum) g if nesterov, else buf
-/// x       = u / max(|u|, eps), transposed if it has more rows than columns
-/// repeat ns_steps times:  a = x x^T,  x <- c[0] x + (c[1] a + c[2] a a) x
-/// theta  <- (1 - lr weight_decay) theta - lr adjustment x
-/// ```
-///
-/// `|u|` is the Frobenius norm, `c` the coefficients of the iteration, which runs
-/// in the type the parameter is computed in. Source: Jordan et al., "Muon: an
-/// optimizer for hidden layers in neural networks" (2024), in the form of
-/// `torch.optim.Muon`, whose iteration runs in bfloat16.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Muon {
-    lr: f64,
-    weight_decay: f64,
-    momentum: f64,
-    nesterov: bool,
-    coefficients: [f64; 3],
-    eps: f64,
-    ns_steps: u32,
-    adjust_lr: AdjustLr,
-    maximize: bool,
-}
+impl AdjustLr {
+    const ALL: [AdjustLr; 3] =
+        [AdjustLr::Original, AdjustLr::MatchRmsAdamW, AdjustLr::SpectralUnclamped];
 
-impl Muon {
-    /// Checks the hyperparameters.
-    ///
-    /// # Errors
-    /// `momentum` is not in `[0, 1)`, `eps` is not positive, `ns_steps` is not a
-    /// whole number from 0 to 99, or another is negative or not finite.
-    #[expect(clippy::too_many_arguments, reason = "the hyperparameters of PyTorch, in its order")]
-    pub fn new(
-        lr: f64,
-        weight_decay: f64,
-        momentum: f64,
-        nesterov: bool,
-        ns_coefficients: [f64; 3],
-        eps: f64,
-        ns_steps: f64,
-        adjust_lr: AdjustLr,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let names = ["ns_coefficients[0]", "ns_coefficients[1]", "ns_coefficients[2]"];
-        for (name, c) in names.into_iter().zip(ns_coefficients) {
-            require(name, c, c.is_finite(), "a finite number")?;
+    /// Its name in PyTorch.
+    fn name(self) -> &'static str {
+        match self {
+            AdjustLr::Original => "original",
+            AdjustLr::MatchRmsAdamW => "match_rms_adamw",
+            AdjustLr::SpectralUnclamped => "spectral_unclamped",
         }
-        let whole = (0.0..100.0).contains(&ns_steps) && ns_steps.fract() == 0.0;
-        require("ns_steps", ns_steps, whole, "a whole number from 0 to 99")?;
-        let momentum_ok = (0.0..1.0).contains(&momentum);
-        Ok(Muon {
-            lr: non_negative("lr", lr)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            momentum: require("momentum", momentum, momentum_ok, "in [0, 1)")?,
-            nesterov,
-            coefficients: ns_coefficients,
-            eps: require("eps", eps, eps.is_finite() && eps > 0.0, "a finite number > 0")?,
-            ns_steps: ns_steps as u32,
-            adjust_lr,
-            maximize,
-        })
     }
 }
 
-impl Hyperparameters for Muon {
+impl Parameter for AdjustLr {
+    fn read<S: Source>(source: &S, name: &'static str) -> Result<Self, S::Error> {
+        let chosen = source.choice(name, &AdjustLr::ALL.map(AdjustLr::name))?;
+        Ok(AdjustLr::ALL[chosen.unwrap_or(0)])
+    }
+    fn value(&self) -> Value {
+        Value::Choice(self.name())
+    }
+}
+
+hyperparameters! {
+    /// Hyperparameters of Muon.
+    ///
+    /// ```text
+    /// buf    <- momentum buf + (1 - momentum) g
+    /// u       = momentum buf + (1 - momentum) g if nesterov, else buf
+    /// x       = u / max(|u|, eps), transposed if it has more rows than columns
+    /// repeat ns_steps times:  a = x x^T,  x <- c[0] x + (c[1] a + c[2] a a) x
+    /// theta  <- (1 - lr weight_decay) theta - lr adjustment x
+    /// ```
+    ///
+    /// `|u|` is the Frobenius norm, `c` the coefficients of the iteration, which runs
+    /// in the type the parameter is computed in. Source: Jordan et al., "Muon: an
+    /// optimizer for hidden layers in neural networks" (2024), in the form of
+    /// `torch.optim.Muon`, whose iteration runs in bfloat16.
+    Muon = "muon" {
+        /// Learning rate.
+        lr: f64 = 1e-3, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.1, NON_NEGATIVE;
+        /// Decay rate of the momentum buffer.
+        momentum: f64 = 0.95, DECAY_RATE;
+        /// Whether to look ahead by the momentum.
+        nesterov: bool = true;
+        /// Coefficients of the iteration.
+        ns_coefficients: [f64; 3] = [3.4445, -4.7750, 2.0315], FINITE;
+        /// Least norm to divide by.
+        eps: f64 = 1e-7, POSITIVE;
+        /// Number of iterations, a whole number.
+        ns_steps: f64 = 5.0, BELOW_100;
+        /// How the learning rate follows the shape.
+        adjust_lr_fn: AdjustLr = AdjustLr::Original;
+    }
+}
+
+impl Rule for Muon {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("momentum_buffer")]
     }
@@ -97,15 +90,11 @@ impl Hyperparameters for Muon {
             shrink,
             momentum: self.momentum,
             nesterov: self.nesterov,
-            coefficients: self.coefficients,
+            coefficients: self.ns_coefficients,
             eps: self.eps,
-            ns_steps: self.ns_steps,
-            adjust_lr: self.adjust_lr,
+            ns_steps: self.ns_steps as u32,
+            adjust_lr: self.adjust_lr_fn,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 
     fn accepts(&self, axes: usize) -> Result<(), &'static str> {

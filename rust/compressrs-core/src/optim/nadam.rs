@@ -1,68 +1,49 @@
 //! NAdam: Adam with Nesterov momentum.
 
 use super::adam::moments;
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{betas, bias_correction, non_negative, weight_decay};
+use super::hyperparameters::hyperparameters;
+use super::rule::{
+    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, weight_decay,
+};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of NAdam.
-///
-/// ```text
-/// g      <- g + weight_decay theta          (or decoupled, as AdamW)
-/// mu_t    = beta1 (1 - 0.96^(t momentum_decay) / 2)
-/// m      <- beta1 m + (1 - beta1) g
-/// v      <- beta2 v + (1 - beta2) g^2
-/// m'      = mu_(t+1) m / (1 - mu_1 ... mu_(t+1)) + (1 - mu_t) g / (1 - mu_1 ... mu_t)
-/// theta  <- theta - lr m' / (sqrt(v / (1 - beta2^t)) + eps)
-/// ```
-///
-/// Source: Dozat, "Incorporating Nesterov momentum into Adam" (ICLR workshop,
-/// 2016), in the form of `torch.optim.NAdam`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NAdam {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    weight_decay: f64,
-    momentum_decay: f64,
-    decoupled: bool,
-    maximize: bool,
+hyperparameters! {
+    /// Hyperparameters of NAdam.
+    ///
+    /// ```text
+    /// g      <- g + weight_decay theta          (or decoupled, as AdamW)
+    /// mu_t    = beta1 (1 - 0.96^(t momentum_decay) / 2)
+    /// m      <- beta1 m + (1 - beta1) g
+    /// v      <- beta2 v + (1 - beta2) g^2
+    /// m'      = mu_(t+1) m / (1 - mu_1 ... mu_(t+1)) + (1 - mu_t) g / (1 - mu_1 ... mu_t)
+    /// theta  <- theta - lr m' / (sqrt(v / (1 - beta2^t)) + eps)
+    /// ```
+    ///
+    /// Source: Dozat, "Incorporating Nesterov momentum into Adam" (ICLR workshop,
+    /// 2016), in the form of `torch.optim.NAdam`.
+    NAdam = "nadam" {
+        /// Learning rate.
+        lr: f64 = 2e-3, NON_NEGATIVE;
+        /// Decay rates of the first and the second moment.
+        betas: [f64; 2] = [0.9, 0.999], DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-8, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Decay of the momentum's schedule.
+        momentum_decay: f64 = 4e-3, NON_NEGATIVE;
+        /// Whether the decay acts on the parameter itself.
+        decoupled_weight_decay: bool = false;
+    }
 }
 
 impl NAdam {
-    /// Checks the hyperparameters.
-    ///
-    /// # Errors
-    /// A beta is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        both: (f64, f64),
-        eps: f64,
-        weight_decay: f64,
-        momentum_decay: f64,
-        decoupled_weight_decay: bool,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let (beta1, beta2) = betas(both)?;
-        Ok(NAdam {
-            lr: non_negative("lr", lr)?,
-            beta1,
-            beta2,
-            eps: non_negative("eps", eps)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            momentum_decay: non_negative("momentum_decay", momentum_decay)?,
-            decoupled: decoupled_weight_decay,
-            maximize,
-        })
-    }
-
     fn mu(&self, t: u64) -> f64 {
-        self.beta1 * (1.0 - 0.5 * 0.96f64.powf(t as f64 * self.momentum_decay))
+        self.betas[0] * (1.0 - 0.5 * 0.96f64.powf(t as f64 * self.momentum_decay))
     }
 }
 
-impl Hyperparameters for NAdam {
+impl Rule for NAdam {
     fn states(&self, _: usize) -> Vec<State> {
         vec![State::moment("exp_avg"), State::divisor("exp_avg_sq")]
     }
@@ -76,22 +57,18 @@ impl Hyperparameters for NAdam {
         // In single precision, as PyTorch keeps it, so that trajectories agree.
         let before = if t == 1 { 1.0 } else { *product as f32 };
         *product = f64::from(before * mu as f32);
-        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled);
+        let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled_weight_decay);
         Update::NAdam(Nesterov {
             l2,
             shrink,
-            one_minus_beta1: 1.0 - self.beta1,
-            beta2: self.beta2,
-            one_minus_beta2: 1.0 - self.beta2,
+            one_minus_beta1: 1.0 - self.betas[0],
+            beta2: self.betas[1],
+            one_minus_beta2: 1.0 - self.betas[1],
             gradient_rate: -self.lr * (1.0 - mu) / (1.0 - *product),
             momentum_rate: -self.lr * next / (1.0 - *product * next),
-            root_correction: bias_correction(self.beta2, t).sqrt().recip(),
+            root_correction: bias_correction(self.betas[1], t).sqrt().recip(),
             eps: self.eps,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,61 +1,41 @@
 //! RMSprop.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{decay_rate, non_negative, variant};
+use super::hyperparameters::hyperparameters;
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, variant};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of RMSprop.
-///
-/// ```text
-/// g      <- g + weight_decay theta
-/// sq     <- alpha sq + (1 - alpha) g^2
-/// mean   <- alpha mean + (1 - alpha) g                 (centered)
-/// d       = g / (sqrt(sq) + eps), or g / (sqrt(sq - mean^2) + eps) if centered
-/// buf    <- momentum buf + d                           (momentum)
-/// theta  <- theta - lr buf, or lr d without momentum
-/// ```
-///
-/// Where rounding makes `sq - mean^2` negative it counts as 0. Source: Tieleman &
-/// Hinton, lecture 6.5 (2012); Graves (arXiv 1308.0850) for the centered form; in
-/// the form of `torch.optim.RMSprop`, with epsilon outside the root.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RmsProp {
-    lr: f64,
-    alpha: f64,
-    eps: f64,
-    weight_decay: f64,
-    momentum: f64,
-    centered: bool,
-    maximize: bool,
-}
-
-impl RmsProp {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of RMSprop.
     ///
-    /// # Errors
-    /// `alpha` is not in `[0, 1)`, or another is negative or not finite.
-    pub fn new(
-        lr: f64,
-        alpha: f64,
-        eps: f64,
-        weight_decay: f64,
-        momentum: f64,
-        centered: bool,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        Ok(RmsProp {
-            lr: non_negative("lr", lr)?,
-            alpha: decay_rate("alpha", alpha)?,
-            eps: non_negative("eps", eps)?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            momentum: non_negative("momentum", momentum)?,
-            centered,
-            maximize,
-        })
+    /// ```text
+    /// g      <- g + weight_decay theta
+    /// sq     <- alpha sq + (1 - alpha) g^2
+    /// mean   <- alpha mean + (1 - alpha) g                 (centered)
+    /// d       = g / (sqrt(sq) + eps), or g / (sqrt(sq - mean^2) + eps) if centered
+    /// buf    <- momentum buf + d                           (momentum)
+    /// theta  <- theta - lr buf, or lr d without momentum
+    /// ```
+    ///
+    /// Where rounding makes `sq - mean^2` negative it counts as 0. Source: Tieleman &
+    /// Hinton, lecture 6.5 (2012); Graves (arXiv 1308.0850) for the centered form; in
+    /// the form of `torch.optim.RMSprop`, with epsilon outside the root.
+    RmsProp = "rmsprop" {
+        /// Learning rate.
+        lr: f64 = 1e-2, NON_NEGATIVE;
+        /// Decay rate of the mean of squares.
+        alpha: f64 = 0.99, DECAY_RATE;
+        /// Keeps the divisor from 0.
+        eps: f64 = 1e-8, NON_NEGATIVE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// What is kept of the last step.
+        momentum: f64 = 0.0, NON_NEGATIVE;
+        /// Whether to divide by the standard deviation.
+        centered: bool = false;
     }
 }
 
-impl Hyperparameters for RmsProp {
+impl Rule for RmsProp {
     fn states(&self, _: usize) -> Vec<State> {
         // Centered, the divisor is a difference of squares, which rounding could
         // make negative.
@@ -85,10 +65,6 @@ impl Hyperparameters for RmsProp {
             (true, false) => Update::RmsPropCentered(Centered(scaled)),
             (true, true) => Update::RmsPropCenteredMomentum(CenteredMomentum(scaled)),
         }
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -1,7 +1,9 @@
-//! What a rule is, and the list of all rules.
+//! What a rule is, and the lists of all rules and of all elementwise formulas.
+//!
+//! Rules and [`Update`] know each other: an update is a closed enum, so that a step over
+//! many small tensors calls no function by its address.
 
-use std::fmt;
-
+use super::hyperparameters::{Hyperparameters, Maximize, Source, Value};
 use super::{
     adadelta, adafactor, adagrad, adam, adamax, asgd, lamb, lion, momentum, muon, nadam, radam,
     rmsprop, rprop, sgd,
@@ -143,7 +145,7 @@ impl State {
 }
 
 /// A rule: the hyperparameters of one parameter group, checked.
-pub trait Hyperparameters {
+pub trait Rule: Maximize {
     /// The state buffers, in the order the formula takes them, for a parameter
     /// with this number of axes.
     fn states(&self, axes: usize) -> Vec<State>;
@@ -156,9 +158,6 @@ pub trait Hyperparameters {
 
     /// The coefficients of step number `t`, counted from 1. `scalars` are updated.
     fn at(&self, t: u64, scalars: &mut Scalars) -> Update;
-
-    /// Whether the objective is to be maximized: the gradient's sign is turned.
-    fn maximize(&self) -> bool;
 
     /// Whether the rule can update a parameter with this number of axes.
     ///
@@ -186,7 +185,7 @@ macro_rules! updates {
 
         /// Runs `$body` with the coefficients of an elementwise [`Update`] as
         /// `$formula`, cast to the compute type, else `$other`.
-        macro_rules! with_formula {
+        macro_rules! dispatch_elementwise {
             ($update:expr, $formula:ident => $body:expr, $other:expr) => {
                 match $update {
                     $(Update::$name($formula) => { let $formula = $formula.cast(); $body })*
@@ -194,7 +193,7 @@ macro_rules! updates {
                 }
             };
         }
-        pub(super) use with_formula;
+        pub(super) use dispatch_elementwise;
     };
 }
 
@@ -235,48 +234,43 @@ updates! {
     Asgd(asgd::Averaged<f64>),
 }
 
-/// A hyperparameter outside its range.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OutOfRange {
-    /// Name of the hyperparameter.
-    pub name: &'static str,
-    /// The value given.
-    pub value: f64,
-    /// What the value must be, as in "a finite number >= 0".
-    pub need: &'static str,
+/// What makes a rule of a group's hyperparameters.
+pub type Reader<S> = fn(&S) -> Result<Box<dyn Rule>, <S as Source>::Error>;
+
+/// Lists the rules, once for all that looks them up.
+macro_rules! rules {
+    ($($rule:ty,)*) => {
+        /// Name and default hyperparameters of every rule.
+        pub fn rules() -> Vec<(&'static str, Vec<(&'static str, Value)>)> {
+            vec![$((<$rule>::NAME, <$rule>::default().values()),)*]
+        }
+
+        /// What makes the rule of this name; None if there is none.
+        pub fn reader<S: Source>(name: &str) -> Option<Reader<S>> {
+            $(if name == <$rule>::NAME {
+                return Some(|source| Ok(Box::new(<$rule>::read(source)?)));
+            })*
+            None
+        }
+    };
 }
 
-impl fmt::Display for OutOfRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} must be {}, got {}", self.name, self.need, self.value)
-    }
-}
-
-impl std::error::Error for OutOfRange {}
-
-/// `value` if it is finite and not negative.
-pub(super) fn non_negative(name: &'static str, value: f64) -> Result<f64, OutOfRange> {
-    require(name, value, value.is_finite() && value >= 0.0, "a finite number >= 0")
-}
-
-/// `value` if it lies in `[0, 1)`.
-pub(super) fn decay_rate(name: &'static str, value: f64) -> Result<f64, OutOfRange> {
-    require(name, value, (0.0..1.0).contains(&value), "in [0, 1)")
-}
-
-/// Both betas if they lie in `[0, 1)`.
-pub(super) fn betas((beta1, beta2): (f64, f64)) -> Result<(f64, f64), OutOfRange> {
-    Ok((decay_rate("betas[0]", beta1)?, decay_rate("betas[1]", beta2)?))
-}
-
-/// `value` if `ok`.
-pub(super) fn require(
-    name: &'static str,
-    value: f64,
-    ok: bool,
-    need: &'static str,
-) -> Result<f64, OutOfRange> {
-    if ok { Ok(value) } else { Err(OutOfRange { name, value, need }) }
+rules! {
+    adadelta::Adadelta,
+    adafactor::Adafactor,
+    adagrad::Adagrad,
+    adam::Adam,
+    adamax::Adamax,
+    asgd::Asgd,
+    lamb::Lamb,
+    lion::Lion,
+    momentum::Momentum,
+    muon::Muon,
+    nadam::NAdam,
+    radam::RAdam,
+    rmsprop::RmsProp,
+    rprop::Rprop,
+    sgd::Sgd,
 }
 
 /// `1 - beta^t`: what a moving average that starts at 0 is divided by.

@@ -1,63 +1,45 @@
 //! Stochastic gradient descent, in PyTorch's form: the learning rate stands
 //! outside the momentum buffer.
 
-use super::rule::{Formula, Hyperparameters, OutOfRange, Scalars, State, Update, coefficients};
-use super::rule::{non_negative, require};
+use super::hyperparameters::{hyperparameters, require};
+use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
-/// Hyperparameters of stochastic gradient descent.
-///
-/// ```text
-/// g   <- g + weight_decay theta
-/// buf <- momentum buf + (1 - dampening) g      (buf <- g at the first step)
-/// d    = g + momentum buf  if nesterov, else buf; g without momentum
-/// theta <- theta - lr d
-/// ```
-///
-/// Source: Sutskever, Martens, Dahl & Hinton, "On the importance of
-/// initialization and momentum in deep learning" (ICML 2013), in the form of
-/// `torch.optim.SGD`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sgd {
-    lr: f64,
-    momentum: f64,
-    dampening: f64,
-    weight_decay: f64,
-    nesterov: bool,
-    maximize: bool,
-}
-
-impl Sgd {
-    /// Checks the hyperparameters.
+hyperparameters! {
+    /// Hyperparameters of stochastic gradient descent.
     ///
-    /// # Errors
-    /// `lr`, `momentum` or `weight_decay` is negative or not finite, `dampening`
-    /// is not finite, or `nesterov` is asked for without momentum or with
-    /// dampening.
-    pub fn new(
-        lr: f64,
-        momentum: f64,
-        dampening: f64,
-        weight_decay: f64,
-        nesterov: bool,
-        maximize: bool,
-    ) -> Result<Self, OutOfRange> {
-        let ok = !nesterov || momentum > 0.0;
-        require("momentum", momentum, ok, "> 0 for nesterov=True")?;
-        let ok = !nesterov || dampening == 0.0;
-        require("dampening", dampening, ok, "0 for nesterov=True")?;
-        Ok(Sgd {
-            lr: non_negative("lr", lr)?,
-            momentum: non_negative("momentum", momentum)?,
-            dampening: require("dampening", dampening, dampening.is_finite(), "a finite number")?,
-            weight_decay: non_negative("weight_decay", weight_decay)?,
-            nesterov,
-            maximize,
-        })
+    /// ```text
+    /// g   <- g + weight_decay theta
+    /// buf <- momentum buf + (1 - dampening) g      (buf <- g at the first step)
+    /// d    = g + momentum buf  if nesterov, else buf; g without momentum
+    /// theta <- theta - lr d
+    /// ```
+    ///
+    /// Source: Sutskever, Martens, Dahl & Hinton, "On the importance of
+    /// initialization and momentum in deep learning" (ICML 2013), in the form of
+    /// `torch.optim.SGD`.
+    Sgd = "sgd" {
+        /// Learning rate.
+        lr: f64 = 1e-3, NON_NEGATIVE;
+        /// What is kept of the momentum buffer.
+        momentum: f64 = 0.0, NON_NEGATIVE;
+        /// What is left out of the gradient that is added to the buffer.
+        dampening: f64 = 0.0, FINITE;
+        /// Weight decay.
+        weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Whether to look ahead by the momentum.
+        nesterov: bool = false;
+    }
+    where |rule: &Sgd| {
+        let (momentum, dampening) = (rule.momentum, rule.dampening);
+        let ok = !rule.nesterov || momentum > 0.0;
+        require("momentum", None, momentum, ok, "> 0 for nesterov=True")?;
+        let ok = !rule.nesterov || dampening == 0.0;
+        require("dampening", None, dampening, ok, "0 for nesterov=True")
     }
 }
 
-impl Hyperparameters for Sgd {
+impl Rule for Sgd {
     fn states(&self, _: usize) -> Vec<State> {
         if self.momentum == 0.0 { vec![] } else { vec![State::moment("momentum_buffer")] }
     }
@@ -76,10 +58,6 @@ impl Hyperparameters for Sgd {
             momentum: self.momentum,
             nesterov: self.nesterov,
         })
-    }
-
-    fn maximize(&self) -> bool {
-        self.maximize
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::fused;
-use super::rule::{Formula, MAX_STATES, Update, with_formula};
+use super::rule::{Formula, MAX_STATES, Update, dispatch_elementwise};
 use super::storage::{Moments, Storage, Values, Weights};
 use crate::numeric::element::Float;
 use crate::numeric::lanes;
@@ -52,7 +52,7 @@ impl<'a, C: Float> Tensor<'a, C> {
     /// A tensor to be updated by `update`.
     ///
     /// `states` are the rule's, in the order of
-    /// [`states`](super::Hyperparameters::states); the rest is empty. `shape` is
+    /// [`states`](super::Rule::states); the rest is empty. `shape` is
     /// the parameter's.
     ///
     /// # Panics
@@ -341,7 +341,7 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
             }
             // SAFETY: the tensors are borrowed by `step`, and its tasks get parts
             // that do not overlap, since both ends are rounded alike.
-            with_formula!(tensor.update, formula => unsafe { update_part(tensor, part, formula) }, {});
+            dispatch_elementwise!(tensor.update, formula => unsafe { update_part(tensor, part, formula) }, {});
         }
     });
 }

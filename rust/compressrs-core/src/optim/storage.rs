@@ -8,6 +8,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::numeric::element::{Element, Float};
+use crate::numeric::elementwise::{Convert, convert};
 use crate::numeric::stochastic_rounding::{Nearest, Of, StochasticRounding, Threshold};
 use crate::quantize::blockwise::{self, BLOCK};
 use crate::runtime::parallel::SharedMut;
@@ -83,28 +84,6 @@ fn same<A: 'static, B: 'static>(x: &[A]) -> Option<&[B]> {
     }
     // SAFETY: the types are the same.
     Some(unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
-}
-
-/// Widens or rounds a number to type `C`.
-#[inline(always)]
-pub(super) fn convert<E: Element, C: Float>(x: E) -> C {
-    C::from_f64(x.load().to_f64())
-}
-
-struct Convert<'a, E, C> {
-    from: &'a [E],
-    to: &'a mut [C],
-}
-
-impl<E: Element, C: Float> Kernel for Convert<'_, E, C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (to, &from) in self.to.iter_mut().zip(self.from) {
-            *to = convert(from);
-        }
-    }
 }
 
 /// How a weight in half precision is rounded after a step in single precision.
@@ -272,43 +251,29 @@ impl<H: Element<Compute = f32>> Halves<'_, H> {
         unsafe {
             let to = self.values.slice(range.clone());
             match &self.rounding {
-                Rounding::Nearest => simd::dispatch(Round { from, to }),
-                Rounding::Stochastic => simd::dispatch(RoundDithered { from, to, threshold }),
+                Rounding::Nearest => simd::dispatch(Convert { from, to }),
+                Rounding::Stochastic => simd::dispatch(RoundStochastically { from, to, threshold }),
                 Rounding::Kahan(rest) => {
                     simd::dispatch(RoundAndKeep { from, to, rest: rest.slice(range) });
                 }
                 Rounding::Master(master) => {
                     simd::dispatch(Convert { from, to: master.slice(range) });
-                    simd::dispatch(Round { from, to });
+                    simd::dispatch(Convert { from, to });
                 }
             }
         }
     }
 }
 
-struct Round<'a, C, H> {
-    from: &'a [C],
-    to: &'a mut [H],
-}
-
-impl<C: Float, H: Element<Compute = f32>> Kernel for Round<'_, C, H> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (to, &from) in self.to.iter_mut().zip(self.from) {
-            *to = H::store(from.to_f32());
-        }
-    }
-}
-
-struct RoundDithered<'a, C, H, T> {
+struct RoundStochastically<'a, C, H, T> {
     from: &'a [C],
     to: &'a mut [H],
     threshold: T,
 }
 
-impl<C: Float, H: Element<Compute = f32>, T: Threshold> Kernel for RoundDithered<'_, C, H, T> {
+impl<C: Float, H: Element<Compute = f32>, T: Threshold> Kernel
+    for RoundStochastically<'_, C, H, T>
+{
     type Output = ();
 
     #[inline(always)]
@@ -428,7 +393,7 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
                 }
                 Moments::Bf16(x) => {
                     let from = &from[..range.len()];
-                    simd::dispatch(RoundDithered { from, to: x.slice(range), threshold });
+                    simd::dispatch(RoundStochastically { from, to: x.slice(range), threshold });
                 }
                 Moments::Coded(x) => x.store(range, from, threshold),
             }

@@ -2,6 +2,7 @@
 
 use crate::linalg::gemm::{Matrix, multiply_by_transpose};
 use crate::numeric::element::{Element, Float};
+use crate::numeric::elementwise::zip_into;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -67,19 +68,9 @@ pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
     let mut sum = vec![0.0; gram.len()];
     for rows in x.chunks(ROWS * columns) {
         let wide = &mut wide[..rows.len()];
-        widen(rows, wide);
+        zip_into(wide, rows, |wide, x| *wide = x.load().to_f64());
         let x = Matrix::row_major(wide, rows.len() / columns, columns);
         multiply_by_transpose(1.0, x.transposed(), Some((1.0, gram)), &mut sum);
         gram.copy_from_slice(&sum);
     }
-}
-
-/// Writes values in double precision.
-fn widen<E: Element>(x: &[E], wide: &mut [f64]) {
-    let shared = SharedMut::new(wide);
-    parallel::for_each(0..x.len(), GRAIN, 1, |part| {
-        // SAFETY: `wide` is borrowed until the loop ends; parts do not overlap.
-        let wide = unsafe { shared.slice(part.clone()) };
-        wide.iter_mut().zip(&x[part]).for_each(|(wide, x)| *wide = x.load().to_f64());
-    });
 }

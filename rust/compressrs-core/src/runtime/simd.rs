@@ -52,7 +52,8 @@ impl Level {
     /// Whether this machine can run it.
     pub fn is_supported(self) -> bool {
         match self {
-            Level::Portable => true,
+            // AVX2 is all that is compiled then.
+            Level::Portable => !cfg!(all(feature = "single-level", target_arch = "x86_64")),
             Level::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
@@ -62,7 +63,8 @@ impl Level {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                Level::Avx2.is_supported()
+                cfg!(not(feature = "single-level"))
+                    && Level::Avx2.is_supported()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
@@ -81,7 +83,9 @@ impl Level {
     fn choose(request: Option<&str>) -> Result<Level, String> {
         let names = || Level::supported().map(Level::name).collect::<Vec<_>>().join(", ");
         match request.map(str::trim) {
-            None | Some("") => Ok(Level::supported().last().unwrap_or(Level::Portable)),
+            None | Some("") => Level::supported().last().ok_or_else(|| {
+                "kernels were compiled for AVX2 alone, without which this machine is".into()
+            }),
             Some(name) => {
                 Level::supported().find(|l| l.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
                     format!("{ENV} must be one of {} on this machine, got {name:?}", names())
@@ -140,6 +144,7 @@ mod x86 {
 
     /// # Safety
     /// The machine must have the features named.
+    #[cfg(not(feature = "single-level"))]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
         kernel.run()
@@ -182,13 +187,16 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
 #[inline]
 unsafe fn run_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's promise.
+        #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
+        // SAFETY: the caller guarantees that the machine supports the level.
         Level::Avx512 => unsafe { x86::avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's promise.
+        // SAFETY: as above.
         Level::Avx2 => unsafe { x86::avx2(kernel) },
+        #[cfg(all(target_arch = "x86_64", feature = "single-level"))]
+        _ => unreachable!("{} is not compiled", level.name()),
         // NEON is part of the aarch64 base target.
+        #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
         _ => kernel.run(),
     }
 }

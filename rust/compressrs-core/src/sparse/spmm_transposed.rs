@@ -111,7 +111,15 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C>
         let grain = GRAIN.div_ceil(W * self.pieces).next_multiple_of(BLOCK);
         let sums = &sums[..];
         parallel::for_each(0..rows, grain, BLOCK, |rows| {
-            simd::dispatch(Finish::<T, I, R, C, W, V> { product: self, sums, rows });
+            simd::dispatch(Finish::<T, W> {
+                sums,
+                height: self.a.columns(),
+                parts,
+                panel: (self.panel.left, self.panel.width),
+                y: self.y,
+                epilogue: self.epilogue,
+                rows,
+            });
         });
     }
 }
@@ -216,37 +224,46 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const V: usize>(
 }
 
 /// Adds up the sums of the pieces, and writes some rows of the result.
-struct Finish<'a, T: Float, I, const R: usize, const C: usize, const W: usize, const V: usize> {
-    product: Product<'a, T, I, R, C>,
+///
+/// Knows no more of the product than it must, so that few copies of it are compiled.
+struct Finish<'a, T: Float, const W: usize> {
+    /// For each piece and each part of the panel's columns: a row of sums for each row of
+    /// the result.
     sums: &'a [T],
+    /// Number of rows of the result.
+    height: usize,
+    /// Number of parts of equal width.
+    parts: usize,
+    /// First column and number of columns of the panel.
+    panel: (usize, usize),
+    y: &'a SharedDense<'a, T>,
+    epilogue: Epilogue<'a, T>,
     rows: Range<usize>,
 }
 
-impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const V: usize> Kernel
-    for Finish<'_, T, I, R, C, W, V>
-{
+impl<T: Float, const W: usize> Kernel for Finish<'_, T, W> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Product { a, panel, y, epilogue, pieces } = self.product;
-        let (sums, _) = self.sums.as_chunks::<V>();
+        let Finish { sums, height, parts, panel: (left, width), y, epilogue, rows } = self;
+        let part_width = W / parts;
         let mut block = [[T::zero(); W]; BLOCK];
-        for top in self.rows.clone().step_by(BLOCK) {
-            let block = &mut block[..BLOCK.min(self.rows.end - top)];
+        for top in rows.clone().step_by(BLOCK) {
+            let block = &mut block[..BLOCK.min(rows.end - top)];
             // SAFETY: tasks have different rows, and each panel is done once.
-            unsafe { epilogue.begin(y, (top, panel.left), panel.width, block) };
-            for task in 0..pieces * (W / V) {
-                let left = task % (W / V) * V;
-                let sums = &sums[task * a.columns() + top..][..block.len()];
-                for (line, sums) in block.iter_mut().zip(sums) {
-                    for l in 0..V {
-                        line[left + l] += sums[l];
+            unsafe { epilogue.begin(y, (top, left), width, block) };
+            for (task, sums) in sums.chunks_exact(height * part_width).enumerate() {
+                let first = task % parts * part_width;
+                let sums = &sums[top * part_width..][..block.len() * part_width];
+                for (line, sums) in block.iter_mut().zip(sums.chunks_exact(part_width)) {
+                    for (x, sum) in line[first..first + part_width].iter_mut().zip(sums) {
+                        *x += *sum;
                     }
                 }
             }
             // SAFETY: as above.
-            unsafe { epilogue.end(y, (top, panel.left), panel.width, block) };
+            unsafe { epilogue.end(y, (top, left), width, block) };
         }
     }
 }

@@ -8,8 +8,9 @@ mod top_k;
 use super::GRAIN;
 use super::sheet::{LANES, MAX_TURNED, TURNED};
 use super::softmax::PerRow;
-use super::wide::{Narrow, Wide};
+use super::wide::Wide;
 use crate::numeric::element::Element;
+use crate::numeric::elementwise::Convert;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd;
@@ -177,7 +178,7 @@ pub fn kd_loss<T: Element>(
                     let mut wide = Scratch::new(cells.len());
                     block.grad = &mut wide;
                     simd::dispatch(block);
-                    simd::dispatch(Narrow { from: &wide, to: grad });
+                    simd::dispatch(Convert { from: &wide, to: grad });
                 }
             }
         }

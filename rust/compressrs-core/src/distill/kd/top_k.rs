@@ -10,9 +10,10 @@ use std::cmp::Ordering;
 use super::super::GRAIN;
 use super::super::sheet::{LANES, max_of, spread, sweep, update};
 use super::super::softmax::PerRow;
-use super::super::wide::{wide_len, widen};
+use super::super::wide::wide_len;
 use super::block::Sheet;
 use crate::numeric::element::{Element, Float};
+use crate::numeric::elementwise::convert_into;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -171,7 +172,7 @@ pub fn top_k<T: Element>(
             // SAFETY: each row is done once.
             let (chosen, rest) =
                 unsafe { (chosen.slice(row * k..(row + 1) * k), rest.slice(row..row + 1)) };
-            widen(z, &mut wide);
+            convert_into(z, &mut wide);
             let z = T::as_compute(z).unwrap_or(&wide);
             simd::dispatch(Select { z, found: &mut found, k });
             masked.copy_from_slice(z);
