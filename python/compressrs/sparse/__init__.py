@@ -1,10 +1,10 @@
-"""Sparse matrices with fast products, forward and backward.
+"""Sparse matrices with fast products for the forward and the backward pass.
 
-`CSRMatrix` stores entries, `BSRMatrix` blocks of them, `NMMatrix` n of each m columns;
-`sddmm` is the gradient of a product with respect to what is stored. Interfaces follow
-`scipy.sparse`.
+`CSRMatrix` stores single entries, `BSRMatrix` dense blocks, `NMMatrix` n of every m columns;
+`sddmm` computes the gradient of a product with respect to the stored entries. The interface
+follows `scipy.sparse`.
 
-Results have the same bits for any number of threads and any instruction set.
+Results are bit-identical for any number of threads and any instruction set.
 """
 
 from compressrs.sparse.base import SparseMatrix, TransposedMatrix, sddmm

@@ -1,4 +1,4 @@
-"""What sparse matrices share: their arrays, and products in every order."""
+"""Base classes of the sparse matrices: storage and products with dense arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _M = TypeVar("_M", bound="SparseMatrix")
 
 
 class Products:
-    """Products of a matrix with a dense one, on either side."""
+    """Products with a dense matrix on either side."""
 
-    # NumPy leaves `X @ A` to us.
+    # Makes NumPy defer `X @ A` to `__rmatmul__`.
     __array_ufunc__ = None
 
     @property
@@ -28,11 +28,11 @@ class Products:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored values."""
+        """Dtype of the stored values."""
         raise NotImplementedError
 
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
-        """Write ``self @ x``, both with two axes."""
+        """Write ``self @ x`` to `out`; both arrays have two axes."""
         raise NotImplementedError
 
     def matmul(
@@ -44,7 +44,7 @@ class Products:
         relu: bool = False,
         accumulate: bool = False,
     ) -> npt.NDArray[Any]:
-        r"""Return ``self @ x``, with what follows it in the same pass.
+        r"""Return ``self @ x``, optionally fused with a bias, a ReLU or an accumulation.
 
         .. math:: y \leftarrow \phi(A x + y + b)
 
@@ -54,35 +54,35 @@ class Products:
         Parameters
         ----------
         x : array, shape (columns, n) or (columns,)
-            Of the matrix's dtype, in any order. Copied first if strides are
+            Of the matrix's dtype, in any memory order. Copied first if a stride is
             negative.
         out : array, shape (rows, n) or (rows,), optional
-            Where to write the result; any order.
+            Where to write the result, in any memory order.
         bias : array, shape (rows,), optional
             Of the matrix's dtype.
         relu : bool, default False
-            Whether negative results become 0. NaN stays NaN.
+            Whether to clamp negative results to 0. NaN stays NaN.
         accumulate : bool, default False
             Whether to add to what `out` holds.
 
         Returns
         -------
         array, shape (rows, n) or (rows,)
-            `out` if given. Otherwise in the order of `x`.
+            `out` if given, otherwise a new array in the memory order of `x`.
 
         Raises
         ------
         TypeError
             If `x`, `out` or `bias` is not an array of the matrix's dtype.
         ValueError
-            If shapes do not fit, `out` cannot be written or shares memory with
-            anything read, `accumulate` is asked for without `out`, or the matrix's
-            arrays have become invalid.
+            If shapes do not match, `out` is read-only or shares memory with an input,
+            `accumulate` is set without `out`, or the matrix's arrays have become
+            invalid.
 
         Notes
         -----
-        The order of a sum depends on the shapes alone, so results do not depend on the
-        number of threads. Which order it is depends on the number of columns of `x`.
+        The order of summation depends on the shapes alone, not on the number of threads. It
+        does depend on the number of columns of `x`.
         """
         x = as_array(x, "X")
         if x.ndim not in (1, 2):
@@ -93,8 +93,8 @@ class Products:
         shape = (self.shape[0], *x.shape[1:])
         if out is None:
             if accumulate:
-                raise ValueError("accumulate adds to out, which must be given")
-            # In the order of X, so that the transpose of the result is as well.
+                raise ValueError("accumulate=True needs out, the array to add to")
+            # In X's memory order, so that the transpose of the result has that of X's transpose.
             turned = x.flags.f_contiguous and not x.flags.c_contiguous
             out = np.empty(shape, self.dtype, order="F" if turned else "C")
         else:
@@ -122,7 +122,7 @@ class Products:
         relu: bool = False,
         accumulate: bool = False,
     ) -> npt.NDArray[Any]:
-        """Return ``y @ self``; as `matmul`, with shapes the other way round.
+        """Return ``y @ self``: `matmul` with transposed shapes.
 
         A layer's forward pass is ``weight.T.rmatmul(x, bias=bias)``.
 
@@ -154,12 +154,12 @@ class Products:
         raise NotImplementedError
 
 
-#: Whether to accumulate, the bias, whether to cut off at 0.
+#: (accumulate, bias, relu) as in `Products.matmul`.
 _Epilogue = tuple[bool, Array | None, bool]
 
 
 class SparseMatrix(Products):
-    """Base of the sparse matrices: three arrays that are used, not copied.
+    """Base of the sparse matrices: three arrays, which are used without copying.
 
     Attributes
     ----------
@@ -171,10 +171,10 @@ class SparseMatrix(Products):
     dtype : dtype
         That of `data`.
     T : TransposedMatrix
-        The transpose, which shares the arrays.
+        The transpose, a view that shares the arrays.
     """
 
-    #: As `scipy.sparse` names it.
+    #: The name of the format in `scipy.sparse`.
     format: ClassVar[str]
 
     def __init__(self, arrays: tuple[Array, Array, Array], shape: tuple[int, int]) -> None:
@@ -191,14 +191,14 @@ class SparseMatrix(Products):
         self._check()
 
     def _check(self) -> None:
-        """Have the core check the arrays and remember them."""
+        """Validate the arrays and hand them to the core."""
         self._core = _core.Sparse(self._parts, self._shape, self._blocksize())
 
     def __getstate__(self) -> dict[str, Any]:
         data, indices, indptr = self._parts
         state = {key: value for key, value in self.__dict__.items() if key != "_core"}
-        # Copies of read-only arrays can be written to, so that they would have to be
-        # checked at each product.
+        # Unpickled copies of read-only arrays are writable and would have to be checked
+        # again at each product.
         state["_fixed"] = is_immutable(indices), is_immutable(indptr)
         state["_parts"] = Shared.of(data), indices, indptr
         return state
@@ -217,7 +217,7 @@ class SparseMatrix(Products):
         return self.with_data(self.data)
 
     def _blocksize(self) -> tuple[int, int]:
-        """Return the shape of what an index stands for."""
+        """Return the shape of the block that one index addresses."""
         return (1, 1)
 
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
@@ -227,31 +227,31 @@ class SparseMatrix(Products):
         return self.T
 
     def _flat(self, out: Array) -> Array:
-        """Return a view of values for all entries in the order of the core."""
+        """Return a one-dimensional view of `out` in the core's order of entries."""
         return out
 
     def with_data(self: _M, data: Array) -> _M:
-        """Return a matrix of other values at the same places, which shares the pattern."""
+        """Return a matrix with other values and the same pattern, which is shared."""
         return type(self)((data, self.indices, self.indptr), self._shape)
 
     def copy(self: _M) -> _M:
-        """Return a matrix with arrays of its own, whose pattern nobody can write to.
+        """Return a copy whose pattern is immutable.
 
-        A pattern that cannot change is checked once, not at each product.
+        An immutable pattern is checked once rather than at each product.
         """
         data, indices, indptr = self._parts
         return type(self)((data.copy(), immutable(indices), immutable(indptr)), self._shape)
 
     def astype(self: _M, dtype: npt.DTypeLike) -> _M:
-        """Return a matrix with values of another dtype, float32 or float64."""
+        """Return a matrix with values of another dtype (float32 or float64)."""
         return self.with_data(self.data.astype(floating(dtype, "dtype")))
 
     def to_dense(self) -> npt.NDArray[Any]:
-        """Return the matrix as an array; repeated entries are added up."""
+        """Return the matrix as a dense array; repeated entries are summed."""
         return self._core.to_dense()
 
     def toarray(self) -> npt.NDArray[Any]:
-        """Return `to_dense`, by SciPy's name."""
+        """Return `to_dense()`, under SciPy's name."""
         return self.to_dense()
 
     @property
@@ -266,7 +266,7 @@ class SparseMatrix(Products):
 
     @property
     def indptr(self) -> npt.NDArray[Any]:
-        """Where each row starts in `indices`, and the end of the last."""
+        """The offset in `indices` at which each row starts, and the end of the last row."""
         return self._parts[2]
 
     @property
@@ -276,7 +276,7 @@ class SparseMatrix(Products):
 
     @property
     def ndim(self) -> int:
-        """2, as of an array."""
+        """Number of axes: 2."""
         return 2
 
     @property
@@ -286,17 +286,17 @@ class SparseMatrix(Products):
 
     @property
     def size(self) -> int:
-        """Number of stored values, as SciPy counts it."""
+        """Number of stored values, as in SciPy."""
         return self.nnz
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored values."""
+        """Dtype of the stored values."""
         return self.data.dtype
 
     @property
     def T(self) -> TransposedMatrix:
-        """The transpose, which shares the arrays."""
+        """The transpose, a view that shares the arrays."""
         return TransposedMatrix(self)
 
     def __repr__(self) -> str:
@@ -307,12 +307,12 @@ class SparseMatrix(Products):
 
 
 class TransposedMatrix(Products):
-    """The transpose of a sparse matrix, sharing its arrays; made by its `T`.
+    """The transpose of a sparse matrix, a view that `SparseMatrix.T` returns.
 
     Attributes
     ----------
     T : SparseMatrix
-        The matrix that this is the transpose of.
+        The original matrix.
     """
 
     def __init__(self, matrix: SparseMatrix) -> None:
@@ -325,12 +325,12 @@ class TransposedMatrix(Products):
         return self.T
 
     def to_dense(self) -> npt.NDArray[Any]:
-        """Return the matrix as an array."""
+        """Return the matrix as a dense array."""
         dense: Array = self.T.to_dense().T
         return dense
 
     def toarray(self) -> npt.NDArray[Any]:
-        """Return `to_dense`, by SciPy's name."""
+        """Return `to_dense()`, under SciPy's name."""
         return self.to_dense()
 
     @property
@@ -341,7 +341,7 @@ class TransposedMatrix(Products):
 
     @property
     def ndim(self) -> int:
-        """2, as of an array."""
+        """Number of axes: 2."""
         return 2
 
     @property
@@ -351,7 +351,7 @@ class TransposedMatrix(Products):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored values."""
+        """Dtype of the stored values."""
         return self.T.dtype
 
     def __repr__(self) -> str:
@@ -361,22 +361,22 @@ class TransposedMatrix(Products):
 def sddmm(
     pattern: SparseMatrix, u: Array, v: Array, out: Array | None = None, *, accumulate: bool = False
 ) -> npt.NDArray[Any]:
-    """Return the entries of ``u @ v`` at those of a sparse pattern.
+    """Return the entries of ``u @ v`` at the stored positions of a sparse matrix.
 
     ``out[p] = sum_k u[i, k] v[k, j]`` for each stored entry ``p = (i, j)``, in the
     order of ``pattern.data``: for ``Y = X @ A.T`` the gradient of a loss with
     respect to ``A.data`` is ``sddmm(A, dY.T, X)``. The name stands for sampled
-    dense-dense matrix multiplication. Of entries that repeat, each gets the same.
+    dense-dense matrix multiplication. Repeated entries each receive the same value.
 
     Parameters
     ----------
     pattern : SparseMatrix, shape (m, n)
-        Where to sample; the values of its `data` do not count.
+        Where to sample; the values in its `data` are ignored.
     u : array, shape (m, k)
     v : array, shape (k, n)
-        Of the pattern's dtype, in any order; views are welcome.
+        Of the pattern's dtype, in any memory order; views are accepted.
     out : array of the shape of ``pattern.data``, optional
-        Where to write the result; C-contiguous.
+        Where to write the result. Must be C-contiguous.
     accumulate : bool, default False
         Whether to add to what `out` holds.
 
@@ -389,8 +389,8 @@ def sddmm(
     TypeError
         If `pattern` is not a sparse matrix, or an array is of another dtype.
     ValueError
-        If shapes do not fit, `out` cannot be written or shares memory with
-        anything read, or `accumulate` is asked for without `out`.
+        If shapes do not match, `out` is read-only or shares memory with an input, or
+        `accumulate` is set without `out`.
 
     Examples
     --------
@@ -406,7 +406,7 @@ def sddmm(
     u, v = as_array(u, "U"), as_array(v, "V")
     if out is None:
         if accumulate:
-            raise ValueError("accumulate adds to out, which must be given")
+            raise ValueError("accumulate=True needs out, the array to add to")
         out = np.empty(pattern.data.shape, pattern.dtype)
     else:
         out = as_array(out, "out")
@@ -415,7 +415,7 @@ def sddmm(
 
 
 def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """Return `shape` as a pair of integers that are not negative."""
+    """Return `shape` as a pair of non-negative integers."""
     try:
         rows, columns = map(operator.index, shape)
     except (TypeError, ValueError):
@@ -426,12 +426,12 @@ def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def immutable(x: Array) -> Array:
-    """Return a copy of an array of one axis that nobody can write to."""
-    # `frombuffer` does not take empty buffers.
+    """Return an immutable copy of a one-dimensional array."""
+    # `frombuffer` rejects empty buffers.
     frozen: Array = np.frombuffer(x.tobytes(), x.dtype) if x.size else x.copy()
     return frozen
 
 
 def is_immutable(x: Array) -> bool:
-    """Whether an array is one that `immutable` made."""
+    """Whether an array was made by `immutable`."""
     return isinstance(x.base, bytes)

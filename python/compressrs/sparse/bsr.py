@@ -1,4 +1,4 @@
-"""Block sparse rows: blocks of entries anywhere."""
+"""Block sparse row storage."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from compressrs._checks import number
 from compressrs._typing import ScipyBSR, ScipyBSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
 
-#: The shapes of blocks that there are kernels for.
+#: The block shapes that have kernels.
 BLOCKSIZES = ((4, 4), (1, 16), (16, 1))
 
 
 class BSRMatrix(SparseMatrix):
-    """A matrix in block sparse row form, with blocks of 4x4, 1x16 or 16x1.
+    """A matrix in block sparse row format, with blocks of 4x4, 1x16 or 16x1.
 
     The blocks of block row ``i`` are ``data[indptr[i]:indptr[i + 1]]``, in the block
-    columns ``indices[indptr[i]:indptr[i + 1]]``. An index for sixteen values costs less
-    memory than one for each, and rows of the dense matrix are read fewer times: at the
-    same number of stored values, products are faster than those of `CSRMatrix`.
+    columns ``indices[indptr[i]:indptr[i + 1]]``. One index serves sixteen values, and rows
+    of the dense operand are read fewer times: for the same number of stored values,
+    products are faster than those of `CSRMatrix`.
 
     Parameters
     ----------
     arrays : tuple of array
         ``(data, indices, indptr)``: data float32 or float64 of shape (blocks, R, C),
-        indices int32, indptr int32 or int64; contiguous. They are used, not copied.
+        indices int32, indptr int32 or int64; contiguous. They are used without copying.
     shape : pair of int
-        Rows and columns, multiples of R and C.
+        Rows and columns, multiples of R and C respectively.
 
     Attributes
     ----------
     data, indices, indptr, shape, nnz, dtype, T
-        As of a `CSRMatrix`; `nnz` counts values.
+        As in `CSRMatrix`; `nnz` counts values, not blocks.
     blocksize : pair of int
         R and C.
 
@@ -44,8 +44,8 @@ class BSRMatrix(SparseMatrix):
     TypeError
         If an array is of another dtype.
     ValueError
-        If the arrays do not describe a matrix of this shape, or there are no kernels
-        for blocks of this shape.
+        If the arrays do not describe a matrix of this shape, or the block shape is not
+        supported.
 
     Examples
     --------
@@ -83,27 +83,27 @@ class BSRMatrix(SparseMatrix):
         *,
         mask: Array | None = None,
     ) -> BSRMatrix:
-        """Store the blocks in which something is not 0 and not below a threshold.
+        """Return a matrix of the blocks that have a non-zero value at or above a threshold.
 
         Parameters
         ----------
         w : array, shape (rows, columns)
-            float32 or float64; rows and columns multiples of the block's.
+            float32 or float64; its shape must be a multiple of the block shape.
         block : pair of int
             (4, 4), (1, 16) or (16, 1).
         threshold : float, default 0.0
             A block whose values are all ``|w| < threshold`` is left out; one with NaN
             is stored.
         mask : array of bool, shape (rows, columns), optional
-            Blocks in which it is True somewhere are stored. Instead of a threshold.
+            Blocks in which any element is True are stored. Replaces `threshold`.
 
         Raises
         ------
         TypeError
             If `w` is not an array of such a dtype, or `mask` not of bool.
         ValueError
-            If the shape is not a multiple of the blocks', there are no kernels for
-            blocks of this shape, or both a threshold and a mask are given.
+            If the shape is not a multiple of the block shape, the block shape is not
+            supported, or both a threshold and a mask are given.
         """
         w = as_array(w, "w")
         if not isinstance(block, (tuple, list)) or tuple(block) not in BLOCKSIZES:
@@ -122,7 +122,7 @@ class BSRMatrix(SparseMatrix):
             if kept.shape != w.shape:
                 raise ValueError(f"mask must have the shape {w.shape} of w, got {kept.shape}")
             if threshold:
-                raise ValueError("threshold and mask cannot both choose what is stored")
+                raise ValueError("give either threshold or mask, not both")
         blocks = _blocks(kept, block).any(axis=(2, 3))
         counts = np.count_nonzero(blocks, axis=1)
         indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -133,12 +133,12 @@ class BSRMatrix(SparseMatrix):
 
     @classmethod
     def from_scipy(cls, matrix: ScipyBSR) -> BSRMatrix:
-        """Share the arrays of a SciPy BSR matrix; nothing is copied.
+        """Wrap a SciPy BSR matrix without copying its arrays.
 
         Raises
         ------
         TypeError
-            If it is not in BSR form (convert it with ``.tobsr(blocksize)``).
+            If it is not in BSR format (convert it with ``.tobsr(blocksize)``).
         """
         if getattr(matrix, "format", None) != "bsr":
             got = getattr(matrix, "format", type(matrix).__name__)
@@ -146,14 +146,14 @@ class BSRMatrix(SparseMatrix):
         return cls((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
 
     def to_scipy(self) -> ScipyBSRArray:
-        """Return a SciPy BSR array that shares the arrays; nothing is copied."""
+        """Return a SciPy BSR array that shares the arrays, without copying."""
         import scipy.sparse
 
         return scipy.sparse.bsr_array(self._parts, shape=self.shape, copy=False)
 
 
 def _blocks(x: Array, blocksize: tuple[int, int]) -> npt.NDArray[Any]:
-    """View a matrix as (block rows, block columns, R, C)."""
+    """Return a view of a matrix as (block rows, block columns, R, C)."""
     rows, columns = blocksize
     parts = x.reshape(x.shape[0] // rows, rows, x.shape[1] // columns, columns)
     blocks: Array = parts.transpose(0, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""Compressed sparse rows: entries anywhere."""
+"""Compressed sparse row storage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from compressrs.sparse.patterns import carried, intersection, keys, require_shap
 
 
 class CSRMatrix(SparseMatrix):
-    """A matrix in compressed sparse row form.
+    """A matrix in compressed sparse row format.
 
     The entries of row ``i`` are ``data[indptr[i]:indptr[i + 1]]``, in the columns
     ``indices[indptr[i]:indptr[i + 1]]``. Indices may be unsorted and may repeat;
-    repeated entries count as their sum (see `canonical`). The arrays are used, not
-    copied, and `data` is an ordinary array: an optimizer can train it.
+    repeated entries are summed (see `canonical`). The arrays are used without copying, and
+    `data` is an ordinary array that an optimizer can train.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class CSRMatrix(SparseMatrix):
     Attributes
     ----------
     data, indices, indptr : array
-        As above. Arrays that may have been written to are checked again in every
-        product. Those that `from_dense`, `copy` and the methods that make a new
-        matrix give cannot be written to, and are checked once.
+        As above. Writable index arrays are checked again in every product. Those made by
+        `from_dense`, `copy` and the methods that return a new matrix are immutable and
+        checked once.
     shape : pair of int
     nnz : int
         Number of stored entries.
     dtype : dtype
         That of `data`.
     T : TransposedMatrix
-        The transpose, which shares the arrays.
+        The transpose, a view that shares the arrays.
 
     Raises
     ------
@@ -79,40 +79,40 @@ class CSRMatrix(SparseMatrix):
         mask: Array | None = None,
         index_dtype: str | None = None,
     ) -> CSRMatrix:
-        """Store what is not 0 and not below a threshold in magnitude, or what a mask keeps.
+        """Return a matrix of the non-zeros at or above a threshold, or of what a mask keeps.
 
         Parameters
         ----------
         w : array, shape (rows, columns)
             float32 or float64. Copied first if not C-contiguous.
         threshold : float, default 0.0
-            ``|w| < threshold`` is left out. NaN is stored.
+            Entries with ``|w| < threshold`` are dropped. NaN is stored.
         mask : array of bool, shape (rows, columns), optional
-            True is stored, even if it is 0: a pattern to train in. Instead of a
-            threshold.
+            Entries where it is True are stored, zeros included: a pattern to train in.
+            Replaces `threshold`.
         index_dtype : {"int16"}, optional
-            For indices of 2 bytes, where there are at most 32,768 columns.
+            Store indices in 2 bytes; requires at most 32,768 columns.
 
         Returns
         -------
         CSRMatrix
-            With indices in ascending order: int16 if asked for, else int32 where they
-            suffice, else int64.
+            With indices in ascending order: int16 if requested, else int32 if they fit,
+            else int64.
 
         Raises
         ------
         TypeError
             If `w` is not an array of such a dtype, or `mask` not of bool.
         ValueError
-            If `w` has not two axes, `threshold` is negative or not finite, both it and
-            a mask are given, or there are too many columns for the index dtype.
+            If `w` does not have two axes, `threshold` is negative or not finite, both it
+            and a mask are given, or there are too many columns for the index dtype.
         """
         w = as_array(w, "w")
         threshold = number(threshold, "threshold", 0)
         if mask is not None:
             mask = as_array(mask, "mask")
             if threshold:
-                raise ValueError("threshold and mask cannot both choose what is stored")
+                raise ValueError("give either threshold or mask, not both")
         if index_dtype is not None:
             choice(index_dtype, "index_dtype", ("int16",))
         parts = _core.csr_from_dense(w, threshold, mask, index_dtype is not None)
@@ -120,15 +120,15 @@ class CSRMatrix(SparseMatrix):
 
     @classmethod
     def from_scipy(cls, matrix: ScipyCSR) -> CSRMatrix:
-        """Share the arrays of a SciPy CSR matrix; nothing is copied.
+        """Wrap a SciPy CSR matrix without copying its arrays.
 
-        Since its owner can write to them, they are checked in every product; `copy`
-        gives a matrix whose pattern is checked once.
+        Since the arrays stay writable, they are checked in every product; `copy` returns a
+        matrix whose pattern is checked once.
 
         Raises
         ------
         TypeError
-            If it is not in CSR form (convert it with ``.tocsr()``).
+            If it is not in CSR format (convert it with ``.tocsr()``).
         """
         if getattr(matrix, "format", None) != "csr":
             got = getattr(matrix, "format", type(matrix).__name__)
@@ -138,7 +138,7 @@ class CSRMatrix(SparseMatrix):
     def to_scipy(self) -> ScipyCSRArray:
         """Return a SciPy CSR array that shares the arrays.
 
-        Nothing is copied, but for int16 indices, which SciPy does not take.
+        Only int16 indices are copied, since SciPy does not support them.
         """
         import scipy.sparse
 
@@ -159,20 +159,20 @@ class CSRMatrix(SparseMatrix):
 
     @property
     def has_sorted_indices(self) -> bool:
-        """Whether the columns of each row ascend, as most algorithms of others need."""
+        """Whether the columns of each row ascend, which many other libraries require."""
         order = keys(self)
         return bool(np.all(order[:-1] <= order[1:]))
 
     @property
     def has_canonical_format(self) -> bool:
-        """Whether the columns of each row ascend and none repeats."""
+        """Whether the columns of each row ascend without repetition."""
         order = keys(self)
         return bool(np.all(order[:-1] < order[1:]))
 
     def canonical(self) -> CSRMatrix:
-        """Return the matrix with ascending columns and repeated entries added up.
+        """Return the matrix with ascending columns and repeated entries summed.
 
-        Itself if it is so already. Entries that are 0 stay.
+        Returns itself if it is canonical already. Stored zeros are kept.
         """
         if self.has_canonical_format:
             return self
@@ -182,21 +182,21 @@ class CSRMatrix(SparseMatrix):
         return _of(key, data.astype(self.dtype, copy=False), self)
 
     def transpose(self) -> CSRMatrix:
-        """Return the transpose with arrays of its own, its indices ascending.
+        """Return the transpose as a new CSR matrix with ascending indices.
 
-        `T` is free and as fast in most products. This is for many products of the same
-        values, or for other libraries.
+        `T` costs nothing and is as fast in most products. Use this one for many products with
+        the same values, or to pass the transpose to another library.
         """
         indices, indptr, places = self._core.transpose()
         rows, columns = self._shape
         return CSRMatrix((self.data[places], indices, indptr), (columns, rows))
 
     def scale_rows(self, factors: Array) -> CSRMatrix:
-        """Return the matrix with row ``i`` times ``factors[i]``; it shares the pattern."""
+        """Return the matrix with row ``i`` scaled by ``factors[i]``; the pattern is shared."""
         return self.with_data(self.data * self._factors(factors, 0)[self.rows()])
 
     def scale_columns(self, factors: Array) -> CSRMatrix:
-        """Return the matrix with column ``j`` times ``factors[j]``; it shares the pattern."""
+        """Return the matrix with column ``j`` scaled by ``factors[j]``; the pattern is shared."""
         return self.with_data(self.data * self._factors(factors, 1)[self.indices])
 
     def _factors(self, factors: Array, axis: int) -> Array:
@@ -210,9 +210,9 @@ class CSRMatrix(SparseMatrix):
         return factors
 
     def with_pattern(self, pattern: CSRMatrix, fill: float = 0.0) -> CSRMatrix:
-        """Return the values at the places of another pattern, `fill` where there were none.
+        """Return the values moved to another pattern, with `fill` at new positions.
 
-        The pattern's arrays are shared. For an optimizer's state, see `carry`.
+        The pattern's arrays are shared. To move an optimizer's state, see `carry`.
 
         Raises
         ------
@@ -223,7 +223,7 @@ class CSRMatrix(SparseMatrix):
         return pattern.with_data(carry(self.data, self, pattern, fill))
 
     def __add__(self, other: CSRMatrix) -> CSRMatrix:
-        """Return the sum, at all places that either stores."""
+        """Return the sum, on the union of both patterns."""
         if not isinstance(other, CSRMatrix):
             return NotImplemented
         if self.dtype != other.dtype:
@@ -233,23 +233,23 @@ class CSRMatrix(SparseMatrix):
         return both.with_data(carry(a.data, a, both) + carry(b.data, b, both))
 
     def union(self, other: CSRMatrix) -> CSRMatrix:
-        """Return the places that either matrix stores, with this one's values, else 0."""
+        """Return the union of both patterns, with this matrix's values and 0 elsewhere."""
         _require_csr(other, "other")
         a = self.canonical()
         return a.with_pattern(_of(union(a, other), None, a))
 
     def intersection(self, other: CSRMatrix) -> CSRMatrix:
-        """Return the places that both matrices store, with this one's values."""
+        """Return the intersection of both patterns, with this matrix's values."""
         _require_csr(other, "other")
         a = self.canonical()
         return a.with_pattern(_of(intersection(a, other), None, a))
 
 
 def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
-    """Move what belongs to the entries of one pattern to those of another.
+    """Return per-entry values of one pattern, moved to another pattern.
 
-    When a layer's pattern changes while it trains, what belongs to its entries goes
-    along: their values, and an optimizer's moments of them.
+    When a layer's pattern changes during training, this moves what is stored per entry,
+    such as an optimizer's moments.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> n
     old, new : CSRMatrix
         Of the same shape, in any order, without repeated entries.
     fill : float, default 0.0
-        For entries of `new` that `old` has not.
+        For entries of `new` that are not in `old`.
 
     Returns
     -------
@@ -293,7 +293,7 @@ def _require_csr(matrix: object, name: str) -> None:
 
 
 def _of(key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix) -> CSRMatrix:
-    """Return a matrix with entries at ascending keys."""
+    """Return a matrix with the shape of `like` whose entries have these ascending keys."""
     rows, columns = like.shape
     row, column = np.divmod(key, max(columns, 1))
     counts = np.bincount(row, minlength=rows)

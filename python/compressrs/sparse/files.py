@@ -1,4 +1,4 @@
-"""Files in the layout of `scipy.sparse.save_npz`."""
+"""Files in the format of `scipy.sparse.save_npz`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _FORMATS: dict[str, type[CSRMatrix] | type[BSRMatrix]] = {"csr": CSRMatrix, "bsr
 def save_npz(
     file: str | os.PathLike[str], matrix: CSRMatrix | BSRMatrix, *, compressed: bool = True
 ) -> None:
-    """Write a matrix to a file that `scipy.sparse.load_npz` reads as well.
+    """Save a matrix in the format of `scipy.sparse.save_npz`.
 
-    All of the file is written or nothing. int16 indices are written as such, which
-    SciPy widens.
+    The file is replaced atomically. int16 indices are written as such; SciPy widens them
+    when it loads the file.
 
     Parameters
     ----------
     file : path
-        ``.npz`` is appended if it has another ending, as SciPy does.
+        ``.npz`` is appended unless the name already ends with it, as in SciPy.
     matrix : CSRMatrix or BSRMatrix
     compressed : bool, default True
 
     Raises
     ------
     TypeError
-        If `matrix` is not one.
+        If `matrix` is of another type.
     OSError
-        If the file cannot be written; what was there before still is.
+        If the file cannot be written; an existing file is then unchanged.
 
     Examples
     --------
@@ -66,26 +66,26 @@ def save_npz(
 
 
 def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
-    """Read a matrix that `save_npz`, or SciPy's in CSR or BSR form, wrote.
+    """Load a CSR or BSR matrix that `save_npz`, or SciPy's, wrote.
 
-    Its pattern cannot be written to, so it is checked once.
+    Its pattern is immutable and checked once.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is damaged, or holds something else.
+        If it is corrupt, or does not hold a CSR or BSR matrix.
     """
     try:
-        # Opened here, since NumPy leaves a damaged file open.
+        # Opened here, since NumPy does not close a corrupt file.
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             form = arrays["format"].item()
             parts = arrays["data"], arrays["indices"], arrays["indptr"]
             shape = tuple(arrays["shape"].tolist())
     except OSError:
         raise
-    except Exception as error:  # of a damaged archive it may be almost any
+    except Exception as error:  # a corrupt archive can raise almost anything
         raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
     form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
     if form not in _FORMATS:

@@ -1,4 +1,4 @@
-"""n:m sparsity: n values of each m columns."""
+"""n:m sparse storage: n values of every m columns."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from compressrs.sparse.csr import CSRMatrix
 
 
 class NMMatrix(SparseMatrix):
-    """A matrix that stores `n` of each `m` columns, as 2:4 does.
+    """A matrix that stores `n` of every `m` columns, such as 2:4.
 
-    Every row has as many entries, in every part of it, which keeps threads and caches
-    evenly busy. An entry takes its value and a byte; products also keep its column, in
-    2 bytes where there are at most 32,768 columns.
+    Entries are spread evenly over rows and columns, so the work is balanced between
+    threads. An entry takes its value and one byte; its column is also cached for the
+    products, in 2 bytes if there are at most 32,768 columns.
 
     Parameters
     ----------
     arrays : pair of array
         ``(data, positions)``, both of shape (rows, columns // m * n): data float32 or
-        float64, C-contiguous, used and not copied; positions uint8, copied: which of
-        its m columns each value is in, ascending in each group.
+        float64, C-contiguous, used without copying; positions uint8, copied: the column
+        of each value within its group of m, ascending in each group.
     shape : pair of int
         Rows and columns, the latter a multiple of `m`.
     n, m : int, default 2 and 4
@@ -35,12 +35,12 @@ class NMMatrix(SparseMatrix):
     Attributes
     ----------
     data, shape, nnz, dtype, T
-        As of a `CSRMatrix`.
+        As in `CSRMatrix`.
     positions : array of uint8
-        As above; nobody can write to it.
+        As above; immutable.
     n, m : int
     indices, indptr : array
-        Of the CSR form, see `to_csr`.
+        Of the CSR format, see `to_csr`.
 
     Raises
     ------
@@ -111,24 +111,24 @@ class NMMatrix(SparseMatrix):
 
     @classmethod
     def from_dense(cls, w: Array, n: int = 2, m: int = 4, *, mask: Array | None = None) -> NMMatrix:
-        """Store the `n` largest magnitudes of each `m` columns, or those a mask keeps.
+        """Return a matrix of the `n` largest magnitudes of every `m` columns, or of a mask.
 
         Parameters
         ----------
         w : array, shape (rows, columns)
-            float32 or float64; columns a multiple of `m`. Of equal magnitudes the first
-            go; NaN counts as the largest.
+            float32 or float64, its columns a multiple of `m`. Among equal magnitudes the
+            first are dropped; NaN counts as the largest.
         n, m : int, default 2 and 4
         mask : array of bool, shape (rows, columns), optional
-            True at the `n` of each `m` columns to store.
+            True at the `n` of every `m` columns to store.
 
         Raises
         ------
         TypeError
             If `w` is not an array of such a dtype, or `mask` not of bool.
         ValueError
-            If `w` has not two axes, the second a multiple of `m`, or `mask` does not
-            keep `n` of each `m`.
+            If `w` does not have two axes, the second a multiple of `m`, or `mask` does not
+            keep `n` of every `m`.
         """
         w = as_array(w, "w")
         n, m = _pair(n, m)
@@ -156,15 +156,15 @@ class NMMatrix(SparseMatrix):
         return cls(arrays, w.shape, n, m)
 
     def with_data(self, data: Array) -> NMMatrix:
-        """Return a matrix of other values at the same places."""
+        """Return a matrix with other values and the same pattern."""
         return NMMatrix((data, self.positions), self._shape, self.n, self.m)
 
     def copy(self) -> NMMatrix:
-        """Return a matrix with values of its own."""
+        """Return a copy of the matrix."""
         return self.with_data(self.data.copy())
 
     def to_csr(self) -> CSRMatrix:
-        """Return the matrix in CSR form; it shares the values."""
+        """Return the matrix in CSR format; the values are shared."""
         data, indices, indptr = self._parts
         return CSRMatrix((data.reshape(-1), indices, indptr), self._shape)
 

@@ -1,4 +1,4 @@
-"""Patterns as sets of places, and what is stored at them."""
+"""Set operations on sparsity patterns, and moving values between them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def keys(matrix: CSRMatrix) -> npt.NDArray[np.int64]:
-    """Return a number for the place of each entry: they ascend row by row."""
+    """Return the row-major flat index of each entry."""
     key: npt.NDArray[np.int64] = matrix.rows() * max(matrix.shape[1], 1) + matrix.indices
     return key
 
 
 def union(a: CSRMatrix, b: CSRMatrix) -> npt.NDArray[np.int64]:
-    """Return the keys of the places that either stores, ascending."""
+    """Return the ascending keys of the union of two patterns."""
     require_shape(a, b)
     return np.union1d(keys(a), keys(b))
 
 
 def intersection(a: CSRMatrix, b: CSRMatrix) -> npt.NDArray[np.int64]:
-    """Return the keys of the places that both store, ascending."""
+    """Return the ascending keys of the intersection of two patterns."""
     require_shape(a, b)
     return np.intersect1d(keys(a), keys(b))
 
@@ -38,10 +38,10 @@ def require_shape(a: CSRMatrix, b: CSRMatrix) -> None:
 
 
 def carried(values: Array, places: npt.NDArray[np.int64], fill: float) -> npt.NDArray[Any]:
-    """Return the values at some places, `fill` where the place is -1."""
+    """Return ``values[places]``, with `fill` where the index is -1."""
     if values.size == 0:
         return np.full(places.shape, fill, values.dtype)
-    # Clipped, -1 is 0.
+    # -1 is clipped to 0; `fill` replaces what it reads.
     out: Array = values.take(places, mode="clip")
     out[places < 0] = fill
     return out
