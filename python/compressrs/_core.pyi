@@ -1,5 +1,6 @@
 """The Rust module. Not public: the package's own functions check more and say more."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -77,14 +78,14 @@ class Stepper:
         cls,
         kind: str,
         slots: list[tuple[str, _Array, list[_Array], _Array | None, int]],
-        groups: list[dict[str, Any]],
+        groups: Sequence[dict[str, Any]],
         steps: _Array,
         scalars: _Array,
     ) -> Stepper: ...
     def step(
         self,
         grads: list[Any] | tuple[Any, ...],
-        groups: list[dict[str, Any]],
+        groups: Sequence[dict[str, Any]],
         max_grad_norm: float | None,
         grad_scale: float,
         nonfinite: str,

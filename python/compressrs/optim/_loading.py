@@ -2,17 +2,160 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
-from compressrs.optim._moments import OF_WEIGHTS, SCALE, Buffer, narrowed, widened
+from compressrs.optim._dicts import OF_GROUPS, require_known
+from compressrs.optim._moments import (
+    CODES,
+    OF_WEIGHTS,
+    SCALE,
+    Buffer,
+    has_codes,
+    narrowed,
+    widened,
+)
+
+#: What is written where: name, index of the parameter, value.
+Copy: TypeAlias = tuple[str, int, Array]
+
+
+def plan(
+    optimizer: Optimizer, state_dict: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Copy], list[Array | None] | None]:
+    """Check a state dict, and return what an optimizer takes over from it.
+
+    Parameters are matched by name; by position if there are no names of ours, as in
+    PyTorch's, or if there is one parameter.
+
+    Returns
+    -------
+    updates : list of dict
+        Hyperparameters of each group.
+    copies : list of Copy
+        All values of the state.
+    masks : list of array or None, or None
+        Of each parameter, or None to leave the masks as they are.
+
+    Raises
+    ------
+    ValueError
+        If something does not fit.
+    """
+    try:
+        groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
+        given = [list(group["params"]) for group in groups]
+        indices = [i for group in given for i in group]
+        if len(set(indices)) != len(indices):
+            raise ValueError
+    except (TypeError, LookupError, ValueError, OverflowError):
+        raise ValueError(
+            "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
+        ) from None
+    kind = type(optimizer).__name__
+    if state_dict.get("class", kind) != kind:
+        raise ValueError(f"state_dict must be of a {kind}, got one of {state_dict['class']!r}")
+    if not all(isinstance(buffers, Mapping) for buffers in state.values()):
+        raise ValueError("state_dict['state'] must hold a dict for each parameter")
+    if has_codes(state) and state_dict.get("codes") != CODES:
+        raise ValueError(
+            f"state_dict must have 8-bit codes {CODES}, got {state_dict.get('codes')}; "
+            "convert it with the version that wrote it: opt.convert_state('float32')"
+        )
+    lengths = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group) for group in given] != lengths:
+        raise ValueError(
+            f"state_dict must have groups of {lengths} parameters, got {[len(g) for g in given]}"
+        )
+    order = _order(groups, given, optimizer._names, lengths)
+    lacking = set(order) - set(state) if "class" in state_dict else set()
+    if lacking or set(state) - set(order):
+        raise ValueError(
+            f"state_dict['state'] must be of the parameters {sorted(order)}, got {list(state)}"
+        )
+    updates, copies = [], []
+    i = 0
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        update = group_update(group, optimizer.defaults, optimizer._fixed, kind)
+        _core.rule_scalars(optimizer._rule, {**optimizer.defaults, **update})
+        updates.append(update)
+        for array in own["params"]:
+            names = list(optimizer._buffers(i))
+            wanted = optimizer._wanted({**own, **update}, array, optimizer._paths[i])
+            if [name for name, *_ in wanted] != names:
+                raise ValueError(
+                    f"state_dict must have hyperparameters that need {names} for "
+                    f"params{optimizer._paths[i]}, got some that need "
+                    f"{[name for name, *_ in wanted]}"
+                )
+            source = dict(state.get(order[i], {}))
+            if optimizer._rule == "sgd" and any(v is not None for v in source.values()):
+                # PyTorch keeps no count of steps for SGD.
+                source.setdefault("step", 1)
+            values = loaded(optimizer._state[i], source, wanted, array.shape, order[i])
+            copies += [(name, i, value) for name, value in values.items()]
+            i += 1
+    return updates, copies, _masks(optimizer, state_dict, order)
+
+
+def _order(
+    groups: list[Mapping[str, Any]], given: list[list[int]], names: list[str], lengths: list[int]
+) -> list[int]:
+    """Return the index in the state dict of each parameter."""
+    theirs = [group.get("param_names") for group in groups]
+    ours = all(
+        isinstance(group, (list, tuple))
+        and all(isinstance(name, str) and name.startswith("params") for name in group)
+        for group in theirs
+    )
+    if not ours or len(names) == 1:
+        return [i for group in given for i in group]
+    order, first = [], 0
+    for indices, their, length in zip(given, theirs, lengths, strict=True):
+        own = names[first : first + length]
+        if sorted(their) != sorted(own):  # type: ignore[arg-type]
+            raise ValueError(f"state_dict must be of the parameters {own}, got {their}")
+        by_name = dict(zip(their, indices, strict=True))  # type: ignore[arg-type]
+        order += [by_name[name] for name in own]
+        first += length
+    return order
+
+
+def _masks(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], order: list[int]
+) -> list[Array | None] | None:
+    """Return the mask of each parameter, or None if the state dict does not speak of masks."""
+    if "masks" not in state_dict:
+        return None
+    masks = state_dict["masks"]
+    if not isinstance(masks, Mapping) or set(masks) - set(order):
+        raise ValueError("state_dict['masks'] must be a dict by index of the parameter")
+    result: list[Array | None] = []
+    for index, array in zip(order, optimizer._arrays(), strict=True):
+        mask = None if masks.get(index) is None else np.array(masks[index])
+        if mask is not None and (mask.dtype != np.bool_ or mask.shape != array.shape):
+            raise ValueError(
+                f"state_dict['masks'][{index}] must be boolean of shape {array.shape}, got "
+                f"{mask.dtype} of shape {mask.shape}"
+            )
+        result.append(mask)
+    return result
+
+
+if TYPE_CHECKING:
+    from compressrs.optim.base import Optimizer
 
 #: Keys of PyTorch's groups that choose an implementation, not a result.
-_TORCH_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable"))
+_TORCH_SWITCHES = frozenset(
+    ("foreach", "fused", "capturable", "differentiable", "param_names", "name")
+)
+#: What PyTorch's schedules leave in groups.
+_TORCH_SCHEDULES = frozenset(("max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"))
 #: Hyperparameters that a state dict need not have: not every version of PyTorch's does.
 _NEWER = frozenset(("maximize", "decoupled_weight_decay", "state_dtype", "precision", "seed"))
 #: How numbers are stored, which an optimizer does not take over with a state.
@@ -43,8 +186,10 @@ def group_update(
                 f"state_dict must have {name}={value} for {optimizer}, "
                 f"got {group[name]!r}; is it that of another optimizer?"
             )
-    dropped = {"params", *_TORCH_SWITCHES, *_OWN}
-    return {k: v for k, v in group.items() if k not in dropped}
+    dropped = {"params", *_TORCH_SWITCHES, *_TORCH_SCHEDULES, *_OWN}
+    update = {k: copy.deepcopy(v) for k, v in group.items() if k not in dropped}
+    require_known(update, frozenset(defaults) | frozenset(fixed) | OF_GROUPS, "state_dict's groups")
+    return {k: v for k, v in update.items() if k not in fixed}
 
 
 def loaded(
@@ -53,8 +198,8 @@ def loaded(
     wanted: list[Buffer],
     shape: tuple[int, ...],
     index: int,
-) -> list[tuple[Array, Array]]:
-    """Return the buffers of a parameter with the values that they shall have.
+) -> dict[str, Array]:
+    """Return the values that the buffers of a parameter shall have.
 
     Parameters
     ----------
@@ -79,7 +224,7 @@ def loaded(
     source = {name: value for name, value in source.items() if value is not None}
     if not source:
         initial = narrowed(wanted, {})
-        return [(own[name], initial.get(name, np.asarray(0.0))) for name in own]
+        return {name: initial.get(name, np.asarray(0.0)) for name in own}
     # Codes come with their scales; what belongs to a weight makes up for itself.
     scales = {name + SCALE for name, *_ in wanted}
     optional = scales | {*OF_WEIGHTS}
@@ -113,4 +258,4 @@ def loaded(
         if dtype in ("int8", "uint8") and values[name].dtype == dtype:
             # As they are, rather than decoded and encoded.
             new[name], new[name + SCALE] = values[name], values[name + SCALE]
-    return [(target, new[name].astype(target.dtype)) for name, target in own.items()]
+    return {name: new[name].astype(target.dtype) for name, target in own.items()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import os
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
@@ -22,7 +21,9 @@ from compressrs._arrays import (
     same_memory,
 )
 from compressrs.optim import storage as files
-from compressrs.optim._loading import group_update, loaded
+from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, State
+from compressrs.optim._guard import Guarded
+from compressrs.optim._loading import plan
 from compressrs.optim._moments import (
     CODES,
     Buffer,
@@ -30,6 +31,7 @@ from compressrs.optim._moments import (
     narrowed,
     widened,
 )
+from compressrs.optim._weights import holds_masks, masks_changed, structure_changed, unpacked
 from compressrs.sparse import CSRMatrix
 
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -48,7 +50,7 @@ class Storage(TypedDict, total=False):
 _STORAGE: dict[str, Any] = {"state_dtype": "float32", "precision": "nearest", "seed": 0}
 
 
-class Optimizer:
+class Optimizer(Guarded):
     """Base class of the optimizers; use one of its subclasses.
 
     Parameters
@@ -106,11 +108,14 @@ class Optimizer:
     _rule: ClassVar[str]
     #: Hyperparameters that make the class what it is.
     _fixed: ClassVar[dict[str, Any]] = {}
+    # A step changes parameters and state in one call of the core, before or after which a
+    # signal handler runs.
+    _consistent = frozenset(("step", "save", "state_dict"))
 
     def __init__(
         self, params: ArrayTree, defaults: dict[str, Any], storage: Storage | None = None
     ) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         if unknown := set(storage or ()) - set(_STORAGE):
             raise TypeError(
                 f"{type(self).__name__} has no parameter {sorted(unknown)[0]!r}; "
@@ -118,8 +123,9 @@ class Optimizer:
             )
         self.defaults = defaults = {**defaults, **_STORAGE, **(storage or {})}
         self._scalar_names = _core.rule_scalars(self._rule, defaults)
-        self.param_groups: list[dict[str, Any]] = []
-        self.state: dict[int, dict[str, Array]] = {}
+        self._known = frozenset(defaults) | frozenset(self._fixed) | OF_GROUPS
+        self.param_groups: list[ParamGroup] = []
+        self._state: dict[int, dict[str, Array]] = {}
         self._paths: list[str] = []
         self._masks: list[Array | None] = []
         self._steps = np.zeros(0, np.int64)
@@ -138,7 +144,12 @@ class Optimizer:
         if not self._paths:
             raise ValueError("params must hold at least one array, got none")
         self._prepare()
-        _optimizers.add(self)
+        holds_masks(self)
+
+    @property
+    def state(self) -> dict[int, dict[str, Array]]:
+        """The state by index of the parameter; its arrays may be written to."""
+        return self._state
 
     def step(
         self,
@@ -188,20 +199,25 @@ class Optimizer:
             After any exception all parameters and states are what they were.
         """
         with self._lock:
-            structure = self._structure
-            if structure is None:
-                flat = [grads]
-            elif type(grads) is list and len(grads) == self._flat_length:
-                flat = grads
-            else:
-                flat = flatten_like(structure, grads, "grads")
-            return self._stepper.step(
-                flat,
-                self.param_groups,
-                max_grad_norm,
-                grad_scale,
-                nonfinite,
-            )
+            self._require_idle("step")
+            try:
+                self._doing = "step"
+                structure = self._structure
+                if structure is None:
+                    flat = [grads]
+                elif type(grads) is list and len(grads) == self._flat_length:
+                    flat = grads
+                else:
+                    flat = flatten_like(structure, grads, "grads")
+                return self._stepper.step(
+                    flat,
+                    self.param_groups,
+                    max_grad_norm,
+                    grad_scale,
+                    nonfinite,
+                )
+            finally:
+                self._doing = None
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters; `step` then takes one entry more.
@@ -216,23 +232,31 @@ class Optimizer:
         TypeError, ValueError
             As when an optimizer is made; nothing is added then.
         """
-        with self._lock:
-            before = self.__getstate__()
-            self.param_groups = list(self.param_groups)
-            self.state = dict(self.state)
-            self._masks = list(self._masks)
+        with self._changing("add_param_group"), self._transaction():
             self._paths = [p if self._grouped else f"[0]{p}" for p in self._paths]
-            try:
-                if "params" in group:
-                    group = {**group, "params": _listed(group["params"])}
-                self._append_group(f"[{len(self.param_groups)}]", group)
-                own = self._structure if self._grouped else [self._structure]
-                self._structure = [*own, _skeleton(group["params"])]
-                self._grouped = True
-                self._prepare()
-            except BaseException:
-                self.__dict__.update(before)
-                raise
+            if "params" in group:
+                group = {**group, "params": _listed(group["params"])}
+            self._append_group(f"[{len(self.param_groups)}]", group)
+            own = self._structure if self._grouped else [self._structure]
+            self._structure = [*own, _skeleton(group["params"])]
+            self._grouped = True
+            self._prepare()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Undo all changes of groups, state, masks and structure if the block raises."""
+        before = dict(self.__dict__)
+        groups = [(group, dict(group)) for group in self.param_groups]
+        self.param_groups = list(self.param_groups)
+        self._state = dict(self._state)
+        self._masks, self._paths = list(self._masks), list(self._paths)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.update(before)
+            for group, values in groups:
+                group.replace(values)
+            raise
 
     def set_masks(self, masks: ArrayTree | None) -> None:
         """Keep masked weights and their state exactly 0, from now on.
@@ -264,31 +288,45 @@ class Optimizer:
             i: None if mask is None else _as_mask(mask, self._paths[i], arrays[i].shape)
             for i, mask in masks.items()
         }
-        with self._lock:
-            before = list(self._masks)
-            for i, mask in checked.items():
-                packed = None if mask is None else np.packbits(mask, bitorder="little")
-                self._masks[i] = packed
-            try:
+        masked = [i for i, mask in checked.items() if mask is not None]
+        with self._changing("set_masks"):
+            # Changes nothing, but refuses what cannot be changed in place.
+            _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
+            with self._transaction():
+                for i, mask in checked.items():
+                    self._masks[i] = _packed(mask)
                 self._prepare()
-            except BaseException:
-                self._masks = before
-                raise
-            for i, mask in checked.items():
-                if mask is not None:
-                    _core.apply_mask(arrays[i], mask, f"params{self._paths[i]}")
-                    self._clear_masked_state(i)
+            self._apply_masks(masked)
+
+    def _apply_masks(self, indices: Iterable[int]) -> None:
+        """Set what masks remove of these parameters to 0, with its state."""
+        arrays = self._arrays()
+        for i in indices:
+            bits = self._masks[i]
+            if bits is not None:
+                _core.apply_mask(arrays[i], unpacked(bits, arrays[i].shape), self._names[i])
+                self._clear_masked_state(i)
+        masks_changed()
+
+    def _held_masks(self) -> Iterator[tuple[Array, Array]]:
+        for array, bits in zip(self._arrays(), self._masks, strict=True):
+            if bits is not None:
+                yield array, unpacked(bits, array.shape)
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"params{path}" for path in self._paths]
 
     def _clear_masked_state(self, i: int) -> None:
         """Set the state of masked weights to 0."""
         bits, shape = self._masks[i], self._arrays()[i].shape
         if bits is None:
             return
-        masked = np.unpackbits(bits, count=math.prod(shape), bitorder="little") == 0
+        masked = ~unpacked(bits, shape)
         for buffer in self._buffers(i).values():
             # Means over rows and columns have no masked elements.
             if buffer.shape == shape:
-                buffer.reshape(-1)[masked] = 0
+                buffer[masked] = 0
 
     def _replace(
         self, new: Mapping[int, Array], move: Callable[[int, Array, float], Array]
@@ -299,40 +337,41 @@ class Optimizer:
         full precision (masks, too), or to its rows or columns, and returns what belongs to
         those of the new array; `fill` is what new weights start with.
         """
-        with self._lock:
-            before = self.__getstate__()
-            groups, state, masks = [], dict(self.state), list(self._masks)
-            i = 0
-            for group in self.param_groups:
-                changed: dict[int, Array] = {}
-                for k, old in enumerate(group["params"]):
-                    if i in new:
-                        initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
-                        wanted = self._wanted(group, new[i], self._paths[i])
-                        moved = {
-                            name: move(i, values, initial[name])
-                            for name, values in widened(self._buffers(i)).items()
-                        }
-                        state[i] = {"step": state[i]["step"], **narrowed(wanted, moved)}
-                        bits = masks[i]
-                        if bits is not None:
-                            mask = np.unpackbits(bits, count=old.size, bitorder="little")
-                            mask = move(i, mask.reshape(old.shape), 1)
-                            masks[i] = np.packbits(mask, bitorder="little")
-                        changed[k] = new[i]
-                    i += 1
-                groups.append(group["params"].replaced(changed))
-            kept = [group["params"] for group in self.param_groups]
-            try:
-                self.state, self._masks = state, masks
-                for group, params in zip(self.param_groups, groups, strict=True):
-                    group["params"] = params
+        with self._changing("a change of its parameters"):
+            old = {i: array for i, array in enumerate(self._arrays()) if i in new}
+            with self._transaction():
+                i = 0
+                for group in self.param_groups:
+                    changed: dict[int, Array] = {}
+                    for k, array in enumerate(group["params"]):
+                        if i in new:
+                            self._move(group, i, array, new[i], move)
+                            changed[k] = new[i]
+                        i += 1
+                    group.replace_params(group["params"].replaced(changed))
                 self._prepare()
-            except BaseException:
-                self.__dict__.update(before)
-                for group, params in zip(self.param_groups, kept, strict=True):
-                    group["params"] = params
-                raise
+            structure_changed(old.values())
+            masks_changed()
+
+    def _move(
+        self,
+        group: ParamGroup,
+        i: int,
+        old: Array,
+        new: Array,
+        move: Callable[[int, Array, float], Array],
+    ) -> None:
+        """Make the state and the mask that a new array has from those of the old one."""
+        initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
+        wanted = self._wanted(group, new, self._paths[i])
+        moved = {
+            name: move(i, values, initial[name])
+            for name, values in widened(self._buffers(i)).items()
+        }
+        self._state[i] = {"step": self._state[i]["step"], **narrowed(wanted, moved)}
+        bits = self._masks[i]
+        if bits is not None:
+            self._masks[i] = _packed(move(i, unpacked(bits, old.shape), 1))
 
     def convert_state(
         self, state_dtype: StateDtype | None = None, precision: Precision | None = None
@@ -364,27 +403,24 @@ class Optimizer:
         """
         given = {"state_dtype": state_dtype, "precision": precision}
         changes = {key: value for key, value in given.items() if value is not None}
-        with self._lock:
-            groups = [{**group, **changes} for group in self.param_groups]
-            state, i = {}, 0
-            for group in groups:
-                for array in group["params"]:
-                    wanted = self._wanted(group, array, self._paths[i])
-                    numbers = {"step": self.state[i]["step"]}
-                    state[i] = {**numbers, **narrowed(wanted, widened(self._buffers(i)))}
-                    i += 1
-            before = self.__getstate__()
-            settings = [{key: group[key] for key in changes} for group in self.param_groups]
-            try:
-                self.state = state
-                for group in self.param_groups:
-                    group.update(changes)
+        self._configure([changes] * len(self.param_groups), "convert_state")
+
+    def _configure(self, changes: list[dict[str, Any]], what: str) -> None:
+        """Change hyperparameters of the groups, with the state that they need."""
+        with self._changing(what):
+            with self._transaction():
+                i = 0
+                for group, change in zip(self.param_groups, changes, strict=True):
+                    group.update(change)
+                    for array in group["params"]:
+                        wanted = self._wanted(group, array, self._paths[i])
+                        values = widened(self._buffers(i))
+                        self._state[i] = {
+                            "step": self._state[i]["step"],
+                            **narrowed(wanted, values),
+                        }
+                        i += 1
                 self._prepare()
-            except BaseException:
-                self.__dict__.update(before)
-                for group, old in zip(self.param_groups, settings, strict=True):
-                    group.update(old)
-                raise
             for i in range(len(self._paths)):
                 self._clear_masked_state(i)
 
@@ -406,14 +442,29 @@ class Optimizer:
             ``"codes"``, what the codes mean; those of ``"exp_avg"``, say, have their
             scales in ``"exp_avg_scale"``.
         """
-        groups, first = [], 0
-        for group in self.param_groups:
-            last = first + len(group["params"])
-            groups.append({**group, "params": list(range(first, last))})
-            first = last
-        state = {i: dict(buffers) for i, buffers in self.state.items()}
-        codes = {"codes": dict(CODES)} if has_codes(state) else {}
-        return {"state": state, "param_groups": groups, **codes}
+        with self._reading("state_dict"):
+            groups, first = [], 0
+            for group in self.param_groups:
+                indices = list(range(first, first + len(group["params"])))
+                values = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+                names = [self._names[i] for i in indices]
+                groups.append({**values, "params": indices, "param_names": names})
+                first += len(indices)
+            state = {i: dict(buffers) for i, buffers in self._state.items()}
+            shapes = [array.shape for array in self._arrays()]
+            masks = {
+                i: unpacked(bits, shapes[i])
+                for i, bits in enumerate(self._masks)
+                if bits is not None
+            }
+            codes = {"codes": dict(CODES)} if has_codes(state) else {}
+            return {
+                "class": type(self).__name__,
+                "state": state,
+                "param_groups": groups,
+                "masks": masks,
+                **codes,
+            }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over state and hyperparameters that `state_dict` returned.
@@ -428,51 +479,29 @@ class Optimizer:
             If it is not the state of such an optimizer over such parameters;
             nothing is changed then.
         """
-        try:
-            groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
-            given = [len(group["params"]) for group in groups]
-        except (TypeError, LookupError, ValueError, OverflowError):
-            raise ValueError(
-                "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
-            ) from None
-        if has_codes(state) and state_dict.get("codes") != CODES:
-            raise ValueError(
-                f"state_dict must have 8-bit codes {CODES}, got {state_dict.get('codes')}; "
-                "convert it with the version that wrote it: opt.convert_state('float32')"
-            )
-        with self._lock:
-            lengths = [len(group["params"]) for group in self.param_groups]
-            if given != lengths:
-                raise ValueError(
-                    f"state_dict must have groups of {lengths} parameters, got {given}"
-                )
-            updates = []
-            for group in groups:
-                update = group_update(group, self.defaults, self._fixed, type(self).__name__)
-                _core.rule_scalars(self._rule, {**self.defaults, **update})
-                updates.append(update)
-            # Copied now, since a source may be a view of another target.
-            copies = []
-            i = 0
-            for group, update in zip(self.param_groups, updates, strict=True):
-                for array in group["params"]:
-                    wanted = self._wanted({**group, **update}, array, self._paths[i])
-                    if [name for name, *_ in wanted] != list(self._buffers(i)):
-                        raise ValueError(
-                            "state_dict must have hyperparameters that need "
-                            f"{list(self._buffers(i))} for params{self._paths[i]}, "
-                            f"got some that need {[name for name, *_ in wanted]}"
-                        )
-                    source = dict(state.get(i, {}))
-                    if self._rule == "sgd" and any(v is not None for v in source.values()):
-                        # PyTorch keeps no count of steps for SGD.
-                        source.setdefault("step", 1)
-                    copies += loaded(self.state[i], source, wanted, array.shape, i)
-                    i += 1
-            for target, value in copies:
-                target[...] = value
-            for group, update in zip(self.param_groups, updates, strict=True):
-                group.update(update)
+        with self._changing("load_state_dict"):
+            self._load(state_dict)()
+
+    def _load(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+        """Check a state dict; return what takes it over."""
+        updates, copies, masks = plan(self, state_dict)
+        arrays = self._arrays()
+        masked = [i for i, mask in enumerate(masks or []) if mask is not None]
+        # Changes nothing, but refuses what cannot be changed in place.
+        _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
+
+        def take() -> None:
+            with self._transaction():
+                if masks is not None:
+                    self._masks = [_packed(mask) for mask in masks]
+                for group, update in zip(self.param_groups, updates, strict=True):
+                    group.update(update)
+                self._prepare()
+                for name, i, value in copies:
+                    self._state[i][name][...] = value
+            self._apply_masks(range(len(arrays)))
+
+        return take
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and hyperparameters to one safetensors file.
@@ -488,7 +517,7 @@ class Optimizer:
         TypeError
             If a group holds something that JSON cannot.
         """
-        with self._lock:
+        with self._reading("save"):
             files.save(Path(path), type(self).__name__, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -509,11 +538,14 @@ class Optimizer:
             raise ValueError(f"a group must have the key 'params', got {sorted(group)}")
         leaves = [(path + step, leaf) for step, leaf in flatten(group["params"])]
         arrays = Views((leaf for _, leaf in leaves), (f"params{p}" for p, _ in leaves))
-        group = {**self.defaults, **group, "params": arrays}
+        # Copied, since a list of betas may be the caller's, who changes it.
+        given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+        own = copy.deepcopy(self.defaults)
+        group = ParamGroup({**own, **given, "params": arrays}, self._known)
         _core.rule_scalars(self._rule, group)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):
             wanted = self._wanted(group, array, leaf_path)
-            self.state[len(self._paths)] = narrowed(wanted, {})
+            self._state[len(self._paths)] = narrowed(wanted, {})
             self._paths.append(leaf_path)
             self._masks.append(None)
         self.param_groups.append(group)
@@ -524,7 +556,7 @@ class Optimizer:
     def _buffers(self, i: int) -> dict[str, Array]:
         """Return the state of a parameter without what is one number."""
         numbers = ("step", *self._scalar_names)
-        return {name: array for name, array in self.state[i].items() if name not in numbers}
+        return {name: array for name, array in self._state[i].items() if name not in numbers}
 
     def _prepare(self) -> None:
         """Have the core check all arrays and remember them; nothing changes if it refuses."""
@@ -540,12 +572,14 @@ class Optimizer:
         ]
         self._stepper = _core.Stepper(self._rule, slots, self.param_groups, steps, scalars)
         self._steps, self._scalars = steps, scalars
+        state = {}
         for i in range(n):
             # Views, so that writing to them counts.
             numbers: dict[str, Array] = {"step": steps[i : i + 1].reshape(())}
             for k, name in enumerate(self._scalar_names):
                 numbers[name] = scalars[i, k : k + 1].reshape(())
-            self.state[i] = {**numbers, **buffers[i]}
+            state[i] = ParameterState({**numbers, **buffers[i]})
+        self._state = State(state)
         # The usual structure, which needs no walk in every step.
         structure = self._structure
         is_flat = isinstance(structure, list) and all(child is None for child in structure)
@@ -559,13 +593,13 @@ class Optimizer:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_stepper")}
+        return {k: v for k, v in super().__getstate__().items() if k != "_stepper"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+        super().__setstate__(state)
+        self.param_groups = [ParamGroup(group, self._known) for group in self.param_groups]
         self._prepare()
-        _optimizers.add(self)
+        holds_masks(self)
 
     def __repr__(self) -> str:
         groups = "; ".join(
@@ -577,20 +611,6 @@ class Optimizer:
             for group in self.param_groups
         )
         return f"{type(self).__name__}({len(self._paths)} parameters; {groups})"
-
-
-#: For giving them new locks in a forked child: a lock that another thread held
-#: would stay locked there.
-_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for optimizer in _optimizers:
-        optimizer._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _is_groups(params: object) -> bool:
@@ -623,4 +643,9 @@ def _as_mask(mask: object, path: str, shape: tuple[int, ...]) -> Array:
         raise ValueError(
             f"masks{path} must have the shape {shape} of params{path}, got {array.shape}"
         )
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
+
+
+def _packed(mask: Array | None) -> Array | None:
+    """Return a mask in one bit a weight."""
+    return None if mask is None else np.packbits(mask, bitorder="little")

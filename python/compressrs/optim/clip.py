@@ -58,7 +58,7 @@ def clip_grad_norm_(
     [[0.6], [0.8]]
     """
     names, arrays = _gradients(grads)
-    max_norm = number(max_norm, "max_norm", 0)
+    max_norm = float("inf") if max_norm == float("inf") else number(max_norm, "max_norm", 0)
     order = float("inf") if norm_type == float("inf") else number(norm_type, "norm_type")
     if order <= 0:
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")

@@ -17,7 +17,8 @@ from compressrs._arrays import (
     named_arrays,
     rebuild,
 )
-from compressrs._checks import number
+from compressrs._checks import number, whole
+from compressrs.optim._weights import Weights
 
 
 class EMA:
@@ -77,7 +78,10 @@ class EMA:
         self.decay = number(decay, "decay", 0, below=1)
         self.warmup = warmup
         self.steps = 0
+        if isinstance(params, Iterator):
+            params = list(params)
         self._names, self._weights = named_arrays(params, "params")
+        self._shared = Weights("EMA", self._names, self._weights)
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._average_names = [f"the average of {name}" for name in self._names]
         self._structure = rebuild(params, iter([None] * len(self._weights)))
@@ -91,29 +95,45 @@ class EMA:
 
     def update(self) -> None:
         """Move the average towards the weights; call once after each step."""
+        self._shared.require_unchanged()
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.steps) / (10 + self.steps))
         _core.lerp(self._averages, self._average_names, self._weights, self._names, 1 - decay)
+        self._shared.apply_masks(self._averages)
         self.steps += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages in the place of the weights for the length of a block."""
+        """Put the averages in the place of the weights for the length of a block.
+
+        Weights that an optimizer's masks or a pruner removed stay 0.
+
+        Raises
+        ------
+        ValueError
+            If a parameter was replaced by a smaller one since, or rearranged.
+        """
+        self._shared.require_unchanged()
         weights = [w.copy() for w in self._weights]
-        assign(self._weights, self._averages)
         try:
+            self._shared.assign(self._averages)
             yield
         finally:
-            assign(self._weights, weights)
+            self._shared.assign(weights)
 
     def copy_to_params(self) -> None:
-        """Set the weights to their averages, for good."""
-        assign(self._weights, self._averages)
+        """Set the weights to their averages, for good; what was removed stays 0."""
+        self._shared.require_unchanged()
+        self._shared.assign(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages, not copied, and the number of updates."""
-        return {"averages": list(self._averages), "steps": self.steps}
+        return {
+            "averages": list(self._averages),
+            "param_names": list(self._names),
+            "steps": self.steps,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned.
@@ -123,14 +143,19 @@ class EMA:
         ValueError
             If it does not fit; nothing is changed then.
         """
-        assign(self._averages, checked_arrays(self._averages, state_dict, "averages"))
-        self.steps = int(state_dict["steps"])
+        averages, steps = checked_arrays(self._averages, state_dict, "averages", self._names)
+        assign(self._averages, averages)
+        self._shared.apply_masks(self._averages)
+        self.steps = steps
 
 
-def checked_arrays(targets: list[Array], state_dict: Mapping[str, Any], key: str) -> list[Array]:
-    """Return the arrays of a state dict that fit `targets`, after a look at its ``"steps"``.
+def checked_arrays(
+    targets: list[Array], state_dict: Mapping[str, Any], key: str, names: list[str]
+) -> tuple[list[Array], int]:
+    """Return copies of a state dict's arrays that fit `targets`, and its ``"steps"``.
 
-    Nothing is written, so that a caller can check all before it changes anything.
+    Nothing is written, so that a caller can check all before it changes anything. They are
+    matched by name, or by position if there are no ``"param_names"`` or just one.
 
     Raises
     ------
@@ -138,14 +163,24 @@ def checked_arrays(targets: list[Array], state_dict: Mapping[str, Any], key: str
         If they do not fit.
     """
     try:
-        values = [np.asarray(value) for value in state_dict[key]]
-        int(state_dict["steps"])
-    except (TypeError, LookupError, ValueError, OverflowError):
-        raise ValueError(f"state_dict must hold {key!r} and 'steps'") from None
+        values = [np.array(value) for value in state_dict[key]]
+        steps = whole(state_dict["steps"], "steps", 0)
+        given = state_dict.get("param_names")
+        if given is not None:
+            # One needs no name of its own.
+            other = len(names) > 1 and sorted(given) != sorted(names)
+            if other or isinstance(given, str) or not len(given) == len(values) == len(names):
+                raise ValueError(f"param_names must be {names}, got {given}")
+            if len(names) == 1:
+                given = names
+            by_name = dict(zip(given, values, strict=True))
+            values = [by_name[name] for name in names]
+    except (AttributeError, TypeError, LookupError, ValueError, OverflowError) as error:
+        raise ValueError(f"state_dict must hold {key!r} and 'steps', got {error}") from None
     shapes, own = [v.shape for v in values], [t.shape for t in targets]
     if shapes != own or any(not is_number(v.dtype) for v in values):
         raise ValueError(f"state_dict[{key!r}] must hold numbers of shapes {own}, got {shapes}")
-    return values
+    return values, steps
 
 
 def assign(targets: list[Array], values: list[Array]) -> None:

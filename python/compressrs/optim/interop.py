@@ -43,6 +43,8 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         {**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group)
         for group in state_dict["param_groups"]
     ]
+    for group in groups:
+        group.pop("param_names", None)
     return {"state": state, "param_groups": groups}
 
 

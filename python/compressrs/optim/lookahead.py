@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, compute_dtype
+from compressrs._arrays import Array, ArrayTree, compute_dtype, same_memory
 from compressrs._checks import share, whole
+from compressrs.optim._guard import Guarded
+from compressrs.optim._weights import Weights
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
 
 
-class Lookahead:
+def _other(a: Array, b: Array) -> bool:
+    return not same_memory(a, b)
+
+
+class Lookahead(Guarded):
     r"""Lets an optimizer run ahead, and moves slow weights a part of the way after it.
 
     After every `k` steps of the optimizer on the weights :math:`\theta`,
@@ -53,31 +59,55 @@ class Lookahead:
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        super().__init__()
         self.k = whole(k, "k", 1)
         self.alpha = share(alpha, "alpha")
         self.optimizer = optimizer
         self.steps = 0
-        self._slow = [w.astype(compute_dtype(w.dtype)) for w in optimizer._arrays()]
+        self._slow: list[Array] = []
+        self._shared = Weights("Lookahead", [], [])
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take in parameters that were added; refuse others in the place of known ones."""
+        self._shared.require_unchanged()
+        arrays = self.optimizer._arrays()
+        known = len(self._slow)
+        if any(map(_other, self._shared.arrays, arrays)):
+            raise ValueError(
+                "the optimizer has other parameters than the Lookahead was made with (it was "
+                "loaded by pickle, or they were replaced); make a new Lookahead"
+            )
+        if len(arrays) > known:
+            self._slow += [w.astype(compute_dtype(w.dtype)) for w in arrays[known:]]
+            self._shared = Weights("Lookahead", self.optimizer._names, arrays)
 
     def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
         """Take a step of the optimizer, and synchronize if it is time to.
 
         Parameters, result and errors are those of `Optimizer.step`.
         """
-        norm = self.optimizer.step(grads, **kwargs)
-        self.steps += 1
-        if self.steps % self.k == 0:
-            fast = self.optimizer._arrays()
-            names = [f"params{path}" for path in self.optimizer._paths]
-            slow_names = [f"the slow weights of {name}" for name in names]
-            _core.lerp(self._slow, slow_names, fast, names, self.alpha)
-            assign(fast, self._slow)
-        return norm
+        with self._changing("step"):
+            self._follow()
+            norm = self.optimizer.step(grads, **kwargs)
+            self.steps += 1
+            if self.steps % self.k == 0:
+                fast, names = self._shared.arrays, self._shared.names
+                slow_names = [f"the slow weights of {name}" for name in names]
+                _core.lerp(self._slow, slow_names, fast, names, self.alpha)
+                self._shared.apply_masks(self._slow)
+                self._shared.assign(self._slow)
+            return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict, the slow weights and the count of steps."""
-        state = self.optimizer.state_dict()
-        return {"optimizer": state, "slow": list(self._slow), "steps": self.steps}
+        with self._reading("state_dict"):
+            return {
+                "optimizer": self.optimizer.state_dict(),
+                "slow": list(self._slow),
+                "param_names": list(self._shared.names),
+                "steps": self.steps,
+            }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned.
@@ -87,9 +117,12 @@ class Lookahead:
         ValueError
             If it does not fit; nothing is changed then.
         """
-        if "optimizer" not in state_dict:
+        if not isinstance(state_dict, Mapping) or "optimizer" not in state_dict:
             raise ValueError("state_dict must hold 'optimizer', 'slow' and 'steps'")
-        slow = checked_arrays(self._slow, state_dict, "slow")
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        assign(self._slow, slow)
-        self.steps = int(state_dict["steps"])
+        with self._changing("load_state_dict"):
+            self._follow()
+            slow, steps = checked_arrays(self._slow, state_dict, "slow", self._shared.names)
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+            assign(self._slow, slow)
+            self._shared.apply_masks(self._slow)
+            self.steps = steps

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild
+from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild, same_memory
 from compressrs._checks import number
+from compressrs.optim._guard import Guarded
+from compressrs.optim._weights import Weights
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
 
 
-class ScheduleFree:
+class ScheduleFree(Guarded):
     r"""Wraps an optimizer so that it needs no learning-rate schedule.
 
     .. math::
@@ -76,7 +78,9 @@ class ScheduleFree:
     ) -> None:
         self.momentum = number(momentum, "momentum", 0, below=1)
         self.weight_lr_power = number(weight_lr_power, "weight_lr_power", 0)
+        super().__init__()
         self._names, self._weights = named_arrays(params, "params")
+        self._shared = Weights("ScheduleFree", self._names, self._weights)
         # Changes nothing, but refuses what cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
         # In the type that is computed in: small steps must not be lost.
@@ -104,6 +108,22 @@ class ScheduleFree:
         """
         if not self._training:
             raise RuntimeError("the parameters hold the average; call train() before step()")
+        with self._changing("step"):
+            self._require_unchanged()
+            return self._step(grads, **kwargs)
+
+    def _require_unchanged(self) -> None:
+        self._shared.require_unchanged()
+        arrays = self.optimizer._arrays()
+        if len(arrays) != len(self._z) or any(
+            not same_memory(a, b) for a, b in zip(arrays, self._z, strict=True)
+        ):
+            raise ValueError(
+                "the optimizer has other parameters than the ScheduleFree was made with; make a "
+                "new ScheduleFree"
+            )
+
+    def _step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
         norm = self.optimizer.step(grads, **kwargs)
         self.steps += 1
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -118,29 +138,44 @@ class ScheduleFree:
     def eval(self) -> None:
         """Set the parameters to the average, the model to use."""
         if self._training:
-            assign(self._weights, self._x)
-            self._training = False
+            with self._changing("eval"):
+                self._require_unchanged()
+                self._apply_masks()
+                self._shared.assign(self._x)
+                self._training = False
 
     def train(self) -> None:
         """Set the parameters to where gradients are to be taken."""
         if not self._training:
-            self._set_y()
-            self._training = True
+            with self._changing("train"):
+                self._require_unchanged()
+                self._set_y()
+                self._training = True
 
     def _set_y(self) -> None:
-        assign(self._weights, self._x)
+        self._apply_masks()
+        self._shared.assign(self._x)
         _core.lerp(self._weights, self._names, self._z, self._z_names, 1 - self.momentum)
+
+    def _apply_masks(self) -> None:
+        """Set to 0 in both sequences what was removed of the parameters, or of either."""
+        of_z = Weights("ScheduleFree", self._z_names, self._z)
+        for weights in (self._shared, of_z):
+            weights.apply_masks(self._x)
+            weights.apply_masks(self._z)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict, both sequences, not copied, and the weights."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "x": list(self._x),
-            "z": list(self._z),
-            "steps": self.steps,
-            "largest_lr": self._largest_lr,
-            "weight_sum": self._weight_sum,
-        }
+        with self._reading("state_dict"):
+            return {
+                "optimizer": self.optimizer.state_dict(),
+                "x": list(self._x),
+                "z": list(self._z),
+                "param_names": list(self._names),
+                "steps": self.steps,
+                "largest_lr": self._largest_lr,
+                "weight_sum": self._weight_sum,
+            }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, and set the parameters accordingly.
@@ -151,15 +186,18 @@ class ScheduleFree:
             If it does not fit; nothing is changed then.
         """
         try:
-            largest, total = float(state_dict["largest_lr"]), float(state_dict["weight_sum"])
+            largest = number(state_dict["largest_lr"], "largest_lr", 0)
+            total = number(state_dict["weight_sum"], "weight_sum", 0)
             optimizer = state_dict["optimizer"]
         except (TypeError, LookupError, ValueError, OverflowError):
             raise ValueError("state_dict must be what ScheduleFree.state_dict returned") from None
-        x = checked_arrays(self._x, state_dict, "x")
-        z = checked_arrays(self._z, state_dict, "z")
-        self.optimizer.load_state_dict(optimizer)
-        assign(self._x, x)
-        assign(self._z, z)
-        self.steps, self._largest_lr, self._weight_sum = int(state_dict["steps"]), largest, total
-        self._training = True
-        self._set_y()
+        with self._changing("load_state_dict"):
+            self._require_unchanged()
+            x, steps = checked_arrays(self._x, state_dict, "x", self._names)
+            z, _ = checked_arrays(self._z, state_dict, "z", self._names)
+            self.optimizer.load_state_dict(optimizer)
+            assign(self._x, x)
+            assign(self._z, z)
+            self.steps, self._largest_lr, self._weight_sum = steps, largest, total
+            self._training = True
+            self._set_y()

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array
-from compressrs._files import load_tensors, save_tensors
+from compressrs._files import load_tensors, parse_json, save_tensors
 
 FORMAT = "compressrs.optim"
-VERSION = "1"
+#: 1 had no names, masks and checksum; it is refused.
+VERSION = "2"
 
 
 def save(path: Path, rule: str, state_dict: dict[str, Any]) -> None:
@@ -36,9 +37,8 @@ def load(path: Path, rule: str) -> dict[str, Any]:
     """
     arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION, "rule": rule})
     try:
-        rest: dict[str, Any] = {"param_groups": json.loads(metadata["param_groups"])}
-        if "codes" in metadata:
-            rest["codes"] = json.loads(metadata["codes"])
+        keys = ("class", "param_groups", "codes")
+        rest = {key: parse_json(metadata[key]) for key in keys if key in metadata}
         return unpack(arrays, rest)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no state of an optimizer: {error}") from error
@@ -51,7 +51,8 @@ def pack(state_dict: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any
         for i, buffers in state_dict["state"].items()
         for name, array in buffers.items()
     }
-    return arrays, {name: value for name, value in state_dict.items() if name != "state"}
+    arrays |= {f"mask.{i}": mask for i, mask in state_dict["masks"].items()}
+    return arrays, {k: v for k, v in state_dict.items() if k not in ("state", "masks")}
 
 
 def unpack(arrays: Mapping[str, Array], rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,13 @@ def unpack(arrays: Mapping[str, Array], rest: Mapping[str, Any]) -> dict[str, An
         If a name is none that `pack` gives.
     """
     state: dict[int, dict[str, Array]] = {}
+    masks: dict[int, Array] = {}
     for key, array in arrays.items():
-        _, index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = array
-    return {"state": state, **rest}
+        kind, index, *name = key.split(".")
+        if kind == "mask" and not name:
+            masks[int(index)] = array
+        elif kind == "state" and len(name) == 1:
+            state.setdefault(int(index), {})[name[0]] = array
+        else:
+            raise ValueError(f"{key!r} is no array of an optimizer")
+    return {"state": state, "masks": masks, **rest}

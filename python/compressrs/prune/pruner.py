@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, rebuild, require_in_place
+from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild, require_in_place
 from compressrs._checks import number, whole
 from compressrs.optim import Optimizer
+from compressrs.optim._weights import Weights, holds_masks, masks_changed
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
@@ -104,6 +106,7 @@ class Pruner:
             raise ValueError("params must hold at least one weight, got none")
         self._structure = rebuild(params, iter([None] * len(self._weights)))
         self._masks: list[Mask] = [np.ones(w.shape, np.bool_) for w in self._weights]
+        self._shared = Weights(type(self).__name__, self._names, self._weights)
         # Changes nothing, but refuses what cannot be updated in place.
         self._apply()
         require_in_place(self._weights, self._names)
@@ -125,6 +128,15 @@ class Pruner:
         self.allow_empty = allow_empty
         self.step_count = 0
         self._target = 0.0
+        holds_masks(self)
+
+    def _held_masks(self) -> Iterator[tuple[Array, Mask]]:
+        if self._target > 0:
+            yield from zip(self._weights, self._masks, strict=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        holds_masks(self)
 
     @property
     def masks(self) -> ArrayTree:
@@ -154,6 +166,7 @@ class Pruner:
             If the schedule gives a sparsity outside [0, 1), gradients do not fit or are not
             finite, or a weight or a score is NaN; masks and score are what they were then.
         """
+        self._shared.require_unchanged()
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
         is_time = target > self._target
         before = self.score.state_dict() if is_time else {}
@@ -175,6 +188,7 @@ class Pruner:
         """Return what the pruner needs to go on: masks, steps, and what it was made with."""
         return {
             "masks": [mask.copy() for mask in self._masks],
+            "param_names": list(self._names),
             "step_count": self.step_count,
             "target": self._target,
             "score_state": self.score.state_dict(),
@@ -182,12 +196,11 @@ class Pruner:
         }
 
     def _made_with(self) -> dict[str, str]:
-        scope = self.scope if isinstance(self.scope, str) else self.scope.__name__
         return {
-            "scope": scope,
-            "schedule": repr(self.schedule),
-            "score": repr(self.score),
-            "granularity": repr(self.granularity),
+            "scope": self.scope if isinstance(self.scope, str) else _description(self.scope),
+            "schedule": _description(self.schedule),
+            "score": _description(self.score),
+            "granularity": _description(self.granularity),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -201,11 +214,19 @@ class Pruner:
         """
         try:
             masks = [np.array(mask) for mask in state_dict["masks"]]
+            names = state_dict.get("param_names", self._names)
+            if not isinstance(names, list) or len(names) != len(self._names):
+                raise ValueError(f"param_names must be {self._names}, got {names}")
+            if len(names) > 1:  # one needs no name of its own
+                if sorted(names) != sorted(self._names):
+                    raise ValueError(f"param_names must be {self._names}, got {names}")
+                if len(masks) == len(names):
+                    masks = [masks[names.index(name)] for name in self._names]
             step_count = whole(state_dict["step_count"], "step_count", 0)
             target = number(state_dict["target"], "target", 0, below=1)
             made = {name: state_dict[name] for name in self._made_with()}
             score_state = state_dict["score_state"]
-        except (TypeError, LookupError) as error:
+        except (AttributeError, TypeError, LookupError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"state_dict must be a dict as state_dict() returns, got one without {error}"
             ) from None
@@ -218,6 +239,7 @@ class Pruner:
                 f"state_dict must have boolean masks of shapes {wanted}, got "
                 f"{[(str(mask.dtype), mask.shape) for mask in masks]}"
             )
+        self._shared.require_unchanged()
         self.score.load_state_dict(score_state)
         self._masks, self.step_count, self._target = masks, step_count, target
         self._put()
@@ -245,6 +267,7 @@ class Pruner:
 
     def _put(self) -> None:
         """Set what the masks remove to 0, and have it stay so."""
+        masks_changed()
         if self._optimizer is None:
             self._apply()
         else:
@@ -257,6 +280,18 @@ class Pruner:
     def __repr__(self) -> str:
         made = ", ".join(f"{name}={value}" for name, value in self._made_with().items())
         return f"<{type(self).__name__} of {len(self._masks)} arrays; {made}>"
+
+
+def _description(value: object) -> str:
+    """Return what something was made with, the same in every process."""
+    if isinstance(value, functools.partial):
+        given = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
+        return f"partial({', '.join([_description(value.func), *given])})"
+    name: str | None = getattr(value, "__qualname__", None)
+    if name is not None:
+        return name
+    kind = type(value)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(value)
 
 
 class MagnitudePruner(Pruner):

@@ -9,6 +9,7 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import ArrayTree, flatten, named_arrays, require_in_place
 from compressrs.optim import Optimizer
+from compressrs.optim._weights import Weights
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.selection import Mask
 
@@ -56,6 +57,7 @@ class LotteryTicket:
     def __init__(self, params: ArrayTree, optimizer: Optimizer | None = None) -> None:
         self._names, self._params = named_arrays(params, "params")
         require_in_place(self._params, self._names)
+        self._shared = Weights("LotteryTicket", self._names, self._params)
         self._optimizer = optimizer
         self._indices: list[int] = []
         if optimizer is not None:
@@ -82,15 +84,19 @@ class LotteryTicket:
             If there are not as many masks as arrays, or a shape differs; nothing is changed
             then.
         """
+        self._shared.require_unchanged()
         chosen = self._masks(masks)
         if self._optimizer is not None and self._state is not None:
-            self._optimizer.load_state_dict(copy.deepcopy(self._state))
+            # Weights that were removed since stay so, unless there are new masks.
+            state = {key: value for key, value in self._state.items() if key != "masks"}
+            self._optimizer.load_state_dict(state)
         for w, value, mask, name in zip(
             self._params, self._values, chosen, self._names, strict=True
         ):
             w[...] = value
             if mask is not None:
                 _core.apply_mask(w, mask, name)
+        self._shared.apply_masks(self._params)
         if self._optimizer is not None and masks is not None:
             self._optimizer._set_masks(dict(zip(self._indices, chosen, strict=True)))
 

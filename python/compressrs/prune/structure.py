@@ -11,6 +11,7 @@ from compressrs._arrays import Array, as_array, same_memory
 from compressrs._checks import sequence, whole
 from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.optim import Optimizer
+from compressrs.optim._weights import structure_changed
 from compressrs.prune.optimizers import index_in
 from compressrs.prune.selection import Mask
 
@@ -196,6 +197,7 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
                 cuts.add(array, axis, mask, f"the {attribute} that {name} is for")
                 adopted.append((owner, attribute))
     for (owner, attribute), array in zip(adopted, cuts.make(optimizer), strict=True):
+        structure_changed([getattr(owner, attribute)])
         setattr(owner, attribute, array)
         owner._use({attribute: array})
 

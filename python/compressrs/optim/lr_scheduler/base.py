@@ -201,6 +201,15 @@ class LRScheduler:
         return settings
 
     def _set(self, settings: list[tuple[float, float | None]]) -> None:
+        momenta = [momentum for _, momentum in settings]
+        groups = self.optimizer.param_groups
+        if any(m and group.get("momentum") == 0 for group, m in zip(groups, momenta, strict=True)):
+            # As in PyTorch, momentum that was off is switched on; it needs state.
+            changes = [
+                {"momentum": m} if m and "momentum" in group else {}
+                for group, m in zip(groups, momenta, strict=True)
+            ]
+            self.optimizer._configure(changes, "a schedule's step")
         for group, (rate, momentum) in zip(self.optimizer.param_groups, settings, strict=True):
             group["lr"] = rate
             if momentum is None:

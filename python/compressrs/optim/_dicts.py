@@ -1,0 +1,127 @@
+"""Dicts of an optimizer in which every assignment has an effect, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compressrs._arrays import Array, Views, is_number
+
+#: Keys of a group that are no hyperparameters of a rule.
+OF_GROUPS = frozenset(("params", "frozen", "initial_lr"))
+
+
+def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None:
+    """Raise a ValueError if a key of a group is none that means something."""
+    if unknown := sorted(map(str, set(keys) - known)):
+        raise ValueError(f"{name} must have keys among {sorted(known)}, got {unknown[0]!r}")
+
+
+class _Checked(dict[Any, Any]):
+    """A dict whose every change goes through `__setitem__`, and that keeps its keys."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def __delitem__(self, key: Any) -> None:
+        raise TypeError(f"{key!r} cannot be removed from a {type(self).__name__}")
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        raise TypeError(f"{key!r} cannot be removed from a {type(self).__name__}")
+
+    def popitem(self) -> Any:
+        raise TypeError(f"nothing can be removed from a {type(self).__name__}")
+
+    def clear(self) -> None:
+        raise TypeError(f"nothing can be removed from a {type(self).__name__}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class ParamGroup(_Checked):
+    """Parameters with their hyperparameters."""
+
+    def __init__(self, values: Mapping[str, Any], known: frozenset[str]) -> None:
+        require_known(values, known, "a group")
+        super().__init__(values)
+        self._known = known
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "params":
+            raise ValueError(
+                "params of a group cannot be exchanged; write into its arrays, or use "
+                "add_param_group, prune.neurons or prune.shrink"
+            )
+        require_known((key,), self._known, "a group")
+        super().__setitem__(key, value)
+
+    def replace(self, values: Mapping[str, Any]) -> None:
+        """Replace all that the group holds, parameters too."""
+        dict.clear(self)
+        dict.update(self, values)
+
+    def replace_params(self, params: Views) -> None:
+        """Exchange the parameters, of which the optimizer must be told."""
+        super().__setitem__("params", params)
+
+
+class ParameterState(_Checked):
+    """The state of a parameter, whose arrays are written into."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        super().__init__(arrays)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        target = self._target(name)
+        target[...] = checked(target, value, name)
+
+    def _target(self, name: str) -> Array:
+        if name not in self:
+            raise ValueError(f"the state must be one of {list(self)}, got {name!r}")
+        array: Array = self[name]
+        return array
+
+
+class State(_Checked):
+    """The states of all parameters."""
+
+    def __init__(self, states: Mapping[int, ParameterState]) -> None:
+        super().__init__(states)
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        if index not in self:
+            raise ValueError(f"the parameter must be one of {list(self)}, got {index!r}")
+        own = self[index]
+        if not isinstance(value, Mapping) or set(value) != set(own):
+            raise ValueError(f"state[{index}] must be a dict with the keys {list(own)}")
+        new = {name: checked(own[name], x, name) for name, x in value.items()}
+        for name, array in new.items():
+            own[name][...] = array
+
+
+def checked(target: Array, value: Any, name: str) -> Array:
+    """Return a copy of an array of numbers, if it can be written to `target`."""
+    array = np.array(value)
+    if array.shape != target.shape or not is_number(array.dtype):
+        raise ValueError(
+            f"{name!r} must be numbers of shape {target.shape}, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    if name != "step" and target.dtype.kind in "iu" and array.dtype != target.dtype:
+        raise ValueError(f"{name!r} must be codes of {target.dtype}, got {array.dtype}")
+    if name == "step" and not (0 <= array < 2**53 and array == int(array)):
+        raise ValueError(f"'step' must be a whole number >= 0, got {value}")
+    return array
