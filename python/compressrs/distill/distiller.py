@@ -16,19 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array
-from compressrs._checks import positive, share, whole
-from compressrs._files import load_tensors, require_safetensors, save_tensors
+from compressrs._checks import number, positive, share, whole
+from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
 from compressrs.distill.teachers import TopK
 from compressrs.optim import Optimizer
+from compressrs.optim._weights import Weights
 from compressrs.optim.lr_scheduler import LRScheduler
 from compressrs.optim.storage import pack, unpack
 
 FORMAT = "compressrs.distiller"
-VERSION = "1"
+VERSION = "2"
 
 #: A number, or one as a function of the training step, counted from 0.
 Schedule: TypeAlias = float | Callable[[int], float]
@@ -290,9 +291,10 @@ class Distiller:
             If it cannot be written; what was there before still is.
         """
         arrays, optimizer = pack(self._optimizer.state_dict())
-        arrays |= {f"param.{i}": p for i, p in enumerate(self._parameters())}
+        names = self._names()
+        arrays |= {f"param.{k}": p for k, p in zip(names, self._parameters(), strict=True)}
         if self._best is not None:
-            arrays |= {f"best.{i}": p for i, p in enumerate(self._best[1])}
+            arrays |= {f"best.{k}": p for k, p in zip(names, self._best[1], strict=True)}
         progress = {
             "history": self.history,
             "step_count": self.step_count,
@@ -321,16 +323,18 @@ class Distiller:
         file = Path(path)
         arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
         try:
-            progress = json.loads(metadata["progress"])
+            progress = parse_json(metadata["progress"])
             history = [Epoch(*epoch) for epoch in progress["history"]]
-            state = {name: x for name, x in arrays.items() if name.startswith("state.")}
+            own = ("state.", "mask.")
+            state = {name: x for name, x in arrays.items() if name.startswith(own)}
             loaded = unpack(state, progress["optimizer"])
-            values = [arrays[f"param.{i}"] for i in range(len(self._parameters()))]
+            values = [arrays[f"param.{name}"] for name in self._names()]
             best = None
             if progress["best"] is not None:
-                copies = [arrays[f"best.{i}"].copy() for i in range(len(values))]
-                best = (float(progress["best"]), copies)
-            step_count, waited = int(progress["step_count"]), int(progress["waited"])
+                copies = [arrays[f"best.{name}"].copy() for name in self._names()]
+                best = (number(progress["best"], "best"), copies)
+            step_count = whole(progress["step_count"], "step_count", 0)
+            waited = whole(progress["waited"], "waited", 0)
             scheduler = progress["scheduler"]
             if (scheduler is None) != (self._scheduler is None):
                 raise ValueError("with a scheduler on one side only")
@@ -342,17 +346,20 @@ class Distiller:
                 raise ValueError(
                     f"{file} must have {name} {getattr(self, name)}, got {progress.get(name)}"
                 )
-        for index, (p, value) in enumerate(zip(self._parameters(), values, strict=True)):
-            if p.shape != value.shape or p.dtype != value.dtype:
-                raise ValueError(
-                    f"{file} must have a parameter {index} of {p.dtype} with shape {p.shape}, got "
-                    f"{value.dtype} with shape {value.shape}"
-                )
+        for given in [values, *([] if best is None else [best[1]])]:
+            for name, p, value in zip(self._names(), self._parameters(), given, strict=True):
+                if p.shape != value.shape or p.dtype != value.dtype:
+                    raise ValueError(
+                        f"{file} must have {name} of {p.dtype} with shape {p.shape}, got "
+                        f"{value.dtype} with shape {value.shape}"
+                    )
+        if self._scheduler is not None:
+            # Raises now, before anything changes, if it does not fit.
+            self._scheduler._restored(scheduler)
         self._optimizer.load_state_dict(loaded)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(scheduler)
-        for p, value in zip(self._parameters(), values, strict=True):
-            p[...] = value
+        self._assign(values)
         self.history, self.step_count, self._waited = history, step_count, waited
         self._phase_done, self._best = phase_done, best
 
@@ -366,6 +373,14 @@ class Distiller:
         """Return what the teacher says of a batch."""
         batch = [member(x) if callable(member) else member[rows] for member in self._members]
         return batch if self._ensemble else batch[0]
+
+    def _names(self) -> list[str]:
+        groups = self._optimizer.state_dict()["param_groups"]
+        return [name for group in groups for name in group["param_names"]]
+
+    def _assign(self, values: list[Array]) -> None:
+        """Set the parameters, but for what an optimizer or a pruner removed."""
+        Weights("Distiller", self._names(), self._parameters()).assign(values)
 
     def _parameters(self) -> list[Array]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -436,8 +451,7 @@ class Distiller:
     def _take_best(self) -> None:
         """Take the best parameters; the next phase has a best of its own."""
         assert self._best is not None
-        for p, best in zip(self._parameters(), self._best[1], strict=True):
-            p[...] = best
+        self._assign(self._best[1])
         self._best, self._waited = None, 0
 
 

@@ -72,8 +72,10 @@ def plan(
         raise ValueError(
             f"state_dict must have groups of {lengths} parameters, got {[len(g) for g in given]}"
         )
-    order = _order(groups, given, optimizer._names, lengths)
-    lacking = set(order) - set(state) if "class" in state_dict else set()
+    order = _order(groups, given, optimizer._names, lengths, "class" in state_dict)
+    lacking = set()
+    if "class" in state_dict:  # PyTorch's have no state before the first step
+        lacking = {i for i in order if all(x is None for x in state.get(i, {}).values())}
     if lacking or set(state) - set(order):
         raise ValueError(
             f"state_dict['state'] must be of the parameters {sorted(order)}, got {list(state)}"
@@ -104,24 +106,30 @@ def plan(
 
 
 def _order(
-    groups: list[Mapping[str, Any]], given: list[list[int]], names: list[str], lengths: list[int]
+    groups: list[Mapping[str, Any]],
+    given: list[list[int]],
+    names: list[str],
+    lengths: list[int],
+    own: bool,
 ) -> list[int]:
-    """Return the index in the state dict of each parameter."""
+    """Return the index in the state dict, which is our own or not, of each parameter."""
     theirs = [group.get("param_names") for group in groups]
     ours = all(
         isinstance(group, (list, tuple))
         and all(isinstance(name, str) and name.startswith("params") for name in group)
         for group in theirs
     )
+    if own and not ours and any(group is not None for group in theirs):
+        raise ValueError(f"state_dict must have param_names like {names}, got {theirs}")
     if not ours or len(names) == 1:
         return [i for group in given for i in group]
     order, first = [], 0
     for indices, their, length in zip(given, theirs, lengths, strict=True):
-        own = names[first : first + length]
-        if sorted(their) != sorted(own):  # type: ignore[arg-type]
-            raise ValueError(f"state_dict must be of the parameters {own}, got {their}")
+        need = names[first : first + length]
+        if sorted(their) != sorted(need):  # type: ignore[arg-type]
+            raise ValueError(f"state_dict must be of the parameters {need}, got {their}")
         by_name = dict(zip(their, indices, strict=True))  # type: ignore[arg-type]
-        order += [by_name[name] for name in own]
+        order += [by_name[name] for name in need]
         first += length
     return order
 

@@ -1,0 +1,172 @@
+"""What is removed stays 0 through everything that writes weights."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+
+MASK = np.arange(12).reshape(4, 3) % 3 != 0
+
+
+def weights():
+    return np.random.default_rng(0).standard_normal((4, 3)) + 5
+
+
+def gone(*arrays):
+    return all((a[~MASK] == 0).all() and (a[MASK] != 0).all() for a in arrays)
+
+
+def by_optimizer(w, opt):
+    opt.set_masks(MASK)
+
+
+def by_pruner(w, opt):
+    pruner = cr.prune.Pruner(w, lambda t: 1 / 3, cr.prune.Magnitude())
+    w[~MASK] = 1e-3
+    pruner.step()
+    return pruner
+
+
+removals = pytest.mark.parametrize("remove", [by_optimizer, by_pruner])
+
+
+@removals
+def test_averages(remove):
+    w = weights()
+    opt, ema = cr.optim.SGD(w, lr=1e-3), cr.optim.EMA(w)
+    kept = remove(w, opt)
+    with ema.applied():
+        assert gone(w)
+    assert gone(w)
+    ema.update()
+    assert gone(ema.average)
+    state = copy.deepcopy(ema.state_dict())
+    state["averages"][0] += 1
+    ema.load_state_dict(state)
+    ema.copy_to_params()
+    assert gone(w, ema.average), kept
+
+
+@removals
+def test_lookahead(remove):
+    w = weights()
+    opt = cr.optim.Lookahead(cr.optim.SGD(w, lr=1e-3), k=2)
+    kept = remove(w, opt.optimizer)
+    for _ in range(4):
+        opt.step(np.ones_like(w))
+        if kept is not None:
+            kept.step()
+    assert gone(w, opt.state_dict()["slow"][0])
+
+
+def test_schedule_free():
+    w = weights()
+    opt = cr.optim.ScheduleFree(w, lambda z: cr.optim.SGD(z, lr=1e-3))
+    opt.step(np.ones_like(w))
+    kept = by_pruner(w, None)
+    for use in (lambda: opt.step(np.ones_like(w)), opt.eval, opt.train):
+        use()
+        assert gone(w)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert gone(w), kept
+    w = weights()
+    opt = cr.optim.ScheduleFree(w, lambda z: cr.optim.SGD(z, lr=1e-3))
+    opt.step(np.ones_like(w))
+    opt.optimizer.set_masks(MASK)
+    for use in (opt.eval, opt.train, lambda: opt.step(np.ones_like(w))):
+        use()
+        assert gone(w)
+
+
+@removals
+def test_tickets(remove):
+    w = weights()
+    opt = cr.optim.SGD(w, lr=1e-3)
+    ticket = cr.prune.LotteryTicket(w, opt)
+    kept = remove(w, opt)
+    ticket.rewind()
+    assert gone(w), kept
+
+
+def test_a_resumed_run_keeps_its_masks(tmp_path):
+    pytest.importorskip("safetensors")
+
+    def make():
+        layer = cr.nn.Linear(3, 4, rng=0)
+        opt = cr.optim.Adam(layer.params)
+        return layer, opt, cr.distill.Distiller(layer, np.zeros((8, 4), np.float32), opt)
+
+    x, y = np.ones((8, 3), np.float32), np.zeros(8, int)
+    layer, opt, distiller = make()
+    opt.set_masks({"weight": MASK, "bias": None})
+    path = tmp_path / "checkpoint"
+    distiller.fit(x, y, epochs=1, checkpoint=path)
+    layer, opt, distiller = make()
+    distiller.fit(x, y, epochs=3, checkpoint=path)
+    assert gone(layer.weight)
+    layer, other, _ = make()
+    other.load_state_dict(opt.state_dict())
+    other.step({"weight": np.ones((4, 3), np.float32), "bias": None})
+    assert gone(layer.weight)
+
+
+def test_after_shrinking():
+    model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU(), cr.nn.Linear(4, 2, rng=0))
+    opt = cr.optim.Adam(model.params)
+    ema = cr.optim.EMA(model.params)
+    ahead = cr.optim.Lookahead(opt)
+    ticket = cr.prune.LotteryTicket(model.params, opt)
+    weights = [model[0].weight, model[2].weight]
+    pruner = cr.prune.Pruner(weights, lambda t: 0.5, optimizer=opt)
+    keep = np.array([True, False, True, True])
+    cr.prune.shrink(model, {0: keep}, opt)
+    grads = [np.ones_like(a) for a in opt._arrays()]
+    grads = {
+        "0": dict(zip(("weight", "bias"), grads[:2], strict=True)),
+        "2": dict(zip(("weight", "bias"), grads[2:], strict=True)),
+    }
+    kept = copy.deepcopy((model.params, opt.state_dict(), ema.state_dict(), pruner.state_dict()))
+    for use in (
+        ema.update,
+        ema.copy_to_params,
+        lambda: ema.applied().__enter__(),
+        lambda: ahead.step(grads),
+        pruner.step,
+        ticket.rewind,
+    ):
+        with pytest.raises(ValueError, match=r"make a new"):
+            use()
+    now = model.params, opt.state_dict(), ema.state_dict(), pruner.state_dict()
+    np.testing.assert_equal(now, kept)
+    cr.optim.Lookahead(opt, k=1).step(grads)
+    cr.optim.EMA(model.params).update()
+
+
+def test_after_a_group_is_added():
+    a, b = np.ones(3), np.ones(2)
+    opt = cr.optim.SGD([a], lr=1.0)
+    ahead = cr.optim.Lookahead(opt, k=1)
+    opt.add_param_group({"params": [b]})
+    ahead.step([[np.ones(3)], [np.ones(2)]])
+    assert (a == 0.5).all()
+    assert (b == 0.5).all()
+    w = np.ones(3)
+    free = cr.optim.ScheduleFree(w, lambda z: cr.optim.SGD([z], lr=1.0))
+    free.optimizer.add_param_group({"params": [b]})
+    with pytest.raises(ValueError, match="make a new ScheduleFree"):
+        free.step([[np.ones(3)], [np.ones(2)]])
+    assert (w == 1).all()
+
+
+def test_a_schedule_that_is_a_function():
+    def schedule(step):
+        return 0.5
+
+    first, second = weights(), weights()
+    pruner = cr.prune.Pruner(first, schedule)
+    pruner.step()
+    other = cr.prune.Pruner(second, copy.copy(schedule))
+    other.load_state_dict(pruner.state_dict())
+    np.testing.assert_array_equal(first, second)

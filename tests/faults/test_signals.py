@@ -1,0 +1,118 @@
+"""Signal handlers that save, or change, what the main thread is in the middle of."""
+
+import copy
+import inspect
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+from compressrs.optim._guard import Guarded
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="timers of POSIX")
+
+PUBLIC = {
+    name: value
+    for package in (cr.optim, cr.prune, cr.distill, cr.nn, cr.sparse)
+    for name in package.__all__
+    if inspect.isclass(value := getattr(package, name))
+}
+#: Those with a lock.
+GUARDED = sorted(
+    name for name, value in PUBLIC.items() if issubclass(value, Guarded) and name != "Optimizer"
+)
+
+
+def make(name, w):
+    if name == "Lookahead":
+        return cr.optim.Lookahead(cr.optim.SGD(w, lr=1.0), k=2)
+    if name == "ScheduleFree":
+        return cr.optim.ScheduleFree(w, lambda z: cr.optim.SGD(z, lr=1.0))
+    return PUBLIC[name](w)
+
+
+def test_no_other_class_has_a_lock():
+    for name, value in PUBLIC.items():
+        if issubclass(value, Exception):
+            continue  # has no source, if it is the core's
+        if "Lock(" in inspect.getsource(value):
+            assert name in GUARDED, name
+    assert len(GUARDED) > 15
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_a_handler_in_the_middle_of_a_step(name):
+    """The handler runs at many moments of steps, saves, and is never stuck."""
+    w = np.zeros((64, 8))
+    opt = make(name, w)
+    grad = np.ones_like(w)
+    saved, refused = [], []
+
+    def handler(*_):
+        for use, seen in ((opt.state_dict, saved), (lambda: opt.step(grad), [])):
+            try:
+                seen.append(copy.deepcopy(use()))
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+    try:
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            try:
+                opt.step(grad)
+            except RuntimeError as error:
+                refused.append(str(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert all("cannot be called during" in message for message in refused)
+    assert saved or refused
+    opt.step(grad)
+    # From another thread the lock is free.
+    thread = threading.Thread(target=opt.state_dict, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("name", [n for n in GUARDED if n not in ("Lookahead", "ScheduleFree")])
+def test_a_call_from_within_a_step(name, tmp_path):
+    """A gradient whose view is taken during the step stands for a handler."""
+    pytest.importorskip("safetensors")
+    w = np.zeros((4, 2))
+    opt = make(name, w)
+    outcomes = {}
+
+    class Gradient:
+        dtype = "float64"
+
+        def detach(self):
+            for key, use in {
+                "state_dict": opt.state_dict,
+                "save": lambda: opt.save(tmp_path / "a"),
+                "load": lambda: opt.load(tmp_path / "a"),
+                "step": lambda: opt.step(np.ones((4, 2))),
+                "set_masks": lambda: opt.set_masks(None),
+                "add_param_group": lambda: opt.add_param_group({"params": np.zeros(2)}),
+                "convert_state": lambda: opt.convert_state("bfloat16"),
+                "load_state_dict": lambda: opt.load_state_dict(opt.state_dict()),
+            }.items():
+                try:
+                    use()
+                    outcomes[key] = "done"
+                except RuntimeError as error:
+                    outcomes[key] = str(error)
+            return np.ones((4, 2))
+
+    opt.step(Gradient())
+    assert {key for key, value in outcomes.items() if value == "done"} == {"state_dict", "save"}
+    assert len(outcomes) == 8
+    opt.load(tmp_path / "a")
+    assert int(opt.state[0]["step"]) == 0
+    assert os.listdir(tmp_path) == ["a"]
