@@ -369,7 +369,7 @@ def test_bad_checkpoints(tmp_path):
     with pytest.raises(ValueError, match="must have seed 1, got 0"):
         make(rng=1).fit(x, y, epochs=2, checkpoint=path)
     other = cr.nn.Linear(6, 4, rng=0)
-    with pytest.raises(ValueError, match="must have a parameter 0 of float32 with shape"):
+    with pytest.raises(ValueError, match="holds no distillation of such a student"):
         cr.distill.Distiller(other, logits, cr.optim.Adam(other.params)).load(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
