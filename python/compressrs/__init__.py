@@ -4,7 +4,8 @@
 - `compressrs.prune`: scores, masks, schedules and pruning methods;
 - `compressrs.sparse`: CSR matrices with fast products, forward and backward;
 - `compressrs.distill`: softmax with temperature and distillation losses;
-- `compressrs.nn`: layers that can be trained, pruned and distilled.
+- `compressrs.nn`: layers that can be trained, pruned and distilled;
+- `compressrs.checkpoint`: compressed files of weights.
 
 Results have the same bits for any number of threads and any instruction set.
 
@@ -20,10 +21,11 @@ from compressrs._core import __version__
 from compressrs._threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from compressrs import distill, nn, optim, prune, sparse
+    from compressrs import checkpoint, distill, nn, optim, prune, sparse
 
 __all__ = [
     "__version__",
+    "checkpoint",
     "distill",
     "get_num_threads",
     "nn",

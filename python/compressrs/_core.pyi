@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_BLOCK",
     "CODE_VERSION",
+    "Checksum",
     "Factor",
     "NonFiniteGradientError",
     "Sparse",
@@ -22,8 +23,10 @@ __all__ = [
     "block_norms",
     "clamp",
     "csr_from_dense",
+    "decode_planes",
     "decode_state",
     "dist_loss",
+    "encode_planes",
     "encode_state",
     "expand_blocks",
     "get_num_threads",
@@ -36,6 +39,7 @@ __all__ = [
     "mask_n_of_m",
     "mask_rows",
     "mask_smallest",
+    "merge_positions",
     "norm",
     "reconstruct",
     "refuse_nan",
@@ -49,6 +53,7 @@ __all__ = [
     "simd_level",
     "simd_levels",
     "softmax",
+    "split_positions",
     "top_k",
 ]
 
@@ -172,3 +177,15 @@ def dist_loss(
 def hint_loss(student: _Array, teacher: _Array, grad: _Array) -> float: ...
 def attention_loss(student: _Array, teacher: _Array, grad: _Array) -> float: ...
 def rkd_loss(student: _Array, teacher: _Array, angles: bool, grad: _Array) -> float: ...
+def encode_planes(data: NDArray[np.uint8], width: int, rotate: bool) -> bytes: ...
+def decode_planes(
+    stream: NDArray[np.uint8], width: int, rotate: bool, out: NDArray[np.uint8]
+) -> None: ...
+def split_positions(x: _Array, gaps: bool) -> tuple[bytes, bytes]: ...
+def merge_positions(places: NDArray[np.uint8], values: _Array, gaps: bool, out: _Array) -> None: ...
+
+@final
+class Checksum:
+    def __new__(cls) -> Checksum: ...
+    def update(self, data: NDArray[np.uint8]) -> None: ...
+    def digest(self) -> int: ...

@@ -4,13 +4,15 @@
 //! - [`quantize`]: numbers in few bits;
 //! - [`prune`]: scores, exact order statistics, masks, reconstruction;
 //! - [`sparse`]: CSR matrices and their products;
-//! - [`distill`]: softmax with temperature and distillation losses.
+//! - [`distill`]: softmax with temperature and distillation losses;
+//! - [`codec`]: lossless coding of weights, codes and positions.
 //!
 //! These stand on [`numeric`] (element types, `exp` and `ln`, reductions in a fixed order),
 //! [`linalg`] (dense products and factors) and [`runtime`] (one body for every instruction
 //! set, the thread pool, scratch memory). Results have the same bits for every instruction
 //! set and every number of threads.
 
+pub mod codec;
 pub mod distill;
 pub mod linalg;
 pub mod numeric;

@@ -7,6 +7,7 @@
 
 mod blend;
 mod buffers;
+mod codec;
 mod distill;
 mod errors;
 mod operand;
@@ -25,6 +26,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::blend::{accumulate, clamp, lerp, norm, scale};
+    #[pymodule_export]
+    use crate::codec::{Checksum, decode_planes, encode_planes, merge_positions, split_positions};
     #[pymodule_export]
     use crate::distill::{
         attention_loss, dist_loss, hint_loss, kd_loss, logsumexp, rkd_loss, softmax, top_k,

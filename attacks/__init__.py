@@ -1,0 +1,1 @@
+"""Hostile checkpoints, one a script; see README.md."""

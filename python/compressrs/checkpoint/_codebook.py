@@ -1,0 +1,96 @@
+"""Weights that share values: k-means in one dimension (Han et al., arXiv 1510.00149)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressrs._arrays import dtype_of
+from compressrs.checkpoint import _coding
+from compressrs.checkpoint._coding import Bytes, Description, Parts, Tile
+from compressrs.checkpoint._format import DTYPES
+
+#: Steps of Lloyd's algorithm at most.
+MAX_STEPS = 100
+
+
+def k_means(values: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+    """Return at most `k` centroids, ascending, that no step of Lloyd's algorithm changes.
+
+    The first ones are spread evenly from the smallest value to the largest, which keeps
+    the few large weights: linear initialization, the best of the three in Deep
+    Compression. Values are sorted once; a step then takes the sum of each cluster from
+    running sums, in ``O(k log n)``.
+    """
+    ordered = np.sort(values.astype(np.float64))
+    if ordered.size == 0:
+        return ordered
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    centroids = np.unique(np.linspace(ordered[0], ordered[-1], k))
+    for _ in range(MAX_STEPS):
+        ends = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+        edges = np.concatenate([[0], ends, [ordered.size]])
+        counts = np.diff(edges)
+        # A cluster without values keeps its centroid.
+        means = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), centroids)
+        means = np.unique(means)
+        if means.size == centroids.size and np.array_equal(means, centroids):
+            break
+        centroids = means
+    return centroids
+
+
+def encode(x: NDArray[Any], dtype: str, streams: tuple[str, ...], entries: int) -> Tile:
+    """Encode a tile by the nearest of at most `entries` values, which it keeps.
+
+    With positions, zeros are code 0 and kept apart, and the other codes are for what is
+    not zero.
+    """
+    kind = dtype_of(DTYPES[dtype].numpy or "")
+    values = x.astype(np.float32)
+    sparse = streams[0] in _coding.POSITIONS
+    kept = values[values != 0] if sparse else values
+    book = np.unique(k_means(kept, entries - sparse).astype(kind).astype(np.float32))
+    if sparse:
+        book = np.concatenate([[np.float32(0)], book[book != 0]])
+    codes = np.zeros(values.size, np.uint8)
+    if book.size > sparse:
+        middles = (book[sparse + 1 :] + book[sparse:-1]) / 2
+        codes = (np.searchsorted(middles, values) + sparse).astype(np.uint8)
+    stored = np.zeros(entries, kind)
+    stored[: book.size] = book.astype(kind)
+    tail = _coding.encode_bytes(stored.view(np.uint8), dtype)
+    if not sparse:
+        return Tile((_coding.encode_bytes(codes, "U8"), tail))
+    codes[values == 0] = 0
+    places, kept_codes, counts = _coding.split_zeros(codes, streams)
+    # Code 0 does not occur among what is kept: one bit less where that helps.
+    return Tile((places, _coding.encode_bytes(kept_codes - np.uint8(1), "U8"), tail), counts)
+
+
+def decode(d: Description, parts: Parts) -> Bytes:
+    """Return the bytes of a tile that `encode` encoded."""
+    entries = d.options.get("entries")
+    if type(entries) is not int or not 1 <= entries <= 256 or d.dtype not in _coding.WEIGHTS:
+        raise ValueError(f"a codebook must have 1 to 256 entries of floats, got {entries!r}")
+    kind = dtype_of(DTYPES[d.dtype].numpy or "")
+    stored = _coding.decode_bytes(parts.streams["codebook"], d.dtype, entries * kind.itemsize).view(
+        kind
+    )
+    if parts.counts is None:
+        codes = _coding.decode_bytes(parts.streams["codes"], "U8", parts.size)
+        _require_below(codes, entries)
+    else:
+        where, places = parts.positions()
+        kept = _coding.decode_bytes(parts.streams["codes"], "U8", parts.counts[1])
+        _require_below(kept, entries - 1)
+        parts.require_positions(places, kept.size)
+        codes = _coding.merge_zeros(places, kept + np.uint8(1), (where,), parts.size, 1)
+    return np.take(stored, codes).view(np.uint8)
+
+
+def _require_below(codes: Bytes, entries: int) -> None:
+    if codes.size and int(codes.max()) >= entries:
+        raise ValueError(f"the stream is damaged: a code leads beyond {entries} entries")

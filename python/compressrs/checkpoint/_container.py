@@ -1,0 +1,278 @@
+"""Containers: safetensors files of streams, written front to back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressrs import _core
+from compressrs.checkpoint import _format
+from compressrs.checkpoint._coding import PLAIN, Bytes, Description, blob_entry
+from compressrs.checkpoint._encoding import Encoder, read_tiles
+from compressrs.checkpoint._format import Entry
+from compressrs.checkpoint._plan import Step
+from compressrs.checkpoint._work import Background, ahead
+from compressrs.checkpoint.reader import KEY, PLAIN_TILE, VERSION, header_checksum
+
+#: Data of a file up to which it is copied once more to save the header's padding.
+COMPACT = 1 << 28
+
+#: What a container says of a source whose header `canonical_header` restores.
+CANONICAL = "canonical"
+
+#: Bytes that are copied at once.
+COPY = 1 << 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that a container holds."""
+
+    name: str
+    entry: Entry | None
+    description: Description
+    #: XXH3 of the source's bytes.
+    source: str
+    #: ``|w - decoded| / |w|``; None if nothing can be lost.
+    error: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what the journal keeps of it."""
+        e = self.entry
+        where = None if e is None else [e.dtype, list(e.shape), e.begin, e.end]
+        return {
+            "tensor": self.name,
+            "at": where,
+            "description": self.description.to_json(),
+            "source": self.source,
+            "error": self.error,
+        }
+
+    @staticmethod
+    def of_record(record: dict[str, Any]) -> Stored:
+        """Return what `record` returned."""
+        at, name = record["at"], record["tensor"]
+        entry = None if at is None else Entry(name, at[0], tuple(at[1]), at[2], at[3])
+        description = Description.from_json(record["description"])
+        return Stored(name, entry, description, record["source"], record["error"])
+
+
+class Shard:
+    """One file of a container, to whose end tensors are added.
+
+    Room for the header is kept in front, as much as it can need at most: its length is
+    known only when all tensors are coded, and they are written once.
+    """
+
+    def __init__(self, path: Path, reserve: int) -> None:
+        self.path = path
+        self.reserve = reserve
+        self.stored: list[Stored] = []
+        self.size = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def restore(self, stored: Iterable[Stored]) -> None:
+        """Take over tensors that were written before, and cut off what lies behind them."""
+        self.stored = list(stored)
+        self.size = max((s.entry.end for s in self.stored if s.entry is not None), default=0)
+        os.ftruncate(self._descriptor, self.reserve + self.size)
+
+    def intact(self, stored: Stored) -> bool:
+        """Whether the bytes of a tensor are there, and those that were written."""
+        if stored.entry is None:
+            return True
+        checksum = _core.Checksum()
+        try:
+            for begin in range(stored.entry.begin, stored.entry.end, COPY):
+                n = min(COPY, stored.entry.end - begin)
+                data = _format.read_at(self._descriptor, self.reserve + begin, n)
+                checksum.update(np.frombuffer(data, np.uint8))
+        except ValueError:
+            return False
+        return f"{checksum.digest():016x}" == stored.description.checksum
+
+    def add(self, step: Step, advance: Callable[[int], None]) -> Stored:
+        """Encode a tensor and write it, reading and writing while it is encoded.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the source cannot be read, or the file not be written.
+        """
+        entry = step.located.entry
+        source, written = _core.Checksum(), _core.Checksum()
+        offset = self.reserve + self.size
+        background = Background()
+
+        def read(begin: int, end: int) -> Bytes:
+            data = step.located.file.read(begin, end)
+            source.update(data)
+            return data
+
+        def write(data: Bytes, at: int) -> None:
+            written.update(data)
+            _write_at(self._descriptor, data, at)
+
+        lengths, counts = [], []
+        try:
+            if step.coding == PLAIN:
+                parts: Iterator[tuple[int, int]] = (
+                    (begin, min(entry.end, begin + 4 * PLAIN_TILE))
+                    for begin in range(entry.begin, entry.end, 4 * PLAIN_TILE)
+                )
+                encoder: Encoder | None = None
+            else:
+                parts, encoder = read_tiles(step), Encoder(step)
+            for data in ahead(_call(read, begin, end) for begin, end in parts):
+                if encoder is None:
+                    chunks: tuple[bytes | Bytes, ...] = (data,)
+                else:
+                    tile = encoder.encode(data)
+                    chunks = tile.streams
+                    lengths.append(tuple(map(len, chunks)))
+                    if tile.counts is not None:
+                        counts.append(tile.counts)
+                for chunk in chunks:
+                    background.submit(_call(write, np.frombuffer(chunk, np.uint8), offset))
+                    offset += len(chunk)
+                advance(len(data))
+            # So that what follows begins at a multiple of 8.
+            padding = -(offset - self.reserve) % 8 if step.coding != PLAIN else 0
+            background.submit(_call(write, np.zeros(padding, np.uint8), offset))
+            background.wait()
+        finally:
+            background.close()
+        step.located.file.check_unchanged()
+        d = replace(
+            step.description(),
+            lengths=tuple(lengths),
+            counts=tuple(counts),
+            checksum=f"{written.digest():016x}",
+        )
+        if d.coding == PLAIN:
+            end = self.size + entry.nbytes
+            entry = replace(entry, dtype=step.dtype, begin=self.size, end=end)
+        else:
+            entry = blob_entry(step.name, d, self.size)
+        error = None if encoder is None else encoder.error
+        stored = Stored(step.name, entry, d, f"{source.digest():016x}", error)
+        self.stored.append(stored)
+        self.size = entry.end
+        return stored
+
+    def drop_last(self) -> None:
+        """Remove the tensor that was added last."""
+        self.restore(self.stored[:-1])
+
+    def move_last(self, other: Shard) -> Stored:
+        """Move the tensor that was added last to the end of another file."""
+        last = self.stored[-1]
+        if last.entry is None:
+            raise ValueError(f"{last.name!r} has no bytes to move")
+        for begin in range(last.entry.begin, last.entry.end, COPY):
+            n = min(COPY, last.entry.end - begin)
+            data = _format.read_at(self._descriptor, self.reserve + begin, n)
+            at = other.reserve + other.size + begin - last.entry.begin
+            _write_at(other._descriptor, np.frombuffer(data, np.uint8), at)
+        self.drop_last()
+        entry = replace(last.entry, begin=other.size, end=other.size + last.entry.nbytes)
+        moved = replace(last, entry=entry)
+        other.stored.append(moved)
+        other.size = entry.end
+        return moved
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """Write the header, in front of the data or, of few data, in a new file without padding."""
+        header = container_header(self.stored, about)
+        if len(header) > self.reserve:
+            raise RuntimeError(f"a header of {len(header)} bytes, reserved {self.reserve}")
+        if self.size > COMPACT:
+            padded = container_header(self.stored, about, self.reserve)
+            _write_at(self._descriptor, np.frombuffer(padded, np.uint8), 0)
+            os.ftruncate(self._descriptor, self.reserve + self.size)
+            self.close()
+            return
+        compact = self.path.with_suffix(".compact")
+        descriptor = os.open(compact, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            _write_at(descriptor, np.frombuffer(header, np.uint8), 0)
+            for begin in range(0, self.size, COPY):
+                n = min(COPY, self.size - begin)
+                data = _format.read_at(self._descriptor, self.reserve + begin, n)
+                _write_at(descriptor, np.frombuffer(data, np.uint8), len(header) + begin)
+        finally:
+            os.close(descriptor)
+        self.close()
+        os.replace(compact, self.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def container_header(
+    stored: Iterable[Stored], about: dict[str, Any], length: int | None = None
+) -> bytes:
+    """Return the header of a container, with its length in front."""
+    tensors = list(stored)
+    entries = [s.entry for s in tensors if s.entry is not None]
+    metadata = {f"{KEY}:{s.name}": s.description.to_json() for s in tensors}
+    # As the format's own writer has it, for those who look for it.
+    if "format" in about.get("metadata", {}):
+        metadata["format"] = about["metadata"]["format"]
+    whole = {"version": VERSION, **about, "xxh3": header_checksum(entries, metadata)}
+    metadata = {KEY: json.dumps(whole, separators=(",", ":")), **metadata}
+    return _format.serialize(entries, metadata, length)
+
+
+def canonical_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
+    """Return the header that the format's own writer gives these tensors.
+
+    It sorts them by the bits of their dtype, most first, then by name.
+    """
+    placed, end = [], 0
+    for entry in sorted(entries, key=lambda e: (-_format.DTYPES[e.dtype].bits, e.name)):
+        placed.append(replace(entry, begin=end, end=end + entry.nbytes))
+        end += entry.nbytes
+    return _format.serialize(placed, metadata)
+
+
+def reserved(steps: Iterable[Step], about: dict[str, Any]) -> int:
+    """Return the bytes that the header of these tensors can take at most.
+
+    Raises
+    ------
+    ValueError
+        If that is more than the format allows.
+    """
+    far = 10**15
+    fakes = []
+    for step in steps:
+        d = Description.from_json(step.largest_description())
+        # An alias takes less than what is stored, but names a tensor, perhaps a longer one.
+        fakes.append(Stored(step.name, Entry(step.name, "F8_E4M3FNUZ", d.shape, far, far), d, ""))
+    longest = max((len(json.dumps(json.dumps(step.name))) for step in steps), default=0)
+    extra = longest * len(fakes)
+    length = len(container_header(fakes, about)) + extra
+    if length - 8 > _format.MAX_HEADER:
+        raise ValueError(f"its header would take up to {length} bytes, more than the format allows")
+    return -(-length // 4096) * 4096
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+def _write_at(descriptor: int, data: Bytes, offset: int) -> None:
+    view = data.data
+    while view:
+        n = os.pwrite(descriptor, view, offset)
+        view, offset = view[n:], offset + n

@@ -1,0 +1,22 @@
+"""From the streams of a tile to its bytes, for every coding."""
+
+from __future__ import annotations
+
+from compressrs.checkpoint import _codebook, _coding
+from compressrs.checkpoint._coding import Bytes, Description, Parts
+
+_DECODERS = {
+    "planes": _coding.decode_planes,
+    "codebook": _codebook.decode,
+}
+
+
+def decode(d: Description, parts: Parts) -> Bytes:
+    """Return the bytes of a tile.
+
+    Raises
+    ------
+    ValueError
+        If the streams are damaged, or do not fit the description.
+    """
+    return _DECODERS[d.coding](d, parts)

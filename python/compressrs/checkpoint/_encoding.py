@@ -1,0 +1,172 @@
+"""From a tensor's bytes to the streams of its tiles, as its step says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressrs._arrays import dtype_of
+from compressrs.checkpoint import _codebook, _coding
+from compressrs.checkpoint._coding import Bytes, Parts, Tile
+from compressrs.checkpoint._decoding import decode
+from compressrs.checkpoint._format import DTYPES
+from compressrs.checkpoint._plan import Step
+
+#: Elements of a tensor that its size and error are predicted from.
+PREDICTED = 1 << 18
+
+
+class Encoder:
+    """Encodes the tiles of one tensor, in any order.
+
+    Parameters
+    ----------
+    step : Step
+
+    Raises
+    ------
+    ValueError
+        If the tensor holds NaN or infinity, which the step cannot keep.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        # Sums of squares over the tiles so far: of what was lost, and of the weights.
+        self._lost = self._weight = 0.0
+        self._threshold: float | None = None
+        if step.rule.prune and step.tiles > 1:
+            self._threshold = _threshold_of_tiles(step)
+
+    def encode(self, data: Bytes) -> Tile:
+        """Encode the bytes of a tile."""
+        step = self.step
+        if step.rule.lossless:
+            return _coding.encode_planes(data, step.dtype, step.streams)
+        x = self.transform(data)
+        if step.coding == "codebook":
+            tile = _codebook.encode(x.reshape(-1), step.dtype, step.streams, step.rule.entries)
+        else:
+            tile = _coding.encode_planes(x.reshape(-1).view(np.uint8), step.dtype, step.streams)
+        self._measure(data, tile, x.size)
+        return tile
+
+    def _measure(self, data: Bytes, tile: Tile, size: int) -> None:
+        entry = self.step.located.entry
+        streams = (np.frombuffer(stream, np.uint8) for stream in tile.streams)
+        parts = Parts(dict(zip(self.step.streams, streams, strict=True)), tile.counts, size)
+        decoded = decode(self.step.description(), parts)
+        before = _floats(data, entry.dtype)
+        lost = _floats(decoded, self.step.dtype) - before
+        self._lost += float(lost @ lost)
+        self._weight += float(before @ before)
+
+    @property
+    def error(self) -> float | None:
+        """``|w - decoded| / |w|`` in the Euclidean norm so far; None if nothing can be lost."""
+        if self.step.rule.lossless:
+            return None
+        return math.sqrt(self._lost / self._weight) if self._weight > 0 else 0.0
+
+    def transform(self, data: Bytes) -> NDArray[Any]:
+        """Return the weights of a tile, pruned and rounded, as rows."""
+        step = self.step
+        entry = step.located.entry
+        row = entry.size // entry.shape[0] if entry.shape else 1
+        x = data.view(dtype_of(DTYPES[entry.dtype].numpy or "")).reshape(-1, row)
+        if (step.rule.prunes or step.rule.quantize) and not np.isfinite(x).all():
+            raise ValueError(f"{step.name!r} holds NaN or infinity; ignore it to keep it as it is")
+        if step.rule.prunes:
+            x = np.where(self._mask(x), x, x.dtype.type(0))
+        if step.dtype != entry.dtype:
+            with np.errstate(over="ignore"):
+                rounded = x.astype(dtype_of(DTYPES[step.dtype].numpy or ""))
+            if not np.isfinite(rounded[np.isfinite(x)]).all():
+                raise ValueError(
+                    f"{step.name!r} holds numbers too large for {step.rule.dtype}; "
+                    "use bfloat16, or ignore it"
+                )
+            x = rounded
+        return x
+
+    def _mask(self, x: NDArray[Any]) -> NDArray[np.bool_]:
+        from compressrs import prune
+
+        rule = self.step.rule
+        if rule.pattern is not None:
+            n, m = rule.kept_of()
+            return prune.nm_mask(np.ascontiguousarray(x), n, m)
+        threshold = self._threshold
+        if threshold is None:
+            threshold = prune.magnitude_threshold([np.ascontiguousarray(x)], rule.prune or 0.0)
+        kept: NDArray[np.bool_] = np.abs(x) >= x.dtype.type(threshold)
+        return kept
+
+
+def _floats(data: Bytes, dtype: str) -> NDArray[np.float32]:
+    """Return the numbers that bytes stand for, in single precision."""
+    return data.view(dtype_of(DTYPES[dtype].numpy or "")).astype(np.float32).reshape(-1)
+
+
+def predict(step: Step) -> tuple[int, float | None]:
+    """Return the bytes that a tensor will take and its relative error, from some of its rows."""
+    entry = step.located.entry
+    if step.rule.lossless:
+        return step.predicted, None
+    row = entry.size // entry.shape[0] if entry.shape else 1
+    size = max(min(entry.size, PREDICTED) // row, 1) * row
+    width = DTYPES[entry.dtype].bits // 8
+    first = (entry.size - size) // 2 // row * row * width
+    data = step.located.file.read(entry.begin + first, entry.begin + first + size * width)
+    # What is predicted is a tensor of these rows.
+    encoder = Encoder(replace(step, tile=max(step.tile, entry.size)))
+    tile = encoder.encode(data)
+    return sum(map(len, tile.streams)) * entry.size // size, encoder.error
+
+
+def read_tiles(step: Step) -> Iterator[tuple[int, int]]:
+    """Yield where in its file's data each tile of a tensor begins and ends."""
+    entry = step.located.entry
+    width = DTYPES[entry.dtype].bits // 8
+    for first in range(0, entry.size, step.tile):
+        last = min(entry.size, first + step.tile)
+        yield entry.begin + first * width, entry.begin + last * width
+
+
+def _threshold_of_tiles(step: Step) -> float:
+    """Return the magnitude below which a share of a tensor's weights lies.
+
+    The order statistic that `prune.magnitude_threshold` gives, found in two passes over
+    the tensor, by the high and by the low half of the magnitudes as float32; those of
+    float64 are rounded first.
+    """
+    entry = step.located.entry
+    kind = dtype_of(DTYPES[entry.dtype].numpy or "")
+    rank = round((step.rule.prune or 0.0) * entry.size)
+
+    def counts(high: int | None) -> NDArray[np.int64]:
+        total = np.zeros(1 << 16, np.int64)
+        for begin, end in read_tiles(step):
+            x = step.located.file.read(begin, end).view(kind).astype(np.float32)
+            keys = np.abs(x).view(np.uint32)
+            if high is None:
+                keys = keys >> np.uint32(16)
+            else:
+                keys = keys[keys >> np.uint32(16) == high] & np.uint32(0xFFFF)
+            total += np.bincount(keys, minlength=1 << 16)
+        return total
+
+    high, rank = _bucket(counts(None), rank)
+    low, _ = _bucket(counts(high), rank)
+    return float(np.array([high << 16 | low], np.uint32).view(np.float32)[0])
+
+
+def _bucket(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """Return the bucket of the element of this rank and its rank within."""
+    ends = np.cumsum(counts)
+    bucket = int(np.searchsorted(ends, rank, side="right"))
+    return bucket, rank - int(ends[bucket] - counts[bucket])

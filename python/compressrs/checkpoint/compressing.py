@@ -1,0 +1,410 @@
+"""Compress a checkpoint."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from compressrs._files import write_atomically
+from compressrs.checkpoint import _format
+from compressrs.checkpoint._coding import PLAIN, Description
+from compressrs.checkpoint._container import (
+    CANONICAL,
+    Shard,
+    Stored,
+    canonical_header,
+    reserved,
+)
+from compressrs.checkpoint._encoding import predict
+from compressrs.checkpoint._plan import Step, plan
+from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files
+from compressrs.checkpoint._work import Work, disk_full_said, new_mode
+from compressrs.checkpoint.reader import VERSION, container_info
+from compressrs.checkpoint.recipe import Recipe
+
+#: Memory that suffices if nothing else is said.
+MEMORY_LIMIT = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tensor of a report."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    coding: str
+    before: int
+    after: int
+    #: ``|w - decoded| / |w|`` in the Euclidean norm; None if nothing can be lost.
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did, or would do."""
+
+    source: str
+    destination: str
+    rows: list[Row] = field(default_factory=list)
+    #: Bytes of the files, with headers.
+    before: int = 0
+    after: int = 0
+    #: Whether sizes are predicted and nothing was written.
+    dry_run: bool = False
+    memory_limit: int = MEMORY_LIMIT
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the files became."""
+        return self.before / self.after if self.after else 1.0
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps({**asdict(self), "ratio": self.ratio}, indent=2)
+
+
+def compress(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    max_shard_size: int | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write a smaller checkpoint, in memory that does not grow with the tensors.
+
+    The result is one or more safetensors files that `open` reads, and `decompress` turns
+    into a plain one. It appears at `dst` when all of it is written, and not before; what
+    an interrupted run leaves lies beside it, in ``.NAME.compressrs``.
+
+    Parameters
+    ----------
+    src : path
+        A safetensors file, the index of a sharded checkpoint, or a folder that holds
+        either. Other files of a folder are copied.
+    dst : path
+        A file, if it ends in ``.safetensors``; else a folder, which must not exist.
+    recipe : Recipe, optional
+        What is done to which tensors. By default all keep their bits.
+    memory_limit : int, default 1,000,000,000
+        Bytes of memory that the process may take.
+    max_shard_size : int, optional
+        Bytes of tensors in a file at most; a tensor that is larger has its own. By
+        default a folder has the files of its source.
+    dry_run : bool, default False
+        Only predict sizes, from samples; nothing is written.
+    resume : bool, default False
+        Go on with the interrupted run with the same arguments. The result has the same
+        bytes as if it had not been interrupted.
+    progress : callable, optional
+        Called with bytes done and bytes in total.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    OSError
+        If something cannot be read or written. What was written is kept for `resume`.
+    ValueError
+        If the source is damaged, compressed already or changed meanwhile; if the recipe
+        cannot be followed; if `dst` exists as a folder.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr, tempfile, pathlib
+    >>> from safetensors.numpy import save_file
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> rng = np.random.default_rng(0)
+    >>> weights = rng.normal(0, 0.02, (512, 512)).astype(np.float32)
+    >>> save_file({"weight": weights}, folder / "a.safetensors")
+    >>> report = cr.checkpoint.compress(folder / "a.safetensors", folder / "b.safetensors")
+    >>> 1.15 < report.ratio < 1.25
+    True
+    >>> with cr.checkpoint.open(folder / "b.safetensors") as c:
+    ...     bool((c["weight"] == weights).all())
+    True
+    """
+    recipe = Recipe() if recipe is None else recipe
+    target = Path(os.path.realpath(dst))
+    with Files(src) as files:
+        for file in files.files:
+            if container_info(file) is not None:
+                raise ValueError(f"{file.path} is compressed already; decompress it first")
+        single = target.name.endswith(SUFFIX)
+        check_target(files, target, single)
+        if max_shard_size is not None and (single or max_shard_size < 1):
+            raise ValueError(
+                "max_shard_size must be at least 1, and dst a folder, "
+                f"got {max_shard_size} and {target.name}"
+            )
+        steps = plan(files, recipe, memory_limit)
+        run = _Run(files, target, recipe, steps, single, max_shard_size, memory_limit, progress)
+        return run.predict() if dry_run else run.write(resume)
+
+
+def check_target(files: Files, target: Path, single: bool) -> None:
+    """Raise an error unless a file or a folder can be made at `target`."""
+    if target.is_dir():
+        raise ValueError(f"{target} must not exist, it is a folder")
+    if not single and target.exists():
+        raise ValueError(f"{target} exists; a folder is made there, a file ends in {SUFFIX}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.parent} of the destination does not exist")
+    if any(target.exists() and os.path.samefile(target, file.path) for file in files.files):
+        raise ValueError(f"{target} is the source itself")
+
+
+class _Run:
+    """A compression, from its plan to its output."""
+
+    def __init__(
+        self,
+        files: Files,
+        target: Path,
+        recipe: Recipe,
+        steps: list[Step],
+        single: bool,
+        max_shard_size: int | None,
+        memory_limit: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.files, self.target, self.recipe, self.steps = files, target, recipe, steps
+        self.single, self.max_shard_size = single, max_shard_size
+        self.memory_limit = memory_limit
+        self.total = sum(step.located.entry.nbytes for step in steps)
+        self.done = 0
+        self.progress = progress
+        self.report = Report(os.fspath(files.path), os.fspath(target), memory_limit=memory_limit)
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def before(self) -> int:
+        return sum(file.header.start for file in self.files.files) + self.total
+
+    def predict(self) -> Report:
+        rows = []
+        for step in self.steps:
+            after, error = predict(step)
+            entry = step.located.entry
+            rows.append(
+                Row(step.name, entry.dtype, entry.shape, step.coding, entry.nbytes, after, error)
+            )
+            self.advance(entry.nbytes)
+        headers = 256 * len(self.steps)
+        after = sum(row.after for row in rows) + headers
+        return replace(self.report, rows=rows, before=self.before(), after=after, dry_run=True)
+
+    def groups(self) -> list[tuple[list[Step], dict[str, Any]]]:
+        """Return the tensors that belong to each output file, and what it says of itself."""
+        ordered = sorted(self.steps, key=_alignment)
+        if self.max_shard_size is not None or (self.single and len(self.files.files) > 1):
+            return [(ordered, _about(None, self.files))]
+        return [
+            ([s for s in ordered if s.located.file is file], _about(file, self.files))
+            for file in self.files.files
+        ]
+
+    def write(self, resume: bool) -> Report:
+        groups = self.groups()
+        reserves = [reserved(steps, about) for steps, about in groups]
+        work = Work(self.target, self.fingerprint(), resume)
+        removed = True
+        try:
+            with disk_full_said(self.target, self.needed):
+                shards = self._shards(work, groups, reserves)
+                after = self._publish(work, shards, groups)
+        except (OSError, KeyboardInterrupt):
+            # What was done is done: the cause may pass.
+            removed = False
+            raise
+        finally:
+            work.close(removed)
+        rows = [self._row(s) for shard in shards for s in shard.stored]
+        order = {step.name: i for i, step in enumerate(self.steps)}
+        rows.sort(key=lambda row: order[row.name])
+        return replace(self.report, rows=rows, before=self.before(), after=after)
+
+    def _row(self, stored: Stored) -> Row:
+        entry = self.files.tensors[stored.name].entry
+        coding = stored.description.coding if stored.description.same is None else "shared"
+        after = 0 if stored.entry is None else stored.entry.nbytes
+        return Row(stored.name, entry.dtype, entry.shape, coding, entry.nbytes, after, stored.error)
+
+    def needed(self) -> int:
+        return sum(step.predicted + 256 for step in self.steps)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "source": [[str(f.path.resolve()), *f.fingerprint] for f in self.files.files],
+            "recipe": self.recipe.to_toml(),
+            "tile": [step.tile for step in self.steps],
+            "max_shard_size": self.max_shard_size,
+        }
+
+    def _shards(
+        self,
+        work: Work,
+        groups: list[tuple[list[Step], dict[str, Any]]],
+        reserves: list[int],
+    ) -> list[Shard]:
+        output = work.folder / "files"
+        output.mkdir(exist_ok=True)
+        done, shards = self._restore(work, output, reserves)
+        known = {
+            (s.source, self._kind(s.name)): s
+            for shard in shards
+            for s in shard.stored
+            if s.entry is not None
+        }
+        try:
+            for number, (steps, _) in enumerate(groups):
+                if number >= len(shards):
+                    shards.append(Shard(output / f"{number}{SUFFIX}", reserves[number]))
+                shard = shards[number if self.max_shard_size is None else -1]
+                for step in steps:
+                    if step.name in done:
+                        self.advance(step.located.entry.nbytes)
+                        continue
+                    stored = shard.add(step, self.advance)
+                    same = known.get((stored.source, self._kind(step.name)))
+                    if same is not None and self._equal(same.name, step.name):
+                        shard.drop_last()
+                        d = Description(same.description.dtype, same.description.shape, PLAIN)
+                        stored = Stored(
+                            step.name, None, replace(d, same=same.name), stored.source, stored.error
+                        )
+                        shard.stored.append(stored)
+                    elif (
+                        self.max_shard_size is not None
+                        and shard.size > self.max_shard_size
+                        and sum(s.entry is not None for s in shard.stored) > 1
+                    ):
+                        shards.append(Shard(output / f"{len(shards)}{SUFFIX}", reserves[0]))
+                        stored = shard.move_last(shards[-1])
+                        shard = shards[-1]
+                    if stored.entry is not None:
+                        known[stored.source, self._kind(step.name)] = stored
+                    work.record({**stored.record(), "shard": shards.index(shard)})
+            self.files.check_unchanged()
+        except BaseException:
+            for shard in shards:
+                shard.close()
+            raise
+        return shards
+
+    def _kind(self, name: str) -> tuple[Any, ...]:
+        """Return what must be alike of two tensors that are stored once."""
+        entry = self.files.tensors[name].entry
+        rule = self.recipe.rule(name, len(entry.shape))
+        return entry.dtype, entry.shape, rule
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two tensors of the same checksum hold the same bytes."""
+        a, b = self.files.tensors[one], self.files.tensors[other]
+        step = 1 << 24
+        return all(
+            (
+                a.file.read(a.entry.begin + i, min(a.entry.end, a.entry.begin + i + step))
+                == b.file.read(b.entry.begin + i, min(b.entry.end, b.entry.begin + i + step))
+            ).all()
+            for i in range(0, a.entry.nbytes, step)
+        )
+
+    def _restore(
+        self, work: Work, output: Path, reserves: list[int]
+    ) -> tuple[set[str], list[Shard]]:
+        """Take over what an interrupted run wrote, as far as it is intact."""
+        shards: list[Shard] = []
+        kept: list[list[Stored]] = []
+        records = []
+        for record in work.records:
+            number, stored = record["shard"], Stored.of_record(record)
+            while len(shards) <= number:
+                reserve = reserves[0 if self.max_shard_size is not None else len(shards)]
+                shards.append(Shard(output / f"{len(shards)}{SUFFIX}", reserve))
+                kept.append([])
+            if not shards[number].intact(stored):
+                break
+            kept[number].append(stored)
+            records.append(record)
+        work.keep(records)
+        for shard, stored_of in zip(shards, kept, strict=True):
+            shard.restore(stored_of)
+        return {record["tensor"] for record in records}, shards
+
+    def _publish(
+        self, work: Work, shards: list[Shard], groups: list[tuple[list[Step], dict[str, Any]]]
+    ) -> int:
+        for number, shard in enumerate(shards):
+            shard.finish(groups[0 if self.max_shard_size is not None else number][1])
+        size = sum(shard.path.stat().st_size for shard in shards)
+        paths = [shard.path for shard in shards]
+        # What a run left that was interrupted at this very point.
+        for path in (work.folder / "files").iterdir():
+            if path not in paths:
+                path.unlink()
+        if self.single:
+            work.publish(shards[0].path, new_mode(self.target))
+            return size
+        folder = work.folder / "files"
+        if self.max_shard_size is None:
+            names = [file.path.name for file in self.files.files]
+        else:
+            n = len(shards)
+            names = [f"model-{i + 1:05}-of-{n:05}{SUFFIX}" for i in range(n)]
+        # To names that no file of the work has, and from those to their own.
+        for shard, name in zip(shards, names, strict=True):
+            os.replace(shard.path, folder / f".{name}")
+        for shard, name in zip(shards, names, strict=True):
+            shard.path = folder / name
+            os.replace(folder / f".{name}", shard.path)
+        if self.files.index is not None or len(shards) > 1:
+            self._write_index(folder, shards)
+        self.files.copy_side_files(folder)
+        work.publish(folder)
+        return size
+
+    def _write_index(self, folder: Path, shards: list[Shard]) -> None:
+        weights = {s.name: shard.path.name for shard in shards for s in shard.stored if s.entry}
+        metadata = {**self.files.index_metadata, "total_size": sum(s.size for s in shards)}
+        text = json.dumps({"metadata": metadata, "weight_map": weights}, indent=2)
+        name = f"model{INDEX}" if self.files.index is None else self.files.index.name
+        write_atomically(folder / name, text.encode())
+
+
+def _alignment(step: Step) -> int:
+    """Return the rank of a tensor in its file: streams first, then the widest elements."""
+    if step.coding != PLAIN:
+        return 0
+    return 100 - _format.DTYPES[step.dtype].bits
+
+
+def _about(file: File | None, files: Files) -> dict[str, Any]:
+    """Return what a container says of its source: enough to restore its header to the byte."""
+    metadata: dict[str, str] = {}
+    for each in files.files if file is None else [file]:
+        metadata.update(each.header.metadata)
+    about: dict[str, Any] = {"metadata": metadata}
+    if file is not None:
+        raw = file.raw_header()
+        if raw == canonical_header(file.header.entries, metadata):
+            about["header"] = CANONICAL
+        else:
+            about["header"] = base64.b85encode(zlib.compress(raw, 9)).decode()
+    return about

@@ -1,0 +1,478 @@
+"""Checkpoints, opened: compressed ones and plain ones alike."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressrs import _core
+from compressrs._arrays import dtype_of
+from compressrs.checkpoint import _coding
+from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Parts
+from compressrs.checkpoint._decoding import decode
+from compressrs.checkpoint._format import DTYPES, FLOATS, Entry
+from compressrs.checkpoint._source import File, Files, Located
+
+if TYPE_CHECKING:
+    from compressrs.sparse import CSRMatrix
+
+#: The key of what a container says of itself in its metadata, and the start of the keys
+#: of what it says of its tensors.
+KEY = "compressrs"
+VERSION = 1
+
+#: Elements of a plain tensor that are read at once.
+PLAIN_TILE = 1 << 22
+
+
+class Checkpoint(Mapping[str, NDArray[Any]]):
+    """The tensors of a checkpoint by name, each read and decoded when it is asked for.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, the index of a sharded checkpoint, or a folder that holds
+        either; compressed by `compress` or plain.
+    mapped : bool, default False
+        Map files into memory, so that plain tensors are views. Otherwise they are read
+        by pread, which survives a file that is truncated meanwhile (a mapping then kills
+        the process).
+    verify : bool, default True
+        Check each tensor of a compressed checkpoint against its checksum when it is read.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    ValueError
+        If a file is damaged, or index and files contradict each other.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr, tempfile, pathlib
+    >>> from safetensors.numpy import save_file
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> save_file({"weight": np.eye(64, dtype=np.float32)}, folder / "a.safetensors")
+    >>> _ = cr.checkpoint.compress(folder / "a.safetensors", folder / "b.safetensors")
+    >>> with cr.checkpoint.open(folder / "b.safetensors") as c:
+    ...     print(list(c), c["weight"].shape, c["weight"].sum())
+    ['weight'] (64, 64) 64.0
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = True
+    ) -> None:
+        self._verify = verify
+        self._checked: set[str] = set()
+        self._files = Files(path, mapped)
+        try:
+            self._descriptions = self._describe()
+        except BaseException:
+            self._files.close()
+            raise
+
+    def _describe(self) -> dict[str, Description]:
+        found: dict[str, Description] = {}
+        self._homes: dict[str, File] = {}
+        for file in self._files.files:
+            about = container_info(file)
+            if about is None:
+                for entry in file.header.entries:
+                    found[entry.name] = Description(entry.dtype, entry.shape, PLAIN)
+                    self._homes[entry.name] = file
+                continue
+            for name, text in file.header.metadata.items():
+                if not name.startswith(f"{KEY}:"):
+                    continue
+                name = name.removeprefix(f"{KEY}:")
+                if name in found:
+                    raise ValueError(f"{file.path} describes {name!r}, as another file does")
+                self._homes[name] = file
+                try:
+                    found[name] = d = Description.from_json(text)
+                    self._check(file, name, d)
+                except ValueError as error:
+                    raise ValueError(f"{file.path}, {name!r}: {error}") from None
+            for entry in file.header.entries:
+                if entry.name not in found:
+                    raise ValueError(f"{file.path} does not describe its tensor {entry.name!r}")
+        for name, d in found.items():
+            if d.same is not None:
+                other = found.get(d.same)
+                if other is None or other.same is not None:
+                    raise ValueError(f"{name!r} is the same as {d.same!r}, which is not stored")
+                if (other.dtype, other.shape) != (d.dtype, d.shape):
+                    raise ValueError(f"{name!r} is the same as {d.same!r}, of another form")
+        return found
+
+    def _check(self, file: File, name: str, d: Description) -> None:
+        """Raise a ValueError if a description does not fit the tensor that is stored."""
+        located = self._files.tensors.get(name)
+        stored = located is not None and located.file is file
+        if d.same is not None:
+            if stored:
+                raise ValueError("it is stored, though it is the same as another")
+            return
+        if not stored or located is None:
+            raise ValueError("it is described, but not stored")
+        entry = located.entry
+        if d.coding == PLAIN:
+            if (entry.dtype, entry.shape) != (d.dtype, d.shape):
+                raise ValueError("it is stored with another dtype or shape than described")
+        elif (entry.dtype, entry.nbytes) != ("U8", -(-d.stored // 8) * 8):
+            raise ValueError(
+                f"its streams take {d.stored} bytes, but it is stored as "
+                f"{entry.dtype} of {entry.nbytes} bytes"
+            )
+
+    @property
+    def compressed(self) -> bool:
+        """Whether `compress` wrote any of it."""
+        return any(container_info(file) is not None for file in self._files.files)
+
+    @property
+    def files(self) -> Files:
+        """The files that it is read from."""
+        return self._files
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of its files: of a compressed checkpoint those of its source."""
+        merged: dict[str, str] = {}
+        for file in self._files.files:
+            about = container_info(file)
+            merged.update(file.header.metadata if about is None else about["metadata"])
+        return merged
+
+    def __len__(self) -> int:
+        return len(self._descriptions)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._descriptions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._descriptions
+
+    def description(self, name: str) -> Description:
+        """Return how a tensor is stored, that it is the same as if it is another's.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        """
+        try:
+            d = self._descriptions[name]
+        except KeyError:
+            raise KeyError(f"no tensor {name!r} in {self._files.path}") from None
+        return d if d.same is None else self._descriptions[d.same]
+
+    def is_alias(self, name: str) -> bool:
+        """Whether a tensor is stored under another's name, whose bits are the same."""
+        self.description(name)
+        return self._descriptions[name].same is not None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, without reading it."""
+        return self.description(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Return the name of a tensor's dtype in safetensors, as in ``'BF16'``."""
+        return self.description(name).dtype
+
+    def nbytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in the file; 0 if it is stored as another."""
+        return 0 if self.is_alias(name) else self._located(name).entry.nbytes
+
+    def home(self, name: str) -> File:
+        """Return the file that describes a tensor."""
+        self.description(name)
+        return self._homes[name]
+
+    def _located(self, name: str) -> Located:
+        d = self._descriptions[name]
+        return self._files.tensors[name if d.same is None else d.same]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Read and decode a tensor.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        ValueError
+            If it is damaged, or its file was changed since it was opened.
+        TypeError
+            If NumPy has no dtype for it.
+        ModuleNotFoundError
+            If it is of bfloat16 or 8-bit floating point and ml_dtypes is not installed.
+        """
+        d = self.description(name)
+        return self._array(name, self._whole(name), d.shape)
+
+    def _whole(self, name: str) -> Bytes:
+        d = self.description(name)
+        located = self._located(name)
+        if d.coding == PLAIN:
+            data = located.file.read(located.entry.begin, located.entry.end)
+            self._check_sum(name, d, data)
+            located.file.check_unchanged()
+            return data
+        self._check_allocation(name, d)
+        parts = [data for _, data in self.tiles(name)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
+
+    def _check_allocation(self, name: str, d: Description) -> None:
+        # A symbol of a stream of positions stands for up to 255 elements, of one of
+        # values for one.
+        most = d.stored * _coding.MAX_EXPANSION * (255 if d.counts else 1)
+        if d.size > most:
+            raise ValueError(
+                f"{name!r} is damaged: {d.stored} bytes cannot stand for {d.size} elements"
+            )
+
+    def _array(self, name: str, data: Bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+        return data.view(self.numpy_dtype(name)).reshape(shape)
+
+    def numpy_dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype of the array that a tensor is read to.
+
+        Raises
+        ------
+        TypeError
+            If NumPy has no dtype for it.
+        ModuleNotFoundError
+            If it is of bfloat16 or 8-bit floating point and ml_dtypes is not installed.
+        """
+        dtype = self.dtype(name)
+        kind = DTYPES[dtype].numpy
+        if kind is None:
+            raise TypeError(f"{name!r} is of {dtype}, for which NumPy has no dtype")
+        if not kind.startswith("float8"):
+            return dtype_of(kind)
+        try:
+            import ml_dtypes
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                f"{name!r} of {dtype} needs ml_dtypes: pip install 'compressrs[bfloat16]'"
+            ) from None
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, kind))
+        return found
+
+    def tiles(self, name: str) -> Iterator[tuple[int, Bytes]]:
+        """Yield the bytes of a tensor part by part, each with its first element.
+
+        Memory is needed for a part at a time. A checksum that does not fit is found
+        before the first part of a compressed tensor is given, and behind the last of a
+        plain one.
+
+        Raises
+        ------
+        ValueError
+            If the tensor is damaged, or its file was changed since it was opened.
+        """
+        d = self.description(name)
+        located = self._located(name)
+        if d.coding == PLAIN:
+            yield from self._plain_tiles(name, d, located)
+            return
+        if self._verify and name not in self._checked:
+            self.check(name)
+        offset = located.entry.begin
+        for i, lengths in enumerate(d.lengths):
+            data = located.file.read(offset, offset + sum(lengths))
+            offset += sum(lengths)
+            try:
+                yield i * d.tile, decode(d, Parts.of(d, i, data))
+            except ValueError as error:
+                raise ValueError(f"{located.file.path}, {name!r}: {error}") from None
+        located.file.check_unchanged()
+
+    def _plain_tiles(
+        self, name: str, d: Description, located: Located
+    ) -> Iterator[tuple[int, Bytes]]:
+        bits = DTYPES[d.dtype].bits
+        checksum = _core.Checksum()
+        for first in range(0, d.size, PLAIN_TILE):
+            last = min(d.size, first + PLAIN_TILE)
+            begin = located.entry.begin
+            data = located.file.read(begin + first * bits // 8, begin + last * bits // 8)
+            if d.checksum and self._verify:
+                checksum.update(data)
+            yield first, data
+        if d.checksum and self._verify:
+            self._require_sum(name, d, checksum)
+        located.file.check_unchanged()
+
+    def check(self, name: str) -> None:
+        """Compare a tensor's bytes in the file with their checksum, if there is one.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit.
+        """
+        d = self.description(name)
+        if not d.checksum:
+            return
+        located = self._located(name)
+        checksum = _core.Checksum()
+        step = 1 << 24
+        for begin in range(located.entry.begin, located.entry.end, step):
+            checksum.update(located.file.read(begin, min(located.entry.end, begin + step)))
+        self._require_sum(name, d, checksum)
+        self._checked.add(name)
+
+    def _check_sum(self, name: str, d: Description, data: Bytes) -> None:
+        if d.checksum and self._verify:
+            checksum = _core.Checksum()
+            checksum.update(data)
+            self._require_sum(name, d, checksum)
+
+    def _require_sum(self, name: str, d: Description, checksum: _core.Checksum) -> None:
+        if f"{checksum.digest():016x}" != d.checksum:
+            path = self._located(name).file.path
+            raise ValueError(f"{path}, {name!r}: damaged: its checksum is not {d.checksum}")
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read rows ``start:stop`` of a tensor, decoding no more tiles than they are in.
+
+        Parameters
+        ----------
+        name : str
+        start, stop : int
+            ``0 <= start <= stop <= shape[0]``.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        ValueError
+            If the tensor has no axes or fewer rows, or is damaged.
+        """
+        d = self.description(name)
+        if not d.shape or not 0 <= start <= stop <= d.shape[0]:
+            raise ValueError(f"rows {start}:{stop} must lie in {name!r} of shape {d.shape}")
+        row = d.size // d.shape[0] if d.shape[0] else 0
+        first, last = start * row, stop * row
+        bits = DTYPES[d.dtype].bits
+        located = self._located(name)
+        if d.coding == PLAIN:
+            begin = located.entry.begin
+            data = located.file.read(begin + first * bits // 8, begin + last * bits // 8)
+        else:
+            data = self._tile_part(name, d, located, first, last)
+        return self._array(name, data, (stop - start, *d.shape[1:]))
+
+    def _tile_part(
+        self, name: str, d: Description, located: Located, first: int, last: int
+    ) -> Bytes:
+        width = DTYPES[d.dtype].bits // 8
+        parts = [np.empty(0, np.uint8)]
+        offset = located.entry.begin
+        for i, lengths in enumerate(d.lengths):
+            begin, end = d.tile_range(i)
+            if begin < last and end > first:
+                data = decode(d, Parts.of(d, i, located.file.read(offset, offset + sum(lengths))))
+                parts.append(data[max(first - begin, 0) * width : (last - begin) * width])
+            offset += sum(lengths)
+        return np.concatenate(parts)
+
+    def csr(self, name: str) -> CSRMatrix:
+        """Read a matrix with zeros as CSR, tile by tile, so that it is never dense.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        ValueError
+            If it is not a matrix of floating-point numbers, or is damaged.
+        """
+        from compressrs.sparse import CSRMatrix
+
+        d = self.description(name)
+        if len(d.shape) != 2 or d.dtype not in FLOATS:
+            raise ValueError(f"{name!r} must be a matrix of floats, got {d.dtype} {d.shape}")
+        kind = self.numpy_dtype(name)
+        dtype = np.dtype(np.float64 if d.dtype == "F64" else np.float32)
+        rows, columns = d.shape
+        counts = np.zeros(rows + 1, np.int64)
+        index = np.int32 if columns < 2**31 else np.int64
+        data, indices = [np.empty(0, dtype)], [np.empty(0, index)]
+        for first, tile in self.tiles(name):
+            x = tile.view(kind)
+            at = np.flatnonzero(x)
+            data.append(x[at].astype(dtype))
+            row, column = np.divmod(at + first, max(columns, 1))
+            indices.append(column.astype(index))
+            np.add.at(counts, row + 1, 1)
+        parts = np.concatenate(data), np.concatenate(indices), np.cumsum(counts)
+        return CSRMatrix(parts, (rows, columns))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind = "compressed" if self.compressed else "plain"
+        return f"<Checkpoint {self._files.path}, {kind}, {len(self)} tensors>"
+
+
+def container_info(file: File) -> dict[str, Any] | None:
+    """Return what a container says of itself, None if the file is a plain one.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or of a version that is not known here.
+    """
+    text = file.header.metadata.get(KEY)
+    if text is None:
+        if any(key.startswith(f"{KEY}:") for key in file.header.metadata):
+            raise ValueError(f"{file.path} is damaged: it describes tensors, but not itself")
+        return None
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.path} says of itself what is not JSON: {error}") from None
+    version = about.get("version") if isinstance(about, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{file.path} must be of version {VERSION} to be read, got {version!r}")
+    others = {key: value for key, value in file.header.metadata.items() if key != KEY}
+    if about.get("xxh3") != header_checksum(file.header.entries, others):
+        raise ValueError(f"{file.path} is damaged: its header is not the one that was written")
+    metadata = about.setdefault("metadata", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{file.path} has metadata of its source that are not strings")
+    return dict(about)
+
+
+def header_checksum(entries: Iterable[Entry], metadata: Mapping[str, str]) -> str:
+    """Return the XXH3 of what a container's header says, but for what it says of itself."""
+    placed = sorted([e.begin, e.end, e.name, e.dtype, list(e.shape)] for e in entries)
+    text = json.dumps([placed, sorted(metadata.items())], separators=(",", ":"))
+    checksum = _core.Checksum()
+    checksum.update(np.frombuffer(text.encode(), np.uint8))
+    return f"{checksum.digest():016x}"
+
+
+def open(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint, compressed or plain, sharded or not; see `Checkpoint`."""
+    return Checkpoint(path, mapped=mapped, verify=verify)

@@ -1,0 +1,298 @@
+"""What is done to which tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from compressrs._checks import choice, share, whole
+
+QUANTIZE = ("int8", "int4", "nf4", "codebook")
+DTYPES = ("float16", "bfloat16")
+METHODS = ("rtn", "hqq", "gptq", "awq")
+_PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done to a tensor. With nothing set it is coded without loss.
+
+    Parameters
+    ----------
+    quantize : {'int8', 'int4', 'nf4', 'codebook'}, optional
+        Store codes of so many bits, or of a codebook of `entries` values.
+    group_size : int, optional
+        Elements of a row that share a scale; by default all of a row.
+    method : {'rtn', 'hqq', 'gptq', 'awq'}, default 'rtn'
+        How scales and codes are found.
+    entries : int, default 32
+        Values of a codebook, up to 256.
+    prune : float, optional
+        In [0, 1): the share of weights, the smallest, that become 0.
+    pattern : str, optional
+        ``"2:4"`` prunes two of each four along a row instead.
+    dtype : {'float16', 'bfloat16'}, optional
+        What floating-point numbers are rounded to.
+    """
+
+    quantize: str | None = None
+    group_size: int | None = None
+    method: str = "rtn"
+    entries: int = 32
+    prune: float | None = None
+    pattern: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None:
+            choice(self.quantize, "quantize", QUANTIZE)
+        if self.group_size is not None:
+            whole(self.group_size, "group_size", 1)
+            if self.quantize not in ("int8", "int4", "nf4"):
+                raise ValueError(
+                    f"group_size needs quantize to be int8, int4 or nf4, got {self.quantize!r}"
+                )
+        choice(self.method, "method", METHODS)
+        if whole(self.entries, "entries", 2) > 256:
+            raise ValueError(f"entries must be at most 256, got {self.entries}")
+        if self.prune is not None and share(self.prune, "prune") == 1:
+            raise ValueError("prune must be less than 1, which would leave nothing")
+        if self.pattern is not None:
+            self.kept_of()
+            if self.prune is not None:
+                raise ValueError("give either prune or pattern, not both")
+        if self.dtype is not None:
+            choice(self.dtype, "dtype", DTYPES)
+
+    def kept_of(self) -> tuple[int, int]:
+        """Return n and m of the pattern ``n:m``.
+
+        Raises
+        ------
+        ValueError
+            If it is not one.
+        """
+        match = _PATTERN.fullmatch(self.pattern or "")
+        if match is None or int(match[1]) > int(match[2]):
+            raise ValueError(f"pattern must be n:m with n <= m, as in 2:4, got {self.pattern!r}")
+        return int(match[1]), int(match[2])
+
+    @property
+    def lossless(self) -> bool:
+        """Whether a tensor keeps its bits."""
+        return self.quantize is None and not self.prunes and self.dtype is None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether weights become 0."""
+        return bool(self.prune) or self.pattern is not None
+
+    @staticmethod
+    def from_text(text: str) -> Rule:
+        """Return the rule that a few words name.
+
+        ``int8``, ``codebook``, ``float16``, ``lossless``, and assignments to parameters, with
+        commas between: ``int4,group_size=32,prune=0.5``.
+
+        Raises
+        ------
+        ValueError
+            If they name none.
+        """
+        given: dict[str, Any] = {}
+        for part in text.split(","):
+            name, found, value = part.strip().partition("=")
+            if found:
+                given[name.strip()] = _value(value.strip())
+            elif name in QUANTIZE:
+                given["quantize"] = name
+            elif name in DTYPES:
+                given["dtype"] = name
+            elif name != "lossless":
+                choices = ("lossless", *QUANTIZE, *DTYPES)
+                raise ValueError(f"a rule must be one of {', '.join(choices)}, got {name!r}")
+        return _rule(given, "a rule")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to the tensors of a checkpoint.
+
+    Parameters
+    ----------
+    default : Rule, optional
+        For weights: floating-point tensors of two axes or more. Of the others, only the
+        dtype is changed.
+    rules : sequence of (str, Rule), optional
+        For tensors whose name a pattern matches; of several that match, the last counts.
+        A pattern is a name, or ``re:`` and a regular expression for all of it.
+    ignore : sequence of str, optional
+        Patterns of tensors that keep their bits, whatever rules say.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something of it cannot be.
+
+    Examples
+    --------
+    >>> from compressrs.checkpoint import Recipe, Rule
+    >>> recipe = Recipe(Rule(quantize="int4", group_size=32), ignore=["re:.*embed.*"])
+    >>> recipe.rule("model.embed.weight", 2).lossless
+    True
+    >>> Recipe.from_toml(recipe.to_toml()) == recipe
+    True
+    """
+
+    default: Rule = Rule()
+    rules: tuple[tuple[str, Rule], ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple((str(p), rule) for p, rule in self.rules))
+        object.__setattr__(self, "ignore", tuple(self.ignore))
+        for pattern in (*self.ignore, *(pattern for pattern, _ in self.rules)):
+            matches(pattern, "")
+
+    def rule(self, name: str, ndim: int) -> Rule:
+        """Return what is done to a floating-point tensor of this name and so many axes."""
+        if any(matches(pattern, name) for pattern in self.ignore):
+            return Rule()
+        for pattern, rule in reversed(self.rules):
+            if matches(pattern, name):
+                return rule
+        return self.default if ndim >= 2 else Rule(dtype=self.default.dtype)
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Return the patterns that match none of the names."""
+        known = list(names)
+        patterns = (*self.ignore, *(pattern for pattern, _ in self.rules))
+        return [p for p in patterns if not any(matches(p, name) for name in known)]
+
+    def to_toml(self) -> str:
+        """Return the recipe as the text of a file that `from_toml` reads."""
+        lines = []
+        if self.ignore:
+            lines += [f"ignore = {json.dumps(list(self.ignore))}", ""]
+        lines += ["[default]", *_assignments(self.default), ""]
+        for pattern, rule in self.rules:
+            lines += ["[[set]]", f"names = {json.dumps(pattern)}"]
+            lines += [*_assignments(rule), ""]
+        return "\n".join(lines)
+
+    @staticmethod
+    def from_toml(text: str) -> Recipe:
+        """Return the recipe of a file's text.
+
+        Raises
+        ------
+        ValueError
+            If it is not TOML, or says what is not known.
+        ModuleNotFoundError
+            If Python is older than 3.11 and tomli is not installed.
+        """
+        try:
+            content: dict[str, Any] = _toml().loads(text)
+        except ValueError as error:
+            raise ValueError(f"the recipe is not TOML: {error}") from None
+        unknown = set(content) - {"default", "set", "ignore"}
+        if unknown:
+            raise ValueError(f"a recipe has default, set and ignore, got {sorted(unknown)}")
+        default, rules = content.get("default", {}), content.get("set", [])
+        ignore = content.get("ignore", [])
+        if not isinstance(ignore, list) or not all(isinstance(p, str) for p in ignore):
+            raise ValueError(f"ignore must be a list of patterns, got {ignore!r}")
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            raise ValueError("set must be a list of tables: write [[set]]")
+        pairs = []
+        for given in rules:
+            pattern = given.pop("names", None)
+            if not isinstance(pattern, str):
+                raise ValueError(f"[[set]] must have names, got {pattern!r}")
+            pairs.append((pattern, _rule(given, f"[[set]] of {pattern!r}")))
+        return Recipe(_rule(default, "[default]"), tuple(pairs), tuple(ignore))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Recipe:
+        """Return the recipe in a TOML file; see `from_toml`."""
+        try:
+            return Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+    def with_rule(self, assignment: str) -> Recipe:
+        """Return the recipe with ``PATTERN=RULE`` added, as in ``re:.*attention.*=int8``.
+
+        Raises
+        ------
+        ValueError
+            If it is no pattern and no rule.
+        """
+        at, reason = assignment.find("="), ValueError("it has no =")
+        # A regular expression may contain = as well: the first that a rule stands behind.
+        while at >= 0:
+            try:
+                rule = Rule.from_text(assignment[at + 1 :])
+                return replace(self, rules=(*self.rules, (assignment[:at], rule)))
+            except (TypeError, ValueError) as error:
+                reason = ValueError(str(error))
+            at = assignment.find("=", at + 1)
+        raise ValueError(f"set must be PATTERN=RULE, got {assignment!r}: {reason}")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern, which is a name or ``re:`` and an expression, is one of the name.
+
+    Raises
+    ------
+    ValueError
+        If the expression is none.
+    """
+    if not pattern.startswith("re:"):
+        return pattern == name
+    try:
+        return re.fullmatch(pattern[3:], name) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _rule(given: Mapping[str, Any], what: str) -> Rule:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what} must be a table, got {given!r}")
+    known = [field.name for field in fields(Rule)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{what} has {', '.join(known)}, got {', '.join(unknown)}")
+    return Rule(**given)
+
+
+def _assignments(rule: Rule) -> list[str]:
+    plain = asdict(Rule())
+    given = {name: value for name, value in asdict(rule).items() if value != plain[name]}
+    return [f"{name} = {json.dumps(value)}" for name, value in given.items()]
+
+
+def _toml() -> ModuleType:
+    try:
+        return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "recipes need tomli on Python 3.10: pip install 'compressrs[cli]'"
+        ) from None

@@ -1,0 +1,79 @@
+"""The commands together, and what all of them do about errors."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from compressrs import __version__
+from compressrs.cli import compress, config, decompress, demo, diff, info, verify
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "compress": compress.run,
+    "decompress": decompress.run,
+    "info": info.run,
+    "verify": verify.run,
+    "diff": diff.run,
+    "demo": demo.run,
+    "config": config.run,
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with these arguments and return its exit code."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(_version)
+    for name, command in COMMANDS.items():
+        app.command(name)(_reported(command))
+    try:
+        app(args=arguments, prog_name="compressrs")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"compressrs {__version__}")
+        raise typer.Exit
+
+
+def _version(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Model optimization and compression for NumPy on the CPU."""
+
+
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can mend into a message and an exit code."""
+
+    @functools.wraps(command)
+    def reported(*args: Any, **kwargs: Any) -> None:
+        code, message = 0, ""
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
+        except ModuleNotFoundError as error:
+            code, message = 2, str(error)
+        except (OSError, ValueError, TypeError, MemoryError) as error:
+            code, message = 1, str(error) or type(error).__name__
+        if code:
+            print(f"compressrs: {message}", file=sys.stderr)
+            raise typer.Exit(code)
+
+    return reported

@@ -1,0 +1,83 @@
+"""Options that commands share, and how they show progress and numbers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SRC",
+        help="A safetensors file, the index of a sharded checkpoint, or a folder with either.",
+    ),
+]
+Destination = Annotated[
+    Path,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DST",
+        help="A file, if it ends in .safetensors; else a folder, which must not exist.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads; as many as there are CPUs.", min=1)]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+
+def size(text: str | int) -> int:
+    """Return the bytes of a size such as ``1GB`` (decimal) or ``512MiB`` (binary)."""
+    match = _SIZE.fullmatch(str(text))
+    if match is None:
+        raise typer.BadParameter(f"must be a size such as 800MB, 1.5GB or 512MiB, got {text!r}")
+    unit = _UNITS[match[2].upper()]
+    if match[3]:
+        unit = 1 << 10 * [*_UNITS].index(match[2].upper())
+    return int(float(match[1]) * unit)
+
+
+def shown(n: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.2f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def console() -> Console:
+    """Return the console that tables go to, as wide as they are where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on the terminal of the standard error, if there is one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,151 @@
+"""``compressrs compress``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from compressrs.cli._options import (
+    Destination,
+    Json,
+    Source,
+    Threads,
+    console,
+    progress,
+    shown,
+    size,
+)
+
+
+def run(
+    src: Source,
+    output: Destination,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Keep all bits. So it is if nothing else is said.")
+    ] = False,
+    quantize: Annotated[str | None, typer.Option(help="int8, int4, nf4 or codebook.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Elements that share a scale.")] = None,
+    method: Annotated[str, typer.Option(help="rtn, hqq, gptq or awq.")] = "rtn",
+    entries: Annotated[int, typer.Option(help="Values of a codebook, 2 to 256.")] = 32,
+    prune: Annotated[
+        float | None, typer.Option(help="Share of weights, the smallest, that become 0.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Prune by a pattern such as 2:4 instead.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Round to float16 or bfloat16.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATTERN=RULE",
+            help="Another rule for tensors: 're:.*attention.*=int4,group_size=32'.",
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Tensors that keep their bits: a name or re:..."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same options as a TOML file.")
+    ] = None,
+    save_recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the options as a TOML file.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Predict sizes; write nothing.")] = False,
+    memory_limit: Annotated[
+        int, typer.Option(parser=size, metavar="SIZE", help="Memory that may be taken.")
+    ] = 10**9,
+    threads: Threads = None,
+    max_shard_size: Annotated[
+        int | None, typer.Option(parser=size, metavar="SIZE", help="Most bytes of a file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report as HTML with plots.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a checkpoint smaller.
+
+    Without options all bits are kept. Examples:
+
+        compressrs compress model.safetensors -o small.safetensors
+
+        compressrs compress model/ -o small/ --quantize int4 --group-size 32
+
+        compressrs compress model/ -o small/ --prune 0.5 --dry-run
+    """
+    from compressrs import checkpoint, set_num_threads
+
+    rule = checkpoint.Rule(
+        quantize=quantize, group_size=group_size, method=method, entries=entries,
+        prune=prune, pattern=pattern, dtype=dtype,
+    )  # fmt: skip
+    if lossless and (not rule.lossless or set_ or recipe):
+        raise ValueError("lossless keeps all bits; give it without rules")
+    if recipe is None:
+        whole = checkpoint.Recipe(rule)
+    elif rule != checkpoint.Rule():
+        raise ValueError("give the rule for all tensors in the recipe or as options, not both")
+    else:
+        whole = checkpoint.Recipe.load(recipe)
+    for assignment in set_ or []:
+        whole = whole.with_rule(assignment)
+    whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
+    if save_recipe is not None:
+        save_recipe.write_text(whole.to_toml(), encoding="utf-8")
+    if threads is not None:
+        set_num_threads(threads)
+    started = time.perf_counter()
+    with progress("compressing") as bar:
+        try:
+            done = checkpoint.compress(
+                src, output, whole, memory_limit=memory_limit, max_shard_size=max_shard_size,
+                dry_run=dry_run, resume=resume, progress=bar,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("run again with --resume to go on") from None
+    if report is not None:
+        from compressrs._files import write_atomically
+        from compressrs.checkpoint.report import to_html
+
+        write_atomically(report, to_html(done).encode())
+    if json:
+        print(done.to_json())
+    else:
+        _show(done, time.perf_counter() - started)
+
+
+def _show(done: Any, seconds: float) -> None:
+    table = Table(title="predicted" if done.dry_run else None)
+    for column in ("tensor", "dtype", "shape", "coding"):
+        table.add_column(column)
+    for column in ("before", "after", "ratio", "relative error"):
+        table.add_column(column, justify="right")
+    for row in done.rows:
+        ratio = f"{row.before / row.after:.2f}" if row.after else "-"
+        shape = " x ".join(map(str, row.shape)) or "scalar"
+        error = "-" if row.error is None else f"{row.error:.4f}"
+        table.add_row(
+            row.name,
+            row.dtype,
+            shape,
+            row.coding,
+            shown(row.before),
+            shown(row.after),
+            ratio,
+            error,
+        )
+    out = console()
+    out.print(table)
+    out.print(
+        f"{shown(done.before)} -> {shown(done.after)}: {done.ratio:.2f} times smaller"
+        + (", predicted" if done.dry_run else f", in {seconds:.1f} s"),
+        highlight=False,
+    )

@@ -1,0 +1,19 @@
+"""``compressrs decompress``."""
+
+from __future__ import annotations
+
+from compressrs.cli._options import Destination, Source, Threads, progress, shown
+
+
+def run(src: Source, output: Destination, threads: Threads = None) -> None:
+    """Restore a plain checkpoint; what was compressed without loss, to the byte.
+
+    compressrs decompress small.safetensors -o model.safetensors
+    """
+    from compressrs import checkpoint, set_num_threads
+
+    if threads is not None:
+        set_num_threads(threads)
+    with progress("decompressing") as bar:
+        n = checkpoint.decompress(src, output, progress=bar)
+    print(f"{output}: {shown(n)}")

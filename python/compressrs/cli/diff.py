@@ -1,0 +1,49 @@
+"""``compressrs diff``."""
+
+from __future__ import annotations
+
+import json as js
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from compressrs.cli._options import Json, Source, console
+
+
+def run(
+    a: Source,
+    b: Source,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option(help="Only the exit code: 1 if a tensor differs.")] = False,
+) -> None:
+    """Compare the tensors of two checkpoints, compressed or not.
+
+    compressrs diff model.safetensors small.safetensors
+    """
+    from compressrs import checkpoint
+
+    rows = checkpoint.diff(a, b)
+    if json:
+        print(js.dumps(rows, indent=2))
+    elif not quiet:
+        table = Table()
+        table.add_column("tensor")
+        for column in ("changed", "largest error", "relative error", "cosine"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            if row["only_in"] is not None:
+                table.add_row(row["name"], f"only in {row['only_in']}")
+            elif row["changed"] is None:
+                table.add_row(row["name"], "another shape")
+            else:
+                numbers = (row["max_error"], row["relative_error"], row["cosine"])
+                table.add_row(
+                    row["name"],
+                    f"{row['changed']:.1%}",
+                    *("-" if n is None else f"{n:.4g}" for n in numbers[:2]),
+                    "-" if numbers[2] is None else f"{numbers[2]:.6f}",
+                )
+        console().print(table)
+    if quiet and any(row["changed"] != 0 for row in rows):
+        raise typer.Exit(1)

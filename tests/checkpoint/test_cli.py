@@ -1,0 +1,112 @@
+"""The commands, as they are typed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+from safetensors.numpy import load_file
+
+from compressrs.cli import main
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def test_there_and_back(plain, tmp_path, capsys):
+    small, again = tmp_path / "small.safetensors", tmp_path / "again.safetensors"
+    assert run("compress", plain, "-o", small, "--lossless") == 0
+    shown = capsys.readouterr().out
+    assert "times smaller" in shown and "half sparse" in shown
+    assert run("verify", small) == 0
+    assert "15 tensors are intact" in capsys.readouterr().out
+    assert run("info", small) == 0
+    assert "ключ" in capsys.readouterr().out
+    assert run("diff", plain, small, "--quiet") == 0
+    assert run("decompress", small, "-o", again) == 0
+    assert again.read_bytes() == plain.read_bytes()
+
+
+def test_json(plain, tmp_path, capsys):
+    small = tmp_path / "small.safetensors"
+    assert run("compress", plain, "-o", small, "--prune", "0.5", "--ignore", "extremes",
+               "--memory-limit", "500MB", "--threads", "2", "--json") == 0  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report["after"] == small.stat().st_size
+    assert run("info", small, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["dense"]["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert run("diff", plain, small, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert 0 < rows["dense"]["relative_error"] < 1 and rows["bias"]["changed"] == 0
+    assert run("diff", plain, small, "--quiet") == 1
+
+
+def test_recipes_and_reports(plain, tmp_path, capsys):
+    small, recipe, page = (tmp_path / n for n in ("s.safetensors", "r.toml", "r.html"))
+    options = ["--set", "re:dense|shared=codebook,entries=16", "--ignore", "extremes"]
+    assert run("compress", plain, "-o", small, *options, "--save-recipe", recipe,
+               "--report", page) == 0  # fmt: skip
+    first = small.read_bytes()
+    html = page.read_text()
+    assert html.count("<svg") == html.count("</svg>") == 2 and "<td>half sparse</td>" in html
+    assert "http-equiv" not in html and "<script" not in html and "<link" not in html
+    assert run("compress", plain, "-o", small, "--recipe", recipe, "--dry-run") == 0
+    assert "predicted" in capsys.readouterr().out
+    assert run("compress", plain, "-o", small, "--recipe", recipe) == 0
+    assert small.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compress", "no.safetensors", "-o", "x"], 1, "No such file"),
+        (["compress", "PLAIN", "-o", "PLAIN"], 1, "is the source itself"),
+        (["compress", "PLAIN", "-o", "x", "--quantize", "int3"], 1, "quantize must be one of"),
+        (["compress", "PLAIN", "-o", "x", "--lossless", "--prune", "0.5"], 1, "lossless keeps"),
+        (["compress", "PLAIN", "-o", "x", "--memory-limit", "much"], 2, "must be a size"),
+        (["compress", "PLAIN", "-o", "x", "--memory-limit", "1KiB"], 1, "memory_limit must be"),
+        (["compress", "PLAIN", "-o", "x", "--resume"], 1, "no interrupted run"),
+        (["compress", "PLAIN"], 2, "--output"),
+        (["verify", "DAMAGED"], 1, "safetensors file"),
+        (["nothing"], 2, "nothing"),
+    ],
+)
+def test_mistakes(arguments, code, message, plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.safetensors").write_bytes(plain.read_bytes()[:-1])
+    paths = {"PLAIN": plain, "DAMAGED": tmp_path / "damaged.safetensors"}
+    assert run(*(paths.get(a, a) for a in arguments)) == code
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_as_a_module(plain, tmp_path):
+    small = tmp_path / "small.safetensors"
+    for arguments in (["compress", plain, "-o", small], ["verify", small], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "compressrs", *arguments], capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert load_file(small)["dense"].dtype == np.uint8
+
+
+def test_without_the_library_the_command_says_what_to_install():
+    code = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from compressrs.cli import main; sys.exit(main(['info', 'x']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "pip install 'compressrs[cli]'" in done.stderr
