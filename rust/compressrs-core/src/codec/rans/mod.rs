@@ -96,9 +96,10 @@ pub fn decode_at<const N: usize>(
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
     if let Ok(states) = <&mut [u32; WIDE]>::try_from(&mut states[..]) {
-        // SAFETY: the levels are supported, as asserted.
         match level {
+            // SAFETY: the level is supported, as asserted, so the machine has AVX-512.
             Level::Avx512 => done = unsafe { x86::decode_avx512(slots, states, &mut words, out) },
+            // SAFETY: the level is supported, as asserted, so the machine has AVX2.
             Level::Avx2 => done = unsafe { x86::decode_avx2(slots, states, &mut words, out) },
             _ => {}
         }

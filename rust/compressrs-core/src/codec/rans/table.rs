@@ -163,7 +163,7 @@ fn log2(x: u32) -> u32 {
     let mut mantissa = u64::from(x) << 31 >> whole;
     let mut fraction = 0;
     for _ in 0..16 {
-        mantissa = mantissa * mantissa >> 31;
+        mantissa = (mantissa * mantissa) >> 31;
         fraction <<= 1;
         if mantissa >= 1 << 32 {
             mantissa >>= 1;
