@@ -173,3 +173,19 @@ def test_iterators_of_parameters():
     w = [np.zeros(2), np.zeros(3)]
     ema = cr.optim.EMA(iter(w))
     assert [a.shape for a in ema.average] == [(2,), (3,)]
+
+
+def test_weights_of_layers_are_written_into():
+    layer = cr.nn.Linear(3, 2, rng=0)
+    opt = cr.optim.SGD(layer.params, lr=1.0)
+    layer.weight = np.ones((2, 3), np.float32)
+    layer.bias = np.zeros(2, np.float32)
+    opt.step({"weight": np.ones((2, 3)), "bias": np.ones(2)})
+    assert (layer.weight == 0).all()
+    assert (layer(np.ones((1, 3), np.float32)) == -1).all()
+    for bad in (np.ones((3, 3), np.float32), np.ones((2, 3))):
+        with pytest.raises(ValueError, match="weight must be float32 of shape"):
+            layer.weight = bad
+    sparse = cr.nn.SparseLinear.from_linear(cr.nn.Linear(3, 2, rng=0))
+    with pytest.raises(ValueError, match="weight must be a matrix over the same data"):
+        sparse.weight = cr.sparse.CSRMatrix.from_dense(np.ones((2, 3), np.float32))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressrs._arrays import Array, Shared, flatten, rebuild
+from compressrs._arrays import Array, Shared, as_array, flatten, rebuild
 
 #: A seed, a generator, or None for one that differs from run to run.
 RandomState: TypeAlias = int | np.random.Generator | None
@@ -27,6 +27,27 @@ class Copyable:
 
     params: dict[str, Any]
     grads: dict[str, Any]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        trained = self.__dict__.get("params", {}).get(name)
+        if not isinstance(trained, np.ndarray) or value is trained:
+            super().__setattr__(name, value)
+        elif isinstance(self.__dict__[name], np.ndarray):
+            # Into the array that an optimizer trains: another would be used, but not trained.
+            array = as_array(value, name)
+            if array.shape != trained.shape or array.dtype != trained.dtype:
+                raise ValueError(
+                    f"{name} must be {trained.dtype} of shape {trained.shape} to be written into "
+                    f"the array that is there, got {array.dtype} of shape {array.shape}"
+                )
+            trained[...] = array
+        elif getattr(value, "data", None) is trained:
+            super().__setattr__(name, value)  # another pattern of the same entries
+        else:
+            raise ValueError(
+                f"{name} must be a matrix over the same data, which an optimizer trains; make a "
+                f"new {type(self).__name__} of another matrix"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("grads", *self._of_batch)

@@ -198,8 +198,8 @@ def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | N
                 adopted.append((owner, attribute))
     for (owner, attribute), array in zip(adopted, cuts.make(optimizer), strict=True):
         structure_changed([getattr(owner, attribute)])
-        setattr(owner, attribute, array)
         owner._use({attribute: array})
+        setattr(owner, attribute, array)
 
 
 def _pair(model: Sequential, position: int) -> tuple[Linear, Linear]:
