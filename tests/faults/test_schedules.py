@@ -210,3 +210,19 @@ def test_every_entry_of_a_state_is_checked(name):
     assert now() == before
     schedule.load_state_dict(good)
     assert now() == before
+
+
+@pytest.mark.parametrize("cls", [cr.optim.SGD, cr.optim.RMSprop])
+@pytest.mark.parametrize("name", ["CyclicLR", "OneCycleLR"])
+def test_momentum_that_was_off_is_switched_on(cls, name):
+    opt = cls(np.ones(2), lr=0.1)
+    opt.step(np.ones(2))
+    schedule = MAKERS[name](opt)
+    assert opt.param_groups[0]["momentum"] == {"CyclicLR": 0.9, "OneCycleLR": 0.95}[name]
+    for _ in range(6):
+        opt.step(np.ones(2))
+        schedule.step()
+    assert opt.state[0]["momentum_buffer"].all()
+    assert int(opt.state[0]["step"]) == 7
+    with pytest.raises(ValueError, match="no momentum to cycle"):
+        MAKERS[name](cr.optim.Adagrad(np.ones(2)))
