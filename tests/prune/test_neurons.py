@@ -187,5 +187,5 @@ def test_what_wraps_an_optimizer_is_none():
         lambda: cr.prune.neurons(np.arange(4) > 1, [w], optimizer=wrapped),
         lambda: cr.prune.SET(SPARSE, wrapped),
     ):
-        with pytest.raises(TypeError, match="got Lookahead; of what wraps one, pass the one"):
+        with pytest.raises(TypeError, match="got Lookahead; if it wraps one, pass the wrapped"):
             call()

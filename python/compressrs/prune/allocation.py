@@ -1,4 +1,4 @@
-"""How much to take from each layer."""
+"""Allocation of a total sparsity to layers."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from compressrs._checks import number
 
 
 def erdos_renyi(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
-    r"""Return sparsities of layers as of an Erdős-Rényi random graph.
+    r"""Return the sparsity of each layer according to an Erdős-Rényi random graph.
 
     .. math:: 1 - s_l \propto \frac{n_{in} + n_{out}}{n_{in} n_{out}}
 
-    so that all of them together have `sparsity`. Layers that this would make more than
-    dense are dense, and the others have the rest. Kernels count as channels times places:
+    scaled so that the total sparsity is `sparsity`. Layers whose density would exceed 1 are
+    kept dense, and the remainder is distributed over the others. Kernel sizes are ignored;
     see `erdos_renyi_kernel`.
 
     Parameters
     ----------
     shapes : list of tuple of int
-        Of weights, (outputs, inputs, ...).
+        Shapes of the weights, (outputs, inputs, ...).
     sparsity : float
         In [0, 1).
 
     Returns
     -------
     list of float
-        One a layer, in [0, 1).
+        One per layer, in [0, 1).
 
     Raises
     ------
     TypeError, ValueError
-        If `sparsity` is out of range, or a shape has not two axes, or is empty.
+        If `sparsity` is out of range, or a shape is empty or has fewer than two axes.
 
     References
     ----------
     Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse
-    Connectivity Inspired by Network Science", arXiv 1707.04780, with the constant that
-    makes the total come out, as of Evci et al., arXiv 1911.11134.
+    Connectivity Inspired by Network Science", arXiv 1707.04780, with the constant chosen to
+    give the total, as in Evci et al., arXiv 1911.11134.
 
     Examples
     --------
@@ -52,11 +52,12 @@ def erdos_renyi(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
 
 
 def erdos_renyi_kernel(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
-    r"""Return sparsities of layers as `erdos_renyi`, the sizes of kernels counting as well.
+    r"""Return the sparsity of each layer as `erdos_renyi` does, counting kernel sizes as well.
 
     .. math:: 1 - s_l \propto \frac{n_{in} + n_{out} + w + h}{n_{in} n_{out} w h}
 
-    For weights of two axes it is `erdos_renyi`. Parameters and errors are the same.
+    For weights with two axes the result is that of `erdos_renyi`. Parameters and errors are
+    the same.
 
     References
     ----------
@@ -77,7 +78,7 @@ def _allocate(
     sparsity: float,
     density: Callable[[tuple[int, ...]], float],
 ) -> list[float]:
-    """Return sparsities whose complements are in proportion to `density`, up to dense."""
+    """Return sparsities whose complements are proportional to `density`, capped at 1."""
     sparsity = number(sparsity, "sparsity", 0, below=1)
     try:
         shapes = [tuple(map(operator.index, shape)) for shape in shapes]

@@ -1,4 +1,4 @@
-"""What is removed as one: single weights, n of m, blocks, neurons."""
+"""Granularity, the unit that is removed: single weights, n:m groups, blocks, neurons."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from compressrs._arrays import Array
 from compressrs._checks import number, whole
 from compressrs.prune.selection import Mask, Selection
 
-#: How the values of a group become one: a p-norm, or their sum.
+#: How the values of a group are reduced: a p-norm, or their sum.
 Norm: TypeAlias = float | Literal["sum"]
 
 
 class Granularity:
-    """Single weights; base of what removes more as one."""
+    """Unstructured pruning of single weights; base class of the structured granularities."""
 
     def select(self, selection: Selection) -> list[Mask]:
-        """Return masks that remove a share of arrays."""
+        """Return masks that remove the selected fraction of weights."""
         return selection.masks()
 
     def __repr__(self) -> str:
@@ -30,22 +30,22 @@ class Granularity:
 
 
 class _Groups(Granularity):
-    """Groups of weights that are removed by one number each."""
+    """Groups of weights, each ranked by a single number."""
 
     norm: Norm
 
     def norms(self, array: Array, name: str, norm: Norm) -> Array:
-        """Return a norm of each group."""
+        """Return the norm of each group."""
         raise NotImplementedError
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
-        """Return a mask of weights, given one of groups."""
+        """Expand a mask of groups to a mask of weights."""
         raise NotImplementedError
 
     def select(self, selection: Selection) -> list[Mask]:
-        """Return masks that remove a share of the groups."""
+        """Return masks that remove the selected fraction of groups."""
         if selection.scope == "row":
-            raise ValueError("scope must not be 'row' where whole groups are removed")
+            raise ValueError("scope must not be 'row' when whole groups are removed")
         norms = []
         for i, (array, name) in enumerate(zip(selection.arrays, selection.names, strict=True)):
             _core.refuse_nan(array, name)
@@ -64,14 +64,14 @@ class _Groups(Granularity):
 
 
 class Blocks(_Groups):
-    """Blocks of a matrix, as a `compressrs.sparse.BSRMatrix` stores them.
+    """Blocks of a matrix, as stored by `compressrs.sparse.BSRMatrix`.
 
     Parameters
     ----------
     block : pair of int, default (4, 4)
-        Rows and columns; they divide those of the matrix.
+        Rows and columns of a block; they must divide those of the matrix.
     norm : {1, 2, inf, "sum"}, default 2
-        What a block counts as: a norm, or the sum, as for scores that have signs.
+        How a block is ranked: by a norm, or by the sum, for signed scores.
 
     Raises
     ------
@@ -92,7 +92,7 @@ class Blocks(_Groups):
         self.norm = check_norm(norm)
 
     def norms(self, array: Array, name: str, norm: Norm) -> Array:
-        """Return a norm of each block, in their rows and columns."""
+        """Return the norm of each block, shape (block rows, block columns)."""
         (height, width), shape = self.block, array.shape
         if array.ndim != 2 or shape[0] % height or shape[1] % width:
             raise ValueError(
@@ -101,7 +101,7 @@ class Blocks(_Groups):
         return block_norms(array, name, self.block, norm)
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
-        """Return a mask of weights, given one of blocks."""
+        """Expand a mask of blocks to a mask of weights."""
         return expanded(mask, self.block, shape)
 
     def __repr__(self) -> str:
@@ -114,11 +114,12 @@ class Neurons(_Groups):
     Parameters
     ----------
     axis : int or tuple of int, default 0
-        What counts slices. Of a weight (outputs, inputs) axis 0 are the neurons and 1
-        their inputs; of a kernel (outputs, inputs, height, width) axis 0 are the filters,
-        1 the channels, (0, 1) the two-dimensional kernels, (2, 3) their places.
+        The axes that index the slices. In a weight (outputs, inputs), axis 0 indexes
+        neurons and 1 their inputs; in a kernel (outputs, inputs, height, width), axis 0
+        indexes filters, 1 channels, (0, 1) two-dimensional kernels, (2, 3) kernel
+        positions.
     norm : {1, 2, inf, "sum"}, default 2
-        What a slice counts as: a norm, or the sum, as for scores that have signs.
+        How a slice is ranked: by a norm, or by the sum, for signed scores.
 
     Raises
     ------
@@ -138,19 +139,19 @@ class Neurons(_Groups):
         self.norm = check_norm(norm)
 
     def norms(self, array: Array, name: str, norm: Norm) -> Array:
-        """Return a norm of each slice, in the order of its axes."""
+        """Return the norm of each slice, with the shape of the indexing axes."""
         axes = self._axes(array.ndim, name)
         lengths = [array.shape[axis] for axis in axes]
         if array.size == 0:
             return np.zeros(lengths)
         if array.ndim == 2 and axes == (1,):
             return block_norms(array, name, (array.shape[0], 1), norm).reshape(lengths)
-        # Each slice becomes a row; of axis 0 it is one already.
+        # Make each slice a row; for axis 0 no move is needed.
         rows = np.moveaxis(array, axes, range(len(axes))).reshape(math.prod(lengths), -1)
         return block_norms(rows, name, (1, rows.shape[1]), norm).reshape(lengths)
 
     def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
-        """Return a mask of weights, given one of slices."""
+        """Expand a mask of slices to a mask of weights."""
         axes = self._axes(len(shape), "w")
         lengths = [shape[axis] for axis in axes]
         rest = [1] * (len(shape) - len(axes))
@@ -169,17 +170,17 @@ class Neurons(_Groups):
 
 
 class NM(Granularity):
-    """The largest `n` of each `m` values, as 2:4 has them.
+    """Semi-structured n:m sparsity: keep the largest `n` of every `m` values.
 
-    Under a schedule, of each `m` the share of its sparsity goes, rounded down, until `n`
-    are left.
+    Under a schedule, ``floor(sparsity * m)`` of every `m` are removed, at most ``m - n``.
 
     Parameters
     ----------
     n, m : int, default 2 and 4
         ``1 <= n <= m``.
     axis : int, default -1
-        Along which `m` values in a row are a group; its length is a multiple of `m`.
+        The axis along which `m` consecutive values form a group; its length must be a
+        multiple of `m`.
 
     Raises
     ------
@@ -198,9 +199,9 @@ class NM(Granularity):
         self.axis = whole(axis, "axis", -64)
 
     def select(self, selection: Selection) -> list[Mask]:
-        """Return masks that remove as many of each `m`."""
+        """Return masks that remove the same number of every `m` values."""
         share = number(selection.sparsity, "sparsity", 0, below=1)
-        # The product of 0.1 and 10 is to count as 1.
+        # Tolerates rounding errors, so that 0.1 * 10 counts as 1.
         n = max(self.n, math.ceil(round(self.m * (1 - share), 9)))
         sunk = selection.sunk()
         return [
@@ -209,7 +210,7 @@ class NM(Granularity):
         ]
 
     def mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
-        """Return a mask of one array that keeps `n` of each group."""
+        """Return the mask of one array that keeps `n` of each group."""
         if not (-w.ndim <= self.axis < w.ndim) or w.shape[self.axis] % self.m:
             raise ValueError(
                 f"axis must be one of {name} whose length is a multiple of {self.m}, "
@@ -226,7 +227,7 @@ class NM(Granularity):
 
 
 def as_granularity(granularity: object) -> Granularity:
-    """Return `granularity`, if it is one; single weights for None.
+    """Return `granularity` after checking its type; None gives single weights.
 
     Raises
     ------
@@ -243,7 +244,7 @@ def as_granularity(granularity: object) -> Granularity:
 
 
 def check_norm(norm: Norm) -> Norm:
-    """Return `norm`, if it is 1, 2, infinity or "sum"."""
+    """Return `norm` after checking that it is 1, 2, infinity or "sum"."""
     if (isinstance(norm, str) and norm == "sum") or (
         isinstance(norm, (int, float, np.number)) and norm in (1, 2, math.inf)
     ):
@@ -252,14 +253,14 @@ def check_norm(norm: Norm) -> Norm:
 
 
 def block_norms(w: Array, name: str, block: tuple[int, int], norm: Norm) -> npt.NDArray[np.float64]:
-    """Return a norm of each block of a matrix, or its sum."""
+    """Return the norm, or the sum, of each block of a matrix."""
     out = np.empty((w.shape[0] // block[0], w.shape[1] // block[1]))
     _core.block_norms(w, name, block, norm if norm == "sum" else f"{norm:g}", out)
     return out
 
 
 def expanded(blocks: Mask, block: tuple[int, int], shape: tuple[int, ...]) -> Mask:
-    """Return a mask of a matrix, given one of its blocks."""
+    """Expand a mask of blocks to a mask of the matrix."""
     mask = np.empty(shape, np.bool_)
     _core.expand_blocks(np.ascontiguousarray(blocks), block, mask)
     return mask

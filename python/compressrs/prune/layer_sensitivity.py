@@ -1,4 +1,4 @@
-"""How much pruning each layer, alone, costs."""
+"""Sensitivity of a model to pruning each layer by itself."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Selection
 
-#: Sparsities that are tried by default.
+#: The default sparsities.
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a model is worth with one layer pruned.
+    """A model's metric with one layer pruned at a time.
 
     Attributes
     ----------
     names : list of str
-        Of the layers' weights.
+        Names of the layers' weights.
     sparsities : list of float
     values : array of float64, shape (layers, sparsities)
-        What was measured, say accuracy.
+        The metric, for example accuracy.
     baseline : float
-        The same with nothing pruned.
+        The metric of the unpruned model.
     """
 
     names: list[str]
@@ -46,7 +46,7 @@ class Sensitivity:
     baseline: float
 
     def table(self) -> str:
-        """Return the values as a table in Markdown, with a row for each layer."""
+        """Return the values as a Markdown table, one row per layer."""
         lines = [
             ["Layer", *(f"{s:.4g}" for s in self.sparsities)],
             ["---", *("---:" for _ in self.sparsities)],
@@ -58,7 +58,7 @@ class Sensitivity:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw a line for each layer, and write it where a path is given.
+        """Plot the metric over sparsity, one line per layer, and save it if a path is given.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class Sensitivity:
         axes.legend()
         if path is not None:
             target, image = Path(path), io.BytesIO()
-            if not target.suffix:  # as Matplotlib does
+            if not target.suffix:  # Matplotlib's default
                 target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
             figure.savefig(image, format=target.suffix[1:])
             write_atomically(target, image.getvalue())
@@ -98,24 +98,26 @@ def sensitivity(
     granularity: Granularity | None = None,
     progress: bool = False,
 ) -> Sensitivity:
-    """Prune each layer to each sparsity, alone, and see what the model is worth.
+    """Return a model's metric with each layer pruned to each sparsity by itself.
 
-    Weights are what they were afterwards, also after an exception or Ctrl-C.
+    The weights are restored afterwards, also after an exception or Ctrl-C.
 
     Parameters
     ----------
     params : array, or list or nested dict of arrays
         The weights; C-contiguous and writable.
     evaluate : callable
-        Returns a number for the model as it is, say its accuracy on validation data.
+        Returns the metric of the model in its current state, for example its accuracy on
+        validation data.
     sparsities : sequence of float
         Each in [0, 1).
     score : Score, optional
-        By what is pruned, by default magnitude; gradients must have been given before.
+        The pruning criterion, magnitude by default. A score that needs gradients must
+        have been updated before.
     granularity : Granularity, optional
-        What is removed as one; single weights by default.
+        The unit that is removed; single weights by default.
     progress : bool, default False
-        Whether to show a bar; needs rich.
+        Whether to show a progress bar; requires rich.
 
     Returns
     -------
@@ -125,7 +127,8 @@ def sensitivity(
     Raises
     ------
     TypeError
-        If something is not an array, or `evaluate` not callable or gives no number.
+        If a parameter is not an array, or `evaluate` is not callable or does not return a
+        number.
     ValueError
         If a sparsity is out of range, or an array cannot be updated in place or
         shares memory with another.
@@ -157,7 +160,7 @@ def sensitivity(
     by_magnitude = score is None or type(score) is Magnitude
     scores = weights if by_magnitude else as_score(score).scores(weights)
     for name, w in zip(names, weights, strict=True):
-        # Changes nothing, but refuses what cannot be updated in place.
+        # Changes nothing; rejects arrays that cannot be updated in place.
         _core.apply_mask(w, np.ones(w.shape, np.bool_), name)
     require_in_place(weights, names)
     baseline = _value(evaluate)
@@ -176,13 +179,13 @@ def sensitivity(
                     advance()
             finally:
                 w[...] = whole
-    # The path, as "0.weight".
+    # The path in the tree, such as "0.weight".
     labels = [".".join(re.findall(r"[^\[\]']+", name)[1:]) or name for name in names]
     return Sensitivity(labels, shares, values, baseline)
 
 
 def _value(evaluate: Callable[[], float]) -> float:
-    """Return what `evaluate` gives, which may be NaN."""
+    """Return the number that `evaluate` returns, which may be NaN."""
     value = evaluate()
     try:
         return float(value)

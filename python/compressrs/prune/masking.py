@@ -1,4 +1,4 @@
-"""Exact thresholds and masks, given weights or scores."""
+"""Exact thresholds and masks from weights or scores."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from compressrs.prune.selection import (
 
 
 def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
-    """Return the magnitude below which a share `sparsity` of all values lies.
+    """Return the magnitude below which a fraction `sparsity` of all values lies.
 
     It is element ``k = round(sparsity * n)`` of the `n` magnitudes in ascending
-    order: exact, over all arrays together, without sorting or joining them. Of
-    values without ties, exactly `k` are smaller.
+    order: exact, over all arrays together, without sorting or concatenating them. Without
+    ties, exactly `k` magnitudes are smaller.
 
     Parameters
     ----------
     arrays : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, all of one dtype, any shapes.
+        float32, float64, float16 or bfloat16, all of the same dtype, of any shape.
     sparsity : float
         In [0, 1).
 
     Returns
     -------
     float
-        The smallest magnitude that is kept; infinity if none is.
+        The smallest magnitude that is kept; infinity if none is kept.
 
     Raises
     ------
     TypeError
-        If something is not an array, or dtypes are others or differ.
+        If a value is not an array, or dtypes are unsupported or differ.
     ValueError
         If `sparsity` is out of range, there are no values, or one is NaN.
 
@@ -81,17 +81,17 @@ def magnitude_mask(
     w : array
         float32, float64, float16 or bfloat16, of any shape.
     sparsity : float, optional
-        In [0, 1): removes exactly ``round(sparsity * w.size)`` weights; of equal
-        magnitudes, those that come first in C order.
+        In [0, 1). Exactly ``round(sparsity * w.size)`` weights are removed; among equal
+        magnitudes, the first in C order.
     threshold : float, optional
-        Removes ``|w| < threshold``, keeps ``|w| >= threshold``.
+        Weights with ``|w| < threshold`` are removed, those with ``|w| >= threshold`` kept.
     allow_empty : bool, default False
-        Whether all weights may go. Otherwise the largest is kept, and warned of.
+        Whether all weights may be removed. Otherwise the largest is kept, with a warning.
 
     Returns
     -------
     array of bool
-        Of the shape of `w`, True where a weight is kept.
+        The mask, with the shape of `w`: True where a weight is kept.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def magnitude_mask(
     Warns
     -----
     EmptyLayerWarning
-        If all weights were to go.
+        If all weights would be removed.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def magnitude_mask(
     """
     w = as_array(w, "w")
     if (sparsity is None) == (threshold is None):
-        raise ValueError("give either sparsity or threshold, not both and not none")
+        raise ValueError("give exactly one of sparsity and threshold")
     if sparsity is not None:
         return _one(w, sparsity, Granularity(), allow_empty)
     mask = np.empty(w.shape, np.bool_)
@@ -128,27 +128,27 @@ def magnitude_mask(
 
 
 def nm_mask(w: Array, n: int = 2, m: int = 4, axis: int = -1) -> Mask:
-    """Return a mask that keeps the `n` largest magnitudes of each `m` along an axis.
+    """Return a mask that keeps the `n` largest magnitudes of every `m` along an axis.
 
     Parameters
     ----------
     w : array
-        float32, float64, float16 or bfloat16; the axis a multiple of `m` long.
+        float32, float64, float16 or bfloat16; the length of `axis` must be a multiple of `m`.
     n, m : int, default 2 and 4
-        ``1 <= n <= m``. Of equal magnitudes those that come first go.
+        ``1 <= n <= m``. Among equal magnitudes the first are removed.
     axis : int, default -1
 
     Returns
     -------
     array of bool
-        Of the shape of `w`, True where a weight is kept.
+        The mask, with the shape of `w`: True where a weight is kept.
 
     Raises
     ------
     TypeError
         If `w` is not an array of such a dtype.
     ValueError
-        If `n` or `m` is out of range, the axis does not fit, or a weight is NaN.
+        If `n` or `m` is out of range, the axis is not a multiple of `m`, or a weight is NaN.
 
     References
     ----------
@@ -179,24 +179,24 @@ def block_mask(
     w : array, shape (rows, columns)
         float32, float64, float16 or bfloat16.
     block : pair of int
-        Rows and columns of a block, which divide those of `w`.
+        Rows and columns of a block; they must divide those of `w`.
     sparsity : float
-        In [0, 1): removes exactly this share of the blocks, to the nearest; of equal ones
-        those that come first.
+        In [0, 1). Exactly ``round(sparsity * blocks)`` blocks are removed; among equal
+        norms, the first in C order.
     norm : {1, 2, inf}, default 2
-        By which blocks compare.
+        The norm by which blocks are ranked.
     allow_empty : bool, default False
-        Whether all blocks may go. Otherwise the largest is kept, and warned of.
+        Whether all blocks may be removed. Otherwise the largest is kept, with a warning.
 
     Returns
     -------
     array of bool
-        Of the shape of `w`, True where a weight is kept.
+        The mask, with the shape of `w`: True where a weight is kept.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is none of those, or a weight is NaN.
+        If a parameter is invalid, or a weight is NaN.
 
     Examples
     --------
@@ -219,33 +219,34 @@ def neuron_mask(
 ) -> Mask:
     """Return a mask that removes whole neurons, inputs, filters or channels.
 
-    What is masked is still stored and computed with: `neurons` really takes it away.
+    Masked slices are still stored and computed; `neurons` removes them from the arrays.
 
     Parameters
     ----------
     w : array
         float32, float64, float16 or bfloat16, of one or more axes.
     axis : int or tuple of int, default 0
-        What counts slices; see `Neurons`. Of a weight (outputs, inputs) 0 are the neurons,
-        of a kernel (outputs, inputs, height, width) 0 are the filters.
+        The axes that index the slices; see `Neurons`. Axis 0 indexes the neurons of a
+        weight (outputs, inputs) and the filters of a kernel (outputs, inputs, height,
+        width).
     sparsity : float, default 0.5
-        In [0, 1): removes exactly this share of the slices, to the nearest; of equal ones
-        those that come first.
+        In [0, 1). Exactly ``round(sparsity * slices)`` slices are removed; among equal
+        norms, the first in C order.
     norm : {1, 2, inf}, default 2
-        By which slices compare.
+        The norm by which slices are ranked.
     allow_empty : bool, default False
-        Whether all slices may go. Otherwise the largest is kept, and warned of.
+        Whether all slices may be removed. Otherwise the largest is kept, with a warning.
 
     Returns
     -------
     array of bool
-        Of the shape of `w`, True where a weight is kept. For one slice each,
-        ``mask.any(axis=(1, 2, 3))``, say.
+        The mask, with the shape of `w`: True where a weight is kept. Reduce it to one
+        value per slice with, for example, ``mask.any(axis=(1, 2, 3))``.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is none of those, or a weight is NaN.
+        If a parameter is invalid, or a weight is NaN.
 
     Examples
     --------
@@ -265,25 +266,26 @@ def masks(
     *,
     allow_empty: bool = False,
 ) -> Any:
-    """Return masks that remove what scores lowest.
+    """Return masks that remove the weights with the lowest scores.
 
     Parameters
     ----------
     scores : array, or list or nested dict of arrays
-        One for each weight, the larger the more it matters: of a `Score`, or your own.
-        float32, float64, float16 or bfloat16, all of one dtype.
+        The importance of each weight, from a `Score` or your own. float32, float64,
+        float16 or bfloat16, all of the same dtype.
     sparsity : float, or sequence of float
-        In [0, 1): what share of the weights, or groups of them, is removed, exactly; of
-        equal ones those that come first. A sequence has one for each array.
+        The exact fraction of the weights, or of the groups of weights, to remove, in [0, 1).
+        Among equal scores the first are removed. A sequence gives one value per array.
     scope : {"global", "layer", "row"} or callable, default "global"
-        Whether the lowest are found over all arrays together, in each by itself, or in
-        each row, that is, for each output. A function of shapes and `sparsity`, such as
-        `erdos_renyi`, gives each array a sparsity of its own.
+        Whether scores are ranked over all arrays together, within each array, or within
+        each row, that is, per output. A function of the shapes and `sparsity`, such as
+        `erdos_renyi`, returns the sparsity of each array.
     granularity : Granularity, optional
-        What is removed as one: `Granularity` (single weights), `NM`, `Blocks`, `Neurons`.
+        The unit that is removed: `Granularity` (single weights, the default), `NM`,
+        `Blocks` or `Neurons`.
     allow_empty : bool, default False
-        Whether a layer may be pruned to nothing. Otherwise its best is kept, which is
-        warned of, and others go in its place.
+        Whether all of a layer may be removed. Otherwise its highest score is kept, with a
+        warning, and another weight is removed instead.
 
     Returns
     -------
@@ -293,15 +295,15 @@ def masks(
     Raises
     ------
     TypeError
-        If a score is not an array of such a dtype, or `granularity` is not one.
+        If a score is not an array of such a dtype, or `granularity` is not a `Granularity`.
     ValueError
-        If a sparsity is out of range, a granularity does not fit a shape, there is
-        nothing to prune, or a score is NaN.
+        If a sparsity is out of range, a granularity does not fit a shape, there are no
+        weights, or a score is NaN.
 
     Warns
     -----
     EmptyLayerWarning
-        If a layer was to be pruned to nothing.
+        If all of a layer would be removed.
 
     Examples
     --------
@@ -322,5 +324,5 @@ def masks(
 
 
 def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:
-    """Return a mask of the smallest magnitudes of one array."""
+    """Return the mask that removes the smallest magnitudes of one array."""
     return granularity.select(Selection([w], ["w"], sparsity, allow_empty=allow_empty))[0]

@@ -1,4 +1,4 @@
-"""Which of an optimizer's parameters an array is."""
+"""Lookup of arrays among an optimizer's parameters."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from compressrs.optim import Optimizer
 
 
 def index_in(optimizer: Optimizer, array: Array) -> int | None:
-    """Return the index of an array among an optimizer's parameters, if it is one.
+    """Return the index of an array among an optimizer's parameters, or None.
 
     Raises
     ------
     TypeError
-        If `optimizer` is not an `Optimizer`, but something that wraps one, say.
+        If `optimizer` is not an `Optimizer`, for example a wrapper around one.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer must be an Optimizer of cr.optim, got {type(optimizer).__name__}; "
-            "of what wraps one, pass the one inside"
+            "if it wraps one, pass the wrapped optimizer"
         )
     return optimizer._index_of(array)
 
@@ -34,5 +34,5 @@ def require_index(optimizer: Optimizer, array: Array, name: str) -> int:
     """
     index = index_in(optimizer, array)
     if index is None:
-        raise ValueError(f"{name} must be a parameter of the optimizer, which has none such")
+        raise ValueError(f"{name} must be a parameter of the optimizer, and is none of its parameters")
     return index

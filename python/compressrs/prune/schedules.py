@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from compressrs._checks import number, whole
 
-#: Anything that gives the sparsity of a training step, counted from 0.
+#: A function from the training step, counted from 0, to the sparsity.
 Schedule: TypeAlias = Callable[[int], float]
 
 
 class OneShot:
-    r"""All at once: 0 before a step, and the final sparsity from it on.
+    r"""One-shot pruning: 0 before step `begin`, the final sparsity from then on.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class OneShot:
 
 
 class _Gradual:
-    """A schedule from one sparsity to another; `between` gives those on the way."""
+    """Base of schedules from one sparsity to another; `between` interpolates."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class _Gradual:
         self.frequency = whole(frequency, "frequency", 1)
 
     def between(self, left: float) -> float:
-        """Return the sparsity where a share `left` of the way is left."""
+        """Return the sparsity when a fraction `left` of the schedule remains."""
         raise NotImplementedError
 
     def __call__(self, step: int) -> float:
@@ -88,12 +88,12 @@ class _Gradual:
 
 
 class CubicSchedule(_Gradual):
-    r"""The gradual schedule of Zhu & Gupta: fast at first, slower towards the end.
+    r"""The gradual schedule of Zhu & Gupta, which prunes fast at first and slowly at the end.
 
     .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
 
     for :math:`t \in \{t_0, t_0 + \Delta t, \dots, t_0 + n \Delta t\}`; between these
-    steps the sparsity stays. Before `begin` it is 0, from `end` on it is `final`.
+    steps the sparsity is constant. Before `begin` it is 0, from `end` on it is `final`.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class CubicSchedule(_Gradual):
     end : int
         Last pruning step :math:`t_0 + n \Delta t`, after `begin`.
     frequency : int, default 1
-        Steps :math:`\Delta t` from one pruning to the next.
+        Steps :math:`\Delta t` between pruning steps.
 
     Raises
     ------
@@ -128,12 +128,12 @@ class CubicSchedule(_Gradual):
     """
 
     def between(self, left: float) -> float:
-        """Return the sparsity where a share `left` of the way is left."""
+        """Return the sparsity when a fraction `left` of the schedule remains."""
         return self.final + (self.initial - self.final) * left**3
 
 
 class LinearSchedule(_Gradual):
-    r"""As much at each pruning step as at any other.
+    r"""A linear schedule: every pruning step removes the same number of weights.
 
     .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)
 
@@ -148,12 +148,12 @@ class LinearSchedule(_Gradual):
     """
 
     def between(self, left: float) -> float:
-        """Return the sparsity where a share `left` of the way is left."""
+        """Return the sparsity when a fraction `left` of the schedule remains."""
         return self.final + (self.initial - self.final) * left
 
 
 class ExponentialSchedule(_Gradual):
-    r"""The same share of what is left at each pruning step: density falls exponentially.
+    r"""A schedule of exponentially decreasing density.
 
     .. math::
         1 - s_t = (1 - s_i)^{1 - p} (1 - s_f)^p, \qquad p = \frac{t - t_0}{n \Delta t}
@@ -162,8 +162,8 @@ class ExponentialSchedule(_Gradual):
 
     References
     ----------
-    The rounds of Han et al., arXiv 1506.02626, and of Frankle & Carbin, arXiv 1803.03635,
-    each of which removes a share of what is left.
+    Han et al., arXiv 1506.02626, and Frankle & Carbin, arXiv 1803.03635, whose pruning
+    rounds each remove a fraction of the remaining weights.
 
     Examples
     --------
@@ -174,32 +174,32 @@ class ExponentialSchedule(_Gradual):
     """
 
     def between(self, left: float) -> float:
-        """Return the sparsity where a share `left` of the way is left."""
+        """Return the sparsity when a fraction `left` of the schedule remains."""
         return float(1 - (1 - self.initial) ** left * (1 - self.final) ** (1 - left))
 
 
 class IterativeSchedule:
-    r"""Round after round, the same share of what is left, until a final sparsity.
+    r"""Iterative pruning: each round removes a fraction of the remaining weights.
 
     .. math:: s_t = \min(s_f, 1 - (1 - r)^k), \qquad k = 1 + \lfloor (t - t_0) / \Delta t \rfloor
 
-    Between rounds training goes on, or starts again from a `LotteryTicket`.
+    Between rounds, training continues or restarts from a `LotteryTicket`.
 
     Parameters
     ----------
     rate : float, default 0.2
-        Share of what is left that a round removes, in [0, 1).
+        Fraction of the remaining weights that a round removes, in (0, 1).
     final : float, default 0.95
-        Sparsity in [0, 1) that the last round stops at.
+        Sparsity after the last round, in [0, 1).
     begin : int, default 0
         Step of the first round.
     frequency : int, default 1000
-        Steps from one round to the next.
+        Steps between rounds.
 
     Attributes
     ----------
     rounds : int
-        Until the final sparsity is reached.
+        Number of rounds until the final sparsity is reached.
     end : int
         Step of the last round.
 
@@ -208,7 +208,7 @@ class IterativeSchedule:
     TypeError
         If a parameter is not a number, or a step not an integer.
     ValueError
-        If a parameter is out of range, or the rate is 0, which never arrives.
+        If a parameter is out of range, or `rate` is 0, which would never reach `final`.
 
     References
     ----------
@@ -233,7 +233,7 @@ class IterativeSchedule:
         self.final = number(final, "final", 0, below=1)
         self.begin = whole(begin, "begin", 0)
         self.frequency = whole(frequency, "frequency", 1)
-        # Whole numbers of rounds do not come out whole.
+        # Tolerates rounding errors in quotients that are mathematically whole.
         exact = math.log1p(-self.final) / math.log1p(-self.rate)
         self.rounds = max(1, math.ceil(exact - 1e-9))
         self.end = self.begin + (self.rounds - 1) * self.frequency

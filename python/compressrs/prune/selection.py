@@ -1,4 +1,4 @@
-"""Which values of some arrays are the smallest: per layer, per row, or of all."""
+"""Selection of the smallest values: over all arrays, per layer, or per row."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from compressrs._warnings import warn
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-#: Sparsities of layers of these shapes, given that of all together.
+#: A function from the layers' shapes and the total sparsity to the layers' sparsities.
 Allocation: TypeAlias = Callable[[list[tuple[int, ...]], float], Sequence[float]]
 
-#: Of all layers, or of each.
+#: One value for all layers together, or one per layer.
 Sparsity: TypeAlias = float | Sequence[float]
 
-#: "global", "layer", "row", or how much to take from each layer.
+#: "global", "layer", "row", or a function that returns each layer's sparsity.
 Scope: TypeAlias = str | Allocation
 
 SCOPES = ("global", "layer", "row")
 
 
 class EmptyLayerWarning(UserWarning):
-    """A layer would have been pruned to nothing; the message names it."""
+    """Issued when all of a layer would have been removed; the message names the layer."""
 
 
 def is_several(sparsity: Sparsity) -> TypeGuard[Sequence[float]]:
-    """Whether a sparsity is given for each layer; an array without axes is a number."""
+    """Whether there is one sparsity per layer; a 0-d array counts as a number."""
     if isinstance(sparsity, np.ndarray):
         return sparsity.ndim > 0
     return isinstance(sparsity, Sequence) and not isinstance(sparsity, (str, bytes))
 
 
 def check_scope(scope: Scope) -> Scope:
-    """Return `scope`, if it is one.
+    """Return `scope` after checking it.
 
     Raises
     ------
@@ -52,27 +52,28 @@ def check_scope(scope: Scope) -> Scope:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a share of is to be removed.
+    """The arrays and options from which masks are computed.
 
     Attributes
     ----------
     arrays : list of array
-        Weights, or scores of them if `by_value`.
+        Weights, or their scores if `by_value`.
     names : list of str
-        Theirs, for messages.
+        Names of the arrays, for error messages.
     sparsity : float, or sequence of float
-        In [0, 1); of all arrays, or of each.
+        In [0, 1): the total, or one value per array.
     scope : str or callable
-        See `compressrs.prune.masks`. Where each layer has a sparsity of its own, "global"
-        means as much as "layer".
+        See `compressrs.prune.masks`. With one sparsity per layer, "global" means the same
+        as "layer".
     by_value : bool
-        Whether the smallest values are removed, rather than magnitudes.
+        Whether arrays are ranked by value rather than by magnitude.
     allow_empty : bool
-        Whether a layer may be pruned to nothing.
+        Whether all of a layer may be removed.
     alive : list of array of bool, optional
-        Masks of what has not been removed before. What has goes first.
+        Masks of the weights that were not removed before. Removed weights are ranked
+        lowest.
     shapes : list of tuple of int, optional
-        What a callable `scope` goes by, if not the shapes of the arrays.
+        The shapes passed to a callable `scope`, if not those of the arrays.
     """
 
     arrays: list[Array]
@@ -85,7 +86,7 @@ class Selection:
     shapes: list[tuple[int, ...]] | None = None
 
     def sunk(self) -> Selection:
-        """Return the same by values of which what has been removed before is the smallest."""
+        """Return an equivalent selection by value in which removed weights rank lowest."""
         if self.alive is None:
             return self
         arrays = [
@@ -110,7 +111,7 @@ class Selection:
         given = self.sparsity
         if is_several(given):
             if callable(self.scope):
-                raise ValueError("scope must not be callable where each layer's sparsity is given")
+                raise ValueError("scope must not be callable with a sparsity for each layer")
             return self._each("sparsity", list(given))
         share = number(given, "sparsity", 0, below=1)
         if self.scope == "global":
@@ -121,11 +122,11 @@ class Selection:
         return self._each("scope", [share] * len(self.arrays))
 
     def _each(self, giver: str, sparsities: list[float]) -> list[Mask]:
-        """Return masks of arrays that are pruned one by one."""
+        """Return the masks of arrays that each have their own sparsity."""
         n = len(self.arrays)
         if len(sparsities) != n:
             raise ValueError(
-                f"{giver} must give {n} sparsities, one a layer, got {len(sparsities)}"
+                f"{giver} must give {n} sparsities, one per layer, got {len(sparsities)}"
             )
         masks = []
         for array, name, given in zip(self.arrays, self.names, sparsities, strict=True):
@@ -139,13 +140,13 @@ class Selection:
         return masks
 
     def _smallest(self, arrays: list[Array], names: list[str], sparsity: float) -> list[Mask]:
-        """Remove exactly a share of arrays together."""
+        """Return masks that remove exactly a fraction of all arrays together."""
         total = sum(array.size for array in arrays)
         k = round(sparsity * total)
         masks = [np.empty(array.shape, np.bool_) for array in arrays]
         spared: dict[int, int] = {}
         while True:
-            # As many more as were put back are taken elsewhere.
+            # Each weight that was restored is replaced by one from another layer.
             count = min(k + len(spared), total)
             _core.mask_smallest(arrays, names, count, self.by_value, masks)
             for layer, place in spared.items():
@@ -158,7 +159,7 @@ class Selection:
                 spared[layer] = largest(arrays[layer], self.by_value)
 
     def _rows(self, array: Array, name: str, sparsity: float) -> Mask:
-        """Remove exactly a share of each row, that is, of each output."""
+        """Return a mask that removes exactly a fraction of each row, that is, per output."""
         rows = array.reshape(len(array) if array.ndim else 1, -1)
         mask = np.empty(rows.shape, np.bool_)
         _core.mask_rows(rows, name, round(sparsity * rows.shape[1]), self.by_value, mask)
@@ -168,22 +169,22 @@ class Selection:
 
 
 def keep_one(mask: Mask, array: Array, name: str, by_value: bool) -> None:
-    """Have a mask that keeps nothing keep the largest, and warn of it."""
+    """Make an all-False mask keep the largest value, with a warning."""
     if mask.size and not mask.any():
         warn_empty(name)
         mask.flat[largest(array, by_value)] = True
 
 
 def warn_empty(name: str) -> None:
-    """Warn that a layer was to be pruned to nothing."""
+    """Warn that all of a layer would have been removed."""
     warn(
-        f"{name} would be pruned to nothing; the largest is kept (allow_empty=True lets it go)",
+        f"all of {name} would be removed; its largest is kept (allow_empty=True removes it too)",
         EmptyLayerWarning,
     )
 
 
 def largest(array: Array, by_value: bool) -> int:
-    """Return the flat index of the largest; the last of equal ones, which goes last."""
+    """Return the flat index of the largest value, which is removed last (the last if tied)."""
     flat = array.reshape(-1)
     order = flat if by_value else np.abs(flat)
     return flat.size - 1 - int(np.argmax(order[::-1]))
