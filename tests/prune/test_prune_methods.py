@@ -85,7 +85,7 @@ def test_the_layer_that_would_be_empty_is_named():
         lambda: cr.prune.masks(np.array([[1.0, 2.0, 3.0]]), 0.9, "row")[0],
         lambda: cr.prune.neuron_mask(np.array([1.0, -3.0, 3.0]), 0, 0.9),
     ):
-        with pytest.warns(EmptyLayerWarning, match="the largest is kept"):
+        with pytest.warns(EmptyLayerWarning, match="its largest is kept"):
             np.testing.assert_array_equal(make(), [False, False, True])
     w = np.ones((4, 4))
     with pytest.warns(EmptyLayerWarning, match="all of w would be"):

@@ -34,5 +34,5 @@ def require_index(optimizer: Optimizer, array: Array, name: str) -> int:
     """
     index = index_in(optimizer, array)
     if index is None:
-        raise ValueError(f"{name} must be a parameter of the optimizer, and is none of its parameters")
+        raise ValueError(f"{name} must be a parameter of the optimizer, but is not")
     return index
