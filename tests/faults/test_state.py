@@ -143,7 +143,7 @@ def test_assignments_have_an_effect_or_are_refused(name):
         lambda: group.update(params=[np.zeros((3, 2))] * 2),
         lambda: opt.add_param_group({"params": np.zeros(2), "weight_deacy": 1.0}),
     ):
-        with pytest.raises(ValueError, match=r"must be|must have|cannot be exchanged"):
+        with pytest.raises(ValueError, match=r"must be|must have|cannot be replaced"):
             change()
     for remove in (lambda: group.pop("lr"), opt.state.clear, opt.state[0].popitem):
         with pytest.raises(TypeError, match="removed"):

@@ -2,7 +2,7 @@
 
 Names, argument order, defaults and semantics are those of PyTorch (of Optax for
 `Lion` and `Lamb`); gradients are passed to `step`. Gradient descent and stochastic
-gradient descent are both `SGD`: they differ in the gradient that is passed.
+gradient descent are both `SGD`: they differ only in the gradient that is passed.
 """
 
 from compressrs._core import NonFiniteGradientError

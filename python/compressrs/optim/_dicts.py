@@ -1,4 +1,4 @@
-"""Dicts of an optimizer in which every assignment has an effect, or is refused."""
+"""Dicts for groups and state in which every assignment takes effect or raises."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from compressrs._arrays import Array, Views, is_number
 
-#: Keys of a group that are no hyperparameters of a rule.
+#: Keys of a group that are not hyperparameters of the rule.
 OF_GROUPS = frozenset(("params", "frozen", "initial_lr"))
 
 
 def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None:
-    """Raise a ValueError if a key of a group is none that means something."""
+    """Raise a ValueError if a group has an unknown key."""
     if unknown := sorted(map(str, set(keys) - known)):
         raise ValueError(f"{name} must have keys among {sorted(known)}, got {unknown[0]!r}")
 
 
 class _Checked(dict[Any, Any]):
-    """A dict whose every change goes through `__setitem__`, and that keeps its keys."""
+    """A dict with fixed keys whose every change goes through `__setitem__`."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
@@ -62,24 +62,24 @@ class ParamGroup(_Checked):
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "params":
             raise ValueError(
-                "params of a group cannot be exchanged; write into its arrays, or use "
+                "params of a group cannot be replaced; write into its arrays, or use "
                 "add_param_group, prune.neurons or prune.shrink"
             )
         require_known((key,), self._known, "a group")
         super().__setitem__(key, value)
 
     def replace(self, values: Mapping[str, Any]) -> None:
-        """Replace all that the group holds, parameters too."""
+        """Replace all items of the group, including its parameters."""
         dict.clear(self)
         dict.update(self, values)
 
     def replace_params(self, params: Views) -> None:
-        """Exchange the parameters, of which the optimizer must be told."""
+        """Replace the parameters; the optimizer must be notified separately."""
         super().__setitem__("params", params)
 
 
 class ParameterState(_Checked):
-    """The state of a parameter, whose arrays are written into."""
+    """The state of a parameter; assignments copy into its arrays."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         super().__init__(arrays)
@@ -113,7 +113,7 @@ class State(_Checked):
 
 
 def checked(target: Array, value: Any, name: str) -> Array:
-    """Return a copy of an array of numbers, if it can be written to `target`."""
+    """Return a copy of `value` after checking that it can be written to `target`."""
     array = np.array(value)
     if array.shape != target.shape or not is_number(array.dtype):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One call at a time into an object, from other threads and from signal handlers."""
+"""Mutual exclusion of calls on an object, from threads and from signal handlers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 
 class Guarded:
-    """Base class of what several threads may call.
+    """Base class of objects that several threads may use.
 
-    The lock is one that its own thread can take again, since a signal handler runs in the
-    main thread, between two instructions of whatever that does: a lock that it holds would
-    never be released. What is under way is noted beside it, and refuses calls that would
-    find half of a change.
+    The lock is reentrant, since a signal handler runs in the main thread, between any two
+    instructions: waiting there for a lock that the thread itself holds would deadlock. The
+    operation in progress is recorded beside the lock, and calls that would see a half-made
+    change are rejected.
     """
 
-    #: What leaves the state consistent wherever a signal handler may interrupt it.
+    #: Operations that a signal handler may interrupt anywhere with the state consistent.
     _consistent: ClassVar[frozenset[str]] = frozenset(("save", "state_dict"))
 
     def __init__(self) -> None:
@@ -27,12 +27,12 @@ class Guarded:
 
     def _guard(self) -> None:
         self._lock = threading.RLock()
-        #: What is under way.
+        #: The operation in progress.
         self._doing: str | None = None
         _guarded.add(self)
 
     def _require_idle(self, what: str) -> None:
-        """Raise a RuntimeError if this thread is in the middle of something."""
+        """Raise a RuntimeError if this thread has an operation in progress."""
         if self._doing is not None:
             raise RuntimeError(
                 f"{what} cannot be called during {self._doing} of the same "
@@ -42,7 +42,7 @@ class Guarded:
 
     @contextmanager
     def _changing(self, what: str) -> Iterator[None]:
-        """Let no other call in while the state is changed."""
+        """Exclude all other calls while the state is changed."""
         with self._lock:
             self._require_idle(what)
             try:
@@ -53,7 +53,7 @@ class Guarded:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Let no call change the state while it is read."""
+        """Exclude changes of the state while it is read."""
         with self._lock:
             before = self._doing
             if before not in self._consistent:
@@ -72,8 +72,8 @@ class Guarded:
         self._guard()
 
 
-#: For giving them new locks in a forked child: a lock that another thread held would stay
-#: locked there.
+#: All instances, to give them new locks in a forked child, where a lock that another thread
+#: held would stay locked.
 _guarded: weakref.WeakSet[Guarded] = weakref.WeakSet()
 
 

@@ -1,4 +1,4 @@
-"""State dicts of others: what an optimizer takes over from one."""
+"""Validation of state dicts, and what an optimizer loads from one."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from compressrs.optim._moments import (
     widened,
 )
 
-#: What is written where: name, index of the parameter, value.
+#: What to write: buffer name, index of the parameter, value.
 Copy: TypeAlias = tuple[str, int, Array]
 
 
 def plan(
     optimizer: Optimizer, state_dict: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Copy], list[Array | None] | None]:
-    """Check a state dict, and return what an optimizer takes over from it.
+    """Return what an optimizer loads from a state dict, after checking all of it.
 
-    Parameters are matched by name; by position if there are no names of ours, as in
-    PyTorch's, or if there is one parameter.
+    Parameters are matched by name; by position if there are no names, as in PyTorch's state
+    dicts, or only one parameter.
 
     Returns
     -------
     updates : list of dict
-        Hyperparameters of each group.
+        The hyperparameters of each group.
     copies : list of Copy
         All values of the state.
     masks : list of array or None, or None
-        Of each parameter, or None to leave the masks as they are.
+        The mask of each parameter, or None to leave the masks unchanged.
 
     Raises
     ------
     ValueError
-        If something does not fit.
+        If the state dict is invalid or does not match the optimizer.
     """
     try:
         groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
@@ -112,7 +112,7 @@ def _order(
     lengths: list[int],
     own: bool,
 ) -> list[int]:
-    """Return the index in the state dict, which is our own or not, of each parameter."""
+    """Return each parameter's index in the state dict."""
     theirs = [group.get("param_names") for group in groups]
     ours = all(
         isinstance(group, (list, tuple))
@@ -137,7 +137,7 @@ def _order(
 def _masks(
     optimizer: Optimizer, state_dict: Mapping[str, Any], order: list[int]
 ) -> list[Array | None] | None:
-    """Return the mask of each parameter, or None if the state dict does not speak of masks."""
+    """Return the mask of each parameter, or None if the state dict has no masks."""
     if "masks" not in state_dict:
         return None
     masks = state_dict["masks"]
@@ -162,11 +162,11 @@ if TYPE_CHECKING:
 _TORCH_SWITCHES = frozenset(
     ("foreach", "fused", "capturable", "differentiable", "param_names", "name")
 )
-#: What PyTorch's schedules leave in groups.
+#: Keys that PyTorch's schedules add to groups.
 _TORCH_SCHEDULES = frozenset(("max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"))
-#: Hyperparameters that a state dict need not have: not every version of PyTorch's does.
+#: Hyperparameters that a state dict may lack, since not every version of PyTorch has them.
 _NEWER = frozenset(("maximize", "decoupled_weight_decay", "state_dtype", "precision", "seed"))
-#: How numbers are stored, which an optimizer does not take over with a state.
+#: Storage settings, which are not loaded with the state.
 _OWN = ("state_dtype", "precision")
 
 
@@ -176,7 +176,7 @@ def group_update(
     fixed: Mapping[str, Any],
     optimizer: str,
 ) -> dict[str, Any]:
-    """Return what a group takes over from one of a state dict.
+    """Return the hyperparameters that a group loads from a group of a state dict.
 
     Raises
     ------
@@ -207,25 +207,25 @@ def loaded(
     shape: tuple[int, ...],
     index: int,
 ) -> dict[str, Array]:
-    """Return the values that the buffers of a parameter shall have.
+    """Return the values to load into the buffers of a parameter.
 
     Parameters
     ----------
     own : dict of array
-        The optimizer's state of the parameter.
+        The parameter's state in the optimizer.
     source : dict
-        That of the state dict.
+        The parameter's state in the state dict.
     wanted : list of Buffer
-        What is needed with the hyperparameters to come.
+        The buffers required by the hyperparameters to be loaded.
     shape : tuple of int
-        The parameter's.
+        Shape of the parameter.
     index : int
-        Its index, for messages.
+        Index of the parameter, for messages.
 
     Raises
     ------
     ValueError
-        If something is missing, unknown, or no number of the right shape.
+        If a buffer is missing, unknown, not numeric, or of the wrong shape.
     """
     # PyTorch keeps nothing for a parameter that was never updated, and None for a
     # buffer that is not used.
@@ -233,7 +233,7 @@ def loaded(
     if not source:
         initial = narrowed(wanted, {})
         return {name: initial.get(name, np.asarray(0.0)) for name in own}
-    # Codes come with their scales; what belongs to a weight makes up for itself.
+    # Scales are loaded with their codes; buffers of half-precision weights are optional.
     scales = {name + SCALE for name, *_ in wanted}
     optional = scales | {*OF_WEIGHTS}
     if set(own) - optional - set(source) or set(source) - set(own) - optional:
@@ -264,6 +264,6 @@ def loaded(
     new = {**values, **narrowed(wanted, widened(values))}
     for name, _, dtype, _ in wanted:
         if dtype in ("int8", "uint8") and values[name].dtype == dtype:
-            # As they are, rather than decoded and encoded.
+            # Copied as they are, without decoding and encoding them again.
             new[name], new[name + SCALE] = values[name], values[name + SCALE]
     return {name: new[name].astype(target.dtype) for name, target in own.items()}

@@ -1,4 +1,4 @@
-"""State in few bytes: from full precision and back."""
+"""Conversion of optimizer state between full and low precision."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from compressrs._arrays import Array, dtype_of
 #: Name, shape, dtype and initial value of a buffer.
 Buffer: TypeAlias = tuple[str, tuple[int, ...], str, float]
 
-#: What 8-bit state is written in; stands in state dicts and files that hold some.
+#: Version of the 8-bit code format, recorded in state dicts and files; bump on any change.
 CODES = {"version": _core.CODE_VERSION, "block_size": _core.CODE_BLOCK}
 
-#: What the name of a buffer of codes becomes for its scales.
+#: Suffix of the name of a buffer that holds the scales of 8-bit codes.
 SCALE = "_scale"
 
-#: Buffers that belong to a weight in half precision, not to a rule.
+#: Buffers of half-precision weights, which do not belong to a rule.
 OF_WEIGHTS = ("compensation", "master")
 
 
 def has_codes(state: Mapping[Any, Mapping[str, Array]]) -> bool:
-    """Whether a state, by index of the parameter, is in 8 bits somewhere."""
+    """Whether any parameter's state is stored in 8 bits."""
     return any(name.endswith(SCALE) for buffers in state.values() for name in buffers)
 
 
 def narrowed(wanted: list[Buffer], values: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the buffers `wanted` with these values; the initial ones where there are none."""
+    """Return the buffers `wanted` with the given values, or their initial values if missing."""
     buffers: dict[str, Array] = {}
     for name, shape, dtype, initial in wanted:
-        if name in buffers:  # scales, made with their codes
+        if name in buffers:  # scales, which are made with their codes
             continue
         value = values.get(name)
         if dtype in ("int8", "uint8"):

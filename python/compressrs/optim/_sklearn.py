@@ -1,4 +1,4 @@
-"""Optimizers in the form that scikit-learn's MLP calls. Needs scikit-learn."""
+"""Adapters to the optimizer interface of scikit-learn's MLP. Requires scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MLPAdam(AdamOptimizer):  # type: ignore[misc]
         self._ours = Adam(params, self.learning_rate_init, betas, self.epsilon)
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
-        """Update the parameters that it was made with."""
+        """Update the parameters in place."""
         self.t += 1
         correction = (1 - self.beta_2**self.t) ** 0.5
         self._ours.param_groups[0]["eps"] = self.epsilon / correction
@@ -28,7 +28,7 @@ class MLPAdam(AdamOptimizer):  # type: ignore[misc]
 
 
 class MLPMomentum(SGDOptimizer):  # type: ignore[misc]
-    """Momentum in the classical form, with a learning rate that may change."""
+    """Classical momentum with a learning rate that may change."""
 
     def __init__(self, params: list[Array], *args: Any, **kwargs: Any) -> None:
         super().__init__([], *args, **kwargs)
@@ -36,11 +36,11 @@ class MLPMomentum(SGDOptimizer):  # type: ignore[misc]
         self._ours = Momentum(params, rate, self.momentum, nesterov=self.nesterov)
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
-        """Update the parameters that it was made with."""
+        """Update the parameters in place."""
         self._ours.param_groups[0]["lr"] = self.learning_rate
         self._ours.step(_like(grads, params))
 
 
 def _like(grads: list[Array], params: list[Array]) -> list[Array]:
-    """Return the gradients, which may be float64 though the parameters are float32."""
+    """Return the gradients in the parameters' dtype; they may be float64 for float32."""
     return [g.astype(p.dtype, copy=False) for g, p in zip(grads, params, strict=True)]

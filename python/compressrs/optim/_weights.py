@@ -1,4 +1,4 @@
-"""Weights that several objects hold: masks in force, and arrays that were replaced."""
+"""Weights shared by several objects: their active masks, and arrays that were replaced."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class _Holder(Protocol):
 
 #: Optimizers and pruners.
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
-#: Another object after every change of a mask.
+#: Replaced by a new object after every change of a mask.
 _version = object()
-#: By identity, arrays that a change of structure replaced or rearranged, and when.
+#: Arrays, by identity, that a change of structure replaced or rearranged, and when.
 _changed: dict[int, tuple[weakref.ref[Array], int]] = {}
 _clock = itertools.count(1)
 _now = 0
 
 
 def holds_masks(holder: _Holder) -> None:
-    """Have an object's masks hold wherever its arrays are written to."""
+    """Register an object whose masks apply wherever its arrays are written."""
     _holders.add(holder)
     masks_changed()
 
 
 def masks_changed() -> None:
-    """Have all masks looked up anew."""
+    """Invalidate cached masks."""
     global _version
     _version = object()
 
 
 def structure_changed(arrays: Iterable[Array]) -> None:
-    """Note that arrays were replaced by others, or their elements rearranged."""
+    """Record that arrays were replaced, or their elements rearranged."""
     global _now
     _now = next(_clock)
     for array in arrays:
@@ -51,26 +51,26 @@ def structure_changed(arrays: Iterable[Array]) -> None:
 
 
 class Weights:
-    """Arrays that an object writes to, beside an optimizer or a pruner.
+    """Arrays that an object writes to in addition to an optimizer or a pruner.
 
     Parameters
     ----------
     owner : str
-        What holds them, for messages.
+        The object that holds them, for messages.
     names : list of str
     arrays : list of array
     """
 
     def __init__(self, owner: str, names: list[str], arrays: list[Array]) -> None:
         self.owner, self.names = owner, names
-        # Copies go along with what they are copied with.
+        # Deep copies refer to the copied arrays.
         self.arrays = arrays if isinstance(arrays, Views) else Views(arrays, names)
         self._since = _now
         self._version: object = None
         self._masks: list[Array | None] = []
 
     def require_unchanged(self) -> None:
-        """Raise a ValueError if one was replaced or rearranged since this was made."""
+        """Raise a ValueError if an array was replaced or rearranged since construction."""
         for name, array in zip(self.names, self.arrays, strict=True):
             found = _changed.get(id(array))
             if found is not None and found[0]() is array and found[1] > self._since:
@@ -80,7 +80,7 @@ class Weights:
                 )
 
     def masks(self) -> list[Array | None]:
-        """Return the masks in force: what any optimizer or pruner removed is removed."""
+        """Return the active masks, which combine those of all optimizers and pruners."""
         if self._version is not _version:
             version = _version
             held: dict[tuple[Any, ...], Array] = {}
@@ -93,24 +93,24 @@ class Weights:
         return self._masks
 
     def apply_masks(self, arrays: list[Array]) -> None:
-        """Set what is removed to 0 in arrays that belong to the weights."""
+        """Set masked elements of arrays with the weights' shapes to 0."""
         for name, array, mask in zip(self.names, arrays, self.masks(), strict=True):
             if mask is not None:
                 _core.apply_mask(array, mask, name)
 
     def assign(self, values: list[Array]) -> None:
-        """Set the weights to values, but for what is removed."""
+        """Set the weights to values; masked elements become 0."""
         for array, value in zip(self.arrays, values, strict=True):
             array[...] = value
         self.apply_masks(self.arrays)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Copies are of the weights as they are now; masks are looked up anew.
+        # A copy starts from the current weights and looks up masks again.
         self.__dict__.update(state, _since=_now, _version=None)
 
 
 def unpacked(bits: Array, shape: tuple[int, ...]) -> Array:
-    """Return a mask of which there are the bits."""
+    """Return a boolean mask from its packed bits."""
     size = int(np.prod(shape, dtype=np.int64))
     return np.unpackbits(bits, count=size, bitorder="little").reshape(shape).astype(np.bool_)
 

@@ -1,4 +1,4 @@
-"""Gradients of several batches as one."""
+"""Gradient accumulation over several batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from compressrs._checks import whole
 
 
 class GradientAccumulator:
-    """Adds up the gradients of several batches and hands out their mean.
+    """Accumulates the gradients of several batches and returns their mean.
 
     Parameters
     ----------
     steps : int
-        How many batches make one step, at least 1.
+        Batches per optimizer step, at least 1.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class GradientAccumulator:
 
     def __init__(self, steps: int) -> None:
         self.steps = whole(steps, "steps", 1)
-        #: Batches added since the mean was handed out last.
+        #: Batches added since the last mean was returned.
         self.count = 0
         self._structure: ArrayTree = None
         self._sums: list[Array] = []
@@ -60,30 +60,30 @@ class GradientAccumulator:
         Parameters
         ----------
         grads : array, or list or nested dict of arrays
-            float32, float64, float16 or bfloat16, of one structure and the same shapes
-            in every call. None counts as zeros. Half precision is summed in float32.
+            float32, float64, float16 or bfloat16, with the same structure and shapes in
+            every call. None counts as zeros. Half precision is summed in float32.
 
         Returns
         -------
         array, list or dict, or None
-            After `steps` batches the mean, in the structure of `grads`, with None
-            where a gradient was None each time; before that None. The arrays are
-            the accumulator's own and are used again from the next call on.
+            None until `steps` batches have been added, then their mean in the structure
+            of `grads`, with None where the gradient was None in every batch. The arrays
+            belong to the accumulator and are overwritten by the next call.
 
         Raises
         ------
         TypeError
             If a gradient is not an array of such a dtype.
         ValueError
-            If structure or shapes are not those of the first call; nothing is added
-            then.
+            If structure or shapes differ from those of the first call; nothing is added
+            in that case.
         """
         paths = [f"grads{path}" for path, _ in flatten(grads)]
         if not self._sums:
             leaves = [leaf for _, leaf in flatten(grads)]
             arrays = self._arrays(leaves, paths)
             if any(a is None for a in arrays):
-                raise ValueError("the first gradients must all be arrays, to tell their shapes")
+                raise ValueError("the first gradients must all be arrays, which define the shapes")
             sums = [np.zeros(a.shape, compute_dtype(a.dtype)) for a in arrays if a is not None]
             structure = rebuild(grads, iter([None] * len(leaves)))
         else:
@@ -93,7 +93,7 @@ class GradientAccumulator:
         if self.count == 0:
             for total in sums:
                 total[...] = 0
-        # All are checked in this call before the first is written to.
+        # The core checks all arrays before it writes to the first.
         _core.accumulate(
             [sums[i] for i in given],
             [f"the sum for {paths[i]}" for i in given],

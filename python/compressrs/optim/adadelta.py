@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Adadelta(Optimizer):
-    r"""Adadelta: steps whose size follows from the sizes of past steps.
+    r"""Adadelta: step sizes adapted by running averages of past steps and gradients.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -22,7 +22,7 @@ class Adadelta(Optimizer):
     params : array, list, nested dict of arrays, or list of group dicts
         See `Optimizer`.
     lr : float, default 1.0
-        Factor :math:`\gamma \ge 0`; the paper has none, that is, 1.
+        Factor :math:`\gamma \ge 0`; 1 is the paper's method, which has no learning rate.
     rho : float, default 0.9
         :math:`\rho` in [0, 1).
     eps : float, default 1e-6
@@ -32,8 +32,8 @@ class Adadelta(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

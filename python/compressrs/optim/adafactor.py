@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Adafactor(Optimizer):
-    r"""Adafactor: a second moment that is stored as a row and a column.
+    r"""Adafactor: Adam with a factored second moment, stored as row and column means.
 
     .. math::
         b_t &= t^{\beta} \\
@@ -20,8 +20,8 @@ class Adafactor(Optimizer):
         \frac{\max(\epsilon_2, \operatorname{rms} \theta) \min(\gamma, 1 / \sqrt t)}
         {\max(1, \operatorname{rms} u / d)} u
 
-    Rows and columns are the last two axes. Parameters of fewer axes keep a second
-    moment of their own shape.
+    Rows and columns are the last two axes. Parameters with fewer axes keep a full second
+    moment.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class Adafactor(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

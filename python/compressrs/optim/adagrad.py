@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Adagrad(Optimizer):
-    r"""Adagrad: steps scaled by the sum of all squared gradients so far.
+    r"""Adagrad: steps scaled by the accumulated squared gradients.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -32,8 +32,8 @@ class Adagrad(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

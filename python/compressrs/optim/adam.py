@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Adam(Optimizer):
-    r"""Adam: steps scaled by running moments of the gradient.
+    r"""Adam: adaptive moment estimation.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -17,9 +17,8 @@ class Adam(Optimizer):
         \theta &\leftarrow \theta - \gamma \frac{m / (1 - \beta_1^t)}
         {\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    Epsilon stands outside the root. With amsgrad, the largest :math:`v` so far
-    takes the place of :math:`v` in the last line. For weight decay that does not
-    go through the moments see `AdamW`.
+    Epsilon is outside the root. With amsgrad, the maximum of all :math:`v` so far
+    replaces :math:`v` in the last line. For decoupled weight decay see `AdamW`.
 
     Parameters
     ----------
@@ -34,14 +33,14 @@ class Adam(Optimizer):
     weight_decay : float, default 0
         L2 penalty :math:`\lambda \ge 0`.
     amsgrad : bool, default False
-        Divide by the largest second moment so far.
+        Divide by the maximum of all second moments so far.
     maximize : bool, default False
         Ascend instead of descend.
     decoupled_weight_decay : bool, default False
-        Let the decay act on the parameter itself, which makes this `AdamW`.
+        Apply the decay to the parameter directly, as `AdamW` does.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

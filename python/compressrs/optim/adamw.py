@@ -13,7 +13,7 @@ from compressrs.optim.base import Storage
 class AdamW(Adam):
     r"""Adam with decoupled weight decay.
 
-    The decay acts on the parameter itself, not through the moments:
+    The decay is applied to the parameter directly, not through the moments:
     :math:`\theta \leftarrow \theta - \gamma \lambda \theta`, then the step of `Adam`
     without its penalty.
 
@@ -30,12 +30,12 @@ class AdamW(Adam):
     weight_decay : float, default 1e-2
         :math:`\lambda \ge 0`.
     amsgrad : bool, default False
-        Divide by the largest second moment so far.
+        Divide by the maximum of all second moments so far.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

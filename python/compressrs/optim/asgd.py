@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class ASGD(Optimizer):
-    r"""Stochastic gradient descent that averages its iterates.
+    r"""Averaged stochastic gradient descent.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -29,7 +29,7 @@ class ASGD(Optimizer):
     lambd : float, default 1e-4
         Decay :math:`\Lambda \ge 0`.
     alpha : float, default 0.75
-        Power :math:`\alpha` of the rate's decay.
+        Exponent :math:`\alpha` of the learning rate's decay.
     t0 : float, default 1e6
         Step :math:`t_0` at which averaging begins.
     weight_decay : float, default 0
@@ -37,8 +37,8 @@ class ASGD(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What all optimizers share: parameters, groups, state, and the step."""
+"""Base class of the optimizers: parameters, groups, state, and the step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Precision: TypeAlias = Literal["nearest", "stochastic", "kahan", "master"]
 
 
 class Storage(TypedDict, total=False):
-    """How little memory state and weights take; see `Optimizer`."""
+    """Keyword arguments that say how state and weights are stored; see `Optimizer`."""
 
     state_dtype: StateDtype
     precision: Precision
@@ -57,43 +57,42 @@ class Optimizer(Guarded):
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
         float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous and
-        writable. They are updated in place, so they must not share memory. NumPy
-        arrays, memory maps, and what gives a view of its memory through DLPack or
-        the buffer protocol (a CPU tensor of PyTorch). An iterator counts as a list.
-        A group dict has a key ``"params"`` and hyperparameters of its own.
+        writable. They are updated in place, so they must not share memory. Accepted are
+        NumPy arrays, memory maps, and objects that export their memory through DLPack or
+        the buffer protocol, such as PyTorch's CPU tensors. An iterator is treated as a
+        list. A group dict has a key ``"params"`` and may override hyperparameters.
     defaults : dict
-        Hyperparameters of groups that do not give them.
+        Default hyperparameters of the groups.
     storage : dict, optional
-        How numbers are stored; given to the subclasses as keywords, and to groups
-        by the same keys.
+        How state and weights are stored. Subclasses take these as keyword arguments;
+        groups may override them.
 
         state_dtype : {"float32", "bfloat16", "int8"}, default "float32"
-            What the moments of parameters are kept in. "float32" means float64 for
-            float64 parameters. "bfloat16" takes half of the bytes, "int8" a quarter:
-            8-bit codes with a scale for each block of 256. Both are rounded up or
-            down by chance, so that slow means move at the right pace. Under "int8",
-            parameters of fewer than 4,096 elements keep float32 state, and so do
-            row and column means, step sizes, and the moments that centered RMSprop
-            takes a difference of.
+            Precision of the moments. "float32" means float64 for float64 parameters.
+            "bfloat16" takes half of the memory, "int8" a quarter: 8-bit codes with one
+            scale per block of 256. Both are stochastically rounded, so that small
+            updates are not lost. Under "int8", parameters with fewer than 4,096 elements
+            keep float32 state, and so do row and column means, step sizes, and the two
+            moments that centered RMSprop subtracts.
         precision : {"nearest", "stochastic", "kahan", "master"}, default "nearest"
-            How float16 and bfloat16 parameters, whose steps are computed in float32,
-            are rounded: to nearest, which loses steps of less than half of the last
-            place; up or down by chance, so that the mean is right; to nearest, with
-            what was cut off kept beside (2 bytes an element more); or from weights
-            kept in float32 (4 bytes more). Others are not rounded.
+            How float16 and bfloat16 parameters, whose updates are computed in float32,
+            are rounded: "nearest" loses updates smaller than half a unit in the last
+            place; "stochastic" is unbiased; "kahan" rounds to nearest and stores the
+            rounding error (2 more bytes per element); "master" stores float32 weights (4
+            more bytes per element). Other dtypes are not affected.
         seed : int, default 0
-            Of what is rounded by chance. The same seed gives the same bits for any
-            number of threads and any vector width.
+            Seed of the stochastic rounding. The same seed gives bit-identical results for
+            any number of threads and any vector width.
 
     Attributes
     ----------
     param_groups : list of dict
-        Each with ``"params"``, a list of arrays, and the hyperparameters, which
-        may be changed between steps: ``opt.param_groups[0]["lr"] = 1e-4``. A group
-        whose ``"frozen"`` is True is left as it is, its state too.
+        Each has ``"params"``, a list of arrays, and the hyperparameters, which may be
+        changed between steps: ``opt.param_groups[0]["lr"] = 1e-4``. A group whose
+        ``"frozen"`` is True is not updated, nor is its state.
     state : dict of dict of array
         By index of the parameter: ``"step"``, the number of steps taken, and the
-        buffers of the rule, named as in PyTorch. They may be written to.
+        rule's buffers, named as in PyTorch. The arrays may be written to.
 
     Raises
     ------
@@ -106,10 +105,10 @@ class Optimizer(Guarded):
 
     #: Name of the rule in the core.
     _rule: ClassVar[str]
-    #: Hyperparameters that make the class what it is.
+    #: Hyperparameters that the class fixes, such as AdamW's decoupled weight decay.
     _fixed: ClassVar[dict[str, Any]] = {}
-    # A step changes parameters and state in one call of the core, before or after which a
-    # signal handler runs.
+    # A step changes parameters and state in a single call of the core; signal handlers run
+    # before or after it.
     _consistent = frozenset(("step", "save", "state_dict"))
 
     def __init__(
@@ -164,28 +163,27 @@ class Optimizer(Guarded):
         Parameters
         ----------
         grads : array, or list or nested dict of arrays
-            Gradients in the structure in which the parameters were given (for
-            groups: a list with one entry a group), of their parameters' shapes and
-            any floating-point dtype. None leaves a parameter and its state as they
-            are. Gradients that are not C-contiguous are copied.
+            Gradients in the structure of the parameters (for groups: a list with one
+            entry per group), with the parameters' shapes and any floating-point dtype.
+            None leaves a parameter and its state unchanged. Gradients that are not
+            C-contiguous are copied.
         max_grad_norm : float, optional
             Scales the gradients by ``min(1, max_grad_norm / (norm + 1e-6))``, where
-            `norm` is the 2-norm of all of them together, as `clip_grad_norm_` does,
-            but without writing to them.
+            `norm` is their total 2-norm, as `clip_grad_norm_` does, but without writing
+            to them.
         grad_scale : float, default 1.0
-            A factor on all gradients, before they are clipped: the inverse of a
-            loss scale.
+            Factor applied to all gradients before clipping: the inverse of a loss scale.
         nonfinite : {"ignore", "raise", "skip"}, default "ignore"
-            What to do if a gradient holds NaN or infinity: let it reach the
-            parameters, raise NonFiniteGradientError, or take no step. Gradients of
-            masked weights do not count.
+            What to do if a gradient contains NaN or infinity: apply it regardless, raise
+            NonFiniteGradientError, or skip the step. Gradients of masked weights are not
+            considered.
 
         Returns
         -------
         float or None
-            The norm of the gradients times `grad_scale`, before clipping, if
-            `max_grad_norm` is given or `nonfinite` is not "ignore"; it is NaN or
-            infinite where a step was skipped.
+            The total norm of the gradients times `grad_scale`, before clipping, if
+            `max_grad_norm` is given or `nonfinite` is not "ignore". NaN or infinite if
+            the step was skipped.
 
         Raises
         ------
@@ -194,9 +192,9 @@ class Optimizer(Guarded):
         NonFiniteGradientError
             A ValueError that names the gradient; see `nonfinite`.
         ValueError
-            If a gradient is of another shape than its parameter or shares memory
-            with a parameter or its state, or a hyperparameter is out of range.
-            After any exception all parameters and states are what they were.
+            If a gradient does not have its parameter's shape or shares memory with a
+            parameter or its state, or a hyperparameter is out of range. After any
+            exception all parameters and states are unchanged.
         """
         with self._lock:
             self._require_idle("step")
@@ -220,17 +218,17 @@ class Optimizer(Guarded):
                 self._doing = None
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a group of parameters; `step` then takes one entry more.
+        """Add a group of parameters; `step` then expects one more entry.
 
         Parameters
         ----------
         group : dict
-            ``"params"`` and, if they differ from the defaults, hyperparameters.
+            ``"params"`` and hyperparameters that differ from the defaults.
 
         Raises
         ------
         TypeError, ValueError
-            As when an optimizer is made; nothing is added then.
+            As for the constructor; nothing is added in that case.
         """
         with self._changing("add_param_group"), self._transaction():
             self._paths = [p if self._grouped else f"[0]{p}" for p in self._paths]
@@ -259,22 +257,22 @@ class Optimizer(Guarded):
             raise
 
     def set_masks(self, masks: ArrayTree | None) -> None:
-        """Keep masked weights and their state exactly 0, from now on.
+        """Set masked weights and their state to exactly 0, and keep them there.
 
         Parameters
         ----------
         masks : array, or list or nested dict of arrays, or None
-            Boolean arrays in the structure of the parameters, True where a weight
-            is kept, or `CSRMatrix` patterns, whose stored entries are kept; None
-            for a parameter without a mask, or for all. They are copied, to one bit
-            a weight. What they mask is set to 0 at once.
+            Boolean arrays in the structure of the parameters, True where a weight is
+            kept, or `CSRMatrix` patterns, whose stored entries are kept. None removes the
+            mask of one parameter, or all masks. Masks are copied, as one bit per weight,
+            and are part of state dicts and files. Masked weights are set to 0 at once.
 
         Raises
         ------
         TypeError
             If a mask is not boolean.
         ValueError
-            If a mask is not of its parameter's shape.
+            If a mask does not have its parameter's shape.
         """
         flat = [None] * len(self._paths)
         if masks is not None:
@@ -290,7 +288,7 @@ class Optimizer(Guarded):
         }
         masked = [i for i, mask in checked.items() if mask is not None]
         with self._changing("set_masks"):
-            # Changes nothing, but refuses what cannot be changed in place.
+            # Changes nothing; rejects arrays that cannot be changed in place.
             _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
             with self._transaction():
                 for i, mask in checked.items():
@@ -299,7 +297,7 @@ class Optimizer(Guarded):
             self._apply_masks(masked)
 
     def _apply_masks(self, indices: Iterable[int]) -> None:
-        """Set what masks remove of these parameters to 0, with its state."""
+        """Set masked elements of these parameters, and their state, to 0."""
         arrays = self._arrays()
         for i in indices:
             bits = self._masks[i]
@@ -331,7 +329,7 @@ class Optimizer(Guarded):
     def _replace(
         self, new: Mapping[int, Array], move: Callable[[int, Array, float], Array]
     ) -> None:
-        """Put arrays in the place of parameters, all or none, with their state moved along.
+        """Replace parameters by other arrays, all or none, and convert their state.
 
         ``move(i, values, fill)`` is given what belongs to the weights of parameter `i` in
         full precision (masks, too), or to its rows or columns, and returns what belongs to
@@ -361,7 +359,7 @@ class Optimizer(Guarded):
         new: Array,
         move: Callable[[int, Array, float], Array],
     ) -> None:
-        """Make the state and the mask that a new array has from those of the old one."""
+        """Convert the state and the mask of a replaced array for the new one."""
         initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
         wanted = self._wanted(group, new, self._paths[i])
         moved = {
@@ -376,18 +374,18 @@ class Optimizer(Guarded):
     def convert_state(
         self, state_dtype: StateDtype | None = None, precision: Precision | None = None
     ) -> None:
-        """Change how the numbers of a running optimizer are stored.
+        """Convert the state and weights to another storage precision.
 
         Parameters
         ----------
         state_dtype, precision : str, optional
-            See `Optimizer`; None leaves a setting as it is. Moments are rounded to
-            nearest once.
+            See `Optimizer`; None leaves a setting unchanged. The conversion rounds
+            moments to nearest.
 
         Raises
         ------
         ValueError
-            If a setting is not one of those; nothing is changed then.
+            If a setting is invalid; nothing is changed in that case.
 
         Examples
         --------
@@ -406,7 +404,7 @@ class Optimizer(Guarded):
         self._configure([changes] * len(self.param_groups), "convert_state")
 
     def _configure(self, changes: list[dict[str, Any]], what: str) -> None:
-        """Change hyperparameters of the groups, with the state that they need."""
+        """Change hyperparameters of the groups, and the state buffers that they require."""
         with self._changing(what):
             with self._transaction():
                 i = 0
@@ -425,22 +423,22 @@ class Optimizer(Guarded):
                 self._clear_masked_state(i)
 
     def _wanted(self, group: dict[str, Any], array: Array, path: str) -> list[Buffer]:
-        """Return what buffers are to be kept for a parameter of a group."""
+        """Return the buffers that a parameter of a group requires."""
         return _core.rule_buffers(self._rule, group, array, f"params{path}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return state and hyperparameters in the form of PyTorch.
+        """Return state, hyperparameters and masks in PyTorch's format.
 
-        The arrays are the optimizer's own, not copies: copy them if the optimizer
-        goes on while they are kept (``copy.deepcopy``).
+        The arrays are the optimizer's own, not copies. Use ``copy.deepcopy`` to keep them
+        while training continues.
 
         Returns
         -------
         dict
             ``"state"``: by index of the parameter, and ``"param_groups"``: with
-            these indices in place of the parameters. With 8-bit state also
-            ``"codes"``, what the codes mean; those of ``"exp_avg"``, say, have their
-            scales in ``"exp_avg_scale"``.
+            these indices in place of the parameters. With 8-bit state also ``"codes"``,
+            the version of the code format; the scales of ``"exp_avg"``, for example, are
+            in ``"exp_avg_scale"``.
         """
         with self._reading("state_dict"):
             groups, first = [], 0
@@ -467,27 +465,27 @@ class Optimizer(Guarded):
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over state and hyperparameters that `state_dict` returned.
+        """Load the state, hyperparameters and masks that `state_dict` returned.
 
-        The values are copied into the optimizer's own arrays, and converted if those
-        are of another `state_dtype`. The state dict of the PyTorch optimizer of this
-        name is taken as well, with CPU tensors.
+        Values are copied into the optimizer's own arrays, and converted if `state_dtype`
+        differs. State dicts of the PyTorch optimizer of the same name, with CPU tensors, are
+        accepted as well.
 
         Raises
         ------
         ValueError
-            If it is not the state of such an optimizer over such parameters;
-            nothing is changed then.
+            If it does not match the optimizer or its parameters; nothing is changed in
+            that case.
         """
         with self._changing("load_state_dict"):
             self._load(state_dict)()
 
     def _load(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
-        """Check a state dict; return what takes it over."""
+        """Check a state dict, and return a function that loads it."""
         updates, copies, masks = plan(self, state_dict)
         arrays = self._arrays()
         masked = [i for i, mask in enumerate(masks or []) if mask is not None]
-        # Changes nothing, but refuses what cannot be changed in place.
+        # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
 
         def take() -> None:
@@ -504,10 +502,10 @@ class Optimizer(Guarded):
         return take
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write state and hyperparameters to one safetensors file.
+        """Save state, hyperparameters and masks to one safetensors file.
 
-        The file is written under another name first and then renamed, so that what
-        was at `path` is lost only to a complete file. Needs the package safetensors
+        The file is written under a temporary name and then renamed, so an existing file is
+        only replaced by a complete one. Requires the package safetensors
         (``pip install 'compressrs[save]'``).
 
         Raises
@@ -515,21 +513,21 @@ class Optimizer(Guarded):
         OSError
             If the file cannot be written.
         TypeError
-            If a group holds something that JSON cannot.
+            If a group holds a value that JSON cannot represent.
         """
         with self._reading("save"):
             files.save(Path(path), type(self).__name__, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over state and hyperparameters from a file that `save` wrote.
+        """Load state, hyperparameters and masks from a file that `save` wrote.
 
         Raises
         ------
         OSError
             If the file cannot be read.
         ValueError
-            If it is truncated, of another format, rule or version, or does not fit;
-            nothing is changed then.
+            If it is corrupt, of another format, rule or version, or does not match the
+            parameters; nothing is changed in that case.
         """
         self.load_state_dict(files.load(Path(path), type(self).__name__))
 
@@ -538,7 +536,7 @@ class Optimizer(Guarded):
             raise ValueError(f"a group must have the key 'params', got {sorted(group)}")
         leaves = [(path + step, leaf) for step, leaf in flatten(group["params"])]
         arrays = Views((leaf for _, leaf in leaves), (f"params{p}" for p, _ in leaves))
-        # Copied, since a list of betas may be the caller's, who changes it.
+        # Copied, since the caller may change a list of betas later.
         given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
         own = copy.deepcopy(self.defaults)
         group = ParamGroup({**own, **given, "params": arrays}, self._known)
@@ -554,12 +552,12 @@ class Optimizer(Guarded):
         return [array for group in self.param_groups for array in group["params"]]
 
     def _buffers(self, i: int) -> dict[str, Array]:
-        """Return the state of a parameter without what is one number."""
+        """Return the state arrays of a parameter without the scalars."""
         numbers = ("step", *self._scalar_names)
         return {name: array for name, array in self._state[i].items() if name not in numbers}
 
     def _prepare(self) -> None:
-        """Have the core check all arrays and remember them; nothing changes if it refuses."""
+        """Validate all arrays and hand them to the core; nothing changes if that fails."""
         n = len(self._paths)
         steps, scalars = np.zeros(n, np.int64), np.zeros((n, 2))
         steps[: len(self._steps)] = self._steps[:n]
@@ -574,19 +572,19 @@ class Optimizer(Guarded):
         self._steps, self._scalars = steps, scalars
         state = {}
         for i in range(n):
-            # Views, so that writing to them counts.
+            # Views, so that writes to them take effect.
             numbers: dict[str, Array] = {"step": steps[i : i + 1].reshape(())}
             for k, name in enumerate(self._scalar_names):
                 numbers[name] = scalars[i, k : k + 1].reshape(())
             state[i] = ParameterState({**numbers, **buffers[i]})
         self._state = State(state)
-        # The usual structure, which needs no walk in every step.
+        # Fast path: the common structures need no traversal in every step.
         structure = self._structure
         is_flat = isinstance(structure, list) and all(child is None for child in structure)
         self._flat_length = n if is_flat else -1
 
     def _index_of(self, array: Array) -> int | None:
-        """Return the index of the parameter that is this array, if any."""
+        """Return the index of the parameter that is this array, or None."""
         for i, own in enumerate(self._arrays()):
             if same_memory(own, array):
                 return i
@@ -622,12 +620,12 @@ def _is_groups(params: object) -> bool:
 
 
 def _listed(params: ArrayTree) -> ArrayTree:
-    """Return an iterator, as of torch.nn.Module.parameters(), as a list."""
+    """Return a list for an iterator such as torch.nn.Module.parameters()."""
     return list(params) if isinstance(params, Iterator) else params
 
 
 def _skeleton(tree: ArrayTree) -> ArrayTree:
-    """Return the branches of a tree without holding on to its arrays."""
+    """Return the structure of a tree without references to its arrays."""
     if isinstance(tree, dict):
         return {key: _skeleton(child) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -647,5 +645,5 @@ def _as_mask(mask: object, path: str, shape: tuple[int, ...]) -> Array:
 
 
 def _packed(mask: Array | None) -> Array | None:
-    """Return a mask in one bit a weight."""
+    """Return a mask packed to one bit per weight."""
     return None if mask is None else np.packbits(mask, bitorder="little")

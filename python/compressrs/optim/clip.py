@@ -1,4 +1,4 @@
-"""Clipping gradients in place."""
+"""In-place gradient clipping."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> float:
-    r"""Scale gradients in place so that their common norm is at most `max_norm`.
+    r"""Scale gradients in place so that their total norm is at most `max_norm`.
 
     .. math:: g \leftarrow \min\left(1, \frac{\text{max\_norm}}{\|g\|_p + 10^{-6}}\right) g
 
-    with the norm of all arrays together, summed in double precision in a fixed
+    with the norm over all arrays together, summed in double precision in a fixed
     order. ``opt.step(grads, max_grad_norm=...)`` does the same in fewer passes over
     memory and without writing to the gradients.
 
     Parameters
     ----------
     grads : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable; None is passed over.
+        float32, float64, float16 or bfloat16, C-contiguous and writable; None is skipped.
     max_norm : float
         At least 0.
     norm_type : float, default 2.0
@@ -43,7 +43,7 @@ def clip_grad_norm_(
     TypeError
         If a gradient is not an array of such a dtype.
     NonFiniteGradientError
-        See `error_if_nonfinite`; it is a ValueError.
+        If `error_if_nonfinite` is set; a subclass of ValueError.
     ValueError
         If a gradient cannot be changed in place, two share memory, or a number is
         out of range.
@@ -62,13 +62,13 @@ def clip_grad_norm_(
     order = float("inf") if norm_type == float("inf") else number(norm_type, "norm_type")
     if order <= 0:
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
-    # Changes nothing, but refuses what cannot be changed in place.
+    # Changes nothing; rejects arrays that cannot be changed in place.
     _core.clamp(arrays, names, float("inf"))
     norm = _core.norm(arrays, names, order)
     if error_if_nonfinite and not 0 <= norm < float("inf"):
         raise NonFiniteGradientError(
             f"the norm of the gradients is {norm}; nothing was changed "
-            "(error_if_nonfinite=False scales them all the same)"
+            "(error_if_nonfinite=False scales them regardless)"
         )
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:

@@ -1,4 +1,4 @@
-"""Moving averages of weights."""
+"""Exponential moving averages of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EMA:
     .. math:: a \leftarrow a + (1 - \beta_t) (\theta - a), \quad
         \beta_t = \min\left(\beta, \frac{1 + t}{10 + t}\right) \text{ with warm-up, else } \beta
 
-    It starts at the weights as they are.
+    The average is initialized with the current weights.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class EMA:
     decay : float, default 0.999
         :math:`\beta` in [0, 1).
     warmup : bool, default False
-        Let the decay rise from 0.18 to :math:`\beta`, so that the first weights are
-        forgotten soon.
+        Increase the decay from 0.18 to :math:`\beta`, so that the influence of the
+        initial weights fades quickly.
 
     Attributes
     ----------
     average : array, list or dict
-        The averages, in the structure of `params`; float32 for parameters in half
-        precision, in which they would not move.
+        The averages, in the structure of `params`. They are float32 for parameters in
+        half precision, which would round small changes away.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class EMA:
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._average_names = [f"the average of {name}" for name in self._names]
         self._structure = rebuild(params, iter([None] * len(self._weights)))
-        # Changes nothing, but refuses what cannot be changed in place.
+        # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
 
     @property
@@ -94,7 +94,7 @@ class EMA:
         return rebuild(self._structure, iter(self._averages))
 
     def update(self) -> None:
-        """Move the average towards the weights; call once after each step."""
+        """Update the average with the current weights; call once after each step."""
         self._shared.require_unchanged()
         decay = self.decay
         if self.warmup:
@@ -105,14 +105,14 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages in the place of the weights for the length of a block.
+        """Return a context in which the weights are replaced by their averages.
 
-        Weights that an optimizer's masks or a pruner removed stay 0.
+        Weights that are masked by an optimizer or a pruner stay 0.
 
         Raises
         ------
         ValueError
-            If a parameter was replaced by a smaller one since, or rearranged.
+            If a parameter has been replaced or rearranged since, for example by `shrink`.
         """
         self._shared.require_unchanged()
         weights = [w.copy() for w in self._weights]
@@ -123,12 +123,12 @@ class EMA:
             self._shared.assign(weights)
 
     def copy_to_params(self) -> None:
-        """Set the weights to their averages, for good; what was removed stays 0."""
+        """Set the weights to their averages permanently; masked weights stay 0."""
         self._shared.require_unchanged()
         self._shared.assign(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages, not copied, and the number of updates."""
+        """Return the averages, without copying, and the number of updates."""
         return {
             "averages": list(self._averages),
             "param_names": list(self._names),
@@ -136,12 +136,12 @@ class EMA:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If it does not fit; nothing is changed then.
+            If it does not match the parameters; nothing is changed in that case.
         """
         averages, steps = checked_arrays(self._averages, state_dict, "averages", self._names)
         assign(self._averages, averages)
@@ -152,22 +152,22 @@ class EMA:
 def checked_arrays(
     targets: list[Array], state_dict: Mapping[str, Any], key: str, names: list[str]
 ) -> tuple[list[Array], int]:
-    """Return copies of a state dict's arrays that fit `targets`, and its ``"steps"``.
+    """Return copies of a state dict's arrays that match `targets`, and its ``"steps"``.
 
-    Nothing is written, so that a caller can check all before it changes anything. They are
-    matched by name, or by position if there are no ``"param_names"`` or just one.
+    Nothing is written, so that a caller can check everything before it changes anything.
+    Arrays are matched by name, or by position if there are no ``"param_names"`` or only one.
 
     Raises
     ------
     ValueError
-        If they do not fit.
+        If they do not match.
     """
     try:
         values = [np.array(value) for value in state_dict[key]]
         steps = whole(state_dict["steps"], "steps", 0)
         given = state_dict.get("param_names")
         if given is not None:
-            # One needs no name of its own.
+            # A single parameter needs no name.
             other = len(names) > 1 and sorted(given) != sorted(names)
             if other or isinstance(given, str) or not len(given) == len(values) == len(names):
                 raise ValueError(f"param_names must be {names}, got {given}")
@@ -184,6 +184,6 @@ def checked_arrays(
 
 
 def assign(targets: list[Array], values: list[Array]) -> None:
-    """Copy arrays to others of the same shapes."""
+    """Copy `values` into `targets` of the same shapes."""
     for target, value in zip(targets, values, strict=True):
         target[...] = value

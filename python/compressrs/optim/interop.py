@@ -1,4 +1,4 @@
-"""Optimizers of others: state for PyTorch, and the optimizers of scikit-learn's MLP."""
+"""Interoperability: state for PyTorch, and optimizers for scikit-learn's MLP."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from compressrs.optim._moments import OF_WEIGHTS, widened
 
-#: State that is one number a tensor, which PyTorch keeps in single precision.
+#: Scalar state per tensor, which PyTorch stores in single precision.
 _NUMBERS = ("step", "mu_product", "eta", "mu")
 
 
 def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict that the PyTorch optimizer of the same name loads.
 
-    Arrays become tensors, copied, in float32 where they are in fewer bits. The other
-    way needs no function: ``opt.load_state_dict(torch_opt.state_dict())``.
+    Arrays are copied into tensors; low-precision state is converted to float32. The
+    opposite direction needs no function: ``opt.load_state_dict(torch_opt.state_dict())``.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for i, buffers in state_dict["state"].items():
         if int(buffers["step"]) == 0:
-            continue  # PyTorch makes state at the first step.
+            continue  # PyTorch creates state at the first step.
         state[i] = {
             name: torch.tensor(float(array) if name in _NUMBERS else array)
             for name, array in widened(buffers).items()
@@ -50,11 +50,12 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def sklearn_mlp() -> Iterator[None]:
-    """Let scikit-learn's `MLPClassifier` and `MLPRegressor` train with our optimizers.
+    """Return a context in which scikit-learn's MLP models train with compressrs' optimizers.
 
-    Inside the block, ``fit`` and ``partial_fit`` of models with ``solver="adam"`` or
-    ``solver="sgd"`` update weights with `Adam` and `Momentum`. Predictions are the
-    same up to rounding. A model that has begun with one kind of optimizer keeps it.
+    Inside it, ``fit`` and ``partial_fit`` of `MLPClassifier` and `MLPRegressor` with
+    ``solver="adam"`` or ``solver="sgd"`` update weights with `Adam` and `Momentum`.
+    Predictions are the same up to rounding. A model that was partially fitted with one
+    kind of optimizer keeps it.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Lamb(Optimizer):
-    r"""Lamb: Adam's direction, scaled to the norm of each tensor's weights.
+    r"""Lamb: Adam with a layerwise trust ratio, for very large batches.
 
     .. math::
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
@@ -17,7 +17,7 @@ class Lamb(Optimizer):
         + \lambda \theta \\
         \theta &\leftarrow \theta - \gamma \frac{\|\theta\|}{\|u\|} u
 
-    The norms are those of whole tensors; where one is 0 their ratio counts as 1.
+    The norms are those of whole tensors; if one is 0, the ratio is 1.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ class Lamb(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

@@ -8,15 +8,15 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Lion(Optimizer):
-    r"""Lion: steps by the sign of an interpolated momentum.
+    r"""Lion: steps in the direction of the sign of an interpolated momentum.
 
     .. math::
         \theta &\leftarrow \theta - \gamma \left(\operatorname{sign}(\beta_1 m + (1 - \beta_1) g)
         + \lambda \theta\right) \\
         m &\leftarrow \beta_2 m + (1 - \beta_2) g
 
-    Every weight moves by the same amount, so the learning rate should be 3 to 10
-    times smaller than that of AdamW, and the weight decay as much larger.
+    Every weight changes by the same amount, so the learning rate should be 3 to 10
+    times smaller than AdamW's, and the weight decay larger by the same factor.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class Lion(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

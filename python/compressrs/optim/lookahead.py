@@ -1,4 +1,4 @@
-"""Lookahead: slow weights that follow fast ones."""
+"""The Lookahead wrapper: slow weights that follow fast weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _other(a: Array, b: Array) -> bool:
 
 
 class Lookahead(Guarded):
-    r"""Lets an optimizer run ahead, and moves slow weights a part of the way after it.
+    r"""Lookahead: k steps of an optimizer, then an interpolation back to slow weights.
 
     After every `k` steps of the optimizer on the weights :math:`\theta`,
 
@@ -36,7 +36,7 @@ class Lookahead(Guarded):
     Raises
     ------
     TypeError
-        If `optimizer` is none or `k` is not an integer.
+        If `optimizer` is not an `Optimizer` or `k` is not an integer.
     ValueError
         If a number is out of range.
 
@@ -69,7 +69,7 @@ class Lookahead(Guarded):
         self._follow()
 
     def _follow(self) -> None:
-        """Take in parameters that were added; refuse others in the place of known ones."""
+        """Add slow weights for new parameters; raise if known parameters were replaced."""
         self._shared.require_unchanged()
         arrays = self.optimizer._arrays()
         known = len(self._slow)
@@ -83,7 +83,7 @@ class Lookahead(Guarded):
             self._shared = Weights("Lookahead", self.optimizer._names, arrays)
 
     def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
-        """Take a step of the optimizer, and synchronize if it is time to.
+        """Take a step of the optimizer, and synchronize after every `k` steps.
 
         Parameters, result and errors are those of `Optimizer.step`.
         """
@@ -100,7 +100,7 @@ class Lookahead(Guarded):
             return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's state dict, the slow weights and the count of steps."""
+        """Return the optimizer's state dict, the slow weights and the number of steps."""
         with self._reading("state_dict"):
             return {
                 "optimizer": self.optimizer.state_dict(),
@@ -110,12 +110,12 @@ class Lookahead(Guarded):
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If it does not fit; nothing is changed then.
+            If it does not match the optimizer; nothing is changed in that case.
         """
         if not isinstance(state_dict, Mapping) or "optimizer" not in state_dict:
             raise ValueError("state_dict must hold 'optimizer', 'slow' and 'steps'")

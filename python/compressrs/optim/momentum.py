@@ -15,8 +15,8 @@ class Momentum(Optimizer):
         v &\leftarrow \beta v - \alpha g \\
         \theta &\leftarrow \theta + \beta v - \alpha g \text{ if nesterov, else } \theta + v
 
-    For a constant learning rate this is ``SGD(momentum=...)``; when the rate
-    changes, past gradients keep the rate they came with.
+    For a constant learning rate this equals ``SGD(momentum=...)``; when the rate
+    changes, past gradients keep the rate that they were scaled with.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ class Momentum(Optimizer):
     weight_decay : float, default 0
         L2 penalty :math:`\lambda \ge 0`.
     nesterov : bool, default False
-        Take the gradient's share of the next step in advance.
+        Use Nesterov's accelerated form.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

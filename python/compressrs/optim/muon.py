@@ -10,7 +10,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Muon(Optimizer):
-    r"""Muon: momentum, orthogonalized by a Newton-Schulz iteration.
+    r"""Muon: momentum orthogonalized by a Newton-Schulz iteration.
 
     .. math::
         b &\leftarrow \mu b + (1 - \mu) g \\
@@ -19,9 +19,9 @@ class Muon(Optimizer):
         x &\leftarrow c_1 x + (c_2 x x^\top + c_3 (x x^\top)^2) x \\
         \theta &\leftarrow (1 - \gamma \lambda) \theta - \gamma\, a(\text{shape})\, x
 
-    For the weight matrices of hidden layers, of two axes; train biases, embeddings and
-    the output layer with `AdamW`. The iteration runs in the parameter's dtype, where
-    PyTorch's runs in bfloat16.
+    For the weight matrices (two axes) of hidden layers; train biases, embeddings and the
+    output layer with `AdamW`. The iteration runs in the parameter's dtype; PyTorch's runs
+    in bfloat16.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Muon(Optimizer):
     momentum : float, default 0.95
         :math:`\mu` in [0, 1).
     nesterov : bool, default True
-        Look one step ahead along the momentum.
+        Use Nesterov momentum.
     ns_coefficients : three float, default (3.4445, -4.775, 2.0315)
         :math:`c_1, c_2, c_3`.
     eps : float, default 1e-7
@@ -42,14 +42,14 @@ class Muon(Optimizer):
     ns_steps : int, default 5
         :math:`n`, from 0 to 99.
     adjust_lr_fn : str or None, default None
-        How the rate follows the shape (A, B): "original" (also None),
+        How the rate is scaled by the shape (A, B): "original" (also None),
         :math:`\sqrt{\max(1, A/B)}`; "match_rms_adamw", :math:`0.2 \sqrt{\max(A, B)}`;
         "spectral_unclamped", :math:`\sqrt{A/B}`.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

@@ -34,12 +34,12 @@ class NAdam(Optimizer):
     momentum_decay : float, default 4e-3
         :math:`\psi \ge 0`.
     decoupled_weight_decay : bool, default False
-        Let the decay act on the parameter itself, as `AdamW` does.
+        Apply the decay to the parameter directly, as `AdamW` does.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

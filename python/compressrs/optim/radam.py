@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class RAdam(Optimizer):
-    r"""RAdam: Adam whose adaptive rate is rectified while its variance is large.
+    r"""RAdam: Adam with rectified variance of the adaptive learning rate.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -35,12 +35,12 @@ class RAdam(Optimizer):
     weight_decay : float, default 0
         L2 penalty :math:`\lambda \ge 0`.
     decoupled_weight_decay : bool, default False
-        Let the decay act on the parameter itself, as `AdamW` does.
+        Apply the decay to the parameter directly, as `AdamW` does.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

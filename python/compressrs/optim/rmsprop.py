@@ -19,7 +19,7 @@ class RMSprop(Optimizer):
         b &\leftarrow \mu b + d \\
         \theta &\leftarrow \theta - \gamma b
 
-    Epsilon stands outside the root, as in PyTorch. Where rounding makes
+    Epsilon is outside the root, as in PyTorch. Where rounding makes
     :math:`s - \bar g^2` negative, it counts as 0.
 
     Parameters
@@ -41,8 +41,8 @@ class RMSprop(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

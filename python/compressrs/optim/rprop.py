@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class Rprop(Optimizer):
-    r"""Rprop: a step size for each weight that follows the signs of its gradients.
+    r"""Rprop: per-weight step sizes adapted by the signs of successive gradients.
 
     .. math::
         \eta &\leftarrow \begin{cases} \eta\, \eta_+ & g\, g' > 0 \\
@@ -17,14 +17,14 @@ class Rprop(Optimizer):
         \theta &\leftarrow \theta - \operatorname{sign}(g)\, \eta \\
         g' &\leftarrow g
 
-    For gradients of the whole data, not of batches.
+    For full-batch gradients only.
 
     Parameters
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
         See `Optimizer`.
     lr : float, default 1e-2
-        :math:`\eta` at first, at least 0.
+        The initial :math:`\eta`, at least 0.
     etas : pair of float, default (0.5, 1.2)
         :math:`0 < \eta_- < 1 < \eta_+`.
     step_sizes : pair of float, default (1e-6, 50)
@@ -32,8 +32,8 @@ class Rprop(Optimizer):
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

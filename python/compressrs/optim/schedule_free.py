@@ -1,4 +1,4 @@
-"""Schedule-free training: averaging in place of a schedule."""
+"""Schedule-free training: averaging instead of a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compressrs.optim.ema import assign, checked_arrays
 
 
 class ScheduleFree(Guarded):
-    r"""Wraps an optimizer so that it needs no learning-rate schedule.
+    r"""Schedule-Free wrapper around an optimizer, which then needs no learning-rate schedule.
 
     .. math::
         z &\leftarrow \text{the optimizer's step on } z \text{ with the gradient at } y \\
@@ -25,17 +25,17 @@ class ScheduleFree(Guarded):
         c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = (\max_{i \le t} \gamma_i)^r \\
         y &\leftarrow \beta x + (1 - \beta) z
 
-    While training, the parameters hold :math:`y`, where gradients are taken; `eval`
-    sets them to the average :math:`x`, which is the model, and `train` back.
+    During training the parameters hold :math:`y`, at which gradients are evaluated; `eval`
+    sets them to the average :math:`x`, the model to use, and `train` sets them back.
 
     Parameters
     ----------
     params : array, or list or nested dict of arrays
         float32, float64, float16 or bfloat16, C-contiguous and writable.
     make : callable
-        Makes the optimizer of the arrays :math:`z` that it is given, in the structure
-        of `params`. It should have no momentum of its own: ``SGD``, ``Adam`` with
-        ``betas=(0, 0.999)``.
+        Given the arrays :math:`z` in the structure of `params`, returns the optimizer
+        that trains them. It should not use momentum: for example ``SGD``, or ``Adam``
+        with ``betas=(0, 0.999)``.
     momentum : float, default 0.9
         :math:`\beta` in [0, 1).
     weight_lr_power : float, default 2.0
@@ -44,7 +44,7 @@ class ScheduleFree(Guarded):
     Attributes
     ----------
     optimizer : Optimizer
-        What `make` made.
+        The optimizer that `make` returned.
 
     Raises
     ------
@@ -81,9 +81,9 @@ class ScheduleFree(Guarded):
         super().__init__()
         self._names, self._weights = named_arrays(params, "params")
         self._shared = Weights("ScheduleFree", self._names, self._weights)
-        # Changes nothing, but refuses what cannot be changed in place.
+        # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
-        # In the type that is computed in: small steps must not be lost.
+        # In the compute dtype, so that small updates are not lost.
         self._x = [w.astype(compute_dtype(w.dtype)) for w in self._weights]
         self._z_names = [f"z of {name}" for name in self._names]
         self._z = Views([x.copy() for x in self._x], self._z_names)
@@ -97,7 +97,7 @@ class ScheduleFree(Guarded):
         self._training = True
 
     def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
-        """Take a step with the gradients at the parameters as they are.
+        """Take a step with the gradients at the current parameters.
 
         Parameters, result and errors are those of `Optimizer.step`.
 
@@ -136,7 +136,7 @@ class ScheduleFree(Guarded):
         return norm
 
     def eval(self) -> None:
-        """Set the parameters to the average, the model to use."""
+        """Set the parameters to the average, for evaluation."""
         if self._training:
             with self._changing("eval"):
                 self._require_unchanged()
@@ -145,7 +145,7 @@ class ScheduleFree(Guarded):
                 self._training = False
 
     def train(self) -> None:
-        """Set the parameters to where gradients are to be taken."""
+        """Set the parameters to the point at which gradients are evaluated, for training."""
         if not self._training:
             with self._changing("train"):
                 self._require_unchanged()
@@ -158,14 +158,14 @@ class ScheduleFree(Guarded):
         _core.lerp(self._weights, self._names, self._z, self._z_names, 1 - self.momentum)
 
     def _apply_masks(self) -> None:
-        """Set to 0 in both sequences what was removed of the parameters, or of either."""
+        """Set masked elements to 0 in both sequences; masks on either of them count too."""
         of_z = Weights("ScheduleFree", self._z_names, self._z)
         for weights in (self._shared, of_z):
             weights.apply_masks(self._x)
             weights.apply_masks(self._z)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's state dict, both sequences, not copied, and the weights."""
+        """Return the optimizer's state dict, both sequences (not copied), and the weights."""
         with self._reading("state_dict"):
             return {
                 "optimizer": self.optimizer.state_dict(),
@@ -178,12 +178,12 @@ class ScheduleFree(Guarded):
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, and set the parameters accordingly.
+        """Load what `state_dict` returned, and set the parameters accordingly.
 
         Raises
         ------
         ValueError
-            If it does not fit; nothing is changed then.
+            If it does not match the parameters; nothing is changed in that case.
         """
         try:
             largest = number(state_dict["largest_lr"], "largest_lr", 0)

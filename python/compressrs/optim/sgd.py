@@ -8,7 +8,7 @@ from compressrs.optim.base import Optimizer, Storage
 
 
 class SGD(Optimizer):
-    r"""(Stochastic) gradient descent, with momentum in PyTorch's form.
+    r"""Stochastic gradient descent, with momentum in PyTorch's form.
 
     .. math::
         g &\leftarrow g + \lambda \theta \\
@@ -17,7 +17,7 @@ class SGD(Optimizer):
         \theta - \gamma b
 
     Without momentum, :math:`\theta \leftarrow \theta - \gamma g`. The learning rate
-    stands outside the momentum buffer; for the classical form see `Momentum`.
+    is applied outside the momentum buffer; for the classical form see `Momentum`.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class SGD(Optimizer):
     weight_decay : float, default 0
         L2 penalty :math:`\lambda \ge 0`.
     nesterov : bool, default False
-        Needs momentum and no dampening.
+        Requires momentum and zero dampening.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
-        `state_dtype`, `precision` and `seed`: how little memory state and weights
-        take; see `Optimizer`.
+        `state_dtype`, `precision` and `seed`: how state and weights are stored; see
+        `Optimizer`.
 
     References
     ----------

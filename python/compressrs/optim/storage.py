@@ -1,4 +1,4 @@
-"""Optimizers in files: one safetensors file for all state, with a JSON header."""
+"""Optimizer files: one safetensors file for all state, with a JSON header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressrs._arrays import Array
 from compressrs._files import load_tensors, parse_json, save_tensors
 
 FORMAT = "compressrs.optim"
-#: 1 had no names, masks and checksum; it is refused.
+#: Version of the file format. Version 1 had no names, masks or checksum and is rejected.
 VERSION = "2"
 
 
@@ -41,11 +41,11 @@ def load(path: Path, rule: str) -> dict[str, Any]:
         rest = {key: parse_json(metadata[key]) for key in keys if key in metadata}
         return unpack(arrays, rest)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} holds no state of an optimizer: {error}") from error
+        raise ValueError(f"{path} is not a valid optimizer file: {error}") from error
 
 
 def pack(state_dict: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a state dict's arrays by names for a file, and the rest, which JSON can hold."""
+    """Split a state dict into its arrays by name and the remainder, which JSON can hold."""
     arrays = {
         f"state.{i}.{name}": np.asarray(array)
         for i, buffers in state_dict["state"].items()
@@ -56,12 +56,12 @@ def pack(state_dict: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any
 
 
 def unpack(arrays: Mapping[str, Array], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict of which `pack` made these.
+    """Return the state dict that `pack` split.
 
     Raises
     ------
     ValueError
-        If a name is none that `pack` gives.
+        If a name was not made by `pack`.
     """
     state: dict[int, dict[str, Array]] = {}
     masks: dict[int, Array] = {}
@@ -72,5 +72,5 @@ def unpack(arrays: Mapping[str, Array], rest: Mapping[str, Any]) -> dict[str, An
         elif kind == "state" and len(name) == 1:
             state.setdefault(int(index), {})[name[0]] = array
         else:
-            raise ValueError(f"{key!r} is no array of an optimizer")
+            raise ValueError(f"{key!r} is not the name of an optimizer's array")
     return {"state": state, "masks": masks, **rest}

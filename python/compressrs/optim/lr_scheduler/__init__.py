@@ -1,9 +1,9 @@
 """Learning-rate schedules, with the names, arguments and values of PyTorch.
 
-A schedule is a function of the step and sets ``param_groups[i]["lr"]``; call `step`
-once after each step (or epoch) of the optimizer. Since each is such a function, and
-not a rule for changing the rate that is there, schedules compose exactly: one after
-another (`SequentialLR`, for warm-up) and on top of each other (`ChainedScheduler`).
+A schedule sets ``param_groups[i]["lr"]``; call its `step` once after each step (or epoch)
+of the optimizer. Schedules are closed-form functions of the step, not recursive updates of
+the current rate, so they compose exactly: in sequence (`SequentialLR`, for warm-up) and
+multiplied (`ChainedScheduler`).
 
 Examples
 --------

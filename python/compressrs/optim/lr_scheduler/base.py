@@ -1,4 +1,4 @@
-"""What all schedules share."""
+"""Base classes of the schedules."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ Own = TypeVar("Own", bound="LRScheduler")
 
 
 class LRScheduler:
-    """Base class of the schedules that are functions of the step.
+    """Base class of schedules that are functions of the step.
 
     Parameters
     ----------
     optimizer : Optimizer
-        The first schedule of an optimizer keeps its groups' rates as
-        ``group["initial_lr"]``, which are the base rates.
+        The first schedule of an optimizer stores the groups' learning rates as
+        ``group["initial_lr"]``, the base rates.
     last_epoch : int, default -1
-        The step to go on from; -1 starts.
+        The last completed step when resuming; -1 starts from the beginning.
 
     Attributes
     ----------
     base_lrs : list of float
     last_epoch : int
-        Steps taken.
+        Number of steps taken.
 
     Raises
     ------
     TypeError
-        If `optimizer` is none, or a parameter is not a number.
+        If `optimizer` is not an `Optimizer`, or a parameter is not a number.
     ValueError
         If a parameter is out of range.
 
     Notes
     -----
     As in PyTorch, schedules that multiply the rate (all but `LambdaLR`, `CyclicLR`,
-    `OneCycleLR`, `CosineAnnealingWarmRestarts` and `SequentialLR`) start at the rate that
-    the groups have when they are made, and go on from a rate that was set by hand. Of a
-    group that was added later they schedule the rate that it was added with; the others,
-    and schedules with values for each group, raise a ValueError.
+    `OneCycleLR`, `CosineAnnealingWarmRestarts` and `SequentialLR`) start from the groups'
+    rates at construction, and continue from a rate that was set manually. For a group added
+    later they schedule the rate it was added with; the other schedules, and those with
+    per-group values, raise a ValueError.
     """
 
-    #: Whether the schedule goes on from a rate that was set by hand.
+    #: Whether the schedule continues from a rate that was set manually.
     _chains = False
-    #: Whether it takes in groups that are added later.
+    #: Whether the schedule accepts groups that are added later.
     _joins = False
 
     def __init__(
@@ -72,26 +72,26 @@ class LRScheduler:
         raise NotImplementedError
 
     def momentum(self, step: float, group: int) -> float | None:
-        """Return the momentum of a group at a step, if the schedule has a say in it."""
+        """Return the momentum of a group at a step, or None if the schedule does not set it."""
         return None
 
     def step(self) -> None:
-        """Go on by one step.
+        """Advance by one step.
 
         Raises
         ------
         ValueError
-            If a rate would not be a finite number, or a group was added that the schedule
-            has no values for; nothing is changed then.
+            If a rate would not be finite, or a group was added for which the schedule has
+            no values; nothing is changed in that case.
         """
         self._go_to(self.last_epoch + 1)
 
     def get_last_lr(self) -> list[float]:
-        """Return the rates in force."""
+        """Return the current rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule needs to go on."""
+        """Return the state that `load_state_dict` needs to resume."""
         return {
             "scheduler": type(self).__name__,
             "last_epoch": self.last_epoch,
@@ -100,13 +100,13 @@ class LRScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, and set the rates accordingly.
+        """Load what `state_dict` returned, and set the rates accordingly.
 
         Raises
         ------
         ValueError
-            If it is not such a dict, or of another kind of schedule; nothing is changed
-            then. One of PyTorch, which does not say its kind, is taken.
+            If it is invalid or from another class of schedule; nothing is changed in that
+            case. State dicts of PyTorch, which do not record the class, are accepted.
         """
         twin = self._restored(state_dict)
         settings = twin._settings(twin.last_epoch)
@@ -114,7 +114,7 @@ class LRScheduler:
         self._set(settings)
 
     def _restored(self: Own, state_dict: Mapping[str, Any]) -> Own:
-        """Return a copy with the state of `state_dict`."""
+        """Return a copy of the schedule with the state of `state_dict`."""
         check_kind(self, state_dict)
         twin = copy.copy(self)
         try:
@@ -140,15 +140,15 @@ class LRScheduler:
         twin._last_lrs = self.get_last_lr()
         return twin
 
-    #: Whether steps may be between whole numbers.
+    #: Whether steps may be fractional.
     _takes_fractions = False
 
     def _take(self: Own, twin: Own) -> None:
-        """Take over the state of a copy."""
+        """Take the state of a copy."""
         self.__dict__.update(twin.__dict__)
 
     def _go_to(self, step: float) -> None:
-        """Set rates and momenta of a step, or nothing if that fails."""
+        """Set the rates and momenta of a step, or change nothing if that fails."""
         twin = copy.copy(self)
         twin._follow()
         settings = twin._settings(step)
@@ -157,7 +157,7 @@ class LRScheduler:
         self._set(settings)
 
     def _follow(self) -> None:
-        """Take in groups that were added, and rates that were set by hand."""
+        """Account for groups that were added and rates that were set manually."""
         groups = self.optimizer.param_groups
         known = len(self.base_lrs)
         if len(groups) > known and not self._joins:
@@ -204,7 +204,7 @@ class LRScheduler:
         momenta = [momentum for _, momentum in settings]
         groups = self.optimizer.param_groups
         if any(m and group.get("momentum") == 0 for group, m in zip(groups, momenta, strict=True)):
-            # As in PyTorch, momentum that was off is switched on; it needs state.
+            # As in PyTorch, momentum is enabled if it was off, which requires state.
             changes = [
                 {"momentum": m} if m and "momentum" in group else {}
                 for group, m in zip(groups, momenta, strict=True)
@@ -242,14 +242,14 @@ class FactorLR(LRScheduler):
 
 
 def cosine(start: float, end: float, done: float) -> float:
-    """Return where between two rates half a cosine is, as it goes from one to the other."""
+    """Interpolate between two rates along half a cosine; `done` is in [0, 1]."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def check_kind(scheduler: object, state_dict: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a state dict is of another kind of schedule."""
+    """Raise a ValueError if a state dict is from another class of schedule."""
     kind = type(scheduler).__name__
-    # PyTorch's do not say; they count the calls of step.
+    # PyTorch's do not record the class; they are recognized by their count of step calls.
     own = isinstance(state_dict, Mapping) and (
         state_dict.get("scheduler") == kind
         or ("scheduler" not in state_dict and "_step_count" in state_dict)
@@ -260,14 +260,14 @@ def check_kind(scheduler: object, state_dict: Mapping[str, Any]) -> None:
 
 
 def require_optimizer(optimizer: object) -> Optimizer:
-    """Return the optimizer, if it is one."""
+    """Return the optimizer after checking its type."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
     return optimizer
 
 
 def one_each(value: Any, name: str, optimizer: Optimizer) -> list[Any]:
-    """Return one value a parameter group."""
+    """Return a list with one value per parameter group."""
     groups = len(require_optimizer(optimizer).param_groups)
     if not isinstance(value, (list, tuple)):
         return [value] * groups

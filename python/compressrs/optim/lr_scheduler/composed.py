@@ -1,4 +1,4 @@
-"""Schedules made of schedules."""
+"""Schedules composed of other schedules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Whole = TypeVar("Whole", bound="Composed")
 
 
 class Composed(LRScheduler):
-    """A schedule with others inside, whose state belongs to its own."""
+    """Base of schedules that contain others and save their state."""
 
     schedulers: list[LRScheduler]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule needs to go on, with that of the others."""
+        """Return the state of this schedule and of those it contains."""
         return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
 
     def _restored(self: Whole, state_dict: Mapping[str, Any]) -> Whole:
@@ -33,7 +33,7 @@ class Composed(LRScheduler):
         return twin
 
     def _take(self: Whole, twin: Whole) -> None:
-        # The objects inside stay: others may hold them.
+        # The contained objects are kept, since the caller may hold references to them.
         schedulers = self.schedulers
         for own, new in zip(schedulers, twin.schedulers, strict=True):
             own._take(new)
@@ -42,15 +42,15 @@ class Composed(LRScheduler):
 
 
 class SequentialLR(Composed):
-    """One schedule after another.
+    """Runs schedules one after another.
 
     Parameters
     ----------
     optimizer : Optimizer
     schedulers : list of LRScheduler
-        Of this optimizer; each counts its steps from where it begins.
+        Schedules of this optimizer. Each counts its steps from where it begins.
     milestones : list of int
-        Where the second and the following begin, ascending.
+        Steps at which the second and the following begin, ascending.
     last_epoch : int, default -1
     """
 
@@ -78,7 +78,7 @@ class SequentialLR(Composed):
         return scheduler.rate(local, group)
 
     def momentum(self, step: float, group: int) -> float | None:
-        """Return the momentum of a group at a step, if the current schedule sets it."""
+        """Return the momentum of a group at a step, or None if it is not set."""
         scheduler, local = self._current(step)
         return scheduler.momentum(local, group)
 
@@ -88,16 +88,16 @@ class SequentialLR(Composed):
 
 
 class ChainedScheduler(Composed):
-    """Several schedules on top of each other: their factors are multiplied.
+    """Combines schedules by multiplying their factors.
 
-    The factor of a schedule is its rate over its base rate.
+    The factor of a schedule is its rate divided by its base rate.
 
     Parameters
     ----------
     schedulers : list of LRScheduler
-        Of one optimizer.
+        Schedules of the same optimizer.
     optimizer : Optimizer, optional
-        That of the schedulers.
+        The optimizer of the schedulers.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ChainedScheduler(Composed):
     ) -> None:
         self.schedulers = _schedulers(schedulers, optimizer)
         super().__init__(self.schedulers[0].optimizer)
-        # The first of them began at the rates that the groups had.
+        # The first schedule began at the groups' rates.
         self._starts = list(self.schedulers[0]._starts)
         self._set(self._settings(self.last_epoch))
 
@@ -145,13 +145,13 @@ class ChainedScheduler(Composed):
         return factor
 
     def momentum(self, step: float, group: int) -> float | None:
-        """Return the momentum of a group at a step, if a schedule sets it."""
+        """Return the momentum of a group at a step, or None if no schedule sets it."""
         momenta = [s.momentum(step, group) for s in self.schedulers]
         return next((m for m in reversed(momenta) if m is not None), None)
 
 
 def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LRScheduler]:
-    """Return the schedulers, which must be of this optimizer, or of one if it is None."""
+    """Return the schedulers after checking that all belong to one (this) optimizer."""
     try:
         checked = list(schedulers)
     except TypeError:
@@ -162,7 +162,7 @@ def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LR
         raise ValueError("schedulers must hold at least one, got none")
     for i, scheduler in enumerate(checked):
         if not isinstance(scheduler, LRScheduler):
-            # ReduceLROnPlateau goes by a metric, not by the step.
+            # ReduceLROnPlateau depends on a metric, not on the step.
             raise TypeError(
                 f"schedulers[{i}] must be an LRScheduler, got {type(scheduler).__name__}"
             )

@@ -1,4 +1,4 @@
-"""Schedules along a cosine."""
+"""Cosine schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compressrs.optim.lr_scheduler.base import LRScheduler, cosine
 
 
 class CosineAnnealingLR(LRScheduler):
-    r"""Falls along a cosine, without restarts.
+    r"""Cosine annealing without restarts.
 
     .. math:: \gamma_t = \gamma_{\min} + \tfrac12 (\gamma_0 - \gamma_{\min})
         \left(1 + \cos \frac{t \pi}{T}\right)
@@ -17,7 +17,7 @@ class CosineAnnealingLR(LRScheduler):
     ----------
     optimizer : Optimizer
     T_max : int
-        :math:`T \ge 1`, half a period; the rate rises again after it.
+        :math:`T \ge 1`, half a period of the cosine; the rate rises again afterwards.
     eta_min : float, default 0.0
         :math:`\gamma_{\min} \ge 0`.
     last_epoch : int, default -1
@@ -45,15 +45,15 @@ class CosineAnnealingLR(LRScheduler):
         return cosine(base, self.eta_min, step / self.T_max)
 
     def _base_of(self, rate: float, step: float, group: int) -> float:
-        # The share of the way from the least rate to the base rate.
+        # The fraction of the distance from the minimum rate to the base rate.
         height = cosine(1.0, 0.0, step / self.T_max)
-        if height < 1e-12:  # at the bottom, where any base rate gives the same
+        if height < 1e-12:  # at the minimum, where every base rate gives the same
             return self._starts[group] if group < len(self._starts) else rate
         return self.eta_min + (rate - self.eta_min) / height
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    r"""Falls along a cosine, again and again, in periods that grow.
+    r"""Cosine annealing with warm restarts, in periods that may grow.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     T_0 : int
         Steps of the first period, at least 1.
     T_mult : int, default 1
-        Factor from one period to the next, at least 1.
+        Factor between the lengths of successive periods, at least 1.
     eta_min : float, default 0.0
         The rate at the end of a period.
     last_epoch : int, default -1
@@ -87,7 +87,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     _takes_fractions = True
 
     def step(self, epoch: float | None = None) -> None:
-        """Go on by one step, or to `epoch`, which need not be whole."""
+        """Advance by one step, or to `epoch`, which may be fractional."""
         self._go_to(self.last_epoch + 1 if epoch is None else number(epoch, "epoch", 0))
 
     def rate(self, step: float, group: int) -> float:

@@ -1,4 +1,4 @@
-"""Schedules that go up and down, and the momentum the other way."""
+"""Cyclical schedules of the learning rate, with the momentum cycled inversely."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from compressrs.optim.lr_scheduler.base import LRScheduler, cosine, one_each
 
 
 class CyclicLR(LRScheduler):
-    r"""Goes up and down between two rates.
+    r"""Cycles the learning rate between two bounds.
 
     Parameters
     ----------
     optimizer : Optimizer
     base_lr, max_lr : float, or list of float
-        The bounds, for all groups or one each.
+        The bounds, for all groups or one per group.
     step_size_up : int, default 2000
-        Steps of the way up.
+        Steps in the increasing half of a cycle.
     step_size_down : int, optional
-        Steps of the way down; `step_size_up` if not given.
+        Steps in the decreasing half; `step_size_up` if not given.
     mode : {"triangular", "triangular2", "exp_range"}, default "triangular"
-        The amplitude is constant, or halved in each cycle, or multiplied by
+        Whether the amplitude is constant, halved after each cycle, or multiplied by
         ``gamma ** step``.
     gamma : float, default 1.0
     scale_fn : callable, optional
-        The amplitude's factor, instead of `mode`.
+        Function that returns the factor of the amplitude; overrides `mode`.
     scale_mode : {"cycle", "iterations"}, default "cycle"
-        Whether `scale_fn` is given the number of the cycle, from 1, or the step.
+        Whether `scale_fn` is called with the number of the cycle, from 1, or the step.
     cycle_momentum : bool, default True
-        Let the momentum (or the first beta) go the opposite way.
+        Whether to cycle the momentum (or the first beta) inversely.
     base_momentum, max_momentum : float, or list of float
-        Its bounds.
+        Bounds of the momentum.
     last_epoch : int, default -1
 
     References
@@ -86,7 +86,7 @@ class CyclicLR(LRScheduler):
         return float(high - (high - low) * self._height(step))
 
     def _height(self, step: float) -> float:
-        """Return where between both rates a step is, as a share."""
+        """Return the position of a step between both rates, in [0, 1]."""
         total = self.step_size_up + self.step_size_down
         cycle, position = divmod(step, total)
         if position <= self.step_size_up:
@@ -101,29 +101,31 @@ class CyclicLR(LRScheduler):
 
 
 class OneCycleLR(LRScheduler):
-    r"""Up to a large rate, then down to almost 0, in one cycle.
+    r"""The 1cycle policy: one rise to a large rate, then annealing to almost 0.
 
     Parameters
     ----------
     optimizer : Optimizer
     max_lr : float, or list of float
-        The largest rate, for all groups or one each.
+        The maximum rate, for all groups or one per group.
     total_steps : int, optional
-        Or give `epochs` and `steps_per_epoch`. Stepping past it is a ValueError.
+        Alternatively, give `epochs` and `steps_per_epoch`. Stepping past the last step
+        raises a ValueError.
     epochs, steps_per_epoch : int, optional
     pct_start : float, default 0.3
-        Share of the steps that go up, in (0, 1).
+        Fraction of the steps in which the rate increases, in (0, 1).
     anneal_strategy : {"cos", "linear"}, default "cos"
     cycle_momentum : bool, default True
-        Let the momentum (or the first beta) go the opposite way.
+        Whether to cycle the momentum (or the first beta) inversely.
     base_momentum, max_momentum : float, or list of float
-        Its bounds.
+        Bounds of the momentum.
     div_factor : float, default 25.0
-        ``max_lr / div_factor`` is the first rate.
+        The initial rate is ``max_lr / div_factor``.
     final_div_factor : float, default 1e4
-        The first rate over the last.
+        The final rate is the initial rate divided by this.
     three_phase : bool, default False
-        Go down to the first rate as fast as up, and only then to the last.
+        Whether to decrease to the initial rate in as many steps as the increase took, and
+        then to the final rate.
     last_epoch : int, default -1
 
     References
@@ -170,7 +172,7 @@ class OneCycleLR(LRScheduler):
         self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
         self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
         self._final_div = final_div
-        # Each phase: its last step, and the ends of rate and momentum by name.
+        # Each phase: its last step, and the names of the endpoints of rate and momentum.
         up = ("first", "max"), ("high", "low")
         last = float(self.total_steps - 1)
         if three_phase:
@@ -190,12 +192,12 @@ class OneCycleLR(LRScheduler):
             group["initial_lr"] = rate
 
     def step(self) -> None:
-        """Go on by one step.
+        """Advance by one step.
 
         Raises
         ------
         ValueError
-            If all steps have been taken; nothing is changed then.
+            If all steps have been taken; nothing is changed in that case.
         """
         if self.last_epoch >= self.total_steps:
             raise ValueError(f"the schedule has total_steps={self.total_steps} steps, all taken")
@@ -217,13 +219,13 @@ class OneCycleLR(LRScheduler):
         return self._anneal(ends[start], ends[end], done)
 
     def _phase(self, step: float) -> tuple[tuple[str, str], tuple[str, str], float]:
-        """Return the ends of both, and how much of their phase is done."""
+        """Return the endpoints of rate and momentum, and the progress within their phase."""
         begin = 0.0
         for end, rates, momenta in self._phases:
             if step <= end:
                 return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
             begin = end
-        # One step past the end, where the last rate stays.
+        # Past the end, the final rate is kept.
         _, rates, momenta = self._phases[-1]
         return rates, momenta, 1.0
 
@@ -233,7 +235,7 @@ def _line(start: float, end: float, done: float) -> float:
 
 
 def _momenta(value: float | Sequence[float], name: str, optimizer: Optimizer) -> list[float]:
-    """Return one momentum a group."""
+    """Return one momentum per group."""
     return [number(x, name, 0, below=1) for x in one_each(value, name, optimizer)]
 
 

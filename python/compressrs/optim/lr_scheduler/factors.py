@@ -14,7 +14,7 @@ Multiplicative = TypeVar("Multiplicative", bound="MultiplicativeLR")
 
 
 class LambdaLR(LRScheduler):
-    r"""The base rate times a function of the step.
+    r"""Multiplies the base rate by a function of the step.
 
     .. math:: \gamma_t = \gamma_0 \lambda(t)
 
@@ -22,7 +22,7 @@ class LambdaLR(LRScheduler):
     ----------
     optimizer : Optimizer
     lr_lambda : callable, or list of callable
-        :math:`\lambda`, for all groups or one each.
+        :math:`\lambda`, for all groups or one per group.
     last_epoch : int, default -1
     """
 
@@ -41,7 +41,7 @@ class LambdaLR(LRScheduler):
 
 
 class MultiplicativeLR(LRScheduler):
-    r"""The rate times a function of the step, at every step.
+    r"""Multiplies the rate by a function of the step at every step.
 
     .. math:: \gamma_t = \gamma_0 \prod_{i=1}^t \lambda(i)
 
@@ -49,7 +49,7 @@ class MultiplicativeLR(LRScheduler):
     ----------
     optimizer : Optimizer
     lr_lambda : callable, or list of callable
-        :math:`\lambda`, for all groups or one each.
+        :math:`\lambda`, for all groups or one per group.
     last_epoch : int, default -1
     """
 
@@ -60,7 +60,7 @@ class MultiplicativeLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
-        #: Of each group a step, and the product until then.
+        #: For each group, a step and the product of the factors up to it.
         self._products = [(0, 1.0) for _ in self.lr_lambdas]
         super().__init__(optimizer, last_epoch)
 
@@ -71,7 +71,7 @@ class MultiplicativeLR(LRScheduler):
         return self._rate_from(self.base_lrs[group], step, group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule needs to go on."""
+        """Return the state that `load_state_dict` needs to resume."""
         products = [self._product(self.last_epoch, i) for i in range(len(self.lr_lambdas))]
         return {**super().state_dict(), "products": products}
 
@@ -108,7 +108,7 @@ class MultiplicativeLR(LRScheduler):
 
 
 class StepLR(FactorLR):
-    r"""Falls by a factor every so many steps.
+    r"""Multiplies the rate by a factor every `step_size` steps.
 
     .. math:: \gamma_t = \gamma_0 g^{\lfloor t / s \rfloor}
 
@@ -135,7 +135,7 @@ class StepLR(FactorLR):
 
 
 class MultiStepLR(FactorLR):
-    r"""Falls by a factor at each milestone.
+    r"""Multiplies the rate by a factor at each milestone.
 
     .. math:: \gamma_t = \gamma_0 g^{|\{m : m \le t\}|}
 
@@ -166,7 +166,7 @@ class MultiStepLR(FactorLR):
 
 
 class ConstantLR(FactorLR):
-    r"""A part of the base rate for the first steps, then all of it.
+    r"""Multiplies the base rate by a constant for the first `total_iters` steps.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ class ConstantLR(FactorLR):
     factor : float, default 1/3
         In [0, 1].
     total_iters : int, default 5
-        Steps until the base rate.
+        Number of steps until the base rate is restored.
     last_epoch : int, default -1
     """
 
@@ -195,7 +195,7 @@ class ConstantLR(FactorLR):
 
 
 class LinearLR(FactorLR):
-    r"""A factor that goes from one value to another along a line: warm-up, for one.
+    r"""Multiplies the base rate by a linearly changing factor, for example for warm-up.
 
     .. math:: \gamma_t = \gamma_0 \left(f_0 + (f_1 - f_0) \frac{\min(t, n)}{n}\right)
 
@@ -233,7 +233,7 @@ class LinearLR(FactorLR):
 
 
 class ExponentialLR(FactorLR):
-    r"""Falls by a factor at every step.
+    r"""Multiplies the rate by a factor at every step.
 
     .. math:: \gamma_t = \gamma_0 g^t
 
@@ -255,7 +255,7 @@ class ExponentialLR(FactorLR):
 
 
 class PolynomialLR(FactorLR):
-    r"""Falls to 0 along a power of the remaining time.
+    r"""Polynomial decay to 0 over `total_iters` steps.
 
     .. math:: \gamma_t = \gamma_0 \left(1 - \frac{\min(t, n)}{n}\right)^p
 

@@ -1,4 +1,4 @@
-"""A schedule that goes by a metric."""
+"""A schedule that depends on a metric."""
 
 from __future__ import annotations
 
@@ -12,31 +12,42 @@ from compressrs.optim.lr_scheduler.base import check_kind, one_each, require_opt
 
 
 class ReduceLROnPlateau:
-    r"""Lowers the rate when a metric stops getting better.
+    r"""Reduces the rate when a metric has stopped improving.
 
     Parameters
     ----------
     optimizer : Optimizer
     mode : {"min", "max"}, default "min"
-        Whether smaller or larger is better.
+        Whether a smaller or a larger metric is better.
     factor : float, default 0.1
-        In [0, 1).
+        Factor by which the rate is multiplied, in [0, 1).
     patience : int, default 10
-        Steps without improvement that are let pass.
+        Number of steps without improvement that are tolerated.
     threshold : float, default 1e-4
-        What counts as an improvement: by this share of the best, or by this much.
+        Minimum change that counts as an improvement; see `threshold_mode`.
     threshold_mode : {"rel", "abs"}, default "rel"
+        Whether a metric must be below ``best * (1 - threshold)`` or ``best - threshold``
+        to be an improvement; in mode "max", above ``best * (1 + threshold)`` or
+        ``best + threshold``.
     cooldown : int, default 0
-        Steps after a change in which none are counted.
+        Steps after a reduction during which bad steps are not counted.
     min_lr : float, or list of float, default 0
-        Lower bound, for all groups or one each.
+        Lower bound of the rate, for all groups or one per group.
     eps : float, default 1e-8
-        Smaller changes are not made.
+        Reductions smaller than this are not applied.
 
     Raises
     ------
     TypeError, ValueError
         As for `LRScheduler`.
+
+    Notes
+    -----
+    The relative rule is PyTorch's and meant for positive metrics. With a negative best value,
+    such as a negative log-likelihood below 0, ``best * (1 - threshold)`` is larger than `best`:
+    in mode "min" a metric that is slightly worse, by up to ``threshold * abs(best)``, counts as
+    an improvement and becomes the new best; in mode "max" likewise. Slow deterioration is then
+    not noticed. Use ``threshold_mode="abs"`` for metrics that can be negative.
 
     Examples
     --------
@@ -69,7 +80,7 @@ class ReduceLROnPlateau:
         self.threshold_mode = choice(threshold_mode, "threshold_mode", ("rel", "abs"))
         self.cooldown = whole(cooldown, "cooldown", 0)
         self.min_lrs = [number(x, "min_lr", 0) for x in one_each(min_lr, "min_lr", optimizer)]
-        #: Whether each group has a bound of its own, so that none can be added later.
+        #: Whether there is one bound per group, which rules out adding groups later.
         self._each = isinstance(min_lr, (list, tuple))
         self.eps = number(eps, "eps", 0)
         self.best = math.inf if mode == "min" else -math.inf
@@ -78,7 +89,7 @@ class ReduceLROnPlateau:
         self.last_epoch = 0
 
     def step(self, metrics: float) -> None:
-        """Take note of the metric, and lower the rate if it is time to.
+        """Record the metric, and reduce the rate if it has stopped improving.
 
         NaN counts as no improvement.
         """
@@ -107,21 +118,21 @@ class ReduceLROnPlateau:
             self.cooling, self.bad_steps = self.cooldown, 0
 
     def get_last_lr(self) -> list[float]:
-        """Return the rates in force."""
+        """Return the current rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule needs to go on."""
+        """Return the state that `load_state_dict` needs to resume."""
         keys = ("best", "bad_steps", "cooling", "last_epoch")
         return {"scheduler": type(self).__name__, **{key: getattr(self, key) for key in keys}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If it is not such a dict; nothing is changed then.
+            If it is invalid; nothing is changed in that case.
         """
         check_kind(self, state_dict)
         try:
