@@ -1,4 +1,4 @@
-"""What a teacher says of a data set, kept on disk."""
+"""On-disk cache of a teacher's logits for a data set."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _NEED = {"format": FORMAT, "version": VERSION}
 
 _INDEX = "index.json"
 
-#: What logits can be kept in.
+#: Dtypes in which logits can be stored.
 _LOGITS = ("float32", "float16", "float64")
 
 
 class TeacherCache:
     """A teacher's logits for all rows of a data set, in a folder of safetensors files.
 
-    The teacher is asked once. Then each batch is read from files that are mapped into
-    memory, so that neither the teacher nor its logits need to fit into it. With ``k``
-    only the largest logits of each row are kept, and what the others come to: 64 of
-    200,000 classes take 520 bytes a row instead of 800,000.
+    The teacher is evaluated once. Batches are then read from memory-mapped files, so neither
+    the teacher nor its logits have to fit into memory. With ``k``, only the largest logits of
+    each row are stored, and the log-sum-exp of the others: 64 of 200,000 classes take 520
+    bytes per row instead of 800,000.
 
-    A file holds so many rows, is written under another name first and then renamed, and
-    has a checksum, which is tested before its first row is read. What a crash or a full
-    disk interrupted goes on where it was when `write` is called again.
+    Each file holds a fixed number of rows, is replaced atomically, and has a checksum, which
+    is verified before its first row is read. After a crash or a full disk, calling `write`
+    again resumes where it stopped.
 
     Parameters
     ----------
@@ -58,16 +58,16 @@ class TeacherCache:
     shape : pair of int
         Rows and classes.
     k : int or None
-        Logits that are kept of each row; None for all.
+        Number of logits stored per row; None for all.
     temperature : float or None
-        That of what the others come to.
+        Temperature of the log-sum-exp of the other logits.
 
     Raises
     ------
     OSError
         If the folder or a file cannot be read.
     ValueError
-        If it is no such folder, or incomplete, or, when rows are read, a file is damaged.
+        If the folder is not a complete cache, or, when rows are read, a file is corrupt.
 
     Examples
     --------
@@ -118,28 +118,28 @@ class TeacherCache:
         shard_rows: int = 4096,
         progress: bool = False,
     ) -> TeacherCache:
-        """Ask a teacher for its logits and keep them; go on where a call was interrupted.
+        """Evaluate a teacher and store its logits, resuming an interrupted call.
 
         Parameters
         ----------
         path : path
-            A folder, made if it does not exist.
+            A folder, which is created if it does not exist.
         teacher : callable
-            Gives logits of shape (rows, classes) for some rows of `x`.
+            Returns logits of shape (rows, classes) for a slice of `x`.
         x : array or sequence
-            The data set: has a length, and ``x[a:b]`` gives some rows.
+            The data set: must support ``len(x)`` and ``x[a:b]``.
         k : int, optional
-            How many logits of each row to keep. None keeps all.
+            Number of logits to store per row. None stores all.
         temperature : float, default 1.0
-            With `k`, that of the losses to come.
+            With `k`, the temperature of the losses that will use the cache.
         dtype : {"float32", "float16", "float64"}, default "float32"
-            That of the logits in the files.
+            Dtype of the stored logits.
         batch_size : int, default 256
-            Rows that the teacher gets at a time.
+            Rows per call of the teacher.
         shard_rows : int, default 4096
-            Rows of a file.
+            Rows per file.
         progress : bool, default False
-            Whether to show a progress bar (needs rich).
+            Whether to show a progress bar (requires rich).
 
         Returns
         -------
@@ -148,13 +148,14 @@ class TeacherCache:
         Raises
         ------
         OSError
-            If a file cannot be written. What has been written stays.
+            If a file cannot be written. Files that are complete are kept.
         TypeError
-            If the teacher gives no floating-point array.
+            If the teacher does not return a floating-point array.
         ValueError
-            If the teacher gives another shape, or NaN, or what does not fit the dtype; if
-            the folder holds something else; or was begun, or filled, with other arguments,
-            or another teacher or data set, as far as the last rows of it show.
+            If the teacher returns another shape, NaN, or logits beyond the range of the
+            dtype; if the folder holds other files; or if it was written with other
+            arguments, or with another teacher or data set, as a comparison of its last
+            rows shows.
         ModuleNotFoundError
             If safetensors, or rich for progress, is not installed.
         """
@@ -205,9 +206,9 @@ class TeacherCache:
         return self._rows
 
     def __getitem__(self, rows: slice | Array) -> Array | TopK:
-        """Return some rows: a slice, or an array of indices or of bool.
+        """Return the rows given by a slice or an array of indices or bool.
 
-        An array of logits if all are kept, else `TopK`.
+        The result is an array if all logits are stored, else a `TopK`.
         """
         wanted = indices_of(rows, self._rows)
         shards = wanted // self._shard_rows
@@ -247,7 +248,7 @@ class TeacherCache:
         }
 
     def _shard(self, first: int) -> dict[str, Array]:
-        """Return the arrays of a file, mapped into memory and found to be whole."""
+        """Return the memory-mapped arrays of a file after verifying its checksum."""
         if first not in self._shards:
             rows = min(self._shard_rows, self._rows - first)
             need = {
@@ -258,7 +259,7 @@ class TeacherCache:
 
 
 class _Teacher:
-    """A teacher with its data set: what is kept of some rows."""
+    """A teacher with its data set; computes what is stored for a range of rows."""
 
     def __init__(
         self, teacher: Callable[[Any], Array], x: Any, k: int | None, temperature: float, dtype: str
@@ -271,7 +272,7 @@ class _Teacher:
         self.k = k
 
     def classes(self) -> int:
-        """Return the number of classes, asking for one row."""
+        """Return the number of classes, evaluating one row."""
         self(0, 1)
         assert self._classes is not None
         return self._classes
@@ -295,7 +296,7 @@ class _Teacher:
             arrays = {"logits": z}
         with np.errstate(over="ignore"):
             logits = arrays["logits"].astype(self._dtype)
-        # Classes that are masked with -inf stay so.
+        # Classes may be masked with -inf.
         if not (np.isfinite(logits) | np.isneginf(arrays["logits"])).all():
             raise ValueError(
                 f"teacher(x) must hold logits that fit {self._dtype}, got others in rows "
@@ -304,7 +305,7 @@ class _Teacher:
         return {**arrays, "logits": logits}
 
     def compare(self, folder: Path, first: int, count: int) -> None:
-        """Raise a ValueError if the rows of a file are not what the teacher says now."""
+        """Raise a ValueError if the rows of a file differ from the teacher's current output."""
         now = self(first, first + count)
         need = {name: ((-1, *array.shape[1:]), array.dtype) for name, array in now.items()}
         mapped = map_tensors(_shard_path(folder, first), need, _NEED)
@@ -319,10 +320,10 @@ class _Teacher:
             )
 
     def _comparable(self, arrays: dict[str, Array]) -> list[Array]:
-        """Return arrays of float64 that are close if the teacher is the same.
+        """Return float64 arrays that are close if the teacher is the same.
 
-        Of logits that nearly tie with the least that is kept, another machine's rounding
-        may keep others: where a class is not kept it counts as the least.
+        Rounding on another machine may select other classes among logits that nearly tie with
+        the smallest stored one; classes that are not stored are replaced by the smallest.
         """
         logits = arrays["logits"].astype(np.float64)
         if "classes" not in arrays:
@@ -338,11 +339,11 @@ def _shard_path(folder: Path, first: int) -> Path:
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Write a folder's index, or compare the one that is there, with what is to be written."""
+    """Write a folder's index, or check that an existing one matches `plan`."""
     index = folder / _INDEX
-    # Hidden files do no harm: those that others are writing, or that a system keeps.
+    # Hidden files are ignored: temporary files of other writers, or files of the system.
     others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    # The index is the first to be written, by whoever writes to the folder.
+    # The index is the first file that any writer creates.
     if others and not index.exists():
         raise ValueError(f"{folder} must be empty or hold such a cache, got {sorted(others)[0]!r}")
     if not index.exists():
@@ -350,7 +351,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         try:
             write_atomically(index, content.encode(), exclusive=True)
         except FileExistsError:
-            pass  # Another process has begun at the same time.
+            pass  # Another process started at the same time.
         else:
             return
     before = _read_index(folder)

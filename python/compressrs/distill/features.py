@@ -1,9 +1,8 @@
-"""Losses on what layers in the middle give, and on the relations within a batch.
+"""Losses on intermediate features and on relations between samples.
 
-Each returns the loss and its gradient with respect to the student's features, which
-the layer that gave them takes in `backward`. Where student and teacher differ in width,
-a layer between them (a `compressrs.nn.Linear`, say) makes the student's as wide: its
-output is the `student` here, and it is trained along.
+Each returns the loss and its gradient with respect to the student's features, to be passed
+to `backward` of the layer that produced them. If student and teacher differ in width, train
+a projection, for example a `compressrs.nn.Linear`, and pass its output as `student`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _Result = tuple[float, npt.NDArray[Any]]
 
 
 def hint_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _Result:
-    r"""Return half the squared distance of hidden features, and its gradient (FitNets).
+    r"""Return half the squared distance of hidden features (FitNets) and its gradient.
 
     .. math:: L = \frac{1}{2n} \sum_{i=1}^n \lVert s_i - t_i \rVert^2
 
@@ -31,7 +30,7 @@ def hint_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _R
     student, teacher : array, shape (n, ...)
         Features of n samples, of the same shape and dtype, float32 or float64.
     out : array, optional
-        Where to write the gradient: of the shape and dtype of `student`, C-contiguous.
+        Where to write the gradient; C-contiguous, with the shape and dtype of `student`.
 
     Returns
     -------
@@ -42,9 +41,9 @@ def hint_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _R
     Raises
     ------
     TypeError
-        If something is not an array of such a dtype, or dtypes differ.
+        If an input is not an array of such a dtype, or dtypes differ.
     ValueError
-        If shapes differ or are empty, or `out` does not fit or shares memory with an
+        If shapes differ or are empty, or `out` does not match or shares memory with an
         input.
 
     References
@@ -65,15 +64,15 @@ def hint_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _R
 
 
 def attention_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _Result:
-    r"""Return the distance of attention maps, and its gradient.
+    r"""Return the attention-transfer loss and its gradient.
 
     .. math::
         L = \frac{1}{n P} \sum_{i=1}^n \Big\lVert
         \frac{Q(s_i)}{\lVert Q(s_i) \rVert} - \frac{Q(t_i)}{\lVert Q(t_i) \rVert}
         \Big\rVert^2, \qquad Q(x)_p = \sum_c x_{cp}^2
 
-    over n samples and P places, as in the authors' code (their paper writes the norm
-    without the square, and a factor).
+    over n samples and P positions, as in the authors' code (the paper has the norm without
+    the square, and a factor).
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ def attention_loss(student: Array, teacher: Array, *, out: Array | None = None) 
     Raises
     ------
     TypeError, ValueError
-        As by `hint_loss`; there must be at least three axes.
+        As for `hint_loss`; there must be at least three axes.
 
     References
     ----------
@@ -124,7 +123,7 @@ def attention_loss(student: Array, teacher: Array, *, out: Array | None = None) 
 
 
 def rkd_distance_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _Result:
-    r"""Return the relational loss of distances within a batch, and its gradient.
+    r"""Return the distance-wise relational distillation loss and its gradient.
 
     .. math::
         L = \frac{1}{n^2} \sum_{i,j} \ell\big( d(t_i, t_j), d(s_i, s_j) \big), \qquad
@@ -145,12 +144,12 @@ def rkd_distance_loss(student: Array, teacher: Array, *, out: Array | None = Non
     -------
     loss : float
     grad : array
-        Of the shape and dtype of `student`; 0 for pairs that coincide.
+        Of the shape and dtype of `student`. Coincident pairs contribute 0.
 
     Raises
     ------
     TypeError, ValueError
-        As by `hint_loss`.
+        As for `hint_loss`.
 
     References
     ----------
@@ -169,7 +168,7 @@ def rkd_distance_loss(student: Array, teacher: Array, *, out: Array | None = Non
 
 
 def rkd_angle_loss(student: Array, teacher: Array, *, out: Array | None = None) -> _Result:
-    r"""Return the relational loss of angles within a batch, and its gradient.
+    r"""Return the angle-wise relational distillation loss and its gradient.
 
     .. math::
         L = \frac{1}{n^3} \sum_{i,j,k} \ell\big( a(t_i, t_j, t_k), a(s_i, s_j, s_k) \big), \qquad
@@ -205,15 +204,15 @@ def dist_loss(
     *,
     out: Array | None = None,
 ) -> _Result:
-    r"""Return the loss of DIST, one less correlation, and its gradient.
+    r"""Return the DIST loss, one minus the correlation with the teacher, and its gradient.
 
     .. math::
         L = T^2 \Big( \beta \Big(1 - \frac1n \sum_i \rho(q_i, p_i)\Big)
         + \gamma \Big(1 - \frac1K \sum_j \rho(q_{:j}, p_{:j})\Big) \Big)
 
     with p and q the softmax of the teacher's and the student's logits at T, and
-    :math:`\rho` Pearson's correlation: of the classes within a row, and of the rows
-    within a class.
+    :math:`\rho` Pearson's correlation, over the classes of a row (inter-class) and over the
+    rows of a class (intra-class).
 
     Parameters
     ----------
@@ -229,14 +228,14 @@ def dist_loss(
     Returns
     -------
     loss : float
-        A correlation with what does not vary counts as 0.
+        The correlation with a constant counts as 0.
     grad : array
         Of the shape and dtype of `student`.
 
     Raises
     ------
     TypeError, ValueError
-        As by `hint_loss`, or if a number is out of its range.
+        As for `hint_loss`, or if a number is out of range.
 
     References
     ----------
@@ -264,7 +263,7 @@ def _run(
     *options: float,
     view: Callable[[Array], Array] = lambda x: x,
 ) -> _Result:
-    """Call a loss of the core; `view` gives arrays the axes that it takes."""
+    """Call a loss of the core; `view` reshapes arrays to the axes that it expects."""
     student, teacher = as_array(student, "student"), as_array(teacher, "teacher")
     grad = gradient_like(student, out, "student")
     return loss(view(student), view(teacher), *options, view(grad)), grad

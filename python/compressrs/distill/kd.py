@@ -1,4 +1,4 @@
-"""The loss of Hinton, Vinyals & Dean with its gradient, and decoupled distillation."""
+"""Knowledge-distillation losses of Hinton et al. and of Zhao et al., with gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compressrs.distill.teachers import TopK, as_teacher, name_rows
 _DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 _REDUCTIONS = ("mean", "sum", "none")
 
-#: Logits or probabilities, logits of several teachers, or the largest logits.
+#: Logits or probabilities, the logits of several teachers, or top-k logits.
 AnyTeacher = Array | Sequence[Array] | TopK
 
 
@@ -80,7 +80,7 @@ def kd_loss(
     reduction: Literal["mean", "sum", "none"] = "mean",
     out: Array | None = None,
 ) -> tuple[float | npt.NDArray[np.float64], npt.NDArray[Any]]:
-    r"""Return the knowledge-distillation loss and its gradient, from one sweep.
+    r"""Return the knowledge-distillation loss and its gradient, computed in a single pass.
 
     .. math::
         L = \alpha \frac{\sum_i v_i T_i^2 D(p_i, q_i)}{\sum_i v_i}
@@ -94,62 +94,63 @@ def kd_loss(
     .. math::
         H_i = -(1 - \epsilon) w_{y_i} \log h_{i y_i} - \frac{\epsilon}{K} \sum_c w_c \log h_{i c}
 
-    Weights :math:`v_i` of rows and :math:`w_c` of classes are 1 unless given.
+    The weights :math:`v_i` of rows and :math:`w_c` of classes default to 1.
 
     Parameters
     ----------
     student : array, shape (..., classes)
-        The student's logits, float32, float64, float16 or bfloat16, at least two axes;
-        all but the last are the batch.
+        The student's logits, float32, float64, float16 or bfloat16, with at least two
+        axes; all but the last are batch axes.
     teacher : array, or list of array, or TopK
-        The teacher's logits, of the same shape and dtype. A list has the logits of
-        several teachers: p is the mean of their probabilities at the temperature. Of a
-        `TopK` the classes that are known are compared, and all others as one.
+        The teacher's logits, of the same shape and dtype. A list holds the logits of several
+        teachers: p is the mean of their probabilities at the temperature. With a `TopK`, the
+        known classes are compared individually and the rest as a single bucket.
     temperature : float or array of shape (...), default 4.0
-        :math:`T > 0`, for all rows or for each. The factor :math:`T^2` keeps the
-        gradient's size comparable.
+        :math:`T > 0`, for all rows or one per row. The factor :math:`T^2` keeps the
+        magnitude of the gradient comparable between temperatures.
     labels : array of int, shape (...), optional
-        The right classes :math:`y_i`, of any integer dtype; needed unless `alpha` is 1.
+        The true classes :math:`y_i`, of any integer dtype; required unless `alpha` is 1.
     alpha : float, default 1.0
         Weight of the soft term, in [0, 1].
     teacher_kind : {"logits", "probabilities"}, default "logits"
-        Probabilities are those at T = 1, as `predict_proba` gives them; their
-        logarithms are logits.
+        "probabilities" are those at T = 1, as returned by `predict_proba`; their
+        logarithms are used as logits.
     divergence : {"forward_kl", "reverse_kl", "js"}, default "forward_kl"
         :math:`\mathrm{KL}(p \,\|\, q)`, :math:`\mathrm{KL}(q \,\|\, p)`, or
         Jensen-Shannon, :math:`\frac12 \mathrm{KL}(p \,\|\, m) + \frac12 \mathrm{KL}(q \,\|\, m)`
         with :math:`m = (p + q) / 2`.
     standardize : bool, default False
-        Whether the soft term takes :math:`(z - \bar z) / (\sigma(z) + 10^{-7})` of each
-        row for its logits z, with the standard deviation over all K classes as in the
-        paper (the authors' code divides by K - 1). Logits must be finite then.
+        Whether the soft term uses :math:`(z - \bar z) / (\sigma(z) + 10^{-7})` instead of the
+        logits z of each row, with the population standard deviation as in the paper (the
+        authors' code divides by K - 1). Requires finite logits.
     label_smoothing : float, default 0.0
         :math:`\epsilon` in [0, 1).
     class_weight : array, shape (classes,), optional
         :math:`w_c \geq 0`.
     sample_weight : array, shape (...), optional
-        :math:`v_i \geq 0`, not all 0. A row of weight 0 is left out, whatever it holds.
+        :math:`v_i \geq 0`, not all 0. Rows with weight 0 are ignored, even if they contain
+        NaN.
     ignore_index : int, default -100
-        A label that says there is none: the row has no hard term, and does not count in
-        its mean. (To leave out the soft term as well give it a `sample_weight` of 0.)
+        The label of unlabelled rows, which have no hard term and are not counted in its mean.
+        (To ignore the soft term as well, set their `sample_weight` to 0.)
     reduction : {"mean", "sum", "none"}, default "mean"
-        As above; or without the denominators, as one sum or of each row.
+        "mean" is the formula above; "sum" and "none" omit the denominators and return the
+        sum over the rows, or one loss per row.
     out : array, optional
-        Where to write the gradient: of the shape and dtype of `student`, with which it
-        shares no memory.
+        Where to write the gradient, with the shape and dtype of `student`. It must not share
+        memory with an input.
 
     Returns
     -------
     loss : float, or array of float64 of shape (...) for "none"
-        Infinite where the teacher gives weight to a class whose logit is -inf for the
-        student, and with "reverse_kl" where the student gives weight to one whose logit
-        is -inf for the teacher; NaN where logits hold NaN or +inf, with a warning that
-        names the rows.
+        Infinite if the teacher assigns probability to a class whose student logit is -inf,
+        and with "reverse_kl" if the student assigns probability to a class whose teacher
+        logit is -inf. NaN if logits contain NaN or +inf, with a warning that names the rows.
     grad : array
-        The gradient of the loss (of the sum for "none") with respect to `student`, of
-        its shape and dtype. It is finite also where the loss is infinite: a class that
-        "reverse_kl" must not have is pushed down as if the teacher gave it the smallest
-        normal number.
+        The gradient of the loss (for "none", of the sum) with respect to `student`, with its
+        shape and dtype. It is finite even where the loss is infinite: for "reverse_kl", a
+        class with a teacher probability of 0 is treated as if the probability were the
+        smallest normal number.
 
     Warns
     -----
@@ -162,9 +163,9 @@ def kd_loss(
         If logits are not arrays of such a dtype, dtypes differ, or labels are not
         integers.
     ValueError
-        If shapes disagree or are empty, a number is out of its range, labels are missing
-        or out of range, a `TopK` was taken at another temperature, or options exclude
-        each other: a `TopK` goes with "forward_kl", `standardize` with logits.
+        If shapes disagree or are empty, a number is out of range, labels are missing or out
+        of range, a `TopK` was made at another temperature, or options conflict: a `TopK`
+        requires "forward_kl", and `standardize` requires logits of one teacher.
 
     References
     ----------
@@ -224,27 +225,27 @@ def dkd_loss(
     reduction: Literal["mean", "sum", "none"] = "mean",
     out: Array | None = None,
 ) -> tuple[float | npt.NDArray[np.float64], npt.NDArray[Any]]:
-    r"""Return the loss of decoupled knowledge distillation and its gradient.
+    r"""Return the decoupled knowledge-distillation loss and its gradient.
 
     .. math::
         L = \frac{1}{n} \sum_i T^2 \big( \alpha\, \mathrm{KL}(b_i \,\|\, c_i)
         + \beta\, \mathrm{KL}(\hat p_i \,\|\, \hat q_i) \big)
 
     with :math:`b_i = (p_{i y_i}, 1 - p_{i y_i})` and :math:`c_i = (q_{i y_i}, 1 - q_{i y_i})` the
-    probabilities of the label against all others, and :math:`\hat p_i` and :math:`\hat q_i` those
-    of the others among themselves. With :math:`\beta = 1 - p_{i y_i}` it would be the loss of
-    `kd_loss`; that weight is small where the teacher is sure. Where the teacher gives the
-    others nothing at all, as one-hot probabilities do, :math:`\hat p_i` is not defined and
-    the second term is left out.
+    binary probabilities of the label against all other classes, and :math:`\hat p_i` and
+    :math:`\hat q_i` the distributions over the non-target classes. With
+    :math:`\beta = 1 - p_{i y_i}` this equals `kd_loss`, whose weight of the second term is small
+    where the teacher is confident. If all non-target probabilities of the teacher are 0, as with
+    one-hot probabilities, :math:`\hat p_i` is undefined and the second term is omitted.
 
     Parameters
     ----------
     student, teacher, temperature, teacher_kind, sample_weight, reduction, out
         As in `kd_loss`.
     labels : array of int, shape (...)
-        The right classes :math:`y_i`, which every row must have.
+        The true classes :math:`y_i`; every row needs one.
     alpha, beta : float, default 1.0 and 8.0
-        Weights of the target class and of the others, at least 0.
+        Weights of the target-class and the non-target-class term, at least 0.
 
     Returns
     -------
@@ -254,7 +255,7 @@ def dkd_loss(
     Raises
     ------
     TypeError, ValueError
-        As by `kd_loss`.
+        As for `kd_loss`.
 
     References
     ----------
@@ -356,7 +357,7 @@ def _loss(
 
 
 def _rows(z: Array) -> Array:
-    """View all but the last axis as one."""
+    """Return a view with all axes but the last merged."""
     return z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
 
@@ -367,7 +368,7 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
     if labels.shape != batch:
         raise ValueError(f"labels must have the shape {batch} of the batch, got {labels.shape}")
     if labels.dtype == np.uint64:
-        # Those that do not fit are out of range, and stay so.
+        # Values that do not fit into int64 are clipped, and stay out of range.
         labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
     return labels.astype(np.int64, copy=False).reshape(-1)
 

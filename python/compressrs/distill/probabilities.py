@@ -1,4 +1,4 @@
-"""Softmax with temperature, its logarithm, and the logarithm of its sum."""
+"""Softmax with temperature, log-softmax, and log-sum-exp."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ def softmax(
     ----------
     z : array
         Logits, float32, float64, float16 or bfloat16, of any shape. Half precision is
-        computed with in single precision.
+        computed in single precision.
     temperature : float or array, default 1.0
-        :math:`T > 0`; the larger, the closer to uniform. An array has one for each
-        slice along `axis`: the shape of `z` without that axis.
+        :math:`T > 0`; larger values give a more uniform distribution. An array gives one
+        temperature per slice along `axis`: its shape is that of `z` without that axis.
     axis : int, default -1
-        The axis that sums to 1.
+        The axis over which the result sums to 1.
     out : array, optional
-        Where to write the result; of the shape and dtype of `z`, and `z` itself
-        if it shall be overwritten.
+        Where to write the result, with the shape and dtype of `z`; may be `z` itself.
 
     Returns
     -------
     array
-        Of the shape and dtype of `z`. Where a slice along `axis` holds NaN or
-        +inf, or only -inf, the result is NaN. The largest logit is subtracted
-        first, so no finite logits overflow.
+        Of the shape and dtype of `z`. Slices along `axis` that contain NaN or +inf, or only
+        -inf, become NaN. The largest logit is subtracted first, so finite logits never
+        overflow.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def softmax(
 def log_softmax(
     z: Array, temperature: float | Array = 1.0, axis: int = -1, out: Array | None = None
 ) -> npt.NDArray[Any]:
-    r"""Return the logarithm of the softmax, without taking that of a small number.
+    r"""Return the logarithm of the softmax, accurate for probabilities that underflow.
 
     .. math:: \log p_j = z_j / T - \log \sum_k \exp(z_k / T)
 
@@ -87,24 +86,24 @@ def log_softmax(
 def logsumexp(
     z: Array, temperature: float | Array = 1.0, axis: int = -1, out: Array | None = None
 ) -> npt.NDArray[Any]:
-    r"""Return the logarithm of the softmax's denominator.
+    r"""Return the log-sum-exp of logits at a temperature.
 
     .. math:: \log \sum_k \exp(z_k / T)
 
-    Parameters are those of `softmax`; `out` lacks the axis.
+    Parameters are those of `softmax`; the shape of `out` lacks the axis.
 
     Returns
     -------
     array
-        Of the dtype of `z`, without the axis: +inf where a slice holds +inf, -inf where
-        it is empty or holds nothing but -inf, NaN where it holds NaN.
+        Of the dtype of `z`, without the axis: +inf for slices that contain +inf, -inf for
+        slices that are empty or contain only -inf, NaN for slices that contain NaN.
 
     Raises
     ------
     TypeError
         If `z` or `out` is not an array of such a dtype.
     ValueError
-        As by `softmax`; `out` must not share memory with `z`.
+        As for `softmax`; `out` must not share memory with `z`.
 
     Examples
     --------
@@ -132,14 +131,14 @@ def _softmax(
 
 
 def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.NDArray[np.float64]:
-    """Return a temperature for all rows, or a flat array with one for each.
+    """Return a temperature for all rows, or a flat array with one per row.
 
     Raises
     ------
     TypeError
-        If it is neither a number nor an array of such.
+        If it is neither a number nor an array of numbers.
     ValueError
-        If one is not positive and finite, or the shape is another.
+        If a temperature is not positive and finite, or the shape is wrong.
     """
     if not isinstance(value, np.ndarray) or value.ndim == 0:
         return positive(value, "temperature")

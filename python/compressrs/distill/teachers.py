@@ -1,4 +1,4 @@
-"""What can be kept of a teacher with very many classes: the largest logits."""
+"""Teachers as logits, probabilities, ensembles, or the top-k logits of many classes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from compressrs.sparse import CSRMatrix
 
 
 class TopK:
-    r"""The largest logits of each row, and what all others come to.
+    r"""The largest logits of each row, and the log-sum-exp of the rest.
 
-    `kd_loss` takes it for a teacher. It compares student and teacher in the classes that
-    are known and in one more, that of all others, so that nothing is assumed about how
-    the rest is spread.
+    `kd_loss` accepts it as a teacher: the known classes are compared individually, the rest as
+    a single bucket, so nothing is assumed about the distribution of the rest.
 
     Parameters
     ----------
     logits : CSRMatrix, shape (rows, classes)
-        The logits that are known, of each row in ascending order of classes.
+        The known logits, in ascending order of classes within each row.
     rest : array, shape (rows,)
-        :math:`\log \sum \exp(z_j / T)` over the classes that are not stored; -inf if
-        there are none.
+        :math:`\log \sum \exp(z_j / T)` over the classes that are not stored; -inf if all
+        are stored.
     temperature : float
-        :math:`T > 0` of `rest`. A loss must be taken at the same.
+        The temperature :math:`T > 0` of `rest`, at which losses must be computed.
 
     Attributes
     ----------
@@ -44,7 +43,7 @@ class TopK:
     TypeError
         If `logits` is not a CSRMatrix.
     ValueError
-        If the rest has another shape or holds NaN or +inf, or classes do not ascend.
+        If `rest` has the wrong shape or contains NaN or +inf, or classes do not ascend.
 
     Examples
     --------
@@ -85,12 +84,12 @@ class TopK:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Array) -> TopK:
-        """Return some rows: a slice, or an array of indices or of bool."""
+        """Return the rows given by a slice or an array of indices or bool."""
         wanted = indices_of(rows, len(self))
         starts, ends = self.logits.indptr[wanted], self.logits.indptr[wanted + 1]
         lengths = (ends - starts).astype(np.int64)
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        # Where each entry was: its row's start, and its place in the row.
+        # The position of each entry: the start of its row plus its offset in the row.
         places = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
         parts = self.logits.data[places], self.logits.indices[places], indptr
         return TopK(
@@ -104,7 +103,7 @@ class TopK:
         )
 
     def parts(self) -> tuple[Array, Array, Array, Array]:
-        """Return logits, classes, offsets and rest as the core takes them."""
+        """Return logits, classes, offsets and rest for the core."""
         logits = self.logits
         return (
             logits.data.astype(np.float64),
@@ -115,29 +114,29 @@ class TopK:
 
 
 def top_k(z: Array, k: int, temperature: float = 1.0) -> TopK:
-    """Keep the `k` largest logits of each row, and what the others come to.
+    """Return the `k` largest logits of each row and the log-sum-exp of the rest.
 
     Parameters
     ----------
     z : array, shape (rows, classes)
         Logits, float32, float64, float16 or bfloat16.
     k : int
-        From 1 to the number of classes. Of equal logits the first are kept.
+        From 1 to the number of classes. Among equal logits the first are kept.
     temperature : float, default 1.0
-        That of the losses to come.
+        The temperature of the losses that will use the result.
 
     Returns
     -------
     TopK
-        With ``k`` entries a row, float64 for float64, else float32.
+        With ``k`` entries per row; float64 for float64 logits, else float32.
 
     Raises
     ------
     TypeError
         If `z` is not an array of such a dtype, or `k` not an integer.
     ValueError
-        If there are not two axes, `k` is out of range, the temperature is not positive,
-        or a row holds NaN or +inf, or only -inf.
+        If `z` does not have two axes, `k` is out of range, the temperature is not positive,
+        or a row contains NaN or +inf, or only -inf.
 
     Examples
     --------
@@ -165,14 +164,14 @@ def top_k(z: Array, k: int, temperature: float = 1.0) -> TopK:
 
 
 def indices_of(rows: slice | Array, count: int) -> npt.NDArray[np.intp]:
-    """Return the indices of some of `count` rows.
+    """Return the row indices that a slice or an array selects from `count` rows.
 
     Raises
     ------
     IndexError
         If one is out of range.
     TypeError
-        If `rows` is neither a slice nor has one axis.
+        If `rows` is neither a slice nor a one-dimensional array.
     """
     indices: npt.NDArray[np.intp] = np.arange(count)[rows]
     if indices.ndim != 1:
@@ -181,7 +180,7 @@ def indices_of(rows: slice | Array, count: int) -> npt.NDArray[np.intp]:
 
 
 def name_rows(wrong: npt.NDArray[np.bool_]) -> str:
-    """Name the rows that are True, the first few."""
+    """Return a description of the first few rows that are True, for messages."""
     rows = np.flatnonzero(wrong)
     names = ", ".join(map(str, rows[:5]))
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
@@ -189,7 +188,7 @@ def name_rows(wrong: npt.NDArray[np.bool_]) -> str:
 
 
 class Teacher(NamedTuple):
-    """A teacher as the core takes it."""
+    """A teacher in the form that the core expects."""
 
     kind: str
     value: Any
@@ -198,12 +197,12 @@ class Teacher(NamedTuple):
 def as_teacher(
     teacher: Any, kind: str, shape: tuple[int, ...], temperature: float | Array
 ) -> Teacher:
-    """Check a teacher: logits or probabilities, a list of logits, or `TopK`.
+    """Return a `Teacher` from logits, probabilities, a list of logits, or a `TopK`.
 
     Raises
     ------
     TypeError, ValueError
-        If it does not go with logits of this shape.
+        If it does not match student logits of this shape.
     """
     rows = math.prod(shape[:-1])
     if isinstance(teacher, TopK):
