@@ -90,7 +90,7 @@ def contenders(shape):
         "bfloat16, to nearest": Moments(shape, nearest_bf16),
         "bfloat16, ours": Ours(shape, "bfloat16"),
         "8 bits, dynamic, to nearest": Moments(shape, tables(False)),
-        "8 bits, dynamic, dithered": Moments(shape, tables(True)),
+        "8 bits, dynamic, stochastic": Moments(shape, tables(True)),
         "8 bits, ours": Ours(shape, "int8"),
     }
 

@@ -331,9 +331,9 @@ class Optimizer(Guarded):
     ) -> None:
         """Replace parameters by other arrays, all or none, and convert their state.
 
-        ``move(i, values, fill)`` is given what belongs to the weights of parameter `i` in
-        full precision (masks, too), or to its rows or columns, and returns what belongs to
-        those of the new array; `fill` is what new weights start with.
+        ``move(i, values, fill)`` converts a state buffer or mask of parameter `i`, in full
+        precision, with one value per weight, row or column, to the shape of the new array;
+        `fill` is the initial value for new weights.
         """
         with self._changing("a change of its parameters"):
             old = {i: array for i, array in enumerate(self._arrays()) if i in new}
