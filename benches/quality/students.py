@@ -86,7 +86,7 @@ def table(results):
     teacher = 100 * np.array(results["teacher"])
     print(f"Teacher: {teacher.mean():.2f} ± {interval(teacher):.2f} %\n")
     print(
-        "| Hidden units | Labels | Training | T | Accuracy, % | Gain over labels alone | Beats it |"
+        "| Hidden units | Labels | Training | T | Accuracy, % | Gain over labels alone | Better |"
     )
     print("|---:|---:|---|---:|---:|---:|---|")
     for hidden, part in itertools.product(HIDDEN, LABELLED):
@@ -96,7 +96,7 @@ def table(results):
                 continue
             values, t = 100 * np.array(values), key[3]
             gain, width = (values - base).mean(), interval(values - base)
-            verdict = "yes" if gain > width else "**no**" if gain < -width else "not surely"
+            verdict = "yes" if gain > width else "**no**" if gain < -width else "not significant"
             cells = f"{gain:+.2f} ± {width:.2f} | {verdict}" if t else "|"
             print(
                 f"| {hidden} | {part:.0%} | {key[2]} | {t or '':g} | "
