@@ -2,15 +2,15 @@
 
 - `compressrs.optim`: optimizers that update arrays in place;
 - `compressrs.prune`: scores, masks, schedules and pruning methods;
-- `compressrs.sparse`: CSR matrices with fast products, forward and backward;
+- `compressrs.sparse`: sparse matrices with fast products, forward and backward;
 - `compressrs.distill`: softmax with temperature and distillation losses;
 - `compressrs.nn`: layers that can be trained, pruned and distilled;
 - `compressrs.checkpoint`: compressed files of weights.
 
-Results have the same bits for any number of threads and any instruction set.
+Results are bit-identical for any number of threads and any instruction set.
 
-A subpackage is imported when it is first used, so that ``import compressrs`` takes
-little longer than ``import numpy``.
+Subpackages are imported on first use, so that ``import compressrs`` takes little longer than
+``import numpy``.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    # What __all__ names and is not here yet is a subpackage.
+    # Names in __all__ that are not defined yet are subpackages.
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Arrays of others as NumPy arrays, and trees of arrays."""
+"""Views of foreign arrays as NumPy arrays, and trees of arrays."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ ArrayTree: TypeAlias = Any
 
 
 def as_array(x: object, name: str) -> Array:
-    """View `x` as an array without copying it.
+    """Return a view of `x` as an array, without copying.
 
-    Takes arrays, memory maps, and what speaks DLPack (CPU tensors of PyTorch and
+    Accepts arrays, memory maps, and objects that support DLPack (CPU tensors of PyTorch and
     JAX) or the buffer protocol.
 
     Raises
     ------
     TypeError
-        If there is no such view.
+        If `x` does not provide such a view.
     """
     if isinstance(x, np.ndarray):
         return x
-    # A tensor that requires gradients is exported only once it is detached.
+    # Tensors that require gradients must be detached before they can be exported.
     detach = getattr(x, "detach", None)
     if detach is not None:
         x = detach()
     try:
         if str(getattr(x, "dtype", "")) == "torch.bfloat16":
-            # DLPack knows bfloat16, NumPy's does not.
+            # DLPack supports bfloat16, but NumPy's implementation does not.
             import torch
 
             bits: Any = x
@@ -46,20 +46,20 @@ def as_array(x: object, name: str) -> Array:
         return np.asarray(x, copy=False)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
-            f"{name} must be a NumPy array or give a view of its memory "
+            f"{name} must be a NumPy array or export a view of its memory "
             f"(DLPack on the CPU, buffer protocol), got {type(x).__name__}"
         ) from error
 
 
 def gradient_like(x: Array, out: object, name: str) -> Array:
-    """Return `out` as an array to write the gradient of `x` to, or a new one for None.
+    """Return `out` checked as the gradient of `x`, or a new array for None.
 
     Raises
     ------
     TypeError
         If `out` is not an array.
     ValueError
-        If it has another shape, or is not C-contiguous; `name` is that of `x`.
+        If it has another shape, or is not C-contiguous; `name` is the name of `x`.
     """
     if out is None:
         return np.empty(x.shape, x.dtype)
@@ -72,7 +72,7 @@ def gradient_like(x: Array, out: object, name: str) -> Array:
 
 
 def bfloat16() -> np.dtype[Any]:
-    """Return the dtype that ml_dtypes adds to NumPy.
+    """Return the bfloat16 dtype of ml_dtypes.
 
     Raises
     ------
@@ -90,12 +90,12 @@ def bfloat16() -> np.dtype[Any]:
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """Return the dtype of this name, bfloat16 included."""
+    """Return the dtype with this name, including bfloat16."""
     return bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype that arithmetic on arrays of `dtype` is done in."""
+    """Return the dtype in which arithmetic on arrays of `dtype` is done."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
@@ -105,7 +105,7 @@ def is_number(dtype: np.dtype[Any]) -> bool:
 
 
 def as_gradient(x: object, name: str) -> Array:
-    """View `x` as `as_array` does, or, since it is only read, copy a NumPy scalar."""
+    """Return a view like `as_array`; NumPy scalars are copied, since `x` is only read."""
     return np.asarray(x) if isinstance(x, np.generic) else as_array(x, name)
 
 
@@ -141,7 +141,7 @@ def flatten_like(structure: ArrayTree, tree: ArrayTree, name: str) -> list[Any]:
     Raises
     ------
     ValueError
-        If the branches differ; `name` is the tree's in the message.
+        If the branches differ; `name` is the name of `tree` in the message.
     """
     if not is_branch(structure):
         return [tree]
@@ -177,17 +177,17 @@ def rebuild(tree: ArrayTree, leaves: Iterator[Any]) -> ArrayTree:
 
 
 class Views(list[Array]):
-    """Views of the memory of given objects, in a list.
+    """A list of views of the memory of given objects.
 
-    A copy views the copies of these objects: if a tensor of PyTorch is copied together
-    with an optimizer of it, the copied optimizer trains the copied tensor.
+    A deep copy refers to the copies of these objects: if a PyTorch tensor is copied together
+    with its optimizer, the copied optimizer trains the copied tensor.
 
     Parameters
     ----------
     sources : iterable of array
-        What `as_array` takes.
+        Objects that `as_array` accepts.
     names : iterable of str
-        Of the sources, for messages.
+        Names of the sources, for messages.
     """
 
     def __init__(self, sources: Iterable[object], names: Iterable[str]) -> None:
@@ -195,7 +195,7 @@ class Views(list[Array]):
         super().__init__(map(as_array, self.sources, self.names))
 
     def replaced(self, new: Mapping[int, Array]) -> Views:
-        """Return a list with other arrays at some positions."""
+        """Return a list with the arrays at some positions replaced."""
         sources = [new.get(i, source) for i, source in enumerate(self.sources)]
         return Views(sources, self.names)
 
@@ -207,11 +207,11 @@ class Views(list[Array]):
 
 
 class Shared:
-    """Stands for an object in what is copied or pickled; becomes a copy of the object.
+    """A stand-in for an object in copied or pickled state; restored as a copy of the object.
 
-    joblib does not use pickle's memo for arrays: of an array that a layer and an optimizer
-    hold, it would load two. All holders of an object put the same `Shared` in their state,
-    for which the memo is used.
+    joblib does not use pickle's memo for arrays: an array shared by a layer and an optimizer
+    would be loaded twice. All owners of an object put the same `Shared` into their state, for
+    which the memo is used.
     """
 
     _all: ClassVar[WeakValueDictionary[int, Shared]] = WeakValueDictionary()
@@ -221,7 +221,7 @@ class Shared:
 
     @classmethod
     def of(cls, value: Any) -> Shared:
-        """Return the one that stands for this object, as long as it is referred to."""
+        """Return the stand-in of this object, the same one as long as it is alive."""
         shared = cls._all.get(id(value))
         if shared is None or shared.value is not value:
             shared = cls._all[id(value)] = cls(value)
@@ -249,12 +249,12 @@ def named_arrays(tree: ArrayTree, name: str) -> tuple[list[str], Views]:
 
 
 def require_in_place(arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Refuse arrays that cannot all be changed in place: read-only, overlapping, the same twice.
+    """Raise an error unless all arrays are writable in place and do not overlap.
 
     Raises
     ------
     TypeError
-        If a dtype is not one that can be computed with.
+        If a dtype is not supported.
     ValueError
         If an array is not C-contiguous and writable, or shares memory with another.
     """

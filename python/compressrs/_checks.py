@@ -1,4 +1,4 @@
-"""Numbers and choices as arguments: what they must be, said with their name."""
+"""Validation of numbers and choices, with error messages that name the argument."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def number(
     below: float | None = None,
     finite: bool = True,
 ) -> float:
-    """Return `value` as a float, if it is finite, at least `low`, and less than `below`.
+    """Return `value` as a float after checking that it is finite, >= `low` and < `below`.
 
-    Any number, NaN too, if not `finite`.
+    If not `finite`, any number is accepted, including NaN.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def number(
 
 
 def positive(value: Any, name: str) -> float:
-    """Return `value` as a float, if it is finite and greater than 0."""
+    """Return `value` as a float after checking that it is finite and greater than 0."""
     x = number(value, name)
     if x <= 0:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
@@ -50,7 +50,7 @@ def positive(value: Any, name: str) -> float:
 
 
 def share(value: Any, name: str) -> float:
-    """Return `value` as a float, if it is in [0, 1]."""
+    """Return `value` as a float after checking that it is in [0, 1]."""
     x = number(value, name, 0)
     if x > 1:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
@@ -58,7 +58,7 @@ def share(value: Any, name: str) -> float:
 
 
 def whole(value: Any, name: str, low: int) -> int:
-    """Return `value` as an int, if it is one and at least `low`."""
+    """Return `value` as an int after checking its type and that it is at least `low`."""
     try:
         integer = operator.index(value)
     except TypeError:
@@ -69,7 +69,7 @@ def whole(value: Any, name: str, low: int) -> int:
 
 
 def floating(value: Any, name: str) -> np.dtype[Any]:
-    """Return `value` as a dtype, if it is float32 or float64."""
+    """Return `value` as a dtype after checking that it is float32 or float64."""
     try:
         dtype: np.dtype[Any] | None = np.dtype(value)
     except (TypeError, ValueError):
@@ -80,7 +80,7 @@ def floating(value: Any, name: str) -> np.dtype[Any]:
 
 
 def generator(rng: Any, name: str = "rng") -> np.random.Generator:
-    """Return the generator that a seed or a generator stands for; a new one for None."""
+    """Return a generator for a seed, a generator or None (seeded by the system)."""
     if rng is None or isinstance(rng, np.random.Generator):
         return np.random.default_rng(rng)
     try:
@@ -95,12 +95,12 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
 
 
 def sequence(value: Any, name: str) -> list[Any]:
-    """Return what can be iterated over as a list.
+    """Return an iterable as a list.
 
     Raises
     ------
     TypeError
-        If it cannot, as a number or an array without axes.
+        If it is not iterable, for example a number or a 0-d array.
     """
     try:
         return list(value)
@@ -109,7 +109,7 @@ def sequence(value: Any, name: str) -> list[Any]:
 
 
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    """Return `value`, if it is one of `choices`."""
+    """Return `value` after checking that it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value

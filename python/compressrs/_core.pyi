@@ -1,4 +1,4 @@
-"""The Rust module. Not public: the package's own functions check more and say more."""
+"""Stubs of the Rust extension module, which is private; use the package's functions."""
 
 from collections.abc import Sequence
 from typing import Any, final

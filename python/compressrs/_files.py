@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost, and safetensors files with metadata and a checksum."""
+"""Atomic file writes, and safetensors files with metadata and a checksum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ try:
 except ModuleNotFoundError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Names of dtypes in safetensors and in NumPy.
+#: Dtype names in safetensors, and their NumPy equivalents.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -40,30 +40,29 @@ _DTYPES = {
 CHECKSUM = "blake2b"
 _NO_CHECKSUM = "0" * 32
 
-#: What names of files that are being written begin and end with.
+#: Prefix and suffix of the names of temporary files.
 _TEMPORARY = ".compressrs-", ".tmp"
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = False) -> None:
-    """Write a file, all of it or nothing: under another name, then renamed.
+    """Write a file atomically: to a temporary file, which is then renamed.
 
-    A symbolic link is followed, and a file that is replaced keeps its permissions. What
-    a process that was killed had begun to write is removed by the next one that writes to
-    the same path.
+    Symbolic links are followed, and a replaced file keeps its permissions. Temporary files of
+    killed processes are removed by the next process that writes to the same path.
 
     Parameters
     ----------
     path : path
     parts : bytes
-        The content, piece by piece.
+        The content in consecutive pieces.
     exclusive : bool, default False
-        Raise FileExistsError, instead of replacing a file that is there.
+        Raise FileExistsError instead of replacing an existing file.
 
     Raises
     ------
     OSError
-        If it could not be written, or `path` is a device, a pipe or a folder; what was
-        there before still is.
+        If it could not be written, or `path` is a device, a pipe or a folder; an existing
+        file is then unchanged.
     """
     path = Path(os.path.realpath(path))
     try:
@@ -72,7 +71,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
         before = None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # A short name, since the file's own may be as long as names can be.
+    # A short name, since the file's own name may already have the maximum length.
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     prefix = f"{_TEMPORARY[0]}{digest}-"
     _remove_abandoned(path.parent, prefix)
@@ -82,10 +81,10 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
         file.flush()
         os.fsync(file.fileno())
         if before is not None:
-            # Where the system has permissions, those of the file that is replaced.
+            # Where the system has permissions, keep those of the replaced file.
             os.chmod(name, stat.S_IMODE(before.st_mode))
         if fcntl is None:
-            file.close()  # Windows renames no file that is open.
+            file.close()  # Windows cannot rename an open file.
         if exclusive:
             _rename_exclusively(name, path)
         else:
@@ -95,16 +94,16 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
 
 @contextlib.contextmanager
 def _temporary(folder: Path, prefix: str) -> Iterator[tuple[Path, BinaryIO]]:
-    """Make a file to write to, locked while it is open; it must be renamed."""
+    """Yield a temporary file, locked while it is open; the caller must rename it."""
     while True:
         name = folder / f"{prefix}{secrets.token_hex(8)}{_TEMPORARY[1]}"
-        # The system takes the process's umask off the permissions of a new file.
+        # The system applies the process's umask to the permissions of a new file.
         with open(name, "xb") as file:
             try:
                 locked = _lock(file)
             except OSError:  # a file system without locks
                 locked = True
-            # Until it is locked, another writer may take it for abandoned.
+            # Before it is locked, another writer may consider it abandoned.
             if not (locked and name.exists()):
                 continue
             try:
@@ -118,12 +117,12 @@ def _temporary(folder: Path, prefix: str) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove files of processes that were killed while they wrote."""
+    """Remove temporary files of processes that were killed while writing."""
     for name in folder.glob(f"{prefix}*{_TEMPORARY[1]}"):
-        # What another process removes first, or is not ours to remove, is passed over.
+        # Files that another process removes first, or that may not be removed, are skipped.
         with contextlib.suppress(OSError):
             if fcntl is None:
-                os.unlink(name)  # Windows removes no file that is open.
+                os.unlink(name)  # Windows cannot remove an open file.
                 continue
             with open(name, "rb") as file:
                 if _lock(file):
@@ -131,7 +130,7 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed; return whether no other process has it locked."""
+    """Lock a file until it is closed; return False if another process holds the lock."""
     if fcntl is None:
         return True
     try:
@@ -142,7 +141,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _rename_exclusively(name: Path, path: Path) -> None:
-    """Rename a file to a name that must not be taken."""
+    """Rename a file, raising FileExistsError if the new name exists."""
     try:
         os.link(name, path)
     except FileExistsError:
@@ -156,9 +155,9 @@ def _rename_exclusively(name: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a folder's new entry outlast a power failure, where folders can be synced."""
+    """Make a folder's new entry durable, where folders can be synced."""
     if os.name == "posix":
-        # The file is complete under its name by now; not all file systems sync folders.
+        # The file is already complete under its name; not all file systems sync folders.
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
             try:
@@ -168,12 +167,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_tensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, all of it or nothing, with a checksum of all its bytes.
+    """Write a safetensors file atomically, with a checksum over all its bytes.
 
     Raises
     ------
     OSError
-        If it could not be written; what was there before still is.
+        If it could not be written; an existing file is then unchanged.
     ModuleNotFoundError
         If safetensors is not installed.
     """
@@ -186,15 +185,15 @@ def save_tensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str,
 
 
 def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read arrays, which cannot be written to, and metadata from a safetensors file.
+    """Return the arrays, which are read-only, and the metadata of a safetensors file.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is not complete, its metadata lacks what is in `need`, or its checksum is
-        another.
+        If it is incomplete, its metadata does not match `need`, or its checksum does not
+        match.
     ModuleNotFoundError
         If safetensors is not installed.
     """
@@ -203,7 +202,7 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
 
     data = path.read_bytes()
     try:
-        # Not with its reader of NumPy arrays, which does not know bfloat16.
+        # Not with safetensors.numpy, which does not support bfloat16.
         arrays = {
             name: np.frombuffer(view["data"], dtype_of(_DTYPES[view["dtype"]])).reshape(
                 view["shape"]
@@ -221,14 +220,14 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
 def map_tensors(
     path: Path, layout: Mapping[str, tuple[tuple[int, ...], Any]], need: Mapping[str, str]
 ) -> dict[str, Array]:
-    """Map arrays of these shapes and dtypes (-1: any length) into memory, not to be written to.
+    """Return read-only memory maps of arrays with these shapes (-1: any length) and dtypes.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        As `load_tensors`, or if an array has another shape or dtype.
+        As for `load_tensors`, or if an array has another shape or dtype.
     """
     try:
         data = np.memmap(path, np.uint8, mode="r")
@@ -251,7 +250,7 @@ def map_tensors(
 
 
 def require(path: Path, metadata: Mapping[str, Any], need: Mapping[str, str]) -> None:
-    """Raise a ValueError if the file's metadata lack what is in `need`."""
+    """Raise a ValueError if the file's metadata does not match `need`."""
     for key, value in need.items():
         if metadata.get(key) != value:
             raise ValueError(
@@ -260,7 +259,7 @@ def require(path: Path, metadata: Mapping[str, Any], need: Mapping[str, str]) ->
 
 
 def require_checksum(path: Path, data: bytes | memoryview, metadata: Mapping[str, str]) -> None:
-    """Raise a ValueError if a file's bytes have another checksum than its metadata say."""
+    """Raise a ValueError if a file's bytes do not match the checksum in its metadata."""
     try:
         start, end = _checksum_place(data, metadata[CHECKSUM])
     except (KeyError, TypeError, ValueError):
@@ -274,7 +273,7 @@ def require_checksum(path: Path, data: bytes | memoryview, metadata: Mapping[str
 
 
 def _checksum_place(data: bytes | memoryview, checksum: str) -> tuple[int, int]:
-    """Return where in a safetensors file its checksum begins and ends."""
+    """Return the start and end offset of the checksum in a safetensors file."""
     end = 8 + int.from_bytes(data[:8], "little")
     entry = f'"{CHECKSUM}":"{checksum}"'.encode()
     start = bytes(data[:end]).find(entry)
@@ -284,9 +283,9 @@ def _checksum_place(data: bytes | memoryview, checksum: str) -> tuple[int, int]:
 
 
 def header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's header, whose own reader wants a file, and its end.
+    """Return the header of a safetensors file in memory, and its end offset.
 
-    The format is 8 bytes of length, then JSON.
+    The format is 8 bytes of length, then JSON. safetensors' own reader requires a file.
 
     Raises
     ------
@@ -301,12 +300,12 @@ def header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says.
+    """Return the value of a JSON text.
 
     Raises
     ------
     ValueError
-        If it is none, or nested too deeply.
+        If it is not valid JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -322,7 +321,7 @@ def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def require_safetensors() -> ModuleType:
-    """Return safetensors' functions for NumPy.
+    """Return the module of safetensors' functions for NumPy.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Progress bars on long work, for those who have rich."""
+"""Progress bars, which require rich."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar, if one is wanted, that the function given advances.
+    """Yield a function that advances a progress bar, which is shown if `show` is True.
 
     Raises
     ------
     ModuleNotFoundError
-        If one is wanted, and rich is not installed.
+        If `show` is True and rich is not installed.
     """
     if not show:
         yield lambda: None

@@ -12,25 +12,25 @@ import numpy as np
 
 from compressrs import _core
 
-# Ends the pool's threads before the interpreter goes, rather than under it.
+# Stop the pool's threads before the interpreter shuts down.
 atexit.register(_core.shutdown)
 
 
 def get_num_threads() -> int:
     """Return the number of threads that kernels use.
 
-    At first it is the environment variable ``COMPRESSRS_NUM_THREADS`` or, where
-    that is not set, the number of CPUs that this process may use, by its affinity
-    mask and its cgroup's quota.
+    The default is the environment variable ``COMPRESSRS_NUM_THREADS`` or, if it is not
+    set, the number of CPUs available to this process according to its affinity mask and
+    its cgroup's quota.
     """
     return _core.get_num_threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads that kernels use from now on, in all Python threads.
+    """Set the number of threads that kernels use, for all Python threads.
 
-    Results do not depend on it. threadpoolctl, where installed, governs the same
-    number: ``threadpool_limits(1)``.
+    Results do not depend on it. threadpoolctl, if installed, controls the same number:
+    ``threadpool_limits(1)``.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def set_num_threads(n: int) -> None:
         n = operator.index(n)
     except TypeError:
         raise TypeError(f"n must be an integer, got {type(n).__name__}") from None
-    # More than fits into the core's integer is as much out of range as 2000.
+    # Integers that the core cannot represent are reported as out of range as well.
     _core.set_num_threads(max(-1, min(n, 2**31)))
 
 

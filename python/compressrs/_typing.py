@@ -1,4 +1,4 @@
-"""Types for annotations that not every Python or every installation has."""
+"""Types for annotations that are not available in every Python version or installation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     ScipyCSR: TypeAlias = scipy.sparse.csr_array | scipy.sparse.csr_matrix
     ScipyCSRArray: TypeAlias = scipy.sparse.csr_array
 else:
-    # For typing.get_type_hints, without importing what may not be installed.
+    # For typing.get_type_hints, without importing optional packages.
     Figure = ScipyBSR = ScipyBSRArray = ScipyCSR = ScipyCSRArray = Any
     if sys.version_info >= (3, 11):
         from typing import Unpack
     else:
 
         class Unpack:
-            """As of Python 3.11, where type hints are looked up."""
+            """`typing.Unpack` of Python 3.11, as far as type hints need it."""
 
             def __class_getitem__(cls, item: Any) -> Any:
                 return item
