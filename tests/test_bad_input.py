@@ -1,4 +1,4 @@
-"""Every public function against arrays it must refuse, or must survive.
+"""Every public function with arrays that it must reject or handle.
 
 Whatever it is given, a function returns or raises a TypeError or ValueError with
 a message, and what it might have written to is bit for bit what it was.
@@ -62,7 +62,7 @@ def bits(*objects):
 
 
 def check(call, *written):
-    """Run a call; if it refuses, nothing may have changed."""
+    """Run a call; if it raises, nothing may have changed."""
     before = bits(*written)
     try:
         with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Every example in docstrings and pages runs, and every public name has its words."""
+"""Every example in docstrings and pages runs, and every public name is documented."""
 
 import doctest
 import importlib
@@ -36,7 +36,7 @@ def test_examples(name):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages(page):
-    """Python blocks run one after another, and links lead somewhere."""
+    """Python blocks run in order, and links resolve."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {})

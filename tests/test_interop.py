@@ -1,4 +1,4 @@
-"""Arrays of others: views without copies, and refusals where there is none."""
+"""Arrays of other libraries: views without copies, or an error."""
 
 import array
 import pickle
@@ -10,7 +10,7 @@ import compressrs as cr
 
 
 class Tensor:
-    """Something that speaks DLPack, as CPU tensors do."""
+    """An object that supports DLPack, like CPU tensors."""
 
     def __init__(self, data):
         self.data = data
@@ -56,7 +56,7 @@ def test_memory_map(tmp_path):
     read_only = np.memmap(path, np.float32, "r")
     with pytest.raises(ValueError, match="params must be writable"):
         cr.optim.Adam(read_only)
-    # Reading is another matter.
+    # Reading is allowed.
     assert cr.prune.magnitude_threshold(read_only, 0.5) == pytest.approx(0.1)
 
 
@@ -121,7 +121,7 @@ def test_state_goes_to_torch_and_comes_back(name, kwargs):
 
     for g in grads[:3]:
         step_theirs(g)
-    # Theirs to ours.
+    # From PyTorch to compressrs.
     for a, tensor in zip(p, tensors, strict=True):
         a[...] = tensor.detach().numpy()
     ours.load_state_dict(theirs.state_dict())
@@ -130,7 +130,7 @@ def test_state_goes_to_torch_and_comes_back(name, kwargs):
         ours.step(g)
     for a, tensor in zip(p, tensors, strict=True):
         np.testing.assert_allclose(a, tensor.detach().numpy(), rtol=1e-12)
-    # Ours back to a new one of theirs.
+    # Back to a new PyTorch optimizer.
     theirs = getattr(torch.optim, name)(tensors, lr=123.0, **kwargs)
     theirs.load_state_dict(cr.optim.to_torch(ours.state_dict()))
     for g in grads[6:]:
@@ -147,7 +147,7 @@ def test_adamw_is_not_continued_as_adam():
         cr.optim.AdamW(np.ones(2, np.float32)).load_state_dict(
             torch.optim.Adam([tensor]).state_dict()
         )
-    # Adam can be either, and is what the state says.
+    # Adam's weight decay can be of either kind, as the state says.
     p, q = np.ones(2, np.float32), np.ones(2, np.float32)
     adam, adamw = cr.optim.Adam(p), cr.optim.AdamW(q, weight_decay=0.5)
     state = torch.optim.AdamW([tensor], weight_decay=0.5).state_dict()
@@ -158,7 +158,7 @@ def test_adamw_is_not_continued_as_adam():
 
 
 def test_a_torch_model_trains_on_its_own_memory():
-    """`model.parameters()` handed over as it is: a generator of parameters."""
+    """`model.parameters()`, a generator, is accepted."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))

@@ -1,4 +1,4 @@
-"""Side by side with NumPy, SciPy, scikit-learn, and Torch and DeepSpeed where installed.
+"""Benchmarks against NumPy, SciPy, scikit-learn, and Torch and DeepSpeed where installed.
 
 python -m benches.peers            # all
 python -m benches.peers adam csr   # some

@@ -1,4 +1,4 @@
-"""Sparse products, against SciPy, MKL (by Torch and sparse_dot_mkl) and dense BLAS."""
+"""Sparse products against SciPy, MKL (through Torch and sparse_dot_mkl) and dense BLAS."""
 
 import importlib
 import itertools
@@ -18,12 +18,12 @@ SIZES = (512, 1024, 4096)
 COLUMNS = (1, 8, 64, 256)
 ZEROS = (0.8, 0.9, 0.95, 0.98)
 PATTERNS = ("uniform", "pruned")
-#: How often a cell of the grid goes through all contenders.
+#: Repetitions of all contenders per cell of the grid.
 ROUNDS = 3
 
 
 def _sparse_dot_mkl():
-    """Return the module, or None; the mkl wheel's library is not on the loader's path."""
+    """Return the module or None; the mkl wheel's library is not on the loader's path."""
     libraries = sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))
     if libraries:
         os.environ.setdefault("MKL_RT", str(libraries[0]))
@@ -34,7 +34,7 @@ def _sparse_dot_mkl():
 
 
 def _trained(size):
-    """Return the middle layer of a network trained on digits for a while."""
+    """Return the middle layer of a network that was briefly trained on digits."""
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     model = cr.nn.Sequential(
@@ -56,7 +56,7 @@ def _trained(size):
 
 
 def _weights(size):
-    """Yield pattern, share of zeros, and a dense matrix with these."""
+    """Yield the pattern, the fraction of zeros, and a dense matrix with both."""
     rng = np.random.default_rng(0)
     dense = {
         "uniform": rng.standard_normal((size, size)).astype(np.float32),
@@ -112,7 +112,7 @@ def _products(w, n, mkl):
 
 
 def grid():
-    """Compare all sizes, columns, shares of zeros and patterns, with geometric means."""
+    """Compare all sizes, columns, sparsities and patterns, with geometric means."""
     mkl = _sparse_dot_mkl()
     ratios = defaultdict(list)
     worst = defaultdict(lambda: (np.inf, ""))
@@ -142,7 +142,7 @@ def grid():
 
 
 def moderate():
-    """Compare where dense BLAS is strong: half and three quarters of zeros."""
+    """Compare at moderate sparsity, 50 % and 75 %, where dense BLAS is strong."""
     rng = np.random.default_rng(0)
     size = 2048
     for zeros in (0.5, 0.75):
@@ -169,7 +169,7 @@ def moderate():
 
 
 def convert():
-    """Compare conversion from dense."""
+    """Compare the conversion from dense."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((4096, 4096)).astype(np.float32)
     w[rng.random(w.shape) < 0.9] = 0
@@ -184,7 +184,7 @@ def convert():
 
 
 def training():
-    """Train one layer for a step: forward, both gradients, Adam."""
+    """Compare a training step of one layer: forward, both gradients, Adam."""
     rng = np.random.default_rng(0)
     size, batch = 2048, 64
     x = rng.standard_normal((batch, size)).astype(np.float32)
@@ -226,7 +226,7 @@ def training():
 
 
 def csr():
-    """Measure what is quick to measure; the rest is `grid`."""
+    """Run the quick comparisons; `grid` has the others."""
     moderate()
     convert()
     training()

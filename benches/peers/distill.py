@@ -1,4 +1,4 @@
-"""Softmax, and the distillation loss with its gradient."""
+"""Softmax and the distillation loss with its gradient."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ import compressrs as cr
 from benches.peers.measure import Target, compare, torch
 
 SHAPES = ((256, 32_000), (1024, 1000), (128, 10), (4096, 10))
-#: How many times our time Torch's loss with its gradient shall take, and softmax.
+#: Target speedups over Torch: loss with gradient, and softmax.
 TORCH = {(256, 32_000): 6, (1024, 1000): 4, (128, 10): 5, (4096, 10): 5}
 JAX = {(256, 32_000): 4, (1024, 1000): 4}
 T = 4.0
@@ -70,7 +70,7 @@ def distill():
 
 
 def top_k():
-    """Compare a teacher of 64 logits with a dense one, over more and more classes."""
+    """Compare a teacher with 64 logits per row with a dense one, by number of classes."""
     rng = np.random.default_rng(0)
     for classes in (2_000, 20_000, 200_000):
         student, teacher = (rng.standard_normal((64, classes), np.float32) * 3 for _ in range(2))

@@ -1,4 +1,4 @@
-"""Adam with state in 8 bits and all in bfloat16, against float32 and others' 8 bits."""
+"""Adam with 8-bit state and in bfloat16, against float32 and other 8-bit optimizers."""
 
 import importlib.util
 
@@ -23,7 +23,7 @@ def tensor(p, g):
 
 
 def others(p, g):
-    """Return the steps of the 8-bit Adams that are installed."""
+    """Return the steps of the other 8-bit Adam optimizers that are installed."""
     contenders = {}
     if torch and importlib.util.find_spec("bitsandbytes"):
         import bitsandbytes

@@ -1,4 +1,4 @@
-"""Interleaved timing: only ratios within one run mean anything on a shared machine."""
+"""Interleaved timing, since only ratios within a run are meaningful on a shared machine."""
 
 import importlib.util
 import time
@@ -9,8 +9,8 @@ import numpy as np
 
 torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
-# Threads of OpenBLAS and OpenMP spin for up to 100 ms after their work is done, in
-# which they would take a CPU from whoever is measured next.
+# Threads of OpenBLAS and OpenMP spin for up to 100 ms after their work is done and would
+# occupy a CPU during the next measurement.
 SETTLE = 0.12
 WARM_UP = 0.02
 TURN = 0.03
@@ -18,14 +18,14 @@ ROUNDS = 9
 
 
 class Target(NamedTuple):
-    """Our time over the peer's must be at most `ratio`."""
+    """A target: our time divided by the peer's is at most `ratio`."""
 
     peer: str
     ratio: float
 
 
 def turn(function: Callable[[], object], inner: int) -> list[float]:
-    """Time the calls of one turn, after all is quiet and the function warm."""
+    """Return the times of one round of calls, after other threads settled and a warm-up call."""
     time.sleep(SETTLE)
     start = time.perf_counter()
     while True:
@@ -47,7 +47,7 @@ def turn(function: Callable[[], object], inner: int) -> list[float]:
 def medians(
     contenders: dict[str, Callable[[], object]], *, rounds: int = ROUNDS, inner: int = 1
 ) -> dict[str, float]:
-    """Let the contenders take turns; return the median time of each in seconds."""
+    """Run the contenders in alternation and return the median time of each in seconds."""
     return {name: float(np.median(t)) for name, t in _times(contenders, rounds, inner).items()}
 
 
@@ -68,9 +68,9 @@ def compare(
     *,
     inner: int = 1,
 ) -> dict[str, float]:
-    """Let the contenders take turns, print medians and ratios; the first is ours.
+    """Run the contenders in alternation and print medians and ratios; the first is ours.
 
-    `inner` calls are timed together, for what is too short for the clock.
+    `inner` calls are timed together, for functions too short for the clock.
     """
     times = _times(contenders, ROUNDS, inner)
     middle = {name: float(np.median(t)) for name, t in times.items()}

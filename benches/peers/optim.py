@@ -12,7 +12,7 @@ LARGE = 50_000_000
 
 
 class Plain:
-    """A rule as one writes it down; each step makes new arrays."""
+    """A rule written as plain NumPy expressions, which create new arrays in each step."""
 
     def __init__(self, rule, params, grads, **kwargs):
         self.rule, self.kwargs = rule, kwargs
@@ -31,7 +31,7 @@ def adam_in_place(p, g, m, v, t=10, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def deepspeed_adam():
-    """Return DeepSpeed's CPU Adam, which is compiled at its first use, if it can be."""
+    """Return DeepSpeed's CPU Adam, which is compiled on first use, or None if that fails."""
     if torch is None or not importlib.util.find_spec("deepspeed"):
         return None
     try:
@@ -88,7 +88,7 @@ def adam():
 
 
 def fused():
-    """Time the other rules that Torch has a fused kernel for."""
+    """Compare the other rules for which Torch has a fused kernel."""
     params, grads = arrays([LARGE])
     for name, kwargs in (("AdamW", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})):
         opt = getattr(cr.optim, name)(params, lr=1e-3, **kwargs)
@@ -108,7 +108,7 @@ def torch_lion(p, g, m, lr=1e-3, b1=0.9, b2=0.99, decay=1e-3):
 
 
 def family():
-    """Time the rules that Torch has no fused kernel for, against its default."""
+    """Compare the rules without a fused kernel in Torch with Torch's default."""
     params, grads = arrays([LARGE])
     for name in ("RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Lion"):
         opt = getattr(cr.optim, name)(params, lr=1e-3)
@@ -124,7 +124,7 @@ def family():
 
 
 def overhead():
-    """Time a step over one tensor of 100 elements, Python included."""
+    """Time a step over one tensor of 100 elements, including Python's overhead."""
     p, g = np.ones(100, np.float32), np.ones(100, np.float32)
     opt = cr.optim.Adam(p)
     medians = compare("Adam f32, 100 elements", {"compressrs": lambda: opt.step(g)}, inner=1000)
@@ -133,7 +133,7 @@ def overhead():
 
 
 def scaling():
-    """Show the cost of an element from 1 million to 500 million of them."""
+    """Show the time per element for 1 million to 500 million elements."""
     contenders = {}
     for n in (1_000_000, 10_000_000, 100_000_000, 500_000_000):
         p, g = np.ones(n, np.float32), np.ones(n, np.float32)
@@ -145,13 +145,13 @@ def scaling():
 
 
 def options():
-    """Show what masks, clipping and the check for NaN add."""
+    """Show the cost of masks, clipping and the check for NaN."""
     (p,), (g,) = arrays([LARGE])
     masked = cr.optim.Adam(p.copy())
     masked.set_masks(np.random.default_rng(0).random(LARGE) < 0.5)
     plain = cr.optim.Adam(p)
     compare(
-        f"Adam f32, {LARGE:,} elements, and what stands around it",
+        f"Adam f32, {LARGE:,} elements, with options of the step",
         {
             "plain": lambda: plain.step(g),
             "max_grad_norm=1": lambda: plain.step(g, max_grad_norm=1.0),

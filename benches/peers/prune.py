@@ -90,7 +90,7 @@ def reconstruction():
 
 
 def sparsegpt(w, gram, sparsity, damping=0.01, block=128):
-    """Algorithm 1 of arXiv 2301.00774, columns one by one, all rows at a time."""
+    """Algorithm 1 of arXiv 2301.00774, column by column, vectorized over rows."""
     columns = w.shape[1]
     hessian = gram + damping * np.diagonal(gram).mean() * np.eye(columns)
     u = np.linalg.cholesky(np.linalg.inv(hessian)).T

@@ -1,7 +1,7 @@
-"""What few bytes cost in quality: tables and a plot for docs/few_bytes.md.
+"""Cost of low-precision storage in quality: tables and a plot for docs/few_bytes.md.
 
-python -m benches.quality              # all, some 20 minutes
-python -m benches.quality --codes      # the errors of codes alone
+python -m benches.quality              # everything, about 20 minutes
+python -m benches.quality --codes      # only the errors of codes
 """
 
 import argparse
@@ -52,7 +52,7 @@ def with_bitsandbytes(weights, task):
 
 BF16 = ml_dtypes.bfloat16
 
-#: Name, dtype of the weights, and what makes a step.
+#: Name, dtype of the weights, and a function that returns the step.
 VARIANTS = {
     "float32": (np.float32, lambda w, t, seed: with_ours(w, t)),
     "8-bit state": (np.float32, lambda w, t, seed: with_ours(w, t, state_dtype="int8", seed=seed)),
@@ -76,7 +76,7 @@ if importlib.util.find_spec("bitsandbytes"):
 
 
 def train(task, dtype, make, seed, advance):
-    """Return the loss over the training, at `POINTS` points; the last is the final one."""
+    """Return the loss at `POINTS` points of the training, the last being the final loss."""
     rng = np.random.default_rng(1000 + seed)
     weights = [w if dtype == np.float32 else w.astype(dtype) for w in task.weights]
     step = make(weights, task, seed)

@@ -1,7 +1,7 @@
-"""How far 8 bits turn the steps of Adam away from where full precision goes.
+"""Errors that 8-bit state causes in the steps of Adam, compared with full precision.
 
-Adam with each way of storing its moments gets the gradients of one training in full
-precision; what is compared is the step that each would take.
+Adam with each storage format of its moments receives the gradients of one training run in
+full precision; the resulting steps are compared.
 """
 
 import ml_dtypes
@@ -16,7 +16,7 @@ STEPS, EVERY = 2500, 50
 
 
 class Moments:
-    """Adam's moments, of which `store` keeps what a storage keeps."""
+    """Adam's moments, rounded by `store` to a storage format after each step."""
 
     def __init__(self, shape, store):
         self.m, self.v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -30,7 +30,7 @@ class Moments:
 
 
 def dynamic_levels(signed):
-    """Return the levels of Dettmers et al. (arXiv 2110.02861), as bitsandbytes has them."""
+    """Return the levels of Dettmers et al. (arXiv 2110.02861), as in bitsandbytes."""
     levels = [0.0, 1.0]
     for i in range(7):
         fractions = 2**i + 1 if signed else 2 ** (i + 1) + 1
@@ -41,7 +41,7 @@ def dynamic_levels(signed):
 
 
 class Table:
-    """Codes by a table, with the greatest magnitude of a block as its scale."""
+    """Table-based codes with the largest magnitude of a block as its scale."""
 
     def __init__(self, levels, dithered):
         self.levels, self.dithered = levels, dithered
@@ -73,7 +73,7 @@ def nearest_bf16(m, v, t):
 
 
 class Ours:
-    """Our Adam, asked for the step alone."""
+    """The step of compressrs' Adam."""
 
     def __init__(self, shape, state_dtype):
         self.w = np.zeros(shape, np.float32)
@@ -96,7 +96,7 @@ def contenders(shape):
 
 
 def measure(advance):
-    """Return the errors by contender and parameter; `advance` is called for each step."""
+    """Return the errors by contender and parameter; `advance` is called after each step."""
     task, rng = Language(0), np.random.default_rng(0)
     large = [i for i, w in enumerate(task.weights) if w.ndim == 2]
     exact = {i: Ours(task.weights[i].shape, "float32") for i in large}

@@ -1,11 +1,10 @@
-"""What pruning costs in accuracy, by method and sparsity: docs/pruning.md.
+"""Cost of pruning in accuracy, by method and sparsity: tables and a plot for docs/pruning.md.
 
-python -m benches.quality.pruning     # some minutes
+python -m benches.quality.pruning     # a few minutes
 
-Digits, a network of 300 and 100 hidden units, 5 seeds, each with a split of its own.
-All methods take the same number of training steps in all: those that prune a trained
-network a part for training it and the rest for pruning and fine-tuning, those that train
-sparse ones all of them.
+Digits, a network of 300 and 100 hidden units, 5 seeds, each with its own split. All methods
+use the same total number of training steps: methods that prune a trained network divide them
+between training and pruning with fine-tuning; dynamic sparse training uses all of them.
 """
 
 import functools
@@ -22,7 +21,7 @@ from compressrs.demo import HIDDEN, Data, Training, clone, mlp, weights
 SEEDS = range(5)
 EPOCHS, TUNING = 30, 120
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-#: Part of the tuning phase in which a schedule prunes, or a pattern changes.
+#: Fraction of the tuning phase in which a schedule prunes or a pattern changes.
 PRUNING_PART = 0.7
 LR = 1e-3
 #: The claim of Han et al.
@@ -30,7 +29,7 @@ FACTOR = 12
 
 
 class Run:
-    """A seed's data, its trained network, and training."""
+    """The data and the trained network of one seed."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -61,7 +60,7 @@ class Run:
         return None, self.data.accuracy(model)
 
     def at_once(self, sparsity, prune):
-        """Prune a trained network at once and fine-tune it."""
+        """Prune a trained network in one shot and fine-tune it."""
         model = clone(self.dense)
         shares = cr.prune.erdos_renyi([w.shape for w in weights(model)], sparsity)
         masks = prune(self, model, shares)
@@ -77,7 +76,7 @@ class Run:
         return before, self.data.accuracy(model)
 
     def sparse(self, sparsity, evolve):
-        """Train a sparse network from the beginning."""
+        """Train a sparse network from scratch."""
         dense = clone(self.start)
         shares = cr.prune.erdos_renyi([w.shape for w in weights(dense)], sparsity)
         scores = cr.prune.Random(self.seed).scores(weights(dense))
@@ -105,13 +104,13 @@ def by_magnitude(run, model, shares):
 
 
 def by_wanda(run, model, shares):
-    """As many of each row."""
+    """Prune the same number of weights in each row."""
     statistics = cr.prune.input_statistics(model, run.data.x)
     return cr.prune.masks(cr.prune.Wanda(statistics).scores(weights(model)), shares, "row")
 
 
 def by_sparsegpt(run, model, shares):
-    """Layer by layer, each with the inputs that the pruned layers before it give."""
+    """Prune layer by layer, with calibration inputs computed by the pruned layers before."""
     masks = []
     for i, (w, share) in enumerate(zip(weights(model), shares, strict=True)):
         statistics = cr.prune.input_statistics(model, run.data.x, gram=True)[i]
@@ -130,17 +129,17 @@ def evolutionary(model, optimizer, end, seed):
 METHODS = {
     "magnitude, gradually": lambda run, s: run.gradual(s, cr.prune.Magnitude()),
     "movement, gradually": lambda run, s: run.gradual(s, cr.prune.Movement()),
-    "magnitude, at once": lambda run, s: run.at_once(s, by_magnitude),
-    "Wanda, at once": lambda run, s: run.at_once(s, by_wanda),
-    "SparseGPT, at once": lambda run, s: run.at_once(s, by_sparsegpt),
-    "random, at once": lambda run, s: run.at_once(s, by_random),
+    "magnitude, one-shot": lambda run, s: run.at_once(s, by_magnitude),
+    "Wanda, one-shot": lambda run, s: run.at_once(s, by_wanda),
+    "SparseGPT, one-shot": lambda run, s: run.at_once(s, by_sparsegpt),
+    "random, one-shot": lambda run, s: run.at_once(s, by_random),
     "RigL, from scratch": lambda run, s: run.sparse(s, rigl),
     "SET, from scratch": lambda run, s: run.sparse(s, evolutionary),
 }
 
 
 def han(run):
-    """Return the accuracies of the dense network, trained as long, and of a twelfth of it."""
+    """Return the accuracies of the dense network and of one with a twelfth of the weights."""
     dense = clone(run.dense)
     run.train(dense, TUNING)
     _, pruned = run.gradual(1 - 1 / FACTOR, cr.prune.Magnitude())
@@ -148,14 +147,14 @@ def han(run):
 
 
 def scan(run):
-    """Return what each layer of the first seed's network costs alone."""
+    """Return the sensitivity of each layer of the first seed's network."""
     model = clone(run.dense)
     arrays = {f"layer {i + 1}": w for i, w in enumerate(weights(model))}
     return cr.prune.sensitivity(arrays, functools.partial(run.data.accuracy, model))
 
 
 def cell(values):
-    """Return mean and standard deviation of percentages."""
+    """Format mean and standard deviation as percentages."""
     percent = 100 * np.array(values)
     return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}"
 

@@ -1,4 +1,4 @@
-"""What the proofs share: arguments, intervals, and plots that are the same for the same results."""
+"""Shared by the quality benchmarks: arguments, intervals, and reproducible plots."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 
 def arguments(prog, doc, seeds, plot, spread):
-    """Parse how many seeds to take, for a `spread` over them, and where to plot."""
+    """Parse the number of seeds, over which a `spread` is computed, and the plot's path."""
     parser = argparse.ArgumentParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,13 +25,13 @@ def arguments(prog, doc, seeds, plot, spread):
 
 
 def interval(values):
-    """Return the half width of the mean's confidence interval."""
+    """Return the half width of the confidence interval of the mean."""
     n = len(values)
     quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
     return float(quantile * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def save(figure: Figure, path: Path):
-    """Write a plot without a date and with ids that do not vary."""
+    """Write a plot without a date and with reproducible ids."""
     with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,11 +1,10 @@
-"""Whether small students of a teacher beat the same trained on labels: docs/distillation.md.
+"""Benefit of distillation for small students: a table and a plot for docs/distillation.md.
 
-python -m benches.quality.students     # some minutes
+python -m benches.quality.students     # a few minutes
 
-Digits, 10 seeds, each with a split and a teacher of its own. Students have the labels of a
-part of the training rows. They are trained on these labels alone; distilled on the same
-rows; and distilled on all rows, of which those without a label have what the teacher says.
-All take the same number of steps.
+Digits, 10 seeds, each with its own split and teacher. Students are given a fraction of the
+labels. They are trained on these labels alone; distilled on the labelled rows; and distilled on
+all rows, where unlabelled rows use only the teacher. All take the same number of steps.
 """
 
 import functools
@@ -38,7 +37,7 @@ def mlp(hidden, seed):
 
 
 def train(model, x, y, seed, *, teacher=None, temperature=1.0, lr=LR):
-    """Train with soft targets and labels, or on labels alone; the steps are the same."""
+    """Train with soft targets and labels, or on labels alone, for the same number of steps."""
     optimizer = cr.optim.Adam(model.params, lr=lr)
     epochs = round(STEPS / -(-len(x) // BATCH))
     total = epochs * -(-len(x) // BATCH)
@@ -57,7 +56,7 @@ def train(model, x, y, seed, *, teacher=None, temperature=1.0, lr=LR):
 
 
 def run(seed, advance):
-    """Yield (hidden, labelled, method, temperature), and accuracy, of each student."""
+    """Yield (hidden, labelled, method, temperature) and the accuracy of each student."""
     data = Data.digits(seed)
     x, y, accuracy = data.x, data.y, data.accuracy
     teacher = train(mlp(TEACHER, seed), x, y, seed, lr=1e-3)

@@ -1,4 +1,4 @@
-"""What is trained: digits, a regression, a small language model. Plain NumPy, in float32."""
+"""Training tasks: digits, a regression, a small language model. Plain NumPy in float32."""
 
 import itertools
 
@@ -24,7 +24,7 @@ class Task:
         raise NotImplementedError
 
     def loss(self):
-        """Return the loss on what is held out."""
+        """Return the loss on held-out data."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ class Network(Task):
 
 
 class Digits(Network):
-    """Handwritten digits, by the network of `compressrs demo`, with weight decay."""
+    """Handwritten digits with the network of `compressrs demo` and weight decay."""
 
     steps, lr, weight_decay = 1500, 1e-3, 0.1
 
@@ -77,7 +77,7 @@ class Digits(Network):
 
 
 class Regression(Network):
-    """A function of 16 numbers with noise, by a network of 64 and 64."""
+    """Regression of a noisy function of 16 inputs with a network of 64 and 64 hidden units."""
 
     steps, lr = 10_000, 1e-3
 
@@ -102,11 +102,10 @@ class Regression(Network):
 
 
 class Language(Task):
-    """The next character of a text, from the 8 before it.
+    """Prediction of the next character of a text from the preceding 8.
 
-    An embedding, a hidden layer, and an output for each of 96 characters, some of
-    which are rare: 264,000 parameters. The text is of 400 made-up words that follow
-    each other by chance.
+    An embedding, a hidden layer, and one output per character, 96 characters of which some
+    are rare: 264,000 parameters. The text is a random sequence of 400 made-up words.
     """
 
     steps, lr = 3000, 2e-3

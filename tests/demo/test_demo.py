@@ -1,4 +1,4 @@
-"""The main job and its command line."""
+"""The demo and its command line."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def test_the_whole_job(tmp_path):
         assert name in done.stdout
         assert f"<td>{name}</td>" in page
     assert page.count("<svg") == page.count("</svg>") == 3
-    # Self-contained: nothing is loaded from elsewhere.
+    # Self-contained: no external resources.
     assert not re.search(r"<(script|link|img)|url\(http|@import|xlink:href=\"http", page)
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
@@ -125,7 +125,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, o
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes")
 def test_a_full_disk_loses_nothing(tmp_path):
-    """The operating system refuses every byte behind the 1,000th of a file."""
+    """The operating system limits the size of a file to 1,000 bytes."""
     path = tmp_path / "report.html"
     path.write_text("the last report")
     code = (

@@ -1,4 +1,4 @@
-"""Softmax and the distillation loss."""
+"""Softmax and the distillation losses."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from tests.reference import distill as reference
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "distill.json").read_text())["cases"]
 BOTH = [cr.distill.softmax, cr.distill.log_softmax]
-#: A class, a tile, its ends, a row, and its ends.
+#: One class; sizes around a tile; sizes around a row's vector loop.
 CLASSES = st.sampled_from([1, 2, 3, 10, 16, 63, 64, 65, 80, 129, 1500])
 
 
@@ -36,7 +36,7 @@ def test_recorded_losses(case):
     single, _ = cr.distill.kd_loss(
         student.astype(np.float32), teacher.astype(np.float32), t, labels, alpha
     )
-    # Rounding the logits alone moves small losses by so much.
+    # Rounding the logits to float32 alone changes small losses by this much.
     assert single == pytest.approx(case["loss"], rel=2e-6, abs=2e-6)
 
 
@@ -70,7 +70,7 @@ def close(got, expected, tol=1e-11, least=1e-3):
 
 @st.composite
 def options(draw):
-    """Draw what a loss may depend on: student, teacher, arguments, and keywords."""
+    """Draw the inputs of a loss: student, teacher, arguments, and keywords."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n, classes = draw(st.integers(1, 40)), draw(CLASSES)
     scale = draw(st.sampled_from([0.1, 3.0, 20.0]))
@@ -166,7 +166,7 @@ def test_other_losses_agree_with_their_references(name, n, classes, seed):
         close(ours(student, teacher, labels, temperature), expected, 1e-10)
     single = ours(student.astype(np.float32), teacher.astype(np.float32), labels, 3.0)
     assert single[1].dtype == np.float32
-    # Two rows are correlated wholly, so that a gradient is what rounding leaves.
+    # Two rows are perfectly correlated, so the gradient consists of rounding errors.
     if name != "dist" or n > 2:
         close(single, expected, 1e-4, least=0.1)
 
@@ -419,7 +419,7 @@ def test_nan_is_reported_by_row(classes):
         losses, grad = cr.distill.kd_loss(student, teacher, reduction="none")
     assert np.flatnonzero(np.isnan(losses)).tolist() == [3, 17]
     assert np.flatnonzero(np.isnan(grad).any(axis=1)).tolist() == [3, 17]
-    # A row that does not count may hold anything.
+    # Rows with weight 0 may contain anything.
     weight = np.ones(20)
     weight[[3, 17]] = 0
     loss, grad = cr.distill.kd_loss(student, teacher, sample_weight=weight)

@@ -1,4 +1,4 @@
-"""What is kept of teachers on disk, and the training of students."""
+"""The teacher cache on disk, and the training of students."""
 
 import contextlib
 import functools
@@ -300,7 +300,7 @@ def test_a_run_that_was_interrupted_ends_the_same(tmp_path, stop_after, patience
         return forward(rows)
 
     broken.forward = crashing
-    # With patience it may end before.
+    # With patience, training may end earlier.
     with contextlib.suppress(Crash):
         run(broken, opt, tmp_path / "part")
     fresh, opt = student(seed=50)

@@ -1,4 +1,4 @@
-"""All public names, found by introspection, and an example of every public class."""
+"""All public names, found by introspection, and an example instance of every public class."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def classes() -> dict[str, type]:
 
 
 class Example(NamedTuple):
-    """An object, alone or with what belongs to it, and a use that its state shows in."""
+    """An object, with objects that belong to it, and a function whose result shows its state."""
 
     make: Callable[[], Any]
     use: Callable[[Any], Any]
 
 
-#: Made by their subclasses alone, or never: a protocol.
+#: Abstract bases and protocols, which are not instantiated.
 ABSTRACT = {
     "nn.Affine",
     "nn.Layer",
@@ -268,7 +268,7 @@ def sensitivity() -> Any:
 
 
 EXAMPLES: dict[str, Example] = {
-    # Every subclass of Optimizer, of which a new one needs no line here.
+    # Every subclass of Optimizer, so that new rules need no entry here.
     **{
         f"optim.{kind.__name__}": optimizer(kind)
         for kind in map(functools.partial(getattr, optim), optim.__all__)

@@ -1,4 +1,4 @@
-"""Names, signatures and listings of the whole public API."""
+"""Names, signatures and `dir` of the whole public API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import compressrs as cr
 from tests.faults.public import names, packages
 
-# Without aliases of types, such as prune.Schedule.
+# Type aliases, such as prune.Schedule, are excluded.
 CALLABLES = {
     name: value
     for name, value in names().items()
@@ -62,7 +62,7 @@ def test_a_seed_is_called_rng() -> None:
         for parameter in inspect.signature(function).parameters:
             if parameter == "random_state":
                 assert name == "distill.DistilledClassifier.__init__"
-            # An optimizer's is a hyperparameter, kept in groups and files.
+            # For optimizers it is a hyperparameter, stored in groups and files.
             assert parameter not in ("seed", "generator"), name
 
 

@@ -1,4 +1,4 @@
-"""Every public class can be copied and pickled, and goes on with the same numbers."""
+"""Every public class can be copied and pickled, and continues with the same results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_copy_goes_on_with_the_same_numbers_and_alone(name: str, way: str) -> 
     original = make()
     use(original)
     copied = WAYS[way](original)
-    # Where the two shared arrays, the second would go on from where the first ended.
+    # If copies shared arrays, the second would continue from the result of the first.
     assert same(use(copied), use(original))
     assert same(use(copied), use(original))
 

@@ -1,4 +1,4 @@
-"""Teachers, caches and training: what must not go wrong without a word."""
+"""Teachers, caches and training: faults that must not be silent."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ def blobs(n=300, classes=4, seed=0):
 
 
 class Shuffled:
-    """A classifier whose classes are in another order than sorted."""
+    """A classifier whose classes are not sorted."""
 
     def __init__(self, inner, order):
         self.inner, self.order = inner, order

@@ -1,4 +1,4 @@
-"""What writes to arrays refuses the same array twice, and arrays that overlap."""
+"""Functions that write to arrays reject duplicate and overlapping arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.public import names
 
 SCHEDULE = prune.OneShot(0.5)
 
-#: By public name: makes the object of arrays that it is going to write to, or the call.
+#: By public name: creates the object from the arrays that it will write to, or calls it.
 WRITERS: dict[str, Callable[[Any], Any]] = {
     **{
         f"optim.{name}": getattr(optim, name)
@@ -31,7 +31,7 @@ WRITERS: dict[str, Callable[[Any], Any]] = {
     "prune.sensitivity": lambda w: prune.sensitivity(w, lambda: 0.0, [0.5]),
 }
 
-#: Those of the arguments ``params`` and ``grads`` that only read, or say so otherwise.
+#: Functions whose ``params`` and ``grads`` are only read, or that report overlap otherwise.
 READERS = {"optim.Optimizer", "nn.Affine"}
 
 
@@ -60,7 +60,7 @@ def test_shared_memory_is_refused_before_anything_changes(name: str, how: str) -
     with pytest.raises(ValueError, match="memory"):
         WRITERS[name](given)
     np.testing.assert_array_equal(whole, before)
-    # Neighbours in one buffer are not the same memory.
+    # Adjacent slices of one buffer do not overlap.
     WRITERS[name]([whole[:5], whole[5:]])
 
 

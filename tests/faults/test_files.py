@@ -1,4 +1,4 @@
-"""Everything that writes a file: all or nothing, and nothing beside it."""
+"""Every function that writes a file does so atomically and leaves no other file."""
 
 import contextlib
 import json
@@ -40,14 +40,14 @@ def figure(path):
     sensitivity.plot(path)
 
 
-#: By the ending of its files, for every function that writes one.
+#: By file suffix, for every function that writes a file.
 WRITERS = {"safetensors": optimizer, "distiller": distiller, "npz": matrix, "svg": figure}
 writers = pytest.mark.parametrize("ending", WRITERS)
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions, links and devices of POSIX")
 
 
 def test_no_file_is_written_otherwise():
-    """Nothing in the package opens a file for writing but `_files`."""
+    """Only `_files` opens files for writing."""
     package = Path(cr.__file__).parent
     for source in package.rglob("*.py"):
         if source.name == "_files.py":
@@ -148,7 +148,7 @@ def test_what_killed_processes_leave_is_removed(tmp_path):
         dead.send_signal(signal.SIGKILL)
         dead.wait()
         _files.write_atomically(path, b"new")
-        # That of the running process stays.
+        # The temporary file of the running process is kept.
         assert len(os.listdir(tmp_path)) == 2
         running.kill()
     _files.write_atomically(path, b"newer")
@@ -265,7 +265,7 @@ def test_any_flipped_byte_of_a_teacher_cache_is_noticed(tmp_path):
 
 
 def reindexed(folder, **changes):
-    """Write an index with other entries, and the checksum that belongs to them."""
+    """Write an index with changed entries and a valid checksum."""
     from compressrs.distill import cache
 
     plan = {**json.loads((folder / "index.json").read_bytes()), **changes}
@@ -321,7 +321,7 @@ def test_hostile_headers(tmp_path, load, text):
 @pytest.mark.slow
 @posix
 def test_kill_while_saving(tmp_path):
-    """Kill a process that saves again and again, at any moment."""
+    """Kill a process at arbitrary moments while it saves in a loop."""
     path = tmp_path / "checkpoint"
     code = (
         "import numpy as np, compressrs as cr\n"

@@ -1,4 +1,4 @@
-"""What is removed stays 0 through everything that writes weights."""
+"""Masked weights stay 0 in every operation that writes weights."""
 
 import copy
 

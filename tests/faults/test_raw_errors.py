@@ -1,4 +1,4 @@
-"""A wrong argument is refused by its name, never by an error of Python's or NumPy's own."""
+"""Wrong arguments raise errors that name them, never raw errors of Python or NumPy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.public import names
 
 pytest.importorskip("scipy")
 
-#: What nobody means, and some things that are right for one argument or another.
+#: Values that are invalid for most arguments; some are valid for a few.
 WRONG: list[Any] = [
     None,
     "x",
@@ -68,7 +68,7 @@ def withopt(make: Callable[[Any, Any], Any]) -> Any:
     return make(layer, optim.Adam(layer.params))
 
 
-#: Right arguments of public functions and classes.
+#: Valid arguments of public functions and classes.
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "prune.magnitude_threshold": lambda: dict(arrays=w(), sparsity=0.5),
     "prune.magnitude_mask": lambda: dict(w=w(), sparsity=0.5),
@@ -143,7 +143,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "distill.TopK": lambda: dict(logits=A(), rest=np.zeros(8), temperature=1.0),
 }
 
-#: The same of methods, with what they are methods of.
+#: Valid arguments of methods, with the object they belong to.
 METHODS: dict[str, tuple[Callable[[], Any], str, Callable[[], dict[str, Any]]]] = {
     "CSR.matmul": (A, "matmul", lambda: dict(x=np.ones(16), out=None, bias=None)),
     "CSR.rmatmul": (A, "rmatmul", lambda: dict(y=np.ones(8), out=None, bias=None)),
@@ -192,7 +192,7 @@ METHODS: dict[str, tuple[Callable[[], Any], str, Callable[[], dict[str, Any]]]] 
     "OneShot()": (prune.OneShot, "__call__", lambda: dict(step=0)),
 }
 
-#: What messages call an argument otherwise.
+#: Arguments that messages refer to by another name.
 ALSO = {
     "y": "X must",
     "x": "must",
@@ -209,7 +209,7 @@ ALSO = {
     "v": "V must",
 }
 
-#: Without arguments, not made by users, or of files, which have tests of their own.
+#: Without arguments, not created by users, or about files, which have their own tests.
 LEFT_OUT = {
     "nn.Affine",
     "nn.Layer",
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_refused_by_name(attempt: Any) -> None:
                 known = argument in said or ALSO.get(argument, "\0") in said
                 assert known, f"{name}({argument}={wrong!r}): {error!r}"
             except IndexError as error:
-                # Of what is indexed, as of a list.
+                # IndexError is right for indexing, as for a list.
                 assert function().__name__ == "__getitem__", repr(error)
                 assert argument in str(error), repr(error)
 

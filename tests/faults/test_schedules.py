@@ -1,4 +1,4 @@
-"""Schedules beyond their usual course: what PyTorch 2.15 does is the truth."""
+"""Schedules in unusual situations, compared with PyTorch 2.15."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import pytest
 import compressrs as cr
 from compressrs.optim import lr_scheduler as S
 
-#: How each schedule is made of an optimizer.
+#: Creates each schedule for an optimizer.
 MAKERS = {
     "StepLR": lambda o: S.StepLR(o, 2, 0.5),
     "ExponentialLR": lambda o: S.ExponentialLR(o, 0.9),
@@ -45,7 +45,7 @@ def test_every_schedule_has_a_maker():
     assert set(MAKERS) == set(S.__all__) - {"LRScheduler"}
 
 
-#: Rates after a schedule is made of an optimizer whose rate was set from 0.1 to 1e-3 by hand.
+#: Rates when a schedule is created after the rate was set manually from 0.1 to 1e-3.
 KEPT = {
     "StepLR": [0.001, 0.001, 0.0005, 0.0005, 0.00025, 0.00025],
     "ExponentialLR": [0.001, 0.0009, 0.00081, 0.000729, 0.0006561, 0.0005905],
@@ -90,7 +90,7 @@ def test_a_rate_set_by_hand_meanwhile(name):
         assert second == pytest.approx(first / 8)
 
 
-#: Rates of a group that was added with a rate of 0.5 after three steps.
+#: Rates of a group added after three steps with a rate of 0.5.
 ADDED = {
     "StepLR": [0.25, 0.25, 0.125, 0.125],
     "ExponentialLR": [0.45, 0.405, 0.3645, 0.32805],
@@ -159,7 +159,7 @@ def test_a_rate_that_overflows_changes_nothing():
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_resumed_with_another_rate(name):
-    """The optimizer of the resumed run was made with another rate."""
+    """The optimizer of the resumed run was created with another rate."""
     first = MAKERS[name](optimizer())
     for _ in range(3):
         step(first)

@@ -1,4 +1,4 @@
-"""Signal handlers that save, or change, what the main thread is in the middle of."""
+"""Signal handlers that save or change an object that the main thread is using."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ PUBLIC = {
     for name in package.__all__
     if inspect.isclass(value := getattr(package, name))
 }
-#: Those with a lock.
+#: Classes with a lock.
 GUARDED = sorted(
     name for name, value in PUBLIC.items() if issubclass(value, Guarded) and name != "Optimizer"
 )
@@ -38,7 +38,7 @@ def make(name, w):
 def test_no_other_class_has_a_lock():
     for name, value in PUBLIC.items():
         if issubclass(value, Exception):
-            continue  # has no source, if it is the core's
+            continue  # the core's has no source
         if "Lock(" in inspect.getsource(value):
             assert name in GUARDED, name
     assert len(GUARDED) > 15
@@ -46,7 +46,7 @@ def test_no_other_class_has_a_lock():
 
 @pytest.mark.parametrize("name", GUARDED)
 def test_a_handler_in_the_middle_of_a_step(name):
-    """The handler runs at many moments of steps, saves, and is never stuck."""
+    """A handler that saves never deadlocks, at whatever moment of a step it runs."""
     w = np.zeros((64, 8))
     opt = make(name, w)
     grad = np.ones_like(w)
@@ -83,7 +83,7 @@ def test_a_handler_in_the_middle_of_a_step(name):
 
 @pytest.mark.parametrize("name", [n for n in GUARDED if n not in ("Lookahead", "ScheduleFree")])
 def test_a_call_from_within_a_step(name, tmp_path):
-    """A gradient whose view is taken during the step stands for a handler."""
+    """A gradient that runs code when its view is taken simulates a handler."""
     pytest.importorskip("safetensors")
     w = np.zeros((4, 2))
     opt = make(name, w)

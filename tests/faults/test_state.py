@@ -1,4 +1,4 @@
-"""State goes by name, is checked whole, and nothing that is assigned is ignored."""
+"""State is matched by name and fully validated, and no assignment is ignored."""
 
 import copy
 
@@ -154,7 +154,7 @@ def test_assignments_have_an_effect_or_are_refused(name):
 
 
 def test_masks_of_numbers():
-    """A parameter of no axes."""
+    """A 0-d parameter."""
     w = np.array(3.0)
     opt = cr.optim.Adam(w)
     opt.step(np.array(1.0))

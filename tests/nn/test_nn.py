@@ -1,4 +1,4 @@
-"""Layers: gradients against finite differences, and training in CSR."""
+"""Layers: gradients against finite differences, and training in CSR format."""
 
 import numpy as np
 import pytest

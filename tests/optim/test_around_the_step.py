@@ -403,7 +403,7 @@ def test_a_full_disk_loses_no_file(tmp_path):
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_DATA"), reason="Linux only")
 def test_parameters_in_a_memory_map_larger_than_the_memory_that_is_allowed(tmp_path):
-    """64 MiB of weights, while the process may have 40 MiB more than it begins with."""
+    """Save 64 MiB of weights while the process may allocate only 40 MiB."""
     path = tmp_path / "weights.bin"
     code = (
         "import re, resource, sys, numpy as np, compressrs as cr\n"
@@ -458,7 +458,7 @@ def test_wrappers_load_all_or_nothing(kind):
 
 
 def test_hyperparameters_that_need_other_state_are_not_loaded():
-    """As of a PyTorch optimizer that took no step, whose state is empty."""
+    """A PyTorch optimizer that has taken no step has an empty state."""
     opt = cr.optim.SGD(np.ones(3), momentum=0.9)
     group = {**opt.state_dict()["param_groups"][0], "momentum": 0.0}
     with pytest.raises(ValueError, match=r"that need \['momentum_buffer'\] for params, got"):

@@ -1,4 +1,4 @@
-"""Schedules: against rates recorded from PyTorch, composed, and misused."""
+"""Schedules: against rates recorded from PyTorch, composition, and invalid use."""
 
 import json
 from pathlib import Path

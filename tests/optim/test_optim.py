@@ -1,4 +1,4 @@
-"""Optimizers: against recorded trajectories, the reference, and their promises."""
+"""Optimizers against recorded trajectories and the reference, and their guarantees."""
 
 import copy
 import json
@@ -140,7 +140,7 @@ def test_rules_agree_with_the_reference(cls, kwargs, data):
         g = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3)
         opt.step(g)
         truth = RULES[cls][0](truth, g, state, t, lr=0.05, **kwargs)
-    # The iteration of Muon magnifies rounding.
+    # Muon's iteration amplifies rounding errors.
     rtol = 1e-8 if cls is cr.optim.Muon else 1e-11
     np.testing.assert_allclose(p, truth, rtol=rtol, atol=rtol / 10)
 
@@ -247,7 +247,7 @@ def test_strided_gradients_are_taken():
 @pytest.mark.parametrize(("cls", "kwargs"), VARIANTS, ids=str)
 @pytest.mark.parametrize("shape", [(30, 37), (1, 5)])
 def test_masked_weights_and_their_state_stay_zero(cls, kwargs, shape):
-    """As an optimizer whose weights, states and gradients are masked from outside."""
+    """Masks equal masking weights, states and gradients outside the optimizer."""
     rng = np.random.default_rng(1)
     p = rng.standard_normal(shape).astype(np.float32) + 3
     twin = p.copy()

@@ -1,4 +1,4 @@
-"""Every rule of the core has its class, with the same defaults, a page and a reference."""
+"""Every rule of the core has a class with the same defaults, a page and a reference."""
 
 import inspect
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_class_takes_the_hyperparameters_of_its_rule(cls):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_defaults_are_those_of_the_core(rule):
-    # AdamW shares Adam's rule and has another default of its own.
+    # AdamW uses Adam's rule with another default.
     cls = next(c for c in CLASSES if c._rule == rule and not c._fixed)
     for name, parameter in inspect.signature(cls).parameters.items():
         if name in ("params", "storage"):

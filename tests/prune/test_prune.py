@@ -15,7 +15,7 @@ DTYPES = st.sampled_from([np.float32, np.float64])
 @st.composite
 def weight_arrays(draw, dtype=DTYPES):
     dtype = draw(dtype)
-    # Few distinct values besides arbitrary ones, so that there are ties.
+    # A few distinct values besides arbitrary ones, to produce ties.
     elements = st.one_of(
         st.integers(-2, 2).map(float),
         st.floats(allow_nan=False, width=32),

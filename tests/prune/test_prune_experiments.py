@@ -1,4 +1,4 @@
-"""Lottery tickets, and what pruning each layer costs."""
+"""Lottery tickets and layer sensitivity."""
 
 import numpy as np
 import pytest

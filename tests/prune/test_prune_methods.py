@@ -14,7 +14,7 @@ import compressrs as cr
 from compressrs.prune import CalibrationWarning, EmptyLayerWarning
 from tests.reference import prune as reference
 
-# Small whole numbers, so that there are ties and sums are exact.
+# Small integers, so that there are ties and sums are exact.
 VALUES = st.integers(-4, 4).map(float)
 SPARSITY = st.floats(0, 0.999)
 
@@ -74,7 +74,7 @@ def test_the_layer_that_would_be_empty_is_named():
         masks = cr.prune.masks(scores, 0.5)
     assert [w.filename for w in warned] == [__file__]
     np.testing.assert_array_equal(masks["small"], [False, True, False])
-    # The one that stays is made up for by another.
+    # Another weight is removed instead of the one that is kept.
     np.testing.assert_array_equal(masks["large"], [False] * 3 + [True] * 4)
     masks = cr.prune.masks(scores, 0.5, allow_empty=True)
     assert not masks["small"].any()
@@ -133,13 +133,13 @@ def test_neurons_and_filters(w, sparsity, norm, data):
 
 def test_groups_over_several_layers():
     a, b = np.ones((4, 4)), np.full((4, 8), 2.0)
-    # Three of twelve blocks, all of them of the smaller values.
+    # Three of twelve blocks, all of them with the smaller values.
     masks = cr.prune.masks([a, b], 0.25, granularity=cr.prune.Blocks((2, 2)))
     assert [int(mask.sum()) for mask in masks] == [4, 32]
     masks = cr.prune.masks([a, b], 0.25, granularity=cr.prune.Neurons(0, norm="sum"))
     assert [int(mask.any(axis=1).sum()) for mask in masks] == [2, 4]
     masks = cr.prune.masks([a, b], 0.3, granularity=cr.prune.NM(1, 4))
-    # Rounded down: of each four one goes.
+    # Rounded down: one of every four is removed.
     assert [int(mask.sum()) for mask in masks] == [12, 24]
     assert cr.prune.masks(a, 0.9, granularity=cr.prune.NM(2, 4)).sum() == 8
 
@@ -294,7 +294,7 @@ def test_scores_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match=r"they had before, got \[\(3, 2\)\]"):
         score.update(w.T, w.T)
     np.testing.assert_array_equal(score.scores(w), -1)
-    # As many rows in other strides, and the weights themselves as gradients.
+    # The same rows with other strides, and the weights themselves as gradients.
     score.update(w[::-1], w[:, ::-1])
     np.testing.assert_array_equal(score.scores(w), -2)
     for state in ({}, {"sums": [np.ones(3, int)]}, {"sums": [np.ones((3, 3))]}, {"sums": 3}):
@@ -367,7 +367,7 @@ CHOICES = [
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sparsegpt_is_its_algorithm(kwargs, shape, dtype):
     rng = np.random.default_rng(1)
-    # Inputs that depend on each other.
+    # Linearly dependent inputs.
     mix = rng.standard_normal((shape[1], shape[1])) / 2 + np.eye(shape[1])
     x = rng.standard_normal((200, shape[1])) @ mix
     w = rng.standard_normal(shape).astype(dtype)
@@ -455,7 +455,7 @@ def test_calibration_inputs_that_do_not_determine_the_weights():
         prune(np.ones((50, 8)), damping=0)
     assert any("cannot be factored; damped by" in str(w.message) for w in warned)
 
-    # An input that is always 0: its weights go first, and nobody has to be warned.
+    # Weights of an input that is always 0 are removed first, without a warning.
     idle = rng.standard_normal((50, 8))
     idle[:, 2] = 0
     w, mask = prune(idle)

@@ -1,4 +1,4 @@
-"""Pruners by any score, over any granularity and scope; schedules out of order."""
+"""Pruners with any score, granularity and scope; schedules queried out of order."""
 
 import warnings
 
@@ -123,7 +123,7 @@ def test_schedules_that_fall_or_are_over():
         found.append(pruner.sparsity)
     assert found == [0.5, 0.5, 0.5, 0.75, 0.75]
     schedule = cr.prune.IterativeSchedule(0.5, 0.75, begin=1, frequency=2)
-    # Steps may be asked for in any order; after the end it stays.
+    # Steps may be queried in any order; after the end the value is constant.
     assert [schedule(t) for t in (9999, 0, 3, 1, 2, 3)] == [0.75, 0, 0.75, 0.5, 0.5, 0.75]
 
 

@@ -1,1 +1,1 @@
-"""Plain NumPy, written to be read: what the kernels are compared with."""
+"""Reference implementations in plain NumPy, against which the kernels are tested."""

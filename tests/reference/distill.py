@@ -1,4 +1,4 @@
-"""Softmax and the losses of distillation with their gradients, term by term, in float64."""
+"""Softmax and the distillation losses with gradients, term by term, in float64."""
 
 import numpy as np
 
@@ -13,12 +13,12 @@ def softmax(z, temperature=1.0, axis=-1):
 
 
 def through_softmax(q, gradient, temperature):
-    """What a gradient with respect to the probabilities is for the logits."""
+    """Return the gradient for the logits, given that for the probabilities."""
     return q * (gradient - (gradient * q).sum(axis=-1, keepdims=True)) / temperature
 
 
 def xlogy(x, y):
-    """x ln y, 0 for x = 0."""
+    """Return x ln y, 0 for x = 0."""
     return np.where(x > 0, x * np.log(np.where(x > 0, y, 1)), 0)
 
 
@@ -40,7 +40,7 @@ DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "js": js}
 
 
 def soft_term(student, p, temperature, divergence="forward_kl"):
-    """T^2 D of each row, and its gradient."""
+    """Return T^2 D of each row and its gradient."""
     t = np.broadcast_to(temperature, len(student))[:, None]
     q = softmax(student, t)
     value, gradient = DIVERGENCES[divergence](p, q)
@@ -48,10 +48,10 @@ def soft_term(student, p, temperature, divergence="forward_kl"):
 
 
 def hard_term(student, labels, smoothing=0.0, class_weight=None):
-    """The cross-entropy of each row, and its gradient; 0 for labels below 0."""
+    """Return the cross-entropy of each row and its gradient; 0 for labels below 0."""
     n, classes = student.shape
     w = np.ones(classes) if class_weight is None else class_weight
-    # What each class is expected with, times its weight.
+    # The smoothed target distribution times the class weights.
     target = np.full((n, classes), smoothing / classes)
     target[np.arange(n), labels] += 1 - smoothing
     target *= w
@@ -83,7 +83,7 @@ def kd_loss(
     ignore_index=-100,
     reduction="mean",
 ):
-    """Loss (of each row for "none") and gradient."""
+    """Return the loss (per row for "none") and the gradient."""
     n, classes = student.shape
     v = np.ones(n) if sample_weight is None else sample_weight
     p = teacher_probabilities(teacher, temperature, teacher_kind)
@@ -108,7 +108,7 @@ def standardized(z):
 
 
 def standardized_kd_loss(student, teacher, temperature):
-    """The soft term of standardized logits, and its gradient through the standardization."""
+    """Return the soft term of standardized logits and its gradient through the standardization."""
     loss, g = kd_loss(standardized(student), standardized(teacher), temperature)
     center = student - student.mean(axis=1, keepdims=True)
     sigma = student.std(axis=1, keepdims=True)
@@ -119,13 +119,13 @@ def standardized_kd_loss(student, teacher, temperature):
 
 
 def top_k_loss(student, teacher, k, temperature):
-    """Forward KL over the teacher's k largest classes and one more, of all others."""
+    """Return the forward KL over the teacher's k largest classes and one bucket for the rest."""
     n, classes = student.shape
     p, q = softmax(teacher, temperature), softmax(student, temperature)
     loss, grad = 0.0, np.zeros_like(student)
     for i in range(n):
         known = np.argsort(-teacher[i], kind="stable")[:k]
-        # A matrix that adds up classes to outcomes.
+        # A matrix that sums classes into buckets.
         merge = np.zeros((classes, k + 1))
         merge[known, np.arange(k)] = 1
         merge[np.setdiff1d(np.arange(classes), known), k] = 1
@@ -213,7 +213,7 @@ def rkd_angle_loss(student, teacher):
 
 
 def correlation(u, v):
-    """1 - Pearson of the last axis, the mean over the rest; and the gradient by `u`."""
+    """Return the mean of 1 - Pearson's correlation over the last axis, and its gradient by `u`."""
     du, dv = u - u.mean(axis=-1, keepdims=True), v - v.mean(axis=-1, keepdims=True)
     lu, lv = (np.linalg.norm(d, axis=-1, keepdims=True) for d in (du, dv))
     product = lu * lv + 1e-8

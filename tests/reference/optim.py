@@ -166,7 +166,7 @@ def adamax(theta, g, state, t, *, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay
 
 
 def _decayed(theta, g, lr, weight_decay, decoupled):
-    """The parameter and gradient after either kind of weight decay."""
+    """Return the parameter and gradient after either kind of weight decay."""
     if decoupled:
         return theta - lr * weight_decay * theta, g
     return theta, g + weight_decay * theta
@@ -374,5 +374,5 @@ def muon(
 
 
 def norm(arrays, order=2):
-    """The norm of all arrays together."""
+    """Return the norm over all arrays together."""
     return np.linalg.norm(np.concatenate([np.ravel(a).astype(np.float64) for a in arrays]), order)

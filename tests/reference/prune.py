@@ -10,7 +10,7 @@ def threshold(arrays, sparsity):
 
 
 def mask(w, sparsity):
-    """Removes the smallest; of equal ones those that come first."""
+    """Remove the k smallest; among equal values, the first."""
     k = round(sparsity * w.size)
     order = np.argsort(np.abs(w).ravel(), kind="stable")
     keep = np.ones(w.size, bool)
@@ -19,7 +19,7 @@ def mask(w, sparsity):
 
 
 def cubic(t, s_i, s_f, t0, n, dt):
-    """Zhu & Gupta's equation 1, at a pruning step."""
+    """Return Zhu & Gupta's equation 1 at a pruning step."""
     return s_f + (s_i - s_f) * (1 - (t - t0) / (n * dt)) ** 3
 
 
@@ -28,7 +28,7 @@ def linear(t, s_i, s_f, t0, n, dt):
 
 
 def exponential(t, s_i, s_f, t0, n, dt):
-    """The share of what is left that every pruning step removes, as often as there were."""
+    """Remove the same fraction of the remaining weights at every pruning step so far."""
     kept = ((1 - s_f) / (1 - s_i)) ** (1 / n)
     density = 1 - s_i
     for _ in range((t - t0) // dt):
@@ -37,7 +37,7 @@ def exponential(t, s_i, s_f, t0, n, dt):
 
 
 def iterative(t, rate, final, begin, frequency):
-    """Rounds one by one, each of which removes a share of what is left."""
+    """Apply rounds one by one, each removing a fraction of the remaining weights."""
     left = 1.0
     for _ in range(begin, t + 1, frequency):
         left = max(left * (1 - rate), 1 - final)
@@ -45,7 +45,7 @@ def iterative(t, rate, final, begin, frequency):
 
 
 def lowest(scores, k):
-    """Masks without the k lowest of all arrays together; of equal ones the first go."""
+    """Return masks without the k lowest over all arrays; among equal scores, without the first."""
     flat = np.concatenate([np.ravel(s) for s in scores])
     keep = np.ones(flat.size, bool)
     keep[np.argsort(flat, kind="stable")[:k]] = False
@@ -113,7 +113,7 @@ def movement(w, grads):
 
 
 def wanda(w, x):
-    """Sun et al., equation 1, in the loops of the paper's figure."""
+    """Return the score of Sun et al., equation 1, with the loops of the paper's figure."""
     scores = np.empty(w.shape)
     for i in range(w.shape[0]):
         for j in range(w.shape[1]):
@@ -122,7 +122,7 @@ def wanda(w, x):
 
 
 def erdos_renyi(shapes, sparsity, kernel):
-    """The factor that makes the total come out, by bisection; no layer is more than dense."""
+    """Find the factor that gives the total sparsity by bisection; densities are capped at 1."""
     sizes = np.array([np.prod(s) for s in shapes], float)
     raw = np.array(
         [sum(s) / np.prod(s) if kernel else (s[0] + s[1]) / (s[0] * s[1]) for s in shapes]
@@ -176,7 +176,7 @@ def sparsegpt(w, x, sparsity=None, nm=None, damping=0.01, block=128):
 
 
 def rewire(w, stored, growth, count):
-    """Drops and grows one entry after another; returns the matrix and the pattern."""
+    """Drop and grow entries one by one; return the matrix and the pattern."""
     w, stored = w.copy(), stored.copy()
     places = [tuple(p) for p in np.argwhere(stored)]
     dropped = sorted(places, key=lambda p: abs(w[p]))[:count]

@@ -1,4 +1,4 @@
-"""Sparse matrices as loops over their entries."""
+"""Sparse products as loops over the stored entries."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def to_dense(data, indices, indptr, shape):
 
 
 def matmul(dense, x, y=0.0, bias=None, relu=False):
-    """What a product is with all that may follow it, in double precision."""
+    """Return a product with its epilogue in double precision."""
     result = dense.astype(np.float64) @ x.astype(np.float64) + y
     if bias is not None:
         result = result + (bias[:, None] if result.ndim == 2 else bias)

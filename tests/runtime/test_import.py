@@ -1,4 +1,4 @@
-"""What an import of the package loads, and what it leaves until it is used."""
+"""Modules that `import compressrs` loads, and those that are imported on first use."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_the_import_loads_no_subpackage_and_no_other_package():
         "compressrs._core",
         "compressrs._threads",
     }
-    # threadpoolctl, where it is installed, is told of our pool.
+    # threadpoolctl, if installed, is imported to register the thread pool.
     others = {m.partition(".")[0] for m in new} - {"compressrs", "threadpoolctl"}
     assert not others - sys.stdlib_module_names
 

@@ -19,7 +19,7 @@ N = 300_000  # large enough for the pool
 
 
 def everything() -> str:
-    """A digest of every kernel's result, in both precisions."""
+    """Return a digest of every kernel's result in both precisions."""
     digest = hashlib.sha256()
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.float64):
@@ -95,7 +95,7 @@ def everything() -> str:
 
 
 def pruning(w, g):
-    """Yield what the kernels of cr.prune give."""
+    """Yield the results of the kernels of cr.prune."""
     p = cr.prune
     scores = p.Movement(), p.Snip(), p.Taylor()
     for score in scores:
@@ -122,7 +122,7 @@ def pruning(w, g):
 
 
 def distillation(z, t, labels):
-    """Yield what all functions of cr.distill give."""
+    """Yield the results of all functions of cr.distill."""
     d = cr.distill
     for axis in (0, 1):
         yield from (f(z, 2.0, axis) for f in (d.softmax, d.log_softmax, d.logsumexp))
@@ -142,7 +142,7 @@ def distillation(z, t, labels):
 
 
 def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code with these settings of compressrs, and not those of the test run."""
+    """Run code in a process with these settings of compressrs instead of the test run's."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("COMPRESSRS_")}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -309,7 +309,7 @@ def test_eight_threads_stepping_the_same_optimizer_take_turns(n):
 
 
 def test_the_gil_is_released():
-    """While a kernel runs in one thread, another thread's Python code goes on."""
+    """Python code in another thread runs while a kernel runs."""
     z = np.zeros((2000, 5000))
     out = np.empty_like(z)
     done = threading.Event()
@@ -321,7 +321,7 @@ def test_the_gil_is_released():
         done.set()
 
     switch = sys.getswitchinterval()
-    # With the GIL held throughout, a thread would wait this long to get it.
+    # If the GIL were held throughout, another thread would wait this long.
     sys.setswitchinterval(60)
     thread = threading.Thread(target=work)
     try:

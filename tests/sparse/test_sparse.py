@@ -92,7 +92,7 @@ def _places(matrix):
 
 
 def test_layer_sizes_go_by_panels_and_agree():
-    """Batches large enough that each thread gets panels of its own."""
+    """Batches large enough that each thread processes its own panels."""
     rng = np.random.default_rng(3)
     w = np.where(rng.random((130, 210)) < 0.1, rng.standard_normal((130, 210)), 0)
     a = CSRMatrix.from_dense(w)
@@ -181,7 +181,7 @@ def test_arrays_changed_behind_our_back_are_refused_before_they_are_read():
     a = CSRMatrix.from_dense(np.eye(4))
     x = np.ones((4, 2))
     for name, value in (("indices", 1000), ("indices", -5), ("indptr", 3)):
-        # Arrays that somebody else owns and may write to.
+        # Arrays that the caller owns and may write to.
         parts = a.data.copy(), a.indices.copy(), a.indptr.copy()
         broken = CSRMatrix(parts, a.shape)
         assert not broken._core.is_immutable
@@ -367,7 +367,7 @@ def test_patterns_as_sets(matrix, seed):
     np.testing.assert_array_equal(
         moved.to_dense(), np.where(other, np.where(a.pattern(), a.to_dense(), 7), 0)
     )
-    # In any order of the entries.
+    # Entries in any order.
     order = np.concatenate(
         [rng.permutation(np.arange(*a.indptr[i : i + 2])) for i in range(a.shape[0])] or [[]]
     ).astype(np.intp)

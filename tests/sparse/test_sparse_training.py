@@ -1,4 +1,4 @@
-"""Patterns that change while layers train: rewiring, SET, RigL."""
+"""Dynamic sparse training: rewiring, SET, RigL."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -52,7 +52,7 @@ def test_state_goes_along(make):
     for _ in range(3):
         opt.step(rng.standard_normal(matrix.nnz).astype(np.float32))
 
-    # Codes are decoded, so that what they stand for can be compared.
+    # Codes are decoded to compare the values they represent.
     def state():
         copy = make(matrix.data.copy())
         copy.load_state_dict(opt.state_dict())
@@ -211,6 +211,6 @@ def test_bad_dynamic_training():
             cr.prune.RigL(layer, opt, **{"end": 10, **kwargs})
     with pytest.raises(RuntimeError, match="needs a backward"):
         cr.prune.RigL(layer, opt, end=10, frequency=1).step()
-    # No place to grow: nothing changes.
+    # No position is free: nothing changes.
     full = cr.nn.SparseLinear.from_linear(cr.nn.Linear(3, 2, rng=0))
     assert cr.prune.SET(full, cr.optim.SGD(full.params, lr=0.1), frequency=1).step()
