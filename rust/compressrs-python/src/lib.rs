@@ -13,6 +13,7 @@ mod errors;
 mod operand;
 mod optim;
 mod prune;
+mod quantized_matrix;
 mod rules;
 mod sparse;
 mod storage;
@@ -42,6 +43,8 @@ mod _core {
         magnitude_threshold, mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct,
         refuse_nan,
     };
+    #[pymodule_export]
+    use crate::quantized_matrix::{PackedWeights, matmul_integer};
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars, rules};
     #[pymodule_export]

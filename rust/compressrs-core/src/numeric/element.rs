@@ -20,7 +20,7 @@ macro_rules! numbers {
         )*
     };
 }
-numbers!(f32 f64 f16 bf16 u8 i16 i32 i64);
+numbers!(f32 f64 f16 bf16 i8 u8 i16 i32 i64);
 
 /// A type arithmetic is done in: `f32` or `f64`.
 ///

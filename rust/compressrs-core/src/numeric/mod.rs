@@ -1,7 +1,8 @@
-//! Element types and loops over them, `exp` and `ln` as vectors, reductions in a fixed order, stochastic rounding.
+//! Element types and loops over them, `exp`, `ln` and `erf` as vectors, reductions in a fixed order, stochastic rounding.
 
 pub mod element;
 pub mod elementwise;
+pub mod erf;
 pub mod exp;
 pub mod lanes;
 pub mod log;

@@ -6,6 +6,10 @@
 //! for each [`Level`]. `mul_add` and the fixed lanes of [`crate::numeric::lanes`] make the
 //! bits the same on all of them.
 //!
+//! The dot products of bytes that [`Level::AvxVnni`] and [`Level::Avx512Vnni`] add are of
+//! use to integer products alone, which choose by [`level`] themselves; to all other
+//! kernels these levels are AVX2 and AVX-512.
+//!
 //! # Why hand-made wrappers
 //!
 //! The `multiversion` and `pulp` crates were tried on the Adam update (`f32`,
@@ -32,12 +36,23 @@ pub enum Level {
     Neon,
     /// 256-bit AVX2 with FMA.
     Avx2,
+    /// AVX2, with 256-bit dot products of bytes (AVX-VNNI).
+    AvxVnni,
     /// 512-bit AVX-512 (F, BW, DQ, VL).
     Avx512,
+    /// AVX-512, with 512-bit dot products of bytes (AVX-512 VNNI).
+    Avx512Vnni,
 }
 
 impl Level {
-    const ALL: [Level; 4] = [Level::Portable, Level::Neon, Level::Avx2, Level::Avx512];
+    const ALL: [Level; 6] = [
+        Level::Portable,
+        Level::Neon,
+        Level::Avx2,
+        Level::AvxVnni,
+        Level::Avx512,
+        Level::Avx512Vnni,
+    ];
 
     /// The name used in [`ENV`] and in `show_config`.
     pub fn name(self) -> &'static str {
@@ -45,7 +60,9 @@ impl Level {
             Level::Portable => "portable",
             Level::Neon => "neon",
             Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
             Level::Avx512 => "avx512",
+            Level::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -62,6 +79,16 @@ impl Level {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => {
+                cfg!(not(feature = "single-level"))
+                    && Level::Avx2.is_supported()
+                    && is_x86_feature_detected!("avxvnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => {
+                Level::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 cfg!(not(feature = "single-level"))
                     && Level::Avx2.is_supported()
@@ -71,7 +98,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => false,
+            Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vnni => false,
         }
     }
 
@@ -189,10 +216,10 @@ unsafe fn run_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
         #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
         // SAFETY: the caller guarantees that the machine supports the level.
-        Level::Avx512 => unsafe { x86::avx512(kernel) },
+        Level::Avx512 | Level::Avx512Vnni => unsafe { x86::avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 => unsafe { x86::avx2(kernel) },
+        Level::Avx2 | Level::AvxVnni => unsafe { x86::avx2(kernel) },
         #[cfg(all(target_arch = "x86_64", feature = "single-level"))]
         _ => unreachable!("{} is not compiled", level.name()),
         // NEON is part of the aarch64 base target.

@@ -1,0 +1,198 @@
+//! Activations in eight bits, row by row.
+
+use super::isa::STEP;
+use super::panels::Columns;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
+
+/// Elements worth a task of their own.
+const GRAIN: usize = 16 * 1024;
+
+/// Rows of activations, as they come.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// Numbers, to be quantized by the scales of the rows.
+    Numbers(&'a [f32], &'a [f32]),
+    /// Codes, and the scales of the rows.
+    Codes(&'a [i8], &'a [f32]),
+    /// Integers.
+    Signed(&'a [i8]),
+    /// Integers, of which 128 is to be subtracted.
+    Unsigned(&'a [u8]),
+}
+
+impl<'a> Rows<'a> {
+    /// The scales of the rows; none of integers.
+    pub(super) fn scales(self) -> Option<&'a [f32]> {
+        match self {
+            Rows::Numbers(_, scales) | Rows::Codes(_, scales) => Some(scales),
+            Rows::Signed(_) | Rows::Unsigned(_) => None,
+        }
+    }
+
+    /// Number of elements.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Rows::Numbers(x, _) => x.len(),
+            Rows::Codes(x, _) | Rows::Signed(x) => x.len(),
+            Rows::Unsigned(x) => x.len(),
+        }
+    }
+}
+
+/// The scale of each row, `max |x| / 127`; not finite where the row is not.
+///
+/// # Panics
+/// If `x` is not rows of `columns`.
+pub fn row_scales(x: &[f32], columns: usize, scales: &mut [f32]) {
+    assert_eq!(x.len(), scales.len() * columns);
+    let rows = SharedMut::new(scales);
+    parallel::for_each(0..rows.len(), GRAIN.div_ceil(columns.max(1)), 1, |part| {
+        // SAFETY: parts do not overlap, and `scales` is borrowed until the loop ends.
+        let scales = unsafe { rows.slice(part.clone()) };
+        simd::dispatch(Scales { x: &x[part.start * columns..part.end * columns], columns, scales });
+    });
+}
+
+struct Scales<'a> {
+    x: &'a [f32],
+    columns: usize,
+    scales: &'a mut [f32],
+}
+
+impl Kernel for Scales<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (i, scale) in self.scales.iter_mut().enumerate() {
+            let row = &self.x[i * self.columns..(i + 1) * self.columns];
+            // Bits of magnitudes order as they do, NaN last.
+            let largest = row.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+            *scale = f32::from_bits(largest) / 127.0;
+        }
+    }
+}
+
+/// Rows of activations, laid out for products with panels.
+pub(super) struct Activations {
+    /// The codes, row by row: `i8`, or `i16` in the order that wide products take.
+    pub codes: Scratch<i8>,
+    /// Bytes of a row.
+    pub stride: usize,
+    /// For each row, the sums of the codes of each group.
+    pub sums: Scratch<i32>,
+}
+
+impl Activations {
+    /// Lays out rows `first..first + count`.
+    pub fn new(rows: Rows<'_>, first: usize, count: usize, columns: Columns, wide: bool) -> Self {
+        let groups = columns.groups();
+        let stride = columns.steps() * STEP * if wide { 2 } else { 1 };
+        let mut this = Activations {
+            codes: Scratch::new(count * stride),
+            stride,
+            sums: Scratch::new(count * groups),
+        };
+        let codes = SharedMut::new(&mut this.codes);
+        let sums = SharedMut::new(&mut this.sums);
+        parallel::for_each(0..count, GRAIN.div_ceil(columns.count.max(1)), 1, |part| {
+            // SAFETY: parts do not overlap; both are borrowed until the loop ends.
+            let codes = unsafe { codes.slice(part.start * stride..part.end * stride) };
+            // SAFETY: as above.
+            let sums = unsafe { sums.slice(part.start * groups..part.end * groups) };
+            simd::dispatch(Lay { rows, first: first + part.start, columns, wide, codes, sums });
+        });
+        this
+    }
+}
+
+struct Lay<'a> {
+    rows: Rows<'a>,
+    first: usize,
+    columns: Columns,
+    wide: bool,
+    codes: &'a mut [i8],
+    sums: &'a mut [i32],
+}
+
+impl Kernel for Lay<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Lay { rows, first, columns, wide, codes, sums } = self;
+        let (k, groups) = (columns.count, columns.groups());
+        if k == 0 {
+            return;
+        }
+        let narrow = columns.steps() * STEP;
+        let mut line = Scratch::<i8>::new(if wide { narrow } else { 0 });
+        let strides = codes.chunks_exact_mut(if wide { 2 * narrow } else { narrow });
+        for (i, (codes, sums)) in strides.zip(sums.chunks_exact_mut(groups)).enumerate() {
+            let row = (first + i) * k..(first + i + 1) * k;
+            let to: &mut [i8] = if wide { &mut line } else { &mut *codes };
+            match rows {
+                Rows::Numbers(x, scales) => {
+                    let scale = scales[first + i];
+                    // Rows that are not finite have a scale that makes the result NaN.
+                    if scale > 0.0 && scale.is_finite() {
+                        lay(columns, &x[row], to, sums, |x| code(x, scale));
+                    } else {
+                        to.fill(0);
+                        sums.fill(0);
+                    }
+                }
+                Rows::Codes(x, _) | Rows::Signed(x) => lay(columns, &x[row], to, sums, |x| x),
+                Rows::Unsigned(x) => lay(columns, &x[row], to, sums, |x| (x ^ 128).cast_signed()),
+            }
+            if wide {
+                for (from, to) in line.as_chunks::<STEP>().0.iter().zip(codes.chunks_exact_mut(8)) {
+                    let [a, b, c, d] =
+                        from.map(|x| i16::from(x).to_le_bytes().map(u8::cast_signed));
+                    to.copy_from_slice([a, c, b, d].as_flattened());
+                }
+            }
+        }
+    }
+}
+
+/// `x / scale`, rounded to nearest, ties to even, and clamped to 127.
+#[inline(always)]
+fn code(x: f32, scale: f32) -> i8 {
+    let x = x / scale;
+    // A subnormal scale is rounded so much that quotients may be larger.
+    let x = if x > 127.0 { 127.0 } else { x };
+    let x = if x < -127.0 { -127.0 } else { x };
+    round(x) as i8
+}
+
+/// The nearest integer, ties to even, of what is below 2^22.
+#[inline(always)]
+pub(super) fn round(x: f32) -> i32 {
+    // Adding 1.5 * 2^23 leaves the integer in the low bits of the representation.
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
+}
+
+/// Writes a row, each group from a step on, and its sums.
+#[inline(always)]
+fn lay<T: Copy>(
+    columns: Columns,
+    x: &[T],
+    to: &mut [i8],
+    sums: &mut [i32],
+    code: impl Fn(T) -> i8,
+) {
+    let steps = columns.group_steps() * STEP;
+    for (g, (to, sum)) in to.chunks_mut(steps).zip(sums).enumerate() {
+        let x = &x[columns.of_group(g)];
+        let (to, rest) = to.split_at_mut(x.len());
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = code(*x);
+        }
+        rest.fill(0);
+        *sum = to.iter().fold(0i32, |sum, x| sum + i32::from(*x));
+    }
+}

@@ -1,0 +1,245 @@
+//! Codes, packed for products.
+//!
+//! A panel has the codes of [`LANES`] channels: for each step of [`STEP`] columns a line of
+//! 64 bytes, four columns of one channel after those of the other. Codes of up to four bits
+//! take half of that: a line holds two steps, the first in the lower halves of its bytes.
+//! Up to [`BLOCK`] panels lie interleaved, line by line, so that a product with one row
+//! reads memory from the first to the last byte and still has sums enough to hide latency.
+//!
+//! Each group of columns begins with a line; what is behind the last column of a group, and
+//! behind the last channel, is 0, as activations are there.
+
+use std::collections::TryReserveError;
+use std::ops::Range;
+
+use super::isa::{LANES, STEP};
+use crate::runtime::parallel::{self, SharedMut};
+
+/// Columns of a group at most: products of a byte and an activation of eight bits, so
+/// many of them, fit an `i32`. Longer groups are cut, and parts scaled alike.
+pub const MAX_GROUP: usize = 1 << 16;
+
+const _: () = assert!(255 * 128 * MAX_GROUP <= i32::MAX as usize);
+
+/// Bytes of a line of the cache, and of a step of a panel.
+pub(super) const LINE: usize = LANES * STEP;
+
+/// Panels that are interleaved.
+pub(super) const BLOCK: usize = 4;
+
+/// Bytes worth packing by a task of their own.
+const GRAIN: usize = 64 * 1024;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([u8; LINE]);
+
+/// How columns are laid out in steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Columns.
+    pub count: usize,
+    /// Columns of each group but the last, which may have fewer.
+    pub group: usize,
+    /// Whether a line holds two steps.
+    pub nibbles: bool,
+}
+
+impl Columns {
+    /// Groups of `group` columns.
+    ///
+    /// # Panics
+    /// If a group has none, or too many.
+    pub fn new(count: usize, group: usize, nibbles: bool) -> Self {
+        assert!((1..=MAX_GROUP).contains(&group));
+        Columns { count, group, nibbles }
+    }
+
+    /// Number of groups.
+    pub fn groups(&self) -> usize {
+        self.count.div_ceil(self.group)
+    }
+
+    /// The columns of a group.
+    pub fn of_group(&self, g: usize) -> Range<usize> {
+        g * self.group..self.count.min((g + 1) * self.group)
+    }
+
+    fn steps_of(&self, columns: usize) -> usize {
+        columns.div_ceil(STEP).next_multiple_of(if self.nibbles { 2 } else { 1 })
+    }
+
+    /// Steps of each group but the last.
+    #[inline(always)]
+    pub(super) fn group_steps(&self) -> usize {
+        self.steps_of(self.group)
+    }
+
+    /// Steps of a row.
+    pub(super) fn steps(&self) -> usize {
+        let Some(last) = self.groups().checked_sub(1) else { return 0 };
+        last * self.group_steps() + self.steps_of(self.of_group(last).len())
+    }
+
+    /// Steps in a line.
+    pub(super) fn per_line(&self) -> usize {
+        if self.nibbles { 2 } else { 1 }
+    }
+
+    /// Lines of a panel.
+    fn lines(&self) -> usize {
+        self.steps() / self.per_line()
+    }
+}
+
+/// Codes of channels by columns.
+pub struct Panels {
+    channels: usize,
+    columns: Columns,
+    lines: Vec<Line>,
+}
+
+impl Panels {
+    /// Packs the codes that `code` gives, channel by column: bytes, below 16 if two share
+    /// one.
+    ///
+    /// # Errors
+    /// There is not the memory for them.
+    pub fn pack(
+        channels: usize,
+        columns: Columns,
+        code: impl Fn(usize, usize) -> u8 + Sync,
+    ) -> Result<Self, TryReserveError> {
+        let count = channels.div_ceil(LANES) * columns.lines();
+        let mut lines: Vec<Line> = Vec::new();
+        lines.try_reserve_exact(count)?;
+        lines.resize(count, Line([0; LINE]));
+        let mut this = Panels { channels, columns, lines };
+        let blocks = 0..this.blocks();
+        let spans: Vec<_> = blocks.clone().map(|block| this.span(block)).collect();
+        let shared = SharedMut::new(&mut this.lines);
+        let grain = GRAIN.div_ceil((columns.lines() * BLOCK * LINE).max(1));
+        parallel::for_each(blocks, grain, 1, |part| {
+            for block in part {
+                // SAFETY: the spans of blocks do not overlap, and `lines` is borrowed until
+                // the loop ends.
+                let lines = unsafe { shared.slice(spans[block].clone()) };
+                fill(columns, block * BLOCK * LANES..channels, lines, &code);
+            }
+        });
+        Ok(this)
+    }
+
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Their columns.
+    pub fn columns(&self) -> Columns {
+        self.columns
+    }
+
+    /// Bytes that the codes take.
+    pub fn nbytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+    }
+
+    /// The code of a channel in a column.
+    pub fn code(&self, channel: usize, column: usize) -> u8 {
+        let g = column / self.columns.group;
+        let within = column - g * self.columns.group;
+        let step = g * self.columns.group_steps() + within / STEP;
+        let panel = channel / LANES;
+        let (block, width) = self.block(panel / BLOCK);
+        let line = step / self.columns.per_line() * width + panel % BLOCK;
+        let byte = block[line * LINE + channel % LANES * STEP + within % STEP];
+        match self.columns.nibbles {
+            false => byte,
+            true if step.is_multiple_of(2) => byte & 15,
+            true => byte >> 4,
+        }
+    }
+
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.channels.div_ceil(LANES * BLOCK)
+    }
+
+    /// Number of panels in a block.
+    #[inline(always)]
+    pub(super) fn width(&self, block: usize) -> usize {
+        BLOCK.min(self.channels.div_ceil(LANES) - block * BLOCK)
+    }
+
+    /// The lines of a block.
+    fn span(&self, block: usize) -> Range<usize> {
+        let start = block * BLOCK * self.columns.lines();
+        start..start + self.width(block) * self.columns.lines()
+    }
+
+    /// The bytes of a block, and the number of its panels: line by line, one of each panel.
+    #[inline(always)]
+    pub(super) fn block(&self, block: usize) -> (&[u8], usize) {
+        let lines = &self.lines[self.span(block)];
+        // SAFETY: a line is 64 bytes.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) };
+        (bytes, self.width(block))
+    }
+}
+
+/// Writes the lines of a block, which begins with the first of `channels`.
+fn fill(
+    columns: Columns,
+    channels: Range<usize>,
+    lines: &mut [Line],
+    code: &impl Fn(usize, usize) -> u8,
+) {
+    let width = BLOCK.min(channels.len().div_ceil(LANES));
+    let mut rows = lines.chunks_exact_mut(width);
+    for g in 0..columns.groups() {
+        let group = columns.of_group(g);
+        for step in (0..columns.steps_of(group.len())).step_by(columns.per_line()) {
+            let Some(row) = rows.next() else { return };
+            for (lane, bytes) in
+                row.iter_mut().flat_map(|line| line.0.as_chunks_mut::<STEP>().0).enumerate()
+            {
+                let channel = channels.start + lane;
+                if channel >= channels.end {
+                    break;
+                }
+                let at = |column| if column < group.end { code(channel, column) } else { 0 };
+                for (j, byte) in bytes.iter_mut().enumerate() {
+                    let column = group.start + step * STEP + j;
+                    *byte = at(column) | if columns.nibbles { at(column + STEP) << 4 } else { 0 };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_come_back() {
+        for (channels, count, group) in
+            [(0, 5, 4), (1, 1, 1), (16, 8, 8), (17, 9, 4), (33, 100, 32), (130, 13, 5), (3, 0, 7)]
+        {
+            for nibbles in [false, true] {
+                let code = |i: usize, j: usize| {
+                    ((i * 31 + j * 7 + 3) % if nibbles { 16 } else { 256 }) as u8
+                };
+                let columns = Columns::new(count, group, nibbles);
+                let panels = Panels::pack(channels, columns, code).unwrap();
+                for i in 0..channels {
+                    for j in 0..count {
+                        assert_eq!(panels.code(i, j), code(i, j), "{i} {j} {columns:?}");
+                    }
+                }
+            }
+        }
+    }
+}
