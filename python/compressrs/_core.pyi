@@ -12,6 +12,7 @@ __all__ = [
     "Checksum",
     "Factor",
     "NonFiniteGradientError",
+    "PackedWeights",
     "Sparse",
     "Stepper",
     "__version__",
@@ -39,6 +40,7 @@ __all__ = [
     "mask_n_of_m",
     "mask_rows",
     "mask_smallest",
+    "matmul_integer",
     "merge_positions",
     "norm",
     "reconstruct",
@@ -133,6 +135,33 @@ class Factor:
 def reconstruct(
     w: _Array, u: _Array, choice: tuple[int, int | None], block: int, mask: _Array
 ) -> bool: ...
+
+@final
+class PackedWeights:
+    def __new__(
+        cls,
+        parts: tuple[_Array, _Array | None, _Array | None],
+        scale: _Array,
+        bits: int,
+        group: int,
+    ) -> PackedWeights: ...
+    @property
+    def nbytes(self) -> int: ...
+    def codes(self) -> _Array: ...
+    def scale(self) -> NDArray[np.float32]: ...
+    def zero_point(self) -> _Array: ...
+    def linear(
+        self,
+        x: _Array,
+        codes: bool,
+        input_scale: _Array | None,
+        bias: _Array | None,
+        activation: str,
+        out: _Array,
+        requantize: tuple[float, int] | None,
+    ) -> None: ...
+
+def matmul_integer(a: _Array, b: _Array, out: _Array) -> None: ...
 def refuse_nan(w: _Array, name: str) -> None: ...
 def apply_mask(w: _Array, mask: _Array, name: str) -> None: ...
 
