@@ -8,7 +8,7 @@ import argparse
 import importlib.metadata
 
 import compressrs as cr
-from benches.peers import csr, distill, few_bytes, optim, prune
+from benches.peers import csr, distill, few_bytes, optim, prune, quantize
 from benches.peers.measure import torch
 
 ALL = {
@@ -26,6 +26,7 @@ ALL = {
     "top_k": distill.top_k,
     "prune": prune.prune,
     "reconstruction": prune.reconstruction,
+    "quantized_products": quantize.products,
 }
 
 
@@ -40,7 +41,15 @@ def main():
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
     cr.show_config()
-    for package in ("scipy", "scikit-learn", "torch", "deepspeed", "bitsandbytes", "torchao"):
+    for package in (
+        "scipy",
+        "scikit-learn",
+        "torch",
+        "deepspeed",
+        "bitsandbytes",
+        "torchao",
+        "onnxruntime",
+    ):
         try:
             print(f"{package:16} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

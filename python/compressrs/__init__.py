@@ -4,6 +4,7 @@
 - `compressrs.prune`: scores, masks, schedules and pruning methods;
 - `compressrs.sparse`: sparse matrices with fast products, forward and backward;
 - `compressrs.distill`: softmax with temperature and distillation losses;
+- `compressrs.quantize`: weights in few bits, and fast products with them;
 - `compressrs.nn`: layers that can be trained, pruned and distilled;
 - `compressrs.checkpoint`: compressed files of weights.
 
@@ -21,7 +22,7 @@ from compressrs._core import __version__
 from compressrs._threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from compressrs import checkpoint, distill, nn, optim, prune, sparse
+    from compressrs import checkpoint, distill, nn, optim, prune, quantize, sparse
 
 __all__ = [
     "__version__",
@@ -31,6 +32,7 @@ __all__ = [
     "nn",
     "optim",
     "prune",
+    "quantize",
     "set_num_threads",
     "show_config",
     "sparse",

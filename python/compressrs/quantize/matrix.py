@@ -24,10 +24,11 @@ _MAX_GROUP = 1 << 16
 class QuantizedMatrix:
     r"""A matrix of quantized weights, packed for products with rows of activations.
 
-    .. math:: W_{nk} = s_{ng}\,(c_{nk} - z_{ng}), \qquad g = \lfloor k / \mathrm{group\_size} \rfloor
+    .. math:: W_{nk} = s_{ng}\,(c_{nk} - z_{ng}), \qquad g = \lfloor k / G \rfloor
 
-    Codes of up to 4 bits take half a byte each, others a byte. They are copied: later
-    changes of `q` change nothing here, and nobody can write to what is packed.
+    with groups of :math:`G` columns. Codes of up to 4 bits take half a byte each, others a
+    byte. They are copied: later changes of `q` change nothing here, and nobody can write to
+    what is packed.
 
     Parameters
     ----------
@@ -177,7 +178,8 @@ class QuantizedMatrix:
         if part < group:
             if columns > group:
                 raise ValueError(
-                    f"group_size must be at most {_MAX_GROUP}, or all {columns} columns, got {group}"
+                    f"group_size must be at most {_MAX_GROUP}, or all {columns} columns, "
+                    f"got {group}"
                 )
             parts = -(-columns // part)
             scale = np.repeat(scale, parts, axis=1)

@@ -261,7 +261,9 @@ impl Tile<'_> {
         let (group, total) = (columns.group_steps(), columns.steps());
         let wide = I::WIDE && !columns.nibbles;
         let step_bytes = if wide { 2 * STEP } else { STEP };
-        let mut acc = [[unsafe { I::V::splat(0) }; P]; R];
+        // SAFETY: the caller guarantees the instruction set.
+        let nothing = unsafe { I::V::splat(0) };
+        let mut acc = [[nothing; P]; R];
         let mut step = self.steps.start;
         let mut g = step / group;
         // SAFETY: the caller guarantees the instruction set and the sums; what is read of

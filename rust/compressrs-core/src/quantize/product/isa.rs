@@ -24,7 +24,6 @@ const _: () = assert!(SHORT_STEPS as i32 * 2 * 15 * 128 <= i16::MAX as i32);
 /// # Safety of the functions
 /// The caller guarantees that the machine has the instruction set, and that pointers
 /// point to as many elements as there are lanes, of any alignment.
-#[expect(clippy::missing_safety_doc, reason = "said once, above")]
 pub trait Lanes {
     /// Integers, or bytes, or pairs of `i16`.
     type I: Copy;
@@ -65,7 +64,6 @@ pub trait Lanes {
 ///
 /// # Safety of the functions
 /// As of [`Lanes`]; `x` points to the activations of a step.
-#[expect(clippy::missing_safety_doc, reason = "said once, above")]
 pub trait Isa: 'static {
     /// Its lanes.
     type V: Lanes;
