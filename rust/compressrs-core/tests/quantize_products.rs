@@ -18,7 +18,11 @@ impl Random {
     /// A byte: any, or one of the extremes.
     fn byte(&mut self, extremes: &[u8]) -> u8 {
         let n = self.next();
-        if n % 3 == 0 { (n >> 8) as u8 } else { extremes[(n >> 8) as usize % extremes.len()] }
+        if n.is_multiple_of(3) {
+            (n >> 8) as u8
+        } else {
+            extremes[(n >> 8) as usize % extremes.len()]
+        }
     }
 
     fn float(&mut self) -> f32 {
@@ -68,7 +72,7 @@ fn integers_are_exact_at_every_level() {
                 })
                 .collect();
             let columns = Columns::new(k, group, nibbles);
-            let code = |n: usize, j: usize| w[n * k + j];
+            let code = |n: usize, to: &mut [u8]| to.copy_from_slice(&w[n * k..(n + 1) * k]);
             let weights =
                 Weights::pack(channels, columns, code, Meaning::Zero(zero), None).unwrap();
             for level in Level::supported() {
@@ -134,7 +138,7 @@ fn scaled_sums_are_the_formula_at_every_level() {
                 })
                 .collect();
             let columns = Columns::new(k, group, nibbles);
-            let code = |n: usize, j: usize| w[n * k + j];
+            let code = |n: usize, to: &mut [u8]| to.copy_from_slice(&w[n * k..(n + 1) * k]);
             let meaning = Meaning::Zeros(&zeros);
             let weights = Weights::pack(channels, columns, code, meaning, Some(&scales)).unwrap();
             for level in Level::supported() {
@@ -186,7 +190,7 @@ fn numbers_by_codes_are_chains_at_every_level() {
                 })
                 .collect();
             let columns = Columns::new(k, group, nibbles);
-            let code = |n: usize, j: usize| w[n * k + j];
+            let code = |n: usize, to: &mut [u8]| to.copy_from_slice(&w[n * k..(n + 1) * k]);
             let weights = Weights::pack(channels, columns, code, meaning, Some(&scales)).unwrap();
             for level in Level::supported() {
                 let mut y = vec![-1.0; rows * channels];

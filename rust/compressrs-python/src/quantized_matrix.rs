@@ -41,15 +41,26 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// An element as a number from 0 on, of so many bits.
-    #[inline(always)]
-    fn unsigned(&self, at: usize, bits: u32) -> u8 {
-        let mask = u8::MAX >> (8 - bits);
+    /// Elements, so many after each other, as numbers from 0 on of so many bits.
+    fn unsigned(&self, first: usize, stride: usize, bits: u32, to: &mut [u8]) {
+        let (mask, half) = (u8::MAX >> (8 - bits), 1 << (bits - 1));
+        let len = to.len();
         match self {
-            Bytes::Signed(x) => x[at].cast_unsigned().wrapping_add(1 << (bits - 1)) & mask,
-            Bytes::Unsigned(x) => x[at] & mask,
+            Bytes::Signed(x) => {
+                to.iter_mut().zip(every(x, first, stride, len)).for_each(|(to, x)| {
+                    *to = x.cast_unsigned().wrapping_add(half) & mask;
+                })
+            }
+            Bytes::Unsigned(x) => {
+                to.iter_mut().zip(every(x, first, stride, len)).for_each(|(to, x)| *to = x & mask);
+            }
         }
     }
+}
+
+/// So many elements, a stride from one to the next.
+fn every<T>(x: &[T], first: usize, stride: usize, count: usize) -> impl Iterator<Item = &T> {
+    x.get(first..).unwrap_or_default().iter().step_by(stride.max(1)).take(count)
 }
 
 fn memory_error(error: std::collections::TryReserveError) -> PyErr {
@@ -150,7 +161,9 @@ impl PackedWeights {
                     let need = format!("be {} for {bits} bits", range(signed, bits));
                     return Err(zeros.name.value_error(need, "others"));
                 }
-                Some((0..zeros.array.len()).map(|at| bytes.unsigned(at, bits)).collect())
+                let mut to = vec![0; zeros.array.len()];
+                bytes.unsigned(0, 1, bits, &mut to);
+                Some(to)
             }
         };
         let meaning = match (&table, &zeros) {
@@ -162,8 +175,8 @@ impl PackedWeights {
             (None, Some(zeros)) => Meaning::Zero(zeros.first().copied().unwrap_or(0)),
             (None, None) => Meaning::Zero(if signed { 1 << (bits - 1) } else { 0 }),
         };
-        let code = |n: usize, j: usize| bytes.unsigned(n * k + j, bits);
-        let weights = run(py, || Weights::pack(channels, columns, code, meaning, Some(&scales)))?
+        let row = |n: usize, to: &mut [u8]| bytes.unsigned(n * k, 1, bits, to);
+        let weights = run(py, || Weights::pack(channels, columns, row, meaning, Some(&scales)))?
             .map_err(memory_error)?;
         Ok(PackedWeights { weights, bits, signed })
     }
@@ -189,9 +202,8 @@ impl PackedWeights {
         let to = unsafe { std::slice::from_raw_parts_mut(array.data(), w.channels() * k) };
         run(py, || {
             for (n, row) in to.chunks_exact_mut(k.max(1)).enumerate() {
-                for (j, to) in row.iter_mut().enumerate() {
-                    *to = w.code(n, j).wrapping_sub(low);
-                }
+                w.row(n, row);
+                row.iter_mut().for_each(|to| *to = to.wrapping_sub(low));
             }
         })?;
         Ok(codes)
@@ -286,18 +298,17 @@ impl PackedWeights {
         if codes && given.is_none() {
             scales.try_reserve_exact(rows).map_err(memory_error)?;
             scales.resize(rows, 0.0f32);
-            // SAFETY: as above.
-            let x = unsafe { x.slice::<f32>() };
-            run(py, || core::row_scales(x, k, &mut scales))?;
         }
         if requantize.is_some() {
             let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
-            // SAFETY: as above.
-            let numbers = || unsafe { x.slice::<f32>() };
-            if !is_finite(&scales) || given.is_none() && !codes && !is_finite(numbers()) {
-                return Err(x
-                    .name
-                    .value_error("be finite for an output in codes", "NaN or infinity"));
+            let numbers: &[f32] = match given {
+                // SAFETY: as above.
+                None => unsafe { x.slice() },
+                Some(_) => &[],
+            };
+            if !run(py, || is_finite(numbers))? {
+                let need = "be finite for an output in codes";
+                return Err(x.name.value_error(need, "NaN or infinity"));
             }
             if !bias.is_none_or(is_finite) {
                 return Err(PyValueError::new_err(
@@ -318,8 +329,11 @@ impl PackedWeights {
                 let x = Rows::Codes(x.slice(), given);
                 run(py, || core::multiply(x, rows, w, epilogue, output))
             } else if codes {
-                let x = Rows::Numbers(x.slice(), &scales);
-                run(py, || core::multiply(x, rows, w, epilogue, output))
+                let x = x.slice::<f32>();
+                run(py, || {
+                    core::row_scales(x, k, &mut scales);
+                    core::multiply(Rows::Numbers(x, &scales), rows, w, epilogue, output);
+                })
             } else {
                 let x = x.slice();
                 run(py, || core::multiply_float(x, rows, w, epilogue, output))
@@ -374,9 +388,9 @@ pub fn matmul_integer(
     let out = unsafe { out.slice_mut::<i32>() };
     let columns = Columns::new(k, k.clamp(1, MAX_GROUP), false);
     run(py, || {
-        let code = |n: usize, j: usize| w.unsigned(j * channels + n, 8);
+        let row = |n: usize, to: &mut [u8]| w.unsigned(n, channels, 8, to);
         let zero = if matches!(w, Bytes::Signed(_)) { 128 } else { 0 };
-        let weights = Weights::pack(channels, columns, code, Meaning::Zero(zero), None)?;
+        let weights = Weights::pack(channels, columns, row, Meaning::Zero(zero), None)?;
         match x {
             Bytes::Signed(x) => {
                 let out = Output::Integers(out, None);

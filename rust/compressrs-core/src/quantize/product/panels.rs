@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use super::isa::{LANES, STEP};
 use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
 
 /// Columns of a group at most: products of a byte and an activation of eight bits, so
 /// many of them, fit an `i32`. Longer groups are cut, and parts scaled alike.
@@ -100,7 +101,7 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// Packs the codes that `code` gives, channel by column: bytes, below 16 if two share
+    /// Packs the codes that `row` writes, those of a channel: bytes, below 16 if two share
     /// one.
     ///
     /// # Errors
@@ -108,7 +109,7 @@ impl Panels {
     pub fn pack(
         channels: usize,
         columns: Columns,
-        code: impl Fn(usize, usize) -> u8 + Sync,
+        row: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Result<Self, TryReserveError> {
         let count = channels.div_ceil(LANES) * columns.lines();
         let mut lines: Vec<Line> = Vec::new();
@@ -120,11 +121,16 @@ impl Panels {
         let shared = SharedMut::new(&mut this.lines);
         let grain = GRAIN.div_ceil((columns.lines() * BLOCK * LINE).max(1));
         parallel::for_each(blocks, grain, 1, |part| {
+            let mut codes = Scratch::new(columns.count);
             for block in part {
                 // SAFETY: the spans of blocks do not overlap, and `lines` is borrowed until
                 // the loop ends.
                 let lines = unsafe { shared.slice(spans[block].clone()) };
-                fill(columns, block * BLOCK * LANES..channels, lines, &code);
+                let width = BLOCK.min(channels.div_ceil(LANES) - block * BLOCK);
+                for lane in 0..(width * LANES).min(channels - block * BLOCK * LANES) {
+                    row(block * BLOCK * LANES + lane, &mut codes);
+                    fill(columns, &codes, lane, width, lines);
+                }
             }
         });
         Ok(this)
@@ -145,19 +151,25 @@ impl Panels {
         size_of_val(&self.lines[..])
     }
 
-    /// The code of a channel in a column.
-    pub fn code(&self, channel: usize, column: usize) -> u8 {
-        let g = column / self.columns.group;
-        let within = column - g * self.columns.group;
-        let step = g * self.columns.group_steps() + within / STEP;
-        let panel = channel / LANES;
-        let (block, width) = self.block(panel / BLOCK);
-        let line = step / self.columns.per_line() * width + panel % BLOCK;
-        let byte = block[line * LINE + channel % LANES * STEP + within % STEP];
-        match self.columns.nibbles {
-            false => byte,
-            true if step.is_multiple_of(2) => byte & 15,
-            true => byte >> 4,
+    /// Writes the codes of a channel.
+    pub fn row(&self, channel: usize, to: &mut [u8]) {
+        let (columns, lane) = (self.columns, channel % (LANES * BLOCK));
+        assert_eq!(to.len(), columns.count);
+        let (bytes, width) = self.block(channel / (LANES * BLOCK));
+        let bytes = bytes.as_chunks::<LINE>().0.iter().skip(lane / LANES).step_by(width);
+        let mut bytes = bytes.map(|line| &line[lane % LANES * STEP..][..STEP]);
+        for g in 0..columns.groups() {
+            let to = &mut to[columns.of_group(g)];
+            for to in to.chunks_mut(STEP * columns.per_line()) {
+                let Some(bytes) = bytes.next() else { return };
+                for (j, to) in to.iter_mut().enumerate() {
+                    *to = match columns.nibbles {
+                        false => bytes[j],
+                        true if j < STEP => bytes[j] & 15,
+                        true => bytes[j - STEP] >> 4,
+                    };
+                }
+            }
         }
     }
 
@@ -189,31 +201,21 @@ impl Panels {
     }
 }
 
-/// Writes the lines of a block, which begins with the first of `channels`.
-fn fill(
-    columns: Columns,
-    channels: Range<usize>,
-    lines: &mut [Line],
-    code: &impl Fn(usize, usize) -> u8,
-) {
-    let width = BLOCK.min(channels.len().div_ceil(LANES));
-    let mut rows = lines.chunks_exact_mut(width);
+/// Writes the codes of a channel to its lane in the lines of a block of `width` panels.
+fn fill(columns: Columns, codes: &[u8], lane: usize, width: usize, lines: &mut [Line]) {
+    let mut lines = lines[lane / LANES..].iter_mut().step_by(width);
     for g in 0..columns.groups() {
-        let group = columns.of_group(g);
-        for step in (0..columns.steps_of(group.len())).step_by(columns.per_line()) {
-            let Some(row) = rows.next() else { return };
-            for (lane, bytes) in
-                row.iter_mut().flat_map(|line| line.0.as_chunks_mut::<STEP>().0).enumerate()
-            {
-                let channel = channels.start + lane;
-                if channel >= channels.end {
-                    break;
-                }
-                let at = |column| if column < group.end { code(channel, column) } else { 0 };
-                for (j, byte) in bytes.iter_mut().enumerate() {
-                    let column = group.start + step * STEP + j;
-                    *byte = at(column) | if columns.nibbles { at(column + STEP) << 4 } else { 0 };
-                }
+        for codes in codes[columns.of_group(g)].chunks(STEP * columns.per_line()) {
+            let Some(line) = lines.next() else { return };
+            let bytes = &mut line.0.as_chunks_mut::<STEP>().0[lane % LANES];
+            let (lower, upper) = codes.split_at(STEP.min(codes.len()));
+            if let Some(lower) = lower.first_chunk::<STEP>() {
+                *bytes = *lower;
+            } else {
+                bytes[..lower.len()].copy_from_slice(lower);
+            }
+            for (byte, code) in bytes.iter_mut().zip(upper) {
+                *byte |= code << 4;
             }
         }
     }
@@ -233,11 +235,15 @@ mod tests {
                     ((i * 31 + j * 7 + 3) % if nibbles { 16 } else { 256 }) as u8
                 };
                 let columns = Columns::new(count, group, nibbles);
-                let panels = Panels::pack(channels, columns, code).unwrap();
+                let row = |i: usize, to: &mut [u8]| {
+                    to.iter_mut().enumerate().for_each(|(j, to)| *to = code(i, j));
+                };
+                let panels = Panels::pack(channels, columns, row).unwrap();
                 for i in 0..channels {
-                    for j in 0..count {
-                        assert_eq!(panels.code(i, j), code(i, j), "{i} {j} {columns:?}");
-                    }
+                    let (mut to, mut truth) = (vec![0; count], vec![0; count]);
+                    panels.row(i, &mut to);
+                    row(i, &mut truth);
+                    assert_eq!(to, truth, "{i} {columns:?}");
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::TryReserveError;
 
 use super::isa::LANES;
 use super::panels::{Columns, Panels};
+use crate::runtime::scratch::Scratch;
 
 /// What codes stand for.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Packs codes, of which `code` gives those of a channel and a column. `scales` are of
-    /// each channel and group, channel by channel.
+    /// Packs codes, of which `row` writes those of a channel. `scales` are of each channel
+    /// and group, channel by channel.
     ///
     /// # Errors
     /// There is not the memory for them.
@@ -44,7 +45,7 @@ impl Weights {
     pub fn pack(
         channels: usize,
         columns: Columns,
-        code: impl Fn(usize, usize) -> u8 + Sync,
+        row: impl Fn(usize, &mut [u8]) + Sync,
         meaning: Meaning<'_>,
         scales: Option<&[f32]>,
     ) -> Result<Self, TryReserveError> {
@@ -56,7 +57,7 @@ impl Weights {
             Meaning::Table(table) => Levels::Table(table),
         };
         let scales = scales.map(|scales| by_panels(scales, channels, groups)).transpose()?;
-        Ok(Weights { panels: Panels::pack(channels, columns, code)?, levels, scales })
+        Ok(Weights { panels: Panels::pack(channels, columns, row)?, levels, scales })
     }
 
     /// Number of channels.
@@ -69,9 +70,12 @@ impl Weights {
         self.panels.columns()
     }
 
-    /// The code of a channel in a column.
-    pub fn code(&self, channel: usize, column: usize) -> u8 {
-        self.panels.code(channel, column)
+    /// Writes the codes of a channel.
+    ///
+    /// # Panics
+    /// If there are not as many as columns.
+    pub fn row(&self, channel: usize, to: &mut [u8]) {
+        self.panels.row(channel, to);
     }
 
     /// The scale of a channel and a group; 1 if there are none.
@@ -97,9 +101,11 @@ impl Weights {
     pub fn sums_of_codes(&self, factor: i32) -> Result<Vec<i32>, TryReserveError> {
         let mut sums = Vec::new();
         sums.try_reserve_exact(self.channels())?;
+        let mut codes = Scratch::new(self.columns().count);
         sums.extend((0..self.channels()).map(|channel| {
+            self.row(channel, &mut codes);
             let zero = i32::from(self.zero(channel, 0));
-            let codes = (0..self.columns().count).map(|j| i32::from(self.code(channel, j)) - zero);
+            let codes = codes.iter().map(|code| i32::from(*code) - zero);
             codes.fold(0i32, i32::wrapping_add).wrapping_mul(factor)
         }));
         Ok(sums)
