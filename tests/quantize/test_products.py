@@ -177,6 +177,24 @@ def test_static_activations_and_int8_output():
     np.testing.assert_array_equal(again, y * np.float32(77.7))
 
 
+def test_quotients_near_ties_are_rounded_as_numpy_does():
+    # Around each half of the scale, above and below by a few units in the last place.
+    halves = np.arange(-126.5, 127, dtype=np.float32)
+    eye = np.eye(1 + 9 * halves.size, dtype=np.int8)
+    matrix = QuantizedMatrix.from_codes(eye, 1.0)
+    largest = np.float32([127, 127 / 3, 0.1, 1e-20, 1e-33, 1e33])
+    rows = []
+    for scale in largest / np.float32(127):
+        middle = halves * scale
+        near = [middle.view(np.int32) + step for step in range(-4, 5)]
+        rows.append(np.concatenate([[scale * 127], np.concatenate(near).view(np.float32)]))
+    x = np.array(rows, np.float32)
+    codes, scale = reference.dynamic_codes(x)
+    assert len(np.unique(codes)) == 255
+    y = matrix.linear(x, input="int8")
+    np.testing.assert_array_equal(y, codes.astype(np.float32) * scale[:, None])
+
+
 def test_rows_that_are_not_finite():
     matrix = QuantizedMatrix.from_codes(np.ones((20, 8), np.int8), np.float32(1))
     for bad in (np.nan, np.inf, -np.inf):

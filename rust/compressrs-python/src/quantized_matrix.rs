@@ -41,26 +41,18 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Elements, so many after each other, as numbers from 0 on of so many bits.
-    fn unsigned(&self, first: usize, stride: usize, bits: u32, to: &mut [u8]) {
+    /// Elements, from one on, as numbers from 0 on of so many bits.
+    fn unsigned(&self, first: usize, bits: u32, to: &mut [u8]) {
         let (mask, half) = (u8::MAX >> (8 - bits), 1 << (bits - 1));
-        let len = to.len();
         match self {
-            Bytes::Signed(x) => {
-                to.iter_mut().zip(every(x, first, stride, len)).for_each(|(to, x)| {
-                    *to = x.cast_unsigned().wrapping_add(half) & mask;
-                })
-            }
+            Bytes::Signed(x) => to.iter_mut().zip(&x[first..]).for_each(|(to, x)| {
+                *to = x.cast_unsigned().wrapping_add(half) & mask;
+            }),
             Bytes::Unsigned(x) => {
-                to.iter_mut().zip(every(x, first, stride, len)).for_each(|(to, x)| *to = x & mask);
+                to.iter_mut().zip(&x[first..]).for_each(|(to, x)| *to = x & mask);
             }
         }
     }
-}
-
-/// So many elements, a stride from one to the next.
-fn every<T>(x: &[T], first: usize, stride: usize, count: usize) -> impl Iterator<Item = &T> {
-    x.get(first..).unwrap_or_default().iter().step_by(stride.max(1)).take(count)
 }
 
 fn memory_error(error: std::collections::TryReserveError) -> PyErr {
@@ -162,7 +154,7 @@ impl PackedWeights {
                     return Err(zeros.name.value_error(need, "others"));
                 }
                 let mut to = vec![0; zeros.array.len()];
-                bytes.unsigned(0, 1, bits, &mut to);
+                bytes.unsigned(0, bits, &mut to);
                 Some(to)
             }
         };
@@ -175,7 +167,7 @@ impl PackedWeights {
             (None, Some(zeros)) => Meaning::Zero(zeros.first().copied().unwrap_or(0)),
             (None, None) => Meaning::Zero(if signed { 1 << (bits - 1) } else { 0 }),
         };
-        let row = |n: usize, to: &mut [u8]| bytes.unsigned(n * k, 1, bits, to);
+        let row = |n: usize, to: &mut [u8]| bytes.unsigned(n * k, bits, to);
         let weights = run(py, || Weights::pack(channels, columns, row, meaning, Some(&scales)))?
             .map_err(memory_error)?;
         Ok(PackedWeights { weights, bits, signed })
@@ -388,7 +380,19 @@ pub fn matmul_integer(
     let out = unsafe { out.slice_mut::<i32>() };
     let columns = Columns::new(k, k.clamp(1, MAX_GROUP), false);
     run(py, || {
-        let row = |n: usize, to: &mut [u8]| w.unsigned(n, channels, 8, to);
+        // Rows of the packed matrix are columns of `b`.
+        let (signed, unsigned);
+        let columns_of_b = match w {
+            Bytes::Signed(w) => {
+                signed = core::transposed(w, k, channels)?;
+                Bytes::Signed(&signed)
+            }
+            Bytes::Unsigned(w) => {
+                unsigned = core::transposed(w, k, channels)?;
+                Bytes::Unsigned(&unsigned)
+            }
+        };
+        let row = |n: usize, to: &mut [u8]| columns_of_b.unsigned(n * k, 8, to);
         let zero = if matches!(w, Bytes::Signed(_)) { 128 } else { 0 };
         let weights = Weights::pack(channels, columns, row, Meaning::Zero(zero), None)?;
         match x {

@@ -136,16 +136,14 @@ impl Kernel for Lay<'_> {
             match rows {
                 Rows::Numbers(x, scales) => {
                     let scale = scales[first + i];
-                    // Rows that are not finite have a scale that makes the result NaN.
-                    if scale > 0.0 && scale.is_finite() {
-                        lay(columns, &x[row], to, sums, |x| code(x, scale));
-                    } else {
-                        to.fill(0);
-                        sums.fill(0);
-                    }
+                    lay(columns, &x[row], to, sums, |x, to| quantize(x, scale, to));
                 }
-                Rows::Codes(x, _) | Rows::Signed(x) => lay(columns, &x[row], to, sums, |x| x),
-                Rows::Unsigned(x) => lay(columns, &x[row], to, sums, |x| (x ^ 128).cast_signed()),
+                Rows::Codes(x, _) | Rows::Signed(x) => {
+                    lay(columns, &x[row], to, sums, |x, to| to.copy_from_slice(x));
+                }
+                Rows::Unsigned(x) => lay(columns, &x[row], to, sums, |x, to| {
+                    to.iter_mut().zip(x).for_each(|(to, x)| *to = (x ^ 128).cast_signed());
+                }),
             }
             if wide {
                 for (from, to) in line.as_chunks::<STEP>().0.iter().zip(codes.chunks_exact_mut(8)) {
@@ -158,14 +156,49 @@ impl Kernel for Lay<'_> {
     }
 }
 
-/// `x / scale`, rounded to nearest, ties to even, and clamped to 127.
+/// Elements that are quantized at a time.
+const CHUNK: usize = 64;
+
+/// Writes `x / scale`, rounded to nearest, ties to even, and clamped to 127; 0 where the
+/// scale is 0 or not finite.
 #[inline(always)]
-fn code(x: f32, scale: f32) -> i8 {
-    let x = x / scale;
-    // A subnormal scale is rounded so much that quotients may be larger.
-    let x = if x > 127.0 { 127.0 } else { x };
-    let x = if x < -127.0 { -127.0 } else { x };
-    round(x) as i8
+fn quantize(x: &[f32], scale: f32, to: &mut [i8]) {
+    /// Scales whose reciprocals are as exact as others.
+    const USUAL: std::ops::Range<f32> = 1e-30..1e30;
+    /// Where a product may round otherwise than the quotient: it is off by 2^-23 of 127 at
+    /// most, and the integer by as much where it is nearly halfway between two.
+    const HALFWAY: f32 = 0.4999;
+    if !(scale > 0.0 && scale.is_finite()) {
+        to.fill(0);
+    } else if USUAL.contains(&scale) {
+        let reciprocal = 1.0 / scale;
+        for (x, to) in x.chunks(CHUNK).zip(to.chunks_mut(CHUNK)) {
+            let mut farthest = 0.0f32;
+            for (x, to) in x.iter().zip(&mut *to) {
+                let y = x * reciprocal;
+                let code = round(y);
+                let distance = (y - code as f32).abs();
+                farthest = if distance > farthest { distance } else { farthest };
+                *to = code as i8;
+            }
+            if farthest > HALFWAY {
+                divide(x, scale, to);
+            }
+        }
+    } else {
+        divide(x, scale, to);
+    }
+}
+
+#[inline(always)]
+fn divide(x: &[f32], scale: f32, to: &mut [i8]) {
+    for (x, to) in x.iter().zip(to) {
+        let x = x / scale;
+        // A subnormal scale is rounded so much that quotients may be larger.
+        let x = if x > 127.0 { 127.0 } else { x };
+        let x = if x < -127.0 { -127.0 } else { x };
+        *to = round(x) as i8;
+    }
 }
 
 /// The nearest integer, ties to even, of what is below 2^22.
@@ -183,15 +216,13 @@ fn lay<T: Copy>(
     x: &[T],
     to: &mut [i8],
     sums: &mut [i32],
-    code: impl Fn(T) -> i8,
+    codes: impl Fn(&[T], &mut [i8]),
 ) {
     let steps = columns.group_steps() * STEP;
     for (g, (to, sum)) in to.chunks_mut(steps).zip(sums).enumerate() {
         let x = &x[columns.of_group(g)];
         let (to, rest) = to.split_at_mut(x.len());
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = code(*x);
-        }
+        codes(x, to);
         rest.fill(0);
         *sum = to.iter().fold(0i32, |sum, x| sum + i32::from(*x));
     }

@@ -86,6 +86,25 @@ impl Shared<'_> {
         channels: usize,
     ) {
         let count = LANES.min(channels - channel);
+        if let Shared::Numbers(out) = self
+            && count == LANES
+            && epilogue.activation != Activation::Gelu
+        {
+            let at = row * channels + channel;
+            // SAFETY: the caller guarantees the instruction set, and that nobody else writes
+            // there; slices are of sixteen elements.
+            unsafe {
+                let mut y = sums;
+                if let Some(bias) = epilogue.bias {
+                    y = V::add_f(y, V::load_f(bias[channel..channel + LANES].as_ptr()));
+                }
+                if epilogue.activation == Activation::Relu {
+                    y = V::relu(y);
+                }
+                V::store_f(y, out.slice(at..at + LANES).as_mut_ptr());
+            }
+            return;
+        }
         let mut y = [0.0; LANES];
         // SAFETY: the caller guarantees the instruction set; there are sixteen places.
         unsafe { V::store_f(sums, y.as_mut_ptr()) };
@@ -106,11 +125,7 @@ impl Shared<'_> {
         match self {
             Shared::Numbers(out) => {
                 // SAFETY: the caller guarantees that nobody else writes there.
-                let out = unsafe { out.slice(at..at + count) };
-                match out.first_chunk_mut::<LANES>() {
-                    Some(out) => *out = y,
-                    None => out.copy_from_slice(&y[..count]),
-                }
+                unsafe { out.slice(at..at + count) }.copy_from_slice(&y[..count]);
             }
             Shared::Codes(out, scale, zero) => {
                 let codes = y.map(|y| {

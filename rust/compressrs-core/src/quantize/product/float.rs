@@ -111,7 +111,8 @@ fn pad(x: &[f32], rows: usize, columns: Columns) -> Scratch<f32> {
     padded
 }
 
-/// A product of a batch of rows. A task is a block of panels with up to [`ROWS`] rows.
+/// A product of a batch of rows. A task is up to [`ROWS`] rows with a block of panels; rows
+/// stay in the second cache while all blocks pass.
 struct Product<'a> {
     w: &'a Weights,
     /// Rows, `stride` apart.
@@ -127,13 +128,13 @@ struct Product<'a> {
 impl Body for Product<'_> {
     #[inline(always)]
     unsafe fn run<I: Isa>(&self, tasks: Range<usize>) {
-        let each = self.rows.div_ceil(ROWS);
+        let each = self.w.panels.blocks();
         let height = ROWS.min(self.rows);
         let mut sums = Scratch::new(height * BLOCK * LANES);
         let mut part = Scratch::new(if height > TILE { height * BLOCK * LANES } else { 0 });
         let mut wide = Scratch::new(if height > TILE { DEPTH * STEP * LANES } else { 0 });
         for task in tasks {
-            let (block, top) = (task / each, task % each * ROWS);
+            let (block, top) = (task % each, task / each * ROWS);
             let rows = top..self.rows.min(top + ROWS);
             let width = self.w.panels.width(block);
             let state = State {
@@ -192,18 +193,18 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    /// What stands for 0 in a panel and a group.
+    /// What stands for 0 in a panel and a group, plus 2^23.
     #[inline(always)]
-    unsafe fn zero<V: Lanes>(&self, panel: usize, g: usize) -> V::I {
+    unsafe fn zero<V: Lanes>(&self, panel: usize, g: usize) -> V::F {
         let w = self.product.w;
         let at = ((self.block * BLOCK + panel) * w.columns().groups() + g) * LANES;
         // SAFETY: the caller guarantees the instruction set; there are zeros for all panels.
         unsafe {
-            match &w.levels {
+            V::shifted(match &w.levels {
                 Levels::Zero(zero) => V::splat(i32::from(*zero)),
                 Levels::Zeros(zeros) => V::load_bytes(zeros[at..].as_ptr()),
                 Levels::Table(_) => V::splat(0),
-            }
+            })
         }
     }
 
@@ -266,7 +267,7 @@ impl State<'_> {
             // SAFETY: as the caller guarantees; what is read of panels and rows lies before
             // their ends, as steps do.
             unsafe {
-                let mut zeros = [V::splat(0); P];
+                let mut zeros = [V::splat_f(0.0); P];
                 for p in 0..P {
                     zeros[p] = self.zero::<V>(panel + p, g);
                 }
@@ -445,7 +446,7 @@ struct Part {
 /// # Safety
 /// The caller guarantees the instruction set.
 #[inline(always)]
-unsafe fn widen<V: Lanes>(levels: &Levels, words: V::I, zero: V::I) -> [V::F; STEP] {
+unsafe fn widen<V: Lanes>(levels: &Levels, words: V::I, zero: V::F) -> [V::F; STEP] {
     // SAFETY: as the caller guarantees; a table has sixteen entries.
     unsafe {
         let codes =
@@ -454,7 +455,7 @@ unsafe fn widen<V: Lanes>(levels: &Levels, words: V::I, zero: V::I) -> [V::F; ST
         for j in 0..STEP {
             w[j] = match levels {
                 Levels::Table(table) => V::lookup(table.as_ptr(), codes[j]),
-                _ => V::to_f(V::sub(codes[j], zero)),
+                _ => V::sub_f(V::shifted(codes[j]), zero),
             };
         }
         w

@@ -22,8 +22,9 @@ const TILE: usize = 4;
 /// Rows that go through a block of panels, part by part.
 const ROWS: usize = 64;
 
-/// Lines of a panel in a part: those of a block stay in the first cache while rows pass.
-const DEPTH: usize = 64;
+/// Lines of a panel in a part: those of a block, 32 KiB, stay in the nearest caches while
+/// rows pass.
+const DEPTH: usize = 128;
 
 /// Bytes of activations that are laid out at a time, about.
 const BATCH: usize = 8 << 20;

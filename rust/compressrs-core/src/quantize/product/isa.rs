@@ -19,6 +19,9 @@ pub const SHORT_STEPS: usize = 8;
 
 const _: () = assert!(SHORT_STEPS as i32 * 2 * 15 * 128 <= i16::MAX as i32);
 
+/// 2^23, of which small integers are the last bits.
+pub const SHIFT: f32 = 8_388_608.0;
+
 /// Sixteen lanes, of 32-bit integers or of `f32`.
 ///
 /// # Safety of the functions
@@ -36,7 +39,6 @@ pub trait Lanes {
     /// The bytes at `x`, widened.
     unsafe fn load_bytes(x: *const u8) -> Self::I;
     unsafe fn add(a: Self::I, b: Self::I) -> Self::I;
-    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn mul(a: Self::I, b: Self::I) -> Self::I;
     /// Byte `J` of each lane.
     unsafe fn byte<const J: u32>(x: Self::I) -> Self::I;
@@ -44,6 +46,8 @@ pub trait Lanes {
     unsafe fn lower(x: Self::I) -> Self::I;
     /// The upper half of each byte.
     unsafe fn upper(x: Self::I) -> Self::I;
+    /// `2^23 + x` of lanes from 0 to 255: their bits are those of a number's mantissa.
+    unsafe fn shifted(x: Self::I) -> Self::F;
     /// Of each lane, rounded to nearest, ties to even.
     unsafe fn to_f(x: Self::I) -> Self::F;
     /// The entry of a table of sixteen that each lane, from 0 to 15, names.
@@ -53,7 +57,10 @@ pub trait Lanes {
     unsafe fn load_f(x: *const f32) -> Self::F;
     unsafe fn store_f(x: Self::F, to: *mut f32);
     unsafe fn add_f(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub_f(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul_f(a: Self::F, b: Self::F) -> Self::F;
+    /// 0 where negative; NaN and -0 stay.
+    unsafe fn relu(x: Self::F) -> Self::F;
     /// `a b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 }
@@ -140,10 +147,6 @@ impl Lanes for Arrays {
         both(a, b, i32::wrapping_add)
     }
     #[inline(always)]
-    unsafe fn sub(a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        both(a, b, i32::wrapping_sub)
-    }
-    #[inline(always)]
     unsafe fn mul(a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
         both(a, b, i32::wrapping_mul)
     }
@@ -158,6 +161,10 @@ impl Lanes for Arrays {
     #[inline(always)]
     unsafe fn upper(x: [i32; LANES]) -> [i32; LANES] {
         each(x, |x| (x >> 4) & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn shifted(x: [i32; LANES]) -> [f32; LANES] {
+        each(x, |x| f32::from_bits(x.cast_unsigned() | SHIFT.to_bits()))
     }
     #[inline(always)]
     unsafe fn to_f(x: [i32; LANES]) -> [f32; LANES] {
@@ -188,8 +195,16 @@ impl Lanes for Arrays {
         both(a, b, |a, b| a + b)
     }
     #[inline(always)]
+    unsafe fn sub_f(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        both(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
     unsafe fn mul_f(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         both(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn relu(x: [f32; LANES]) -> [f32; LANES] {
+        each(x, |x| if x < 0.0 { 0.0 } else { x })
     }
     #[inline(always)]
     unsafe fn fma(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {

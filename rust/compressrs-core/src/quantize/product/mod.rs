@@ -19,4 +19,4 @@ pub use epilogue::{Activation, Epilogue, Output};
 pub use float::{multiply_float, multiply_float_at};
 pub use integer::{multiply, multiply_at};
 pub use panels::{Columns, MAX_GROUP};
-pub use weights::{Meaning, Weights};
+pub use weights::{Meaning, Weights, transposed};

@@ -142,3 +142,33 @@ fn by_panels<T: Copy + Default>(
     }
     Ok(to)
 }
+
+/// The transpose of a matrix in row-major order, square by square.
+///
+/// # Errors
+/// There is not the memory for it.
+///
+/// # Panics
+/// If `x` is not of this size.
+pub fn transposed<T: Copy>(
+    x: &[T],
+    rows: usize,
+    columns: usize,
+) -> Result<Vec<T>, TryReserveError> {
+    /// Rows and columns that stay in the first cache.
+    const SQUARE: usize = 64;
+    assert_eq!(x.len(), rows * columns);
+    let mut to = Vec::new();
+    to.try_reserve_exact(x.len())?;
+    to.extend_from_slice(x);
+    for top in (0..rows).step_by(SQUARE) {
+        for left in (0..columns).step_by(SQUARE) {
+            for j in left..columns.min(left + SQUARE) {
+                for i in top..rows.min(top + SQUARE) {
+                    to[j * rows + i] = x[i * columns + j];
+                }
+            }
+        }
+    }
+    Ok(to)
+}

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::isa::{Body, Isa, Lanes};
+use super::isa::{Body, Isa, Lanes, SHIFT};
 
 /// Two registers of 256 bits.
 #[derive(Clone, Copy)]
@@ -85,7 +85,6 @@ impl Lanes for Ymm {
     }
     in_pairs! {
         add(a: I2, b: I2) -> I2 = _mm256_add_epi32(a, b);
-        sub(a: I2, b: I2) -> I2 = _mm256_sub_epi32(a, b);
         mul(a: I2, b: I2) -> I2 = _mm256_mullo_epi32(a, b);
         byte<const J: u32>(x: I2) -> I2 = match J {
             0 => _mm256_and_si256(x, _mm256_set1_epi32(0xff)),
@@ -95,9 +94,14 @@ impl Lanes for Ymm {
         };
         lower(x: I2) -> I2 = _mm256_and_si256(x, _mm256_set1_epi8(15));
         upper(x: I2) -> I2 = _mm256_and_si256(_mm256_srli_epi32::<4>(x), _mm256_set1_epi8(15));
+        shifted(x: I2) -> F2 =
+            _mm256_castsi256_ps(_mm256_or_si256(x, _mm256_castps_si256(_mm256_set1_ps(SHIFT))));
         to_f(x: I2) -> F2 = _mm256_cvtepi32_ps(x);
         add_f(a: F2, b: F2) -> F2 = _mm256_add_ps(a, b);
+        sub_f(a: F2, b: F2) -> F2 = _mm256_sub_ps(a, b);
         mul_f(a: F2, b: F2) -> F2 = _mm256_mul_ps(a, b);
+        // Of two zeros, and of NaN and a number, the maximum is the second.
+        relu(x: F2) -> F2 = _mm256_max_ps(_mm256_setzero_ps(), x);
         fma(a: F2, b: F2, c: F2) -> F2 = _mm256_fmadd_ps(a, b, c);
     }
     #[inline(always)]
@@ -165,11 +169,6 @@ impl Lanes for Zmm {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
-    #[inline(always)]
     unsafe fn mul(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_mullo_epi32(a, b) }
@@ -196,6 +195,14 @@ impl Lanes for Zmm {
     unsafe fn upper(x: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_and_si512(_mm512_srli_epi32::<4>(x), _mm512_set1_epi8(15)) }
+    }
+    #[inline(always)]
+    unsafe fn shifted(x: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let shift = _mm512_castps_si512(_mm512_set1_ps(SHIFT));
+            _mm512_castsi512_ps(_mm512_or_si512(x, shift))
+        }
     }
     #[inline(always)]
     unsafe fn to_f(x: __m512i) -> __m512 {
@@ -228,9 +235,19 @@ impl Lanes for Zmm {
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
+    unsafe fn sub_f(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
     unsafe fn mul_f(a: __m512, b: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn relu(x: __m512) -> __m512 {
+        // SAFETY: as above. Of two zeros, and of NaN and a number, the maximum is the second.
+        unsafe { _mm512_max_ps(_mm512_setzero_ps(), x) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
