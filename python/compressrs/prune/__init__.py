@@ -1,18 +1,18 @@
-"""Pruning: what to remove, how much of it and when, and taking it away for real.
+"""Pruning: scores, masks and schedules, and the removal of pruned parts from the arrays.
 
-A mask is a boolean array, True where a weight is kept. A value is removed where its
-magnitude is below a threshold and kept where it is equal or above; of equal values, those
-that come first go, so that exactly as many do as were asked for.
+A mask is a boolean array, True where a weight is kept. Thresholds remove magnitudes below
+them and keep those equal or above. Sparsities are exact: among equal values, the first are
+removed.
 
-- Masks: `magnitude_mask`, `nm_mask`, `block_mask`, `neuron_mask`, and `masks` of any scores.
+- Masks: `magnitude_mask`, `nm_mask`, `block_mask`, `neuron_mask`, and `masks` from any scores.
 - Scores: `Magnitude`, `Random`, `Snip`, `Taylor`, `Movement`, `Wanda`.
-- How much from which layer: ``scope="global"``, "layer", "row", `erdos_renyi`,
-  `erdos_renyi_kernel`, and your own.
-- While training: `Pruner` and `MagnitudePruner` with schedules; `SET` and `RigL` on layers
-  in CSR form; `LotteryTicket`.
-- At once: `sparsegpt`.
+- Distribution over layers: ``scope="global"``, "layer", "row", `erdos_renyi`,
+  `erdos_renyi_kernel`, or a function.
+- During training: `Pruner` and `MagnitudePruner` with schedules; `SET` and `RigL` for layers
+  in CSR format; `LotteryTicket`.
+- One-shot: `sparsegpt`.
 - For real: `neurons` and `shrink`, and the layers of `compressrs.sparse`.
-- What it costs: `sensitivity`.
+- Sensitivity of layers: `sensitivity`.
 """
 
 from compressrs.prune.allocation import erdos_renyi, erdos_renyi_kernel

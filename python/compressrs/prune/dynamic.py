@@ -1,4 +1,4 @@
-"""Dynamic sparse training: layers in CSR form whose pattern changes while they train."""
+"""Dynamic sparse training: layers in CSR format whose pattern changes during training."""
 
 from __future__ import annotations
 
@@ -22,35 +22,36 @@ from compressrs.sparse.patterns import carried
 def rewire(
     matrix: CSRMatrix, growth: Array, count: int, optimizer: Optimizer | None = None
 ) -> CSRMatrix:
-    """Drop the smallest entries of a matrix, and grow others, which start at 0.
+    """Drop the smallest entries of a matrix and grow others, which start at 0.
 
-    The matrix keeps as many entries, and `data` is the same array, rewritten: an
-    optimizer goes on training it, with its state carried along.
+    The number of entries is unchanged, and `data` is rewritten in place: an optimizer
+    continues to train it, and its state is moved to the new positions.
 
     Parameters
     ----------
     matrix : CSRMatrix
-        Without repeated entries.
+        Must not have repeated entries.
     growth : array, shape of the matrix
-        The larger, the sooner an entry is grown, of those not stored or just dropped;
-        of the matrix's dtype. An entry that is dropped and grown keeps its value.
+        The entries with the largest values are grown, among those not stored or just
+        dropped. Of the matrix's dtype. An entry that is dropped and grown keeps its value.
     count : int
-        How many entries to drop and to grow.
+        Number of entries to drop and to grow.
     optimizer : Optimizer, optional
-        That trains ``matrix.data``.
+        The optimizer that trains ``matrix.data``.
 
     Returns
     -------
     CSRMatrix
-        With the new pattern, ascending, and the old `data`.
+        A matrix with the new pattern, in ascending order, and the same `data`.
 
     Raises
     ------
     TypeError
-        If `matrix` is not one, or `growth` not an array of its dtype.
+        If `matrix` is not a CSRMatrix, or `growth` is not an array of its dtype.
     ValueError
-        If shapes differ, entries repeat, `count` is more than there are, something is
-        NaN, or `data` is not one of the optimizer's parameters; nothing is changed then.
+        If shapes differ, entries repeat, `count` exceeds the number of entries, a value is
+        NaN, or `data` is not one of the optimizer's parameters; nothing is changed in that
+        case.
 
     Examples
     --------
@@ -65,17 +66,17 @@ def rewire(
 
 
 class _Change(NamedTuple):
-    """A change of a pattern that has not been made."""
+    """A planned change of a pattern."""
 
     matrix: CSRMatrix
-    #: The new pattern, with values that do not count.
+    #: The new pattern; its values are unused.
     places: CSRMatrix
-    #: Where the new entries were, -1 where nowhere.
+    #: The old position of each new entry, -1 for grown entries.
     origin: npt.NDArray[np.int64]
 
 
 def _plan(matrix: CSRMatrix, growth: Array, count: int) -> _Change:
-    """Choose what goes and what comes; see `rewire`."""
+    """Select the entries to drop and to grow; see `rewire`."""
     if not isinstance(matrix, CSRMatrix):
         raise TypeError(f"matrix must be a CSRMatrix, got {type(matrix).__name__}")
     growth = as_array(growth, "growth")
@@ -102,12 +103,12 @@ def _plan(matrix: CSRMatrix, growth: Array, count: int) -> _Change:
     places = CSRMatrix.from_dense(growth, mask=pattern, index_dtype=short)
     origin = matrix._core.locate(places._core)
     if places.nnz != matrix.nnz:
-        raise ValueError("growth must be above -inf for as many entries as are to grow")
+        raise ValueError("growth must be above -inf for at least count entries")
     return _Change(matrix, places, origin)
 
 
 def _commit(changes: list[_Change], optimizer: Optimizer | None) -> list[CSRMatrix]:
-    """Make all changes, with an optimizer's state."""
+    """Apply all changes, and move an optimizer's state."""
     if optimizer is not None:
         own = {
             require_index(optimizer, change.matrix.data, "matrix.data"): change
@@ -123,7 +124,7 @@ def _commit(changes: list[_Change], optimizer: Optimizer | None) -> list[CSRMatr
 
 
 class _Dynamic:
-    """Drops and grows a share of each layer's entries, every so many steps."""
+    """Base of the methods that drop and grow a fraction of each layer's entries periodically."""
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class _Dynamic:
         self.step_count = 0
 
     def step(self) -> bool:
-        """Count a training step, and change the patterns where it is time to.
+        """Count a training step, and change the patterns every `frequency` steps.
 
         Call it after the optimizer's step.
 
@@ -168,10 +169,10 @@ class _Dynamic:
         Raises
         ------
         RuntimeError
-            If a layer's gradient is needed, and there was no backward.
+            If a layer's gradient is needed but `backward` has not been called.
         ValueError
-            If a weight or a gradient is NaN; nothing is changed then, and the step does not
-            count.
+            If a weight or a gradient is NaN; nothing is changed in that case, and the step
+            is not counted.
         """
         step = self.step_count + 1
         is_time = step % self.frequency == 0 and (self.end is None or step < self.end)
@@ -187,33 +188,33 @@ class _Dynamic:
         return is_time
 
     def _share(self, step: int) -> float:
-        """Return the share of the entries that goes at a step."""
+        """Return the fraction of the entries to replace at a step."""
         return self.fraction
 
     def _growth(self, layer: SparseLinear) -> Array:
-        """Return what to grow by."""
+        """Return the growth criterion of a layer, the shape of its weight."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on; the patterns are the layers' own."""
+        """Return the state needed to resume; patterns are saved with the layers."""
         return {"step_count": self.step_count}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If it is not such a dict.
+            If it is invalid.
         """
         try:
             self.step_count = whole(state_dict["step_count"], "step_count", 0)
         except (TypeError, LookupError) as error:
-            raise ValueError(f"state_dict must be as state_dict() returns, got {error}") from None
+            raise ValueError(f"state_dict must be what state_dict() returns, got {error}") from None
 
 
 def _room(matrix: CSRMatrix, part: float) -> int:
-    """Return how many entries a share is, at most as many as are not stored."""
+    """Return a fraction of the entries as a count, at most the number of free positions."""
     free = matrix.shape[0] * matrix.shape[1] - matrix.nnz
     return min(int(part * matrix.nnz), free)
 
@@ -224,31 +225,31 @@ class SET(_Dynamic):
     Parameters
     ----------
     layers : Sequential, SparseLinear, or list of SparseLinear
-        Over CSR matrices; `erdos_renyi` says how sparse each may be to begin with.
+        Layers over CSR matrices; `erdos_renyi` gives suitable initial sparsities.
     optimizer : Optimizer
-        That trains them; its state is carried along.
+        The optimizer that trains them; its state is moved with the entries.
     fraction : float, default 0.3
-        Share of each layer's entries that is dropped and grown.
+        Fraction of each layer's entries that is dropped and grown.
     frequency : int, default 100
-        Steps from one change to the next; the paper's is an epoch.
+        Steps between changes; one epoch in the paper.
     end : int, optional
-        Step from which on patterns stay.
+        Step from which patterns are fixed.
     rng : int, Generator or None
 
     Attributes
     ----------
     step_count : int
-        Steps so far.
+        Number of steps so far.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is none of those.
+        If a parameter is invalid.
 
     Notes
     -----
-    Smallest is meant by magnitude; the paper drops the largest negative and the smallest
-    positive ones, which is the same but for how many of each sign.
+    Entries are ranked by magnitude; the paper drops the largest negative and the smallest
+    positive ones, which differs only in the number of each sign.
 
     References
     ----------
@@ -282,16 +283,16 @@ class SET(_Dynamic):
 
     def _growth(self, layer: SparseLinear) -> Array:
         growth: Array = self._rng.random(layer.weight.shape, layer.weight.dtype.type)
-        # What is dropped is not grown at once.
+        # Entries just dropped are not grown again.
         growth[layer.weight.rows(), layer.weight.indices] -= 2
         return growth
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps and the generator's state."""
+        """Return the number of steps and the generator's state."""
         return {**super().state_dict(), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         super().load_state_dict(state_dict)
         try:
             self._rng.bit_generator.state = state_dict["rng"]
@@ -300,38 +301,38 @@ class SET(_Dynamic):
 
 
 class RigL(_Dynamic):
-    r"""Drop the smallest entries, grow those with the largest gradients.
+    r"""RigL: drop the smallest entries, grow those with the largest gradients.
 
-    At step `t` the share is :math:`\frac{\alpha}{2} (1 + \cos(\pi t / T_{end}))`.
+    At step `t` the fraction is :math:`\frac{\alpha}{2} (1 + \cos(\pi t / T_{end}))`.
 
     Parameters
     ----------
     layers : Sequential, SparseLinear, or list of SparseLinear
-        Over CSR matrices; `erdos_renyi` says how sparse each may be to begin with.
+        Layers over CSR matrices; `erdos_renyi` gives suitable initial sparsities.
     optimizer : Optimizer
-        That trains them; its state is carried along.
+        The optimizer that trains them; its state is moved with the entries.
     end : int
-        Step :math:`T_{end}` from which on patterns stay; the paper's is three quarters of
-        all.
+        Step :math:`T_{end}` from which patterns are fixed; three quarters of all steps in
+        the paper.
     fraction : float, default 0.3
-        The share :math:`\alpha` at first.
+        The initial fraction :math:`\alpha`.
     frequency : int, default 100
-        Steps from one change to the next.
+        Steps between changes.
 
     Attributes
     ----------
     step_count : int
-        Steps so far.
+        Number of steps so far.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is none of those.
+        If a parameter is invalid.
 
     Notes
     -----
-    Gradients are those of the last backward, for all weights of a layer, which is the one
-    dense product in `frequency` steps. The optimizer's step is taken at these steps, too.
+    The gradients are those of the last `backward` for all positions of a layer, the only dense
+    product in `frequency` steps. The optimizer's step is taken at these steps too.
 
     References
     ----------

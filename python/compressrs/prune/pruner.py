@@ -1,4 +1,4 @@
-"""Pruners: apply schedules to weights in training."""
+"""Pruners, which apply schedules to weights during training."""
 
 from __future__ import annotations
 
@@ -21,55 +21,54 @@ from compressrs.prune.selection import Mask, Scope, Selection, check_scope
 
 
 class Pruner:
-    """Removes what scores lowest along a schedule, while training goes on.
+    """Gradual pruning: removes the weights with the lowest scores along a schedule.
 
-    Call `step` once after each step of the optimizer. Whenever the schedule's
-    sparsity rises, new masks are chosen; what was removed once stays removed, also where
-    a schedule falls.
-    Between these steps masked weights are kept at exactly 0: by the optimizer
-    inside its update, together with their state, if it is given; otherwise by
-    setting them to 0 again.
+    Call `step` once after each step of the optimizer. Whenever the schedule's sparsity
+    increases, new masks are computed. Removed weights stay removed, even if a schedule
+    decreases.
+    Between these steps masked weights are kept at exactly 0: if an optimizer is given, inside
+    its update and together with their state; otherwise by resetting them to 0.
 
     Parameters
     ----------
     params : array, or list or nested dict of arrays
         The weights to prune, usually without biases. float32, float64,
-        float16 or bfloat16, all of
-        one dtype, C-contiguous and writable; they are changed in place.
+        float16 or bfloat16, all of the same dtype, C-contiguous and writable; they are
+        changed in place.
     schedule : callable
-        Sparsity in [0, 1) as a function of the step, counted from 0: a
-        `CubicSchedule`, `LinearSchedule`, `ExponentialSchedule`, `IterativeSchedule`,
-        `OneShot`, or any function. After its end it gives its final sparsity.
+        Returns the sparsity in [0, 1) for a step, counted from 0: a `CubicSchedule`,
+        `LinearSchedule`, `ExponentialSchedule`, `IterativeSchedule`, `OneShot`, or any
+        function.
     score : Score, optional
-        By what to choose: `Magnitude`, `Random`, `Snip`, `Taylor`, `Movement`, `Wanda`.
-        By default magnitude.
+        The pruning criterion: `Magnitude` (the default), `Random`, `Snip`, `Taylor`,
+        `Movement` or `Wanda`.
     scope : {"global", "layer", "row"} or callable, default "global"
-        Whether the lowest are found over all arrays together, in each by itself, or in
-        each row. A function of shapes and a sparsity, such as `erdos_renyi`, gives each
-        array a sparsity of its own.
+        Whether scores are ranked over all arrays together, within each array, or within
+        each row. A function of the shapes and a sparsity, such as `erdos_renyi`, returns the
+        sparsity of each array.
     optimizer : Optimizer, optional
-        The optimizer that trains the weights. Its masks of other parameters stay.
+        The optimizer that trains the weights. Its masks of other parameters are unchanged.
     granularity : Granularity, optional
-        What is removed as one: `Granularity` (single weights, the default), `NM`,
-        `Blocks`, `Neurons`.
+        The unit that is removed: `Granularity` (single weights, the default), `NM`,
+        `Blocks` or `Neurons`.
     allow_empty : bool, default False
-        Whether a layer may be pruned to nothing. Otherwise its best weight is kept,
-        which is warned of by an `EmptyLayerWarning`, and others go in its place.
+        Whether all of a layer may be removed. Otherwise its highest score is kept, with an
+        `EmptyLayerWarning`, and another weight is removed instead.
 
     Attributes
     ----------
     masks : array of bool, or list or nested dict of them
         In the structure of `params`, True where a weight is kept.
     sparsity : float
-        Share of the weights that the masks remove.
+        Fraction of the weights that the masks remove.
 
     Raises
     ------
     TypeError
-        If something is not an array of such a dtype, or not a `Score` or `Granularity`.
+        If a parameter is not an array of such a dtype, a `Score` or a `Granularity`.
     ValueError
-        If `scope` is unknown, there are no weights, an array cannot be updated in
-        place, shares memory with another, or is not one of the optimizer's.
+        If `scope` is unknown, there are no weights, or an array cannot be updated in
+        place, shares memory with another, or is not one of the optimizer's parameters.
 
     Examples
     --------
@@ -107,7 +106,7 @@ class Pruner:
         self._structure = rebuild(params, iter([None] * len(self._weights)))
         self._masks: list[Mask] = [np.ones(w.shape, np.bool_) for w in self._weights]
         self._shared = Weights(type(self).__name__, self._names, self._weights)
-        # Changes nothing, but refuses what cannot be updated in place.
+        # Changes nothing; rejects arrays that cannot be updated in place.
         self._apply()
         require_in_place(self._weights, self._names)
         for name, w in zip(self._names, self._weights, strict=True):
@@ -145,26 +144,27 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that the masks remove."""
+        """Fraction of the weights that the masks remove."""
         total = sum(mask.size for mask in self._masks)
         return 1 - sum(int(np.count_nonzero(mask)) for mask in self._masks) / total
 
     def step(self, grads: ArrayTree | None = None) -> None:
-        """Prune as far as the schedule says; call once a training step.
+        """Prune to the schedule's sparsity; call once per training step.
 
         Parameters
         ----------
         grads : array, or list or nested dict of arrays, optional
-            This step's gradients of the weights, in their structure, for scores that
-            are made of them.
+            The gradients of this step, in the structure of the weights, for scores that
+            depend on them.
 
         Raises
         ------
         TypeError
-            If the score needs gradients, and there are none.
+            If the score needs gradients and none are given.
         ValueError
-            If the schedule gives a sparsity outside [0, 1), gradients do not fit or are not
-            finite, or a weight or a score is NaN; masks and score are what they were then.
+            If the schedule returns a sparsity outside [0, 1), gradients have wrong shapes or
+            are not finite, or a weight or a score is NaN; masks and score are unchanged in
+            that case.
         """
         self._shared.require_unchanged()
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
@@ -185,7 +185,7 @@ class Pruner:
         self.step_count += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the pruner needs to go on: masks, steps, and what it was made with."""
+        """Return the state needed to resume: masks, steps, score, and the configuration."""
         return {
             "masks": [mask.copy() for mask in self._masks],
             "param_names": list(self._names),
@@ -204,20 +204,20 @@ class Pruner:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, and set removed weights to 0.
+        """Load what `state_dict` returned, and set removed weights to 0.
 
         Raises
         ------
         ValueError
-            If it is not such a dict, or of a pruner of other weights or with another
-            scope, schedule, score or granularity; nothing is changed then.
+            If it is invalid, or from a pruner of other weights or with another scope,
+            schedule, score or granularity; nothing is changed in that case.
         """
         try:
             masks = [np.array(mask) for mask in state_dict["masks"]]
             names = state_dict.get("param_names", self._names)
             if not isinstance(names, list) or len(names) != len(self._names):
                 raise ValueError(f"param_names must be {self._names}, got {names}")
-            if len(names) > 1:  # one needs no name of its own
+            if len(names) > 1:  # a single array needs no name
                 if sorted(names) != sorted(self._names):
                     raise ValueError(f"param_names must be {self._names}, got {names}")
                 if len(masks) == len(names):
@@ -228,7 +228,7 @@ class Pruner:
             score_state = state_dict["score_state"]
         except (AttributeError, TypeError, LookupError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"state_dict must be a dict as state_dict() returns, got one without {error}"
+                f"state_dict must be a dict that state_dict() returned, got one without {error}"
             ) from None
         for name, value in self._made_with().items():
             if made[name] != value:
@@ -260,13 +260,13 @@ class Pruner:
             alive=None if by_magnitude else self._masks,
         )
         masks = self.granularity.select(selection)
-        # A weight that training left at exactly 0 ties with the removed ones.
+        # A kept weight that is exactly 0 ties with removed ones.
         self._masks = [new & old for new, old in zip(masks, self._masks, strict=True)]
         self._target = sparsity
         self._put()
 
     def _put(self) -> None:
-        """Set what the masks remove to 0, and have it stay so."""
+        """Set masked weights to 0, and pass the masks to the optimizer."""
         masks_changed()
         if self._optimizer is None:
             self._apply()
@@ -283,7 +283,7 @@ class Pruner:
 
 
 def _description(value: object) -> str:
-    """Return what something was made with, the same in every process."""
+    """Return a description of a setting that is the same in every process."""
     if isinstance(value, functools.partial):
         given = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
         return f"partial({', '.join([_description(value.func), *given])})"
@@ -295,7 +295,7 @@ def _description(value: object) -> str:
 
 
 class MagnitudePruner(Pruner):
-    """Removes the smallest weights along a schedule; a `Pruner` by `Magnitude`.
+    """Gradual magnitude pruning: a `Pruner` with the score `Magnitude`.
 
     Parameters, attributes and errors are those of `Pruner`.
 

@@ -1,4 +1,4 @@
-"""SparseGPT: one-shot pruning in which the weights that stay make up for those that go."""
+"""SparseGPT: one-shot pruning that updates the remaining weights to compensate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compressrs.prune.statistics import InputStatistics
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration inputs do not determine the weights; the message says what was done."""
+    """Issued when calibration inputs do not determine the weights uniquely."""
 
 
 def sparsegpt(
@@ -28,34 +28,35 @@ def sparsegpt(
     damping: float = 0.01,
     block: int = 128,
 ) -> Mask:
-    r"""Prune a layer at once, in place, so that its outputs change as little as possible.
+    r"""Prune a layer in place, minimizing the change of its outputs.
 
     With :math:`H = X^\top X + \lambda\,\mathrm{mean}(\mathrm{diag}\,X^\top X)\,I` and
-    :math:`H^{-1} = U^\top U`, `U` upper triangular, columns are gone through from left to
-    right. Weight :math:`w_j` of a row costs :math:`(w_j / U_{jj})^2`; where it goes, those
-    after it in the row change by :math:`-(w_j / U_{jj})\,U_{j,\cdot}`.
+    :math:`H^{-1} = U^\top U`, `U` upper triangular, columns are processed from left to right.
+    Removing weight :math:`w_j` of a row costs :math:`(w_j / U_{jj})^2`; the remaining weights
+    after it in the row are updated by :math:`-(w_j / U_{jj})\,U_{j,\cdot}` to compensate.
 
     Parameters
     ----------
     w : array, shape (outputs, inputs, ...)
-        float32, float64, float16 or bfloat16, writable; changed in place. Axes after the
-        first count as inputs together.
+        float32, float64, float16 or bfloat16, writable; changed in place. All axes after
+        the first are inputs.
     statistics : InputStatistics
-        With ``gram=True``, of calibration inputs of this layer.
+        Statistics of calibration inputs of this layer, with ``gram=True``.
     sparsity : float, optional
-        In [0, 1): removes exactly ``round(sparsity * w.size)`` weights.
+        In [0, 1). Exactly ``round(sparsity * w.size)`` weights are removed.
     nm : pair of int, optional
-        Instead: keep `n` of each `m` inputs, as ``(2, 4)``; `m` divides the inputs.
+        Alternatively, keep `n` of every `m` inputs, such as ``(2, 4)``; `m` must divide the
+        number of inputs.
     damping : float, default 0.01
-        The share :math:`\lambda` of the mean that is added to the diagonal.
+        The fraction :math:`\lambda` of the mean diagonal that is added to the diagonal.
     block : int, default 128
-        Columns among which is chosen before any of them has changed; rounded up to a
-        multiple of `m`.
+        Number of columns for which masks are selected before the weights are updated; rounded
+        up to a multiple of `m`.
 
     Returns
     -------
     array of bool
-        Of the shape of `w`, True where a weight is kept.
+        The mask, with the shape of `w`: True where a weight is kept.
 
     Raises
     ------
@@ -68,13 +69,13 @@ def sparsegpt(
     Warns
     -----
     CalibrationWarning
-        If there are fewer inputs than features, or some are linear combinations of others,
-        so that damping alone chooses among many ways to make up; if damping is too small
-        for the factorization, which then takes ten times as much, and as often.
+        If there are fewer inputs than features, or inputs are linearly dependent, so that only
+        damping makes the update unique; if damping is too small for the factorization, in which
+        case it is multiplied by ten until it suffices.
 
     Notes
     -----
-    All in double precision. Where an input was always 0, its weights go first.
+    Computed in double precision. Weights of inputs that were always 0 are removed first.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Lottery tickets: what was pruned, trained again from where it began."""
+"""Lottery tickets: pruned networks that are retrained from their initial weights."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from compressrs.prune.selection import Mask
 
 
 class LotteryTicket:
-    """Remembers weights, and an optimizer's state, to go back to with fewer weights.
+    """Stores weights, and an optimizer's state, to rewind a pruned network to them.
 
-    Make it before training, or after the first steps, which is called late resetting or
-    rewinding.
+    Create it before training, or after the first steps (late resetting, or rewinding).
 
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        All that is trained, biases as well; C-contiguous and writable.
+        All trained arrays, including biases; C-contiguous and writable.
     optimizer : Optimizer, optional
-        Whose state goes back as well.
+        An optimizer whose state is rewound as well.
 
     Raises
     ------
     TypeError
-        If something is not an array, or `optimizer` not an optimizer.
+        If a parameter is not an array, or `optimizer` is not an `Optimizer`.
     ValueError
         If an array cannot be updated in place, shares memory with another, or is not one of
-        the optimizer's.
+        the optimizer's parameters.
 
     References
     ----------
@@ -67,22 +66,20 @@ class LotteryTicket:
         self._state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
 
     def rewind(self, masks: ArrayTree | None = None) -> None:
-        """Set all weights to what they were, those that masks remove to 0.
+        """Restore all weights, and set those that masks remove to 0.
 
         Parameters
         ----------
         masks : array of bool, or list or nested dict of them, optional
-            One for each array, in the same order, True where a weight is kept; None for
-            an array that stays whole. The optimizer, if there is one, keeps what is
-            removed at 0 from then on.
+            One per array, in the same order, True where a weight is kept; None for an
+            unmasked array. The optimizer, if given, keeps removed weights at 0 from then on.
 
         Raises
         ------
         TypeError
             If a mask is not boolean.
         ValueError
-            If there are not as many masks as arrays, or a shape differs; nothing is changed
-            then.
+            If the number of masks or a shape differs; nothing is changed in that case.
         """
         self._shared.require_unchanged()
         chosen = self._masks(masks)

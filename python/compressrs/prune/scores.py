@@ -1,4 +1,4 @@
-r"""What weights are worth: the larger the score, the more a weight matters."""
+r"""Pruning criteria: a larger score means a more important weight."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _FLOATS = (np.float16, np.float32, np.float64)
 
 
 class Score:
-    """Base of the scores, which a `Pruner` prunes by and `masks` takes.
+    """Base of the scores used by `Pruner` and `masks`.
 
-    Subclasses have `scores`, which returns the structure that it is given; those that add
-    something up over steps have `update`, too.
+    Subclasses implement `scores`, which returns arrays in the structure of the weights; scores
+    that accumulate over steps also implement `update`.
     """
 
-    #: Whether `update` has to be called, with gradients, at each step.
+    #: Whether `update` must be called with gradients at each step.
     needs_gradients: ClassVar[bool] = False
 
     def update(self, weights: ArrayTree, grads: ArrayTree) -> None:
-        """Take in a step's gradients; most scores need none."""
+        """Accumulate the gradients of a step; does nothing for scores without gradients."""
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
-        """Return scores of the weights, in their structure."""
+        """Return the scores in the structure of the weights."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on."""
+        """Return the state needed to resume."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -68,7 +68,7 @@ class Magnitude(Score):
 
 
 class Random(Score):
-    """Numbers drawn at random: what every other score has to beat.
+    """Random scores, a baseline for other criteria.
 
     Parameters
     ----------
@@ -93,11 +93,11 @@ class Random(Score):
         return rebuild(weights, iter(drawn))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the generator."""
+        """Return the generator's state."""
         return {"rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on drawing where `state_dict` was called."""
+        """Restore the generator's state."""
         try:
             self._rng.bit_generator.state = state_dict["rng"]
         except (LookupError, TypeError, ValueError) as error:
@@ -105,17 +105,17 @@ class Random(Score):
 
 
 class _Products(Score):
-    """A sum over steps of something that is made of weight times gradient."""
+    """Base of scores that sum a function of weight times gradient over steps."""
 
     needs_gradients = True
-    #: What a step adds: see the core.
+    #: The term that a step adds; see `Form` in the core.
     _form: ClassVar[str]
 
     def __init__(self) -> None:
         self._sums: list[Array] = []
 
     def update(self, weights: ArrayTree, grads: ArrayTree) -> None:
-        """Take in a step.
+        """Add the term of a step.
 
         Parameters
         ----------
@@ -127,10 +127,10 @@ class _Products(Score):
         Raises
         ------
         TypeError
-            If something is not such an array.
+            If a value is not such an array.
         ValueError
-            If structures or shapes differ, or differ from those before, or a gradient is not
-            finite; nothing is taken in then.
+            If structures or shapes differ, or differ from previous steps, or a gradient is
+            not finite; nothing is added in that case.
         """
         names, arrays = named_arrays(weights, "weights")
         grad_names, given = named_arrays(grads, "grads")
@@ -149,7 +149,7 @@ class _Products(Score):
             for array, its in ((w, name), (g, grad_name)):
                 _require_float(array, its)
             if not np.isfinite(g).all():
-                # It would stay in the sum for good.
+                # It would remain in the sum.
                 raise ValueError(f"{grad_name} must be finite, got NaN or infinity")
             wide.append(g.astype(compute_dtype(w.dtype), copy=False))
         sums = self._sums or [np.zeros(w.shape, compute_dtype(w.dtype)) for w in arrays]
@@ -158,12 +158,12 @@ class _Products(Score):
         self._sums = sums
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
-        """Return the scores of the steps so far, in the structure of the weights.
+        """Return the scores accumulated so far, in the structure of the weights.
 
         Raises
         ------
         ValueError
-            If there was none, or `weights` have other shapes.
+            If there was no update, or `weights` have other shapes.
         """
         shapes = [w.shape for w in named_arrays(weights, "weights")[1]]
         if [s.shape for s in self._sums] != shapes:
@@ -174,16 +174,16 @@ class _Products(Score):
         return rebuild(weights, (self._score(s) for s in self._sums))
 
     def _score(self, total: Array) -> Array:
-        """Return the scores that a sum over the steps gives."""
+        """Return the scores for a sum over the steps."""
         scores: Array = total.copy()
         return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far."""
+        """Return the accumulated sums."""
         return {"sums": [s.copy() for s in self._sums]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over sums."""
+        """Load the accumulated sums."""
         try:
             sums = [np.array(s) for s in state_dict["sums"]]
         except (LookupError, TypeError) as error:
@@ -196,10 +196,10 @@ class _Products(Score):
 
 
 class Snip(_Products):
-    r"""SNIP, what the loss would change by, at once: :math:`|\sum_t w g_t|`.
+    r"""SNIP, the first-order change of the loss: :math:`|\sum_t w g_t|`.
 
-    The gradients of a few batches before training tell which connections matter. What
-    the paper divides by, the sum of all scores, changes no order and is left out.
+    The gradients of a few batches before training identify important connections. The paper
+    normalizes by the sum of all scores, which does not change the ranking and is omitted.
 
     References
     ----------
@@ -225,8 +225,8 @@ class Snip(_Products):
 class Taylor(_Products):
     r"""First-order Taylor expansion: :math:`\sum_t (w g_t)^2`.
 
-    It estimates what removing each weight changes the loss by, squared. For
-    neurons and filters, use ``Neurons(norm="sum")``.
+    It estimates the squared change of the loss when a weight is removed. For neurons and
+    filters, use ``Neurons(norm="sum")``.
 
     References
     ----------
@@ -246,10 +246,10 @@ class Taylor(_Products):
 
 
 class Movement(_Products):
-    r"""What training does to a weight: :math:`-\sum_t w_t g_t`.
+    r"""Movement pruning: :math:`-\sum_t w_t g_t`.
 
-    It is positive for weights that move away from 0, negative for those that move towards
-    0. The paper multiplies by learning rates; with a constant one the order is the same.
+    It is positive for weights that training moves away from 0, negative for those that move
+    towards 0. The paper multiplies by learning rates; for a constant rate the ranking is the same.
 
     References
     ----------
@@ -269,17 +269,17 @@ class Movement(_Products):
 
 
 class Wanda(Score):
-    r"""Weights and activations: :math:`|w_{ij}| \, \|X_j\|_2`, best with ``scope="row"``.
+    r"""Wanda, weights times activations: :math:`|w_{ij}| \, \|X_j\|_2`; use ``scope="row"``.
 
     Parameters
     ----------
     statistics : InputStatistics, or list of them
-        One for each array of weights, in their order; see `input_statistics`.
+        One per array of weights, in their order; see `input_statistics`.
 
     Raises
     ------
     TypeError
-        If they are not.
+        If `statistics` has another type.
 
     References
     ----------
@@ -308,8 +308,8 @@ class Wanda(Score):
         Raises
         ------
         ValueError
-            If there are not as many arrays as statistics, one has not as many columns as
-            its statistics have features, or no inputs have been seen.
+            If the number of arrays and statistics differs, an array does not have as many
+            columns as its statistics have features, or no inputs have been seen.
         """
         names, arrays = named_arrays(weights, "weights")
         if len(arrays) != len(self.statistics):
@@ -336,7 +336,7 @@ def _require_float(array: Array, name: str) -> None:
 
 
 def as_score(score: object) -> Score:
-    """Return `score`, if it is one; a magnitude for None.
+    """Return `score` after checking its type; None gives `Magnitude`.
 
     Raises
     ------

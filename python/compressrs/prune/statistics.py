@@ -1,4 +1,4 @@
-"""What calibration inputs say about the weights that meet them."""
+"""Statistics of calibration inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from compressrs.nn import Affine, Sequential
 
 
 class InputStatistics:
-    r"""Sums over the inputs of a layer, batch by batch, in double precision.
+    r"""Accumulates norms or the Gram matrix of a layer's inputs in double precision.
 
     Parameters
     ----------
     features : int
-        Inputs of the layer.
+        Number of inputs of the layer.
     gram : bool, default False
-        Whether to add up :math:`X^\top X`, which `sparsegpt` needs; the squares alone,
+        Whether to accumulate :math:`X^\top X`, which `sparsegpt` needs. Squared norms alone,
         which `Wanda` needs, take much less time.
 
     Attributes
     ----------
     count : int
-        Rows seen.
+        Number of rows seen.
     norms : array of float64, shape (features,)
         :math:`\|X_j\|_2` of each input over all rows.
     gram : array of float64, shape (features, features), or None
@@ -53,12 +53,12 @@ class InputStatistics:
         try:
             self._sums = np.zeros(shape)
         except ValueError:
-            # What NumPy says of sizes that no address reaches.
+            # NumPy raises ValueError for sizes beyond the address space.
             raise MemoryError(f"features={self.features} are more than memory can hold") from None
         self.count = 0
 
     def update(self, x: Array) -> None:
-        """Take in a batch.
+        """Add a batch of inputs.
 
         Parameters
         ----------
@@ -84,12 +84,12 @@ class InputStatistics:
 
     @property
     def gram(self) -> npt.NDArray[np.float64] | None:
-        """The sum of the products of each two inputs, if it was asked for."""
+        """The Gram matrix :math:`X^T X`, or None without ``gram=True``."""
         return self._sums if self._sums.ndim == 2 else None
 
     @property
     def norms(self) -> npt.NDArray[np.float64]:
-        """The norm of each input over all rows."""
+        """The 2-norm of each input over all rows."""
         squares = np.diagonal(self._sums) if self._sums.ndim == 2 else self._sums
         return np.sqrt(squares)
 
@@ -101,25 +101,25 @@ class InputStatistics:
 def input_statistics(
     model: Sequential, batches: Array | Iterable[Array], *, gram: bool = False
 ) -> list[InputStatistics]:
-    """Run a model on calibration inputs and return what its layers with weights were given.
+    """Return the input statistics of all layers with weights for calibration inputs.
 
     Parameters
     ----------
     model : Sequential
     batches : array, or iterable of array, shape (rows, features)
-        All inputs at once, or batch by batch.
+        All inputs in one array, or an iterable of batches.
     gram : bool, default False
         See `InputStatistics`.
 
     Returns
     -------
     list of InputStatistics
-        One for each layer with weights, in their order.
+        One per layer with weights, in their order.
 
     Raises
     ------
     TypeError, ValueError
-        If the model does not take the inputs, or something becomes infinite.
+        If the inputs do not match the model, or an activation is not finite.
 
     Examples
     --------
