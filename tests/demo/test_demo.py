@@ -52,6 +52,7 @@ def test_the_whole_job(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_every_figure_but_times():
     first, again = demo.run(3, 1, quiet()), demo.run(3, 1, quiet())
     other = demo.run(4, 1, quiet())
@@ -62,6 +63,7 @@ def test_a_seed_repeats_every_figure_but_times():
     assert first.losses != other.losses
 
 
+@pytest.mark.slow
 def test_sparse_models_are_as_accurate_over_five_seeds():
     results = [{row.name: row for row in demo.run(seed, 30, quiet()).rows} for seed in range(5)]
     accuracy = {name: np.mean([r[name].accuracy for r in results]) for name in results[0]}
