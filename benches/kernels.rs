@@ -181,10 +181,10 @@ fn csr(c: &mut Criterion) {
         (512, 1, 0.02),
     ] {
         let chance = values(n * n);
-        let keep: Vec<bool> = chance.iter().map(|x| *x < 2.0 * kept - 1.0).collect();
+        let keep: Vec<u8> = chance.iter().map(|x| u8::from(*x < 2.0 * kept - 1.0)).collect();
         let keep = Keep::Mask(&keep);
         let offsets = row_offsets(&chance, n, n, keep);
-        let nnz = offsets[n];
+        let nnz = offsets.entries();
         let (mut data, mut indices) = (vec![0.0f32; nnz], vec![0i32; nnz]);
         fill(&chance, n, keep, &offsets, &mut data, &mut indices);
         let pattern = Pattern::new(&indices, &offsets, n).unwrap();

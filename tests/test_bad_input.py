@@ -199,9 +199,10 @@ def test_arrays_that_change_behind_the_optimizer_s_back():
     with pytest.raises(ValueError, match="params was resized or reshaped"):
         opt.step(np.ones((2, 2)))
     p.shape = (4,)
-    p.resize(400_000, refcheck=False)
-    with pytest.raises(ValueError, match="params was resized or reshaped"):
-        opt.step(np.ones(400_000))
+    # The optimizer goes on from its memory, so NumPy does not move it.
+    with pytest.raises(ValueError, match="cannot resize"):
+        p.resize(400_000, refcheck=False)
+    opt.step(np.ones(4))
 
 
 def test_groups_and_states_that_change_behind_the_optimizer_s_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeGuard
 
 import numpy as np
@@ -63,8 +64,9 @@ def sparsegpt(
     TypeError
         If `w` is not an array of such a dtype, or a parameter of another type.
     ValueError
-        If a parameter is out of range, `statistics` has seen nothing, has no `gram` or
-        other features, or a weight is not finite; `w` is what it was then.
+        If a parameter is out of range, `statistics` has seen nothing, has no `gram`, other
+        features or a `gram` that cannot be factored, as where it is not finite, or a weight
+        is not finite; `w` is unchanged then.
 
     Warns
     -----
@@ -141,9 +143,13 @@ def _factor(
             "statistics must have seen inputs with gram=True, got "
             f"{statistics.count} rows{'' if gram is not None else ' without'}"
         )
-    diagonal = np.diagonal(gram)
-    idle = diagonal == 0
-    hessian = gram.copy()
+    if not np.isfinite(gram).all():
+        raise ValueError("statistics must hold a finite gram, got NaN or infinity")
+    idle = np.diagonal(gram) == 0
+    # A power of 4 changes nothing but the exponents, also of the roots; no sum overflows.
+    exponent = math.frexp(float(np.abs(gram).max()))[1]
+    hessian = gram * 0.25 ** max(-500, min(exponent // 2, 500))
+    diagonal = np.diagonal(hessian).copy()
     hessian[idle, idle] = 1
     features = statistics.features
     least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
@@ -160,7 +166,9 @@ def _factor(
             CalibrationWarning,
         )
     mean = float(diagonal.mean()) or 1.0
-    while True:
+    # With this much a matrix `x' x` is close to a multiple of the identity.
+    enough = max(damping, 1e6 * features)
+    while damping <= enough:
         found = _core.Factor.of(hessian + damping * mean * np.eye(features))
         if _is_sound(found, least):
             return found.inverse(), idle
@@ -169,6 +177,7 @@ def _factor(
             f"the calibration inputs cannot be factored; damped by {damping:g} instead",
             CalibrationWarning,
         )
+    raise ValueError("statistics must hold a gram that is positive semidefinite")
 
 
 def _is_sound(factor: _core.Factor | None, least: float) -> TypeGuard[_core.Factor]:

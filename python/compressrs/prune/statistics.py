@@ -70,8 +70,8 @@ class InputStatistics:
         TypeError
             If `x` is not an array of such a dtype.
         ValueError
-            If it has another number of features, or something in it is not finite; nothing
-            is taken in then.
+            If it has another number of features, something in it is not finite, or the
+            sums of its squares would not be; nothing is taken in then.
         """
         x = as_array(x, "x")
         if x.ndim < 1 or x.shape[-1] != self.features:

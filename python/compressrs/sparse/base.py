@@ -226,6 +226,18 @@ class SparseMatrix(Products):
     def _turned(self) -> Products:
         return self.T
 
+    def _checked_parts(self) -> tuple[Array, Array, Array]:
+        """Return data, indices and indptr as they are handed to others.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they have been changed so that they describe no matrix of this shape: code
+            that relies on them, as SciPy's does, would read outside memory.
+        """
+        self._core.check()
+        return self._parts
+
     def _flat(self, out: Array) -> Array:
         """Return a one-dimensional view of `out` in the core's order of entries."""
         return out
@@ -239,7 +251,7 @@ class SparseMatrix(Products):
 
         An immutable pattern is checked once rather than at each product.
         """
-        data, indices, indptr = self._parts
+        data, indices, indptr = self._checked_parts()
         return type(self)((data.copy(), immutable(indices), immutable(indptr)), self._shape)
 
     def astype(self: _M, dtype: npt.DTypeLike) -> _M:
@@ -427,8 +439,9 @@ def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
 
 def immutable(x: Array) -> Array:
     """Return an immutable copy of a one-dimensional array."""
-    # `frombuffer` rejects empty buffers.
-    frozen: Array = np.frombuffer(x.tobytes(), x.dtype) if x.size else x.copy()
+    # Of the base class, whose methods can be relied on; `frombuffer` rejects empty buffers.
+    x = np.array(x)
+    frozen: Array = np.frombuffer(x.tobytes(), x.dtype) if x.size else x
     return frozen
 
 

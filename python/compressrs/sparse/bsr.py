@@ -146,10 +146,16 @@ class BSRMatrix(SparseMatrix):
         return cls((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
 
     def to_scipy(self) -> ScipyBSRArray:
-        """Return a SciPy BSR array that shares the arrays, without copying."""
+        """Return a SciPy BSR array that shares the arrays, without copying.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arrays have been changed so that they describe no matrix of this shape.
+        """
         import scipy.sparse
 
-        return scipy.sparse.bsr_array(self._parts, shape=self.shape, copy=False)
+        return scipy.sparse.bsr_array(self._checked_parts(), shape=self.shape, copy=False)
 
 
 def _blocks(x: Array, blocksize: tuple[int, int]) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
-from compressrs.sparse.patterns import carried, intersection, keys, require_shape, union
+from compressrs.sparse.patterns import Places, carried, intersection, require_shape, union
 
 
 class CSRMatrix(SparseMatrix):
@@ -139,10 +139,15 @@ class CSRMatrix(SparseMatrix):
         """Return a SciPy CSR array that shares the arrays.
 
         Only int16 indices are copied, since SciPy does not support them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arrays have been changed so that they describe no matrix of this shape.
         """
         import scipy.sparse
 
-        data, indices, indptr = self._parts
+        data, indices, indptr = self._checked_parts()
         if indices.dtype != indptr.dtype:
             indices = indices.astype(indptr.dtype)
         return scipy.sparse.csr_array((data, indices, indptr), shape=self.shape, copy=False)
@@ -155,18 +160,19 @@ class CSRMatrix(SparseMatrix):
 
     def rows(self) -> npt.NDArray[np.int64]:
         """Return the row of each entry."""
-        return np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
+        indptr = self._checked_parts()[2]
+        return np.repeat(np.arange(self._shape[0]), np.diff(indptr))
 
     @property
     def has_sorted_indices(self) -> bool:
         """Whether the columns of each row ascend, which many other libraries require."""
-        order = keys(self)
+        order = Places(self).keys(self)
         return bool(np.all(order[:-1] <= order[1:]))
 
     @property
     def has_canonical_format(self) -> bool:
         """Whether the columns of each row ascend without repetition."""
-        order = keys(self)
+        order = Places(self).keys(self)
         return bool(np.all(order[:-1] < order[1:]))
 
     def canonical(self) -> CSRMatrix:
@@ -176,10 +182,12 @@ class CSRMatrix(SparseMatrix):
         """
         if self.has_canonical_format:
             return self
-        order = np.argsort(keys(self), kind="stable")
-        key, first = np.unique(keys(self)[order], return_index=True)
+        places = Places(self)
+        keys = places.keys(self)
+        order = np.argsort(keys, kind="stable")
+        key, first = np.unique(keys[order], return_index=True)
         data = np.add.reduceat(self.data[order], first) if first.size else self.data[:0]
-        return _of(key, data.astype(self.dtype, copy=False), self)
+        return _of(places, key, data.astype(self.dtype, copy=False), self)
 
     def transpose(self) -> CSRMatrix:
         """Return the transpose as a new CSR matrix with ascending indices.
@@ -236,13 +244,13 @@ class CSRMatrix(SparseMatrix):
         """Return the union of both patterns, with this matrix's values and 0 elsewhere."""
         _require_csr(other, "other")
         a = self.canonical()
-        return a.with_pattern(_of(union(a, other), None, a))
+        return a.with_pattern(_of(*union(a, other), None, a))
 
     def intersection(self, other: CSRMatrix) -> CSRMatrix:
         """Return the intersection of both patterns, with this matrix's values."""
         _require_csr(other, "other")
         a = self.canonical()
-        return a.with_pattern(_of(intersection(a, other), None, a))
+        return a.with_pattern(_of(*intersection(a, other), None, a))
 
 
 def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
@@ -292,12 +300,14 @@ def _require_csr(matrix: object, name: str) -> None:
         raise TypeError(f"{name} must be a CSRMatrix, got {type(matrix).__name__}")
 
 
-def _of(key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix) -> CSRMatrix:
+def _of(
+    places: Places, key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix
+) -> CSRMatrix:
     """Return a matrix with the shape of `like` whose entries have these ascending keys."""
-    rows, columns = like.shape
-    row, column = np.divmod(key, max(columns, 1))
-    counts = np.bincount(row, minlength=rows)
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(like.indptr.dtype)
+    row, column = places.split(key)
+    counts = np.bincount(row, minlength=like.shape[0])
+    width = like.indptr.dtype if key.size < 2**31 else np.dtype(np.int64)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(width)
     indices = column.astype(like.indices.dtype)
     data = np.zeros(key.size, like.dtype) if data is None else data
     return CSRMatrix((data, immutable(indices), immutable(indptr)), like.shape)

@@ -34,6 +34,8 @@ def save_npz(
     ------
     TypeError
         If `matrix` is of another type.
+    ValueError
+        If its arrays have been changed so that they describe no matrix of its shape.
     OSError
         If the file cannot be written; an existing file is then unchanged.
 
@@ -52,15 +54,16 @@ def save_npz(
     path = Path(file)
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
+    data, indices, indptr = matrix._checked_parts()
     buffer = io.BytesIO()
     save = np.savez_compressed if compressed else np.savez
     save(
         buffer,
-        indices=matrix.indices,
-        indptr=matrix.indptr,
+        indices=indices,
+        indptr=indptr,
         format=np.array(matrix.format.encode()),
         shape=np.array(matrix.shape),
-        data=matrix.data,
+        data=data,
     )
     write_atomically(path, buffer.getvalue())
 

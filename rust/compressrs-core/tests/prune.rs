@@ -234,8 +234,8 @@ fn sums_over_inputs() {
     for (rows, columns) in [(0, 3), (3, 0), (1, 1), (7, 5), (600, 3), (2000, 130)] {
         let x: Vec<f32> = (0..rows * columns).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
         let (mut squares, mut gram) = (vec![1.0; columns], vec![1.0; columns * columns]);
-        accumulate_squares(&x, &mut squares);
-        accumulate_gram(&x, columns, &mut gram);
+        accumulate_squares(&x, &mut squares).unwrap();
+        accumulate_gram(&x, columns, &mut gram).unwrap();
         for i in 0..columns {
             for j in (0..columns).step_by(7) {
                 let at = |r: usize, c: usize| f64::from(x[r * columns + c]);
@@ -254,7 +254,7 @@ fn what_stays_makes_up_for_what_goes() {
     let mixed = |i: usize| ((i * i * 31 + i * 17) % 101) as f64 / 50.0 - 1.0;
     let x: Vec<f64> = (0..samples * columns).map(mixed).collect();
     let mut gram = vec![0.0; columns * columns];
-    accumulate_gram(&x, columns, &mut gram);
+    accumulate_gram(&x, columns, &mut gram).unwrap();
     let u = Factor::new(&gram, columns).unwrap().inverse();
     let before: Vec<f64> = (0..rows * columns).map(|i| mixed(i + 1000)).collect();
     for (choice, block) in [

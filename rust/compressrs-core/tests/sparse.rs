@@ -1,8 +1,8 @@
 //! Sparse conversion and products against triple loops in double precision.
 
 use compressrs_core::sparse::{
-    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, NOWHERE, Pattern, Repeats, fill, locate,
-    matmul, matmul_transposed, offsets, row_offsets, sddmm, to_dense, transpose,
+    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Repeats,
+    fill, locate, matmul, matmul_transposed, row_offsets, sddmm, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -11,14 +11,14 @@ use proptest::prelude::*;
 struct Owned<I> {
     data: Vec<f64>,
     indices: Vec<I>,
-    offsets: Vec<usize>,
+    offsets: Offsets,
     columns: usize,
 }
 
 impl<I: Index> Owned<I> {
     fn new(dense: &[f64], rows: usize, columns: usize, keep: Keep<'_, f64>) -> Self {
         let offsets = row_offsets(dense, rows, columns, keep);
-        let nnz = offsets[rows];
+        let nnz = offsets.entries();
         let (mut data, mut indices) = (vec![0.0; nnz], vec![I::default(); nnz]);
         fill(dense, columns, keep, &offsets, &mut data, &mut indices);
         Owned { data, indices, offsets, columns }
@@ -29,6 +29,11 @@ impl<I: Index> Owned<I> {
         let mut this = Owned::new(places, rows, columns, Keep::AtLeast(0.0));
         this.data = integers(seed, this.indices.len() * size, 1);
         this
+    }
+
+    fn row(&self, row: usize) -> std::ops::Range<usize> {
+        let offsets = self.offsets.as_slice();
+        offsets[row]..offsets[row + 1]
     }
 
     fn pattern(&self) -> Pattern<'_, I> {
@@ -183,23 +188,26 @@ proptest! {
         for (step, row) in [(2, 0), (3, 1)] {
             for r in (row..rows).step_by(step) {
                 if step == 2 {
-                    old.indices[old.offsets[r]..old.offsets[r + 1]].reverse();
+                    let part = old.row(r);
+                    old.indices[part].reverse();
                 } else {
-                    new.indices[new.offsets[r]..new.offsets[r + 1]].reverse();
+                    let part = new.row(r);
+                    new.indices[part].reverse();
                 }
             }
         }
         let mut places = vec![7; new.indices.len()];
         locate(old.pattern(), new.pattern(), &mut places).unwrap();
         for r in 0..rows {
-            for p in new.offsets[r]..new.offsets[r + 1] {
-                let mut entries = old.offsets[r]..old.offsets[r + 1];
+            for p in new.row(r) {
+                let mut entries = old.row(r);
                 let found = entries.find(|&q| i64::from(old.indices[q]) == new.indices[p]);
                 prop_assert_eq!(places[p], found.map_or(NOWHERE, |q| q as i64));
             }
         }
-        if let Some(r) = (0..rows).find(|&r| old.offsets[r] + 1 < old.offsets[r + 1]) {
-            old.indices[old.offsets[r] + 1] = old.indices[old.offsets[r]];
+        if let Some(r) = (0..rows).find(|&r| old.row(r).len() > 1) {
+            let first = old.row(r).start;
+            old.indices[first + 1] = old.indices[first];
             prop_assert_eq!(locate(old.pattern(), new.pattern(), &mut places), Err(Repeats::Old));
             let mut places = vec![0; old.indices.len()];
             prop_assert_eq!(locate(new.pattern(), old.pattern(), &mut places), Err(Repeats::New));
@@ -233,10 +241,10 @@ proptest! {
         to_dense(owned.csr::<1, 1>(), &mut back);
         prop_assert_eq!(&back, &w);
 
-        // By a mask, zeros are kept where it says so.
-        let mask: Vec<bool> = integers(seed ^ 5, m * k, 5).iter().map(|&x| x != 0.0).collect();
+        // By a mask, zeros are kept where it says so: where a byte is not 0.
+        let mask: Vec<u8> = integers(seed ^ 5, m * k, 5).iter().map(|&x| x as i8 as u8).collect();
         let masked = Owned::<i32>::new(&w, m, k, Keep::Mask(&mask));
-        let kept: Vec<f64> = w.iter().zip(&mask).filter(|(_, m)| **m).map(|(x, _)| *x).collect();
+        let kept: Vec<f64> = w.iter().zip(&mask).filter(|(_, m)| **m != 0).map(|(x, _)| *x).collect();
         prop_assert_eq!(&masked.data, &kept);
 
         let t = transpose::<i32, i64>(owned.pattern());
@@ -264,7 +272,7 @@ proptest! {
         let mut owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
         // Entries of each row, in another order.
         for row in 0..m {
-            let part = owned.offsets[row]..owned.offsets[row + 1];
+            let part = owned.row(row);
             let shift = seed as usize % part.len().max(1);
             owned.data[part.clone()].rotate_left(shift);
             owned.indices[part].rotate_left(shift);
@@ -276,7 +284,7 @@ proptest! {
         let (u, v) = (Dense::row_major(&u, m, n), Dense::row_major(&v, n, k));
         sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
         for row in 0..m {
-            for p in owned.offsets[row]..owned.offsets[row + 1] {
+            for p in owned.row(row) {
                 prop_assert_eq!(out[p], full[row * k + owned.indices[p] as usize]);
             }
         }
@@ -294,7 +302,7 @@ proptest! {
             && indptr.last().is_some_and(|&n| n as usize == indices.len())
             && indices.len() == entries
             && indices.iter().all(|i| (0..4).contains(i));
-        let made = offsets(&indptr, indices.len()).is_ok_and(|offsets| {
+        let made = Offsets::new(&indptr, indices.len()).is_ok_and(|offsets| {
             Pattern::new(&indices, &offsets, 4)
                 .is_ok_and(|pattern| Csr::<f32, i16>::new(pattern, &data).is_ok())
         });
@@ -312,7 +320,7 @@ fn check_sddmm<const R: usize, const C: usize>(owned: &Owned<i32>, n: usize, see
     let mut out = old.clone();
     sddmm(a, Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out, true);
     for row in 0..m / R {
-        for p in owned.offsets[row]..owned.offsets[row + 1] {
+        for p in owned.row(row) {
             for i in 0..R * C {
                 let (r, c) = (row * R + i / C, owned.indices[p] as usize * C + i % C);
                 assert_eq!(out[p * R * C + i], old[p * R * C + i] + full[r * k + c]);
@@ -340,7 +348,7 @@ fn long_rows_are_cut_up() {
 /// into an exception.
 #[test]
 fn changed_indices_are_noticed() {
-    let (data, offsets) = ([1.0f32, 2.0], [0, 1, 2]);
+    let (data, offsets) = ([1.0f32, 2.0], rows(&[0, 1, 2]));
     for bad in [[0i32, 7], [-1, 0]] {
         let pattern = Pattern::checked(&bad, &offsets, 2);
         let a = Csr::<_, _>::new(pattern, &data).unwrap();
@@ -361,9 +369,15 @@ fn changed_indices_are_noticed() {
     }
 }
 
+/// Offsets as they are given.
+fn rows(offsets: &[i32]) -> Offsets {
+    Offsets::new(offsets, offsets.last().map_or(0, |&last| last as usize)).unwrap()
+}
+
 #[test]
 fn repeated_entries_add_up() {
-    let pattern = Pattern::new(&[1i32, 1, 0], &[0, 3], 2).unwrap();
+    let offsets = rows(&[0, 3]);
+    let pattern = Pattern::new(&[1i32, 1, 0], &offsets, 2).unwrap();
     let a = Csr::<_, _>::new(pattern, &[1.0, 2.0, 4.0]).unwrap();
     let mut dense = [0.0; 2];
     to_dense(a, &mut dense);
@@ -378,14 +392,15 @@ fn repeated_entries_add_up() {
 fn what_is_stored() {
     let w = [0.0, -0.0, 0.5, -1.0, 1.0, f64::NAN, f64::INFINITY, 1e-320];
     let owned = Owned::<i32>::new(&w, 2, 4, Keep::AtLeast(1.0));
-    assert_eq!(owned.offsets, [0, 1, 4]);
+    assert_eq!(owned.offsets.as_slice(), [0, 1, 4]);
     assert_eq!(owned.indices, [3, 0, 1, 2]);
     assert_eq!(Owned::<i32>::new(&w, 2, 4, Keep::AtLeast(0.0)).indices, [2, 3, 0, 1, 2, 3]);
 }
 
 #[test]
 fn relu_keeps_nan() {
-    let pattern = Pattern::new(&[0i32, 0], &[0, 1, 2], 1).unwrap();
+    let offsets = rows(&[0, 1, 2]);
+    let pattern = Pattern::new(&[0i32, 0], &offsets, 1).unwrap();
     let a = Csr::<_, _>::new(pattern, &[f32::NAN, -1.0]).unwrap();
     let mut y = [0.0; 2];
     let epilogue = Epilogue { relu: true, ..Epilogue::default() };
@@ -395,14 +410,15 @@ fn relu_keeps_nan() {
 
 #[test]
 fn errors_say_what_is_wrong() {
-    assert_eq!(offsets::<i32>(&[], 0).unwrap_err(), CsrError::NoOffsets);
-    assert_eq!(offsets(&[0, 2, 1], 1).unwrap_err(), CsrError::Decreasing(1));
+    assert_eq!(Offsets::new::<i32>(&[], 0).unwrap_err(), CsrError::NoOffsets);
+    assert_eq!(Offsets::new(&[0, 6, 3, 6], 6).unwrap_err(), CsrError::Decreasing(1));
+    assert_eq!(Offsets::new(&[-1i32, 6], 6).unwrap_err(), CsrError::Start("-1".into()));
     assert_eq!(
-        offsets(&[0, 2], 1).unwrap_err().to_string(),
+        Offsets::new(&[0, 2], 1).unwrap_err().to_string(),
         "indptr must end at the number of indices, 1, got 2"
     );
     assert_eq!(
-        Pattern::new(&[-1i32], &[0, 1], 3).unwrap_err().to_string(),
+        Pattern::new(&[-1i32], &rows(&[0, 1]), 3).unwrap_err().to_string(),
         "indices must be at least 0 and below the number of columns, 3; indices[0] is -1"
     );
 }

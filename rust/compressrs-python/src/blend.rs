@@ -6,8 +6,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Name, Regions, with_dtype};
+use crate::buffers::{Array, Name, with_dtype};
 use crate::errors::run;
+use crate::overlap::Regions;
 use crate::storage::values;
 
 /// Arrays of weights or gradients, checked for being changed in place.
@@ -21,7 +22,7 @@ impl<'py, 'n> Targets<'py, 'n> {
         if arrays.len() != names.len() {
             return Err(PyTypeError::new_err("names must be as many as arrays"));
         }
-        let arrays = arrays
+        let mut arrays = arrays
             .iter()
             .zip(names)
             .map(|(array, name)| {
@@ -38,6 +39,7 @@ impl<'py, 'n> Targets<'py, 'n> {
                     arrays[a].name, arrays[b].name
                 ))
             })?;
+        arrays.iter_mut().for_each(Array::grant);
         Ok(Targets { arrays, regions })
     }
 
@@ -82,12 +84,12 @@ pub fn lerp<'py>(
     end_names: Vec<String>,
     weight: f64,
 ) -> PyResult<()> {
-    let targets = Targets::new(&targets, &names)?;
+    let mut targets = Targets::new(&targets, &names)?;
     let ends = targets.others(&ends, &end_names)?;
-    for (target, end) in targets.arrays.iter().zip(&ends) {
+    for (target, end) in targets.arrays.iter_mut().zip(&ends) {
         with_dtype!(target.float_dtype()?, T => {
-            // SAFETY: checked just now, and disjoint.
-            let (target, end) = unsafe { (target.slice_mut::<T>(), values(end)?) };
+            // SAFETY: the GIL is held, and `others` found them disjoint.
+            let (target, end) = unsafe { (target.slice_mut::<T>()?, values(end)?) };
             run(py, || core::lerp(target, end, weight))?;
         });
     }
@@ -104,12 +106,12 @@ pub fn accumulate<'py>(
     x_names: Vec<String>,
     weight: f64,
 ) -> PyResult<()> {
-    let sums = Targets::new(&sums, &names)?;
+    let mut sums = Targets::new(&sums, &names)?;
     let x = sums.others(&x, &x_names)?;
-    for (sum, x) in sums.arrays.iter().zip(&x) {
+    for (sum, x) in sums.arrays.iter_mut().zip(&x) {
         with_dtype!(sum.float_dtype()?, T => {
-            // SAFETY: checked just now, and disjoint.
-            let (sum, x) = unsafe { (sum.slice_mut::<T>(), values(x)?) };
+            // SAFETY: the GIL is held, and `others` found them disjoint.
+            let (sum, x) = unsafe { (sum.slice_mut::<T>()?, values(x)?) };
             run(py, || core::accumulate(sum, x, weight))?;
         });
     }
@@ -135,7 +137,7 @@ pub fn norm<'py>(
         .collect::<PyResult<Vec<_>>>()?;
     let gradients = arrays
         .iter()
-        // SAFETY: dtype and layout were checked; nothing writes to it here.
+        // SAFETY: the GIL is held; nothing writes to it here.
         .map(|array| Ok(Gradient { values: unsafe { values(array)? }, mask: None }))
         .collect::<PyResult<Vec<_>>>()?;
     run(py, || core::norm(&gradients, order))
@@ -149,10 +151,10 @@ pub fn scale<'py>(
     names: Vec<String>,
     factor: f64,
 ) -> PyResult<()> {
-    for array in &Targets::new(&arrays, &names)?.arrays {
+    for array in &mut Targets::new(&arrays, &names)?.arrays {
         with_dtype!(array.float_dtype()?, T => {
-            // SAFETY: checked just now.
-            let array = unsafe { array.slice_mut::<T>() };
+            // SAFETY: the GIL is held, and `new` found them disjoint.
+            let array = unsafe { array.slice_mut::<T>()? };
             run(py, || core::scale(array, factor))?;
         });
     }
@@ -167,10 +169,10 @@ pub fn clamp<'py>(
     names: Vec<String>,
     limit: f64,
 ) -> PyResult<()> {
-    for array in &Targets::new(&arrays, &names)?.arrays {
+    for array in &mut Targets::new(&arrays, &names)?.arrays {
         with_dtype!(array.float_dtype()?, T => {
-            // SAFETY: checked just now.
-            let array = unsafe { array.slice_mut::<T>() };
+            // SAFETY: the GIL is held, and `new` found them disjoint.
+            let array = unsafe { array.slice_mut::<T>()? };
             run(py, || core::clamp(array, limit))?;
         });
     }

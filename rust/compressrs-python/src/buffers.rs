@@ -1,23 +1,32 @@
 //! What an argument must be before a kernel sees it: dtype, byte order, shape,
-//! layout, writability, overlap.
+//! layout, writability. For overlaps see [`crate::overlap`].
 //!
 //! Kernels get plain slices over the arrays' memory, not rust-numpy's borrow
 //! guards: those take a lock for every array, which a step over hundreds of
 //! tensors would feel, and refuse two threads that read the same array. What
 //! they would guarantee is checked here for the arguments of a call. Python code
 //! that writes to an array while a kernel in another thread works on it gets
-//! torn values, as with any NumPy function.
+//! torn values, as with any NumPy function; what decides where a kernel reads or
+//! writes (indices, offsets, labels) is read once, or copied and then checked.
+//!
+//! Python code can also resize and reshape arrays. So no check runs Python code, not
+//! even a method of an array, which may be of a subclass; and slices are made last, of
+//! what the arrays are then, with nothing between them and the kernel that gives up the
+//! GIL.
 
 use std::ffi::c_int;
 use std::fmt::{self, Display};
 use std::ops::Range;
 
+use compressrs_core::numeric::element::Number;
 use numpy::npyffi::{
-    self, NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE, NPY_TYPES, objects,
+    self, NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ENSUREARRAY, NPY_ARRAY_ENSURECOPY,
+    NPY_ARRAY_WRITEABLE, NPY_TYPES, NpyTypes, PY_ARRAY_API, get_type_object, objects,
 };
 use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyWeakrefReference};
 
 /// A floating-point dtype that numbers are stored in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -138,6 +147,8 @@ impl Name<'_> {
 pub struct Array<'py, 'n> {
     pub array: Bound<'py, PyUntypedArray>,
     pub name: Name<'n>,
+    /// The memory that may be written to, once it is known to overlap nothing else.
+    granted: Option<Range<usize>>,
 }
 
 impl<'py, 'n> Array<'py, 'n> {
@@ -147,7 +158,7 @@ impl<'py, 'n> Array<'py, 'n> {
             let got = object.get_type().name()?.to_string();
             return Err(name.type_error("be a NumPy array", got));
         };
-        let array = Array { array: array.clone(), name };
+        let array = Array::unchecked(array.clone(), name);
         if array.array.dtype().is_native_byteorder() == Some(false) {
             return Err(name.type_error(
                 "be in native byte order (convert it with a.astype(a.dtype.newbyteorder('=')))",
@@ -165,7 +176,7 @@ impl<'py, 'n> Array<'py, 'n> {
 
     /// An array that has passed [`new`](Self::new) before.
     pub fn unchecked(array: Bound<'py, PyUntypedArray>, name: Name<'n>) -> Self {
-        Array { array, name }
+        Array { array, name, granted: None }
     }
 
     fn fields(&self) -> &objects::PyArrayObject_fields {
@@ -196,9 +207,11 @@ impl<'py, 'n> Array<'py, 'n> {
             n if n == NPY_TYPES::NPY_FLOAT as i32 => Some(Dtype::F32),
             n if n == NPY_TYPES::NPY_DOUBLE as i32 => Some(Dtype::F64),
             n if n == NPY_TYPES::NPY_HALF as i32 => Some(Dtype::F16),
-            // The number of a dtype that NumPy does not know is given at run time.
+            // The number of a dtype that NumPy does not know is given at run time. The
+            // name of its type is looked up without Python code, unlike its own.
             n if n >= NPY_TYPES::NPY_USERDEF as i32 => {
-                (self.dtype_name() == "bfloat16").then_some(Dtype::Bf16)
+                let name = self.array.dtype().typeobj().name().ok()?;
+                (name == "bfloat16").then_some(Dtype::Bf16)
             }
             _ => None,
         }
@@ -284,46 +297,117 @@ impl<'py, 'n> Array<'py, 'n> {
         if self.is_contiguous() {
             return Ok(self);
         }
-        let copy = self.array.call_method0("copy")?.cast_into::<PyUntypedArray>()?;
-        Ok(Array { array: copy, ..self })
+        self.copied()
     }
 
-    /// First byte and the one behind the last of a contiguous array.
+    /// A copy in C order, of no subclass, whose methods would be Python code.
+    pub fn copied(self) -> PyResult<Self> {
+        const FLAGS: c_int = NPY_ARRAY_C_CONTIGUOUS
+            | NPY_ARRAY_ALIGNED
+            | NPY_ARRAY_ENSURECOPY
+            | NPY_ARRAY_ENSUREARRAY;
+        let py = self.array.py();
+        // SAFETY: a live array; NULL stands for its own dtype. The result is a new
+        // reference to an array, or NULL with an exception set.
+        let copy = unsafe {
+            let copy = PY_ARRAY_API.PyArray_FromArray(
+                py,
+                self.array.as_array_ptr(),
+                std::ptr::null_mut(),
+                FLAGS,
+            );
+            Bound::from_owned_ptr_or_err(py, copy)?
+        };
+        Ok(Array::unchecked(copy.cast_into()?, self.name))
+    }
+
+    /// From the first byte of an array to the one behind the last, of any strides.
     pub fn memory(&self) -> Range<usize> {
         let start = self.fields().data as usize;
-        start..start + self.array.len() * self.array.dtype().itemsize()
+        if self.array.len() == 0 {
+            return start..start;
+        }
+        let (mut before, mut after) = (0, self.array.dtype().itemsize());
+        for (&len, &stride) in self.array.shape().iter().zip(self.array.strides()) {
+            let reach = (len - 1) * stride.unsigned_abs();
+            if stride < 0 { before += reach } else { after += reach }
+        }
+        start - before..start + after
+    }
+
+    /// Allows writing to the array, which is known to overlap nothing else that the call
+    /// reads or writes.
+    pub(crate) fn grant(&mut self) {
+        self.granted = Some(self.memory());
+    }
+
+    /// Requires elements of the size of `T`, which they were found to have before.
+    pub fn require_itemsize<T>(&self) -> PyResult<()> {
+        if self.array.dtype().itemsize() == size_of::<T>() { Ok(()) } else { Err(self.changed()) }
+    }
+
+    /// Requires what it was checked for: such elements, in C order. Returns their number.
+    fn require_elements<T>(&self) -> PyResult<usize> {
+        self.require_itemsize::<T>()?;
+        if self.is_contiguous() { Ok(self.array.len()) } else { Err(self.changed()) }
+    }
+
+    /// The error of an array that is not what it was found to be before.
+    fn changed(&self) -> PyErr {
+        PyRuntimeError::new_err(format!(
+            "{} was resized or reshaped by another thread while it was in use",
+            self.name
+        ))
     }
 
     /// The elements of a contiguous array.
     ///
+    /// # Errors
+    /// It has other elements than it was checked for.
+    ///
     /// # Safety
-    /// Its elements are of type `T`, and nothing writes to them while the slice
-    /// is used.
-    pub unsafe fn slice<'a, T>(&self) -> &'a [T] {
-        debug_assert!(self.is_contiguous());
-        let len = self.array.len();
+    /// Nothing writes to the elements while the slice is used, and the GIL was held since
+    /// the array was last looked at, so that its memory still exists.
+    pub unsafe fn slice<T: Number>(&self) -> PyResult<&[T]> {
+        let len = self.require_elements::<T>()?;
         // A pointer for no elements need not be aligned in NumPy, as it must be here.
         if len == 0 {
-            return &[];
+            return Ok(&[]);
         }
-        // SAFETY: NumPy owns `len` aligned elements here (`new`); the rest is the
-        // caller's promise.
-        unsafe { std::slice::from_raw_parts(self.fields().data.cast(), len) }
+        // SAFETY: NumPy has `len` elements of this size here, aligned (`new`), and any
+        // bytes are a number; the caller guarantees the rest.
+        Ok(unsafe { std::slice::from_raw_parts(self.fields().data.cast(), len) })
     }
 
     /// The elements of a contiguous array, to write to.
     ///
+    /// # Errors
+    /// As for [`slice`](Self::slice), or its memory is another than that which
+    /// [`require_disjoint`](crate::overlap::require_disjoint) has allowed to be written.
+    ///
     /// # Safety
-    /// Its elements are of type `T`, and nothing else uses them while the slice
-    /// is used.
-    pub unsafe fn slice_mut<'a, T>(&self) -> &'a mut [T] {
-        debug_assert!(self.is_contiguous());
-        let len = self.array.len();
+    /// As for [`slice`](Self::slice); and no other thread uses the elements.
+    pub unsafe fn slice_mut<T: Number>(&mut self) -> PyResult<&mut [T]> {
+        let len = self.require_elements::<T>()?;
+        self.require_granted()?;
         if len == 0 {
-            return &mut [];
+            return Ok(&mut []);
         }
-        // SAFETY: as for `slice`.
-        unsafe { std::slice::from_raw_parts_mut(self.fields().data.cast(), len) }
+        // SAFETY: as for `slice`; nothing else of the call uses the memory.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.fields().data.cast(), len) })
+    }
+
+    /// Requires that the array may be written to; see [`grant`](Self::grant).
+    pub fn require_granted(&self) -> PyResult<()> {
+        match &self.granted {
+            Some(granted) if *granted == self.memory() => self.require_writable(),
+            Some(_) => Err(self.changed()),
+            None => Err(PyRuntimeError::new_err(format!(
+                "{} is written to though nobody looked for what it overlaps; this is an error in \
+                 compressrs",
+                self.name
+            ))),
+        }
     }
 
     /// Element strides of the two axes and the number of elements from the first
@@ -390,9 +474,92 @@ fn fields<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a objects::PyArrayObjec
     unsafe { &*objects::_PyArray_GET_ITEM_DATA(array.as_array_ptr()) }
 }
 
-/// NumPy's flags of an array.
-pub fn flags(array: &Bound<'_, PyUntypedArray>) -> c_int {
-    fields(array).flags
+/// A view of an array that Python code never gets, so that nobody changes its shape or
+/// dtype. It is of no subclass.
+pub fn private_view<'py>(
+    array: &Bound<'py, PyUntypedArray>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = array.py();
+    // SAFETY: a live array; NULL stands for its own dtype. The result is a new reference to
+    // an array, or NULL with an exception set.
+    let view = unsafe {
+        let base_class = get_type_object(py, NpyTypes::PyArray_Type);
+        let null = std::ptr::null_mut();
+        let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), null, base_class);
+        Bound::from_owned_ptr_or_err(py, view)?
+    };
+    Ok(view.cast_into()?)
+}
+
+/// Whether nobody can write to the memory of a contiguous array: it lies in `bytes`, and
+/// the array and all that it is a view of are read-only.
+pub fn is_immutable(array: &Bound<'_, PyUntypedArray>) -> bool {
+    let memory = Array::unchecked(array.clone(), Name("", "")).memory();
+    let mut array = array.clone();
+    loop {
+        let base = fields(&array).base;
+        if fields(&array).flags & NPY_ARRAY_WRITEABLE != 0 || base.is_null() {
+            return false;
+        }
+        // Not by the attribute, which a subclass may give another meaning.
+        // SAFETY: the array, which is alive, keeps its base alive.
+        let base = unsafe { Bound::from_borrowed_ptr(array.py(), base) };
+        match base.cast_into::<PyUntypedArray>() {
+            Ok(next) => array = next,
+            Err(other) => {
+                let other = other.into_inner();
+                return other.cast_exact::<PyBytes>().is_ok_and(|bytes| {
+                    let whole = bytes.as_bytes().as_ptr_range();
+                    whole.start as usize <= memory.start && memory.end <= whole.end as usize
+                });
+            }
+        }
+    }
+}
+
+/// An array that is kept beyond a call, and cannot be resized meanwhile.
+pub struct Kept {
+    pub array: Py<PyUntypedArray>,
+    /// NumPy refuses to move the memory of an array that has a weak reference, even where
+    /// it is told not to look at its references.
+    _pin: Py<PyWeakrefReference>,
+}
+
+impl Kept {
+    pub fn new(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let pin = PyWeakrefReference::new(array.as_any())?;
+        Ok(Kept { array: array.clone().unbind(), _pin: pin.unbind() })
+    }
+}
+
+/// A new array of zeros.
+///
+/// # Errors
+/// MemoryError.
+pub fn zeros<'py, T: Element>(
+    py: Python<'py>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let itemsize = numpy::dtype::<T>(py).itemsize();
+    let bytes = shape.iter().try_fold(itemsize, |bytes, &len| bytes.checked_mul(len));
+    // NumPy calls what no array can be a ValueError.
+    if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+        return Err(PyMemoryError::new_err(format!(
+            "an array of shape {} does not fit into memory",
+            Shape(shape)
+        )));
+    }
+    let mut dimensions: Vec<_> = shape.iter().map(|&len| len as npyffi::npy_intp).collect();
+    // SAFETY: as many lengths as are said, each of an array that is not too large; the call
+    // takes over the reference to the dtype. The result is a new reference to an array, or
+    // NULL with an exception set.
+    let array = unsafe {
+        let dtype = numpy::dtype::<T>(py).into_dtype_ptr();
+        let (ndim, start) = (dimensions.len() as c_int, dimensions.as_mut_ptr());
+        let array = PY_ARRAY_API.PyArray_Zeros(py, ndim, start, dtype, 0);
+        Bound::from_owned_ptr_or_err(py, array)?
+    };
+    Ok(array.cast_into()?)
 }
 
 /// Requires that an array may be written to.
@@ -424,55 +591,6 @@ impl Display for Shape<'_> {
             }
         }
     }
-}
-
-/// Memory that a call writes to, by owner, for finding overlaps.
-pub struct Regions {
-    /// Sorted, disjoint, not empty; with the number of the owner.
-    sorted: Vec<(Range<usize>, usize)>,
-}
-
-impl Regions {
-    /// Collects regions.
-    ///
-    /// # Errors
-    /// The owners of two that overlap.
-    pub fn new(
-        regions: impl IntoIterator<Item = (Range<usize>, usize)>,
-    ) -> Result<Self, (usize, usize)> {
-        let mut sorted: Vec<_> = regions.into_iter().filter(|(r, _)| !r.is_empty()).collect();
-        sorted.sort_by_key(|(r, _)| r.start);
-        match sorted.windows(2).find(|w| w[0].0.end > w[1].0.start) {
-            Some(w) => Err((w[0].1.min(w[1].1), w[0].1.max(w[1].1))),
-            None => Ok(Regions { sorted }),
-        }
-    }
-
-    /// The owner of a region that overlaps this one.
-    pub fn overlapping(&self, region: &Range<usize>) -> Option<usize> {
-        if region.is_empty() {
-            return None;
-        }
-        let next = self.sorted.partition_point(|(r, _)| r.end <= region.start);
-        self.sorted.get(next).filter(|(r, _)| r.start < region.end).map(|&(_, owner)| owner)
-    }
-}
-
-/// Requires that an array that is written to shares no memory with one that is read.
-pub fn require_disjoint(
-    written: &Array<'_, '_>,
-    written_memory: &Range<usize>,
-    read: &Array<'_, '_>,
-    read_memory: &Range<usize>,
-) -> PyResult<()> {
-    let overlap = written_memory.start < read_memory.end && read_memory.start < written_memory.end;
-    if overlap && !written_memory.is_empty() && !read_memory.is_empty() {
-        return Err(PyValueError::new_err(format!(
-            "{} and {} share memory, which is only allowed where nothing is written (pass a copy of one)",
-            written.name, read.name
-        )));
-    }
-    Ok(())
 }
 
 /// A number.

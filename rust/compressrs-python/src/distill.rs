@@ -1,13 +1,16 @@
 //! Softmax and distillation losses.
 
 use compressrs_core::distill as core;
+use compressrs_core::numeric::element::Element;
+use compressrs_core::runtime::memory;
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::buffers::{Array, Compute, Dtype, Name, require_disjoint, with_compute, with_dtype};
-use crate::errors::run;
+use crate::buffers::{Array, Compute, Dtype, Name, with_compute, with_dtype};
+use crate::errors::{guard, run};
+use crate::overlap::require_disjoint;
 
 /// Writes `softmax(z / temperature)` along an axis to `out`, or its logarithm; `out`
 /// may be `z` itself. Temperatures are a number or float64, one a row.
@@ -22,25 +25,23 @@ pub fn softmax(
 ) -> PyResult<()> {
     let z = Array::new(z, Name("z", ""))?;
     let dtype = z.float_dtype()?;
-    let out = Array::new(out, Name("out", ""))?;
+    let mut out = Array::new(out, Name("out", ""))?;
     out.require_dtype(dtype, z.name)?;
     out.require_shape(z.array.shape(), z.name)?;
     out.require_in_place()?;
-    let axis = view(&z, axis);
+    let axis = view(&z, axis)?;
     let temperature = PerRow::new(temperature, Name("temperature", ""), axis.rows())?;
+    // In place, `z` itself is not looked at.
     let same = z.data() == out.data() && z.is_contiguous();
-    let z = z.contiguous()?;
-    let (read, written) = (z.memory(), out.memory());
-    if !same && read.start < written.end && written.start < read.end {
-        return Err(PyValueError::new_err(
-            "out must be z itself or share no memory with it, got a shifted view of it",
-        ));
-    }
+    let z = if same { None } else { Some(z.contiguous()?) };
+    require_disjoint(&mut [&mut out], z.iter().chain(temperature.array()))?;
     let form = if log { core::Form::Log } else { core::Form::Probability };
     with_dtype!(dtype, T => {
-        // SAFETY: checked above; `z` is used only where it shares nothing with `out`.
-        let (z, out) = unsafe { ((!same).then(|| z.slice::<T>()), out.slice_mut::<T>()) };
-        let temperature = temperature.get();
+        // SAFETY: the GIL is held; nothing else of this call uses `out`.
+        let (z, out, temperature) = unsafe {
+            let z = z.as_ref().map(|z| z.slice::<T>()).transpose()?;
+            (z, out.slice_mut::<T>()?, temperature.get()?)
+        };
         run(py, || core::softmax(axis, form, temperature, z, out))
     })
 }
@@ -56,31 +57,35 @@ pub fn logsumexp(
 ) -> PyResult<()> {
     let z = Array::new(z, Name("z", ""))?.contiguous()?;
     let dtype = z.float_dtype()?;
-    let out = Array::new(out, Name("out", ""))?;
+    let mut out = Array::new(out, Name("out", ""))?;
     out.require_dtype(dtype, z.name)?;
     let mut shape = z.array.shape().to_vec();
+    let rows = view(&z, axis)?;
     shape.remove(axis);
     out.require_shape(&shape, "z without the axis")?;
     out.require_in_place()?;
-    require_disjoint(&out, &out.memory(), &z, &z.memory())?;
-    let axis = view(&z, axis);
+    let axis = rows;
     let temperature = PerRow::new(temperature, Name("temperature", ""), axis.rows())?;
+    require_disjoint(&mut [&mut out], [&z].into_iter().chain(temperature.array()))?;
     with_dtype!(dtype, T => {
-        // SAFETY: checked above.
-        let (z, out) = unsafe { (z.slice::<T>(), out.slice_mut::<T>()) };
-        let temperature = temperature.get();
+        // SAFETY: as in `softmax`.
+        let (z, out, temperature) =
+            unsafe { (z.slice::<T>()?, out.slice_mut::<T>()?, temperature.get()?) };
         run(py, || core::logsumexp(axis, temperature, z, out))
     })
 }
 
 /// An array seen from an axis, which must be one of it.
-fn view(z: &Array<'_, '_>, axis: usize) -> core::Axis {
+fn view(z: &Array<'_, '_>, axis: usize) -> PyResult<core::Axis> {
     let shape = z.array.shape();
-    core::Axis {
-        outer: shape[..axis].iter().product(),
-        classes: shape[axis],
-        inner: shape[axis + 1..].iter().product(),
-    }
+    let Some(&classes) = shape.get(axis) else {
+        return Err(PyValueError::new_err(format!(
+            "axis must be below {}, got {axis}",
+            shape.len()
+        )));
+    };
+    let (outer, inner) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
+    Ok(core::Axis { outer, classes, inner })
 }
 
 /// A number, or an array of float64 with one for each row.
@@ -97,12 +102,22 @@ impl<'py> PerRow<'py> {
         each(object, name, rows, "the rows").map(PerRow::Each)
     }
 
-    fn get(&self) -> core::PerRow<'_> {
+    /// The array, if there is one.
+    fn array(&self) -> Option<&Array<'py, 'static>> {
         match self {
-            PerRow::All(x) => core::PerRow::All(*x),
-            // SAFETY: of float64; nothing is written to it here.
-            PerRow::Each(array) => core::PerRow::Each(unsafe { array.slice::<f64>() }),
+            PerRow::All(_) => None,
+            PerRow::Each(array) => Some(array),
         }
+    }
+
+    /// # Safety
+    /// As for [`Array::slice`].
+    unsafe fn get(&self) -> PyResult<core::PerRow<'_>> {
+        Ok(match self {
+            PerRow::All(x) => core::PerRow::All(*x),
+            // SAFETY: as the caller guarantees.
+            PerRow::Each(array) => core::PerRow::Each(unsafe { array.slice::<f64>()? }),
+        })
     }
 }
 
@@ -154,7 +169,6 @@ impl<'py, 'n> Logits<'py, 'n> {
         array.require_dtype(self.dtype, self.array.name)?;
         array.require_shape(self.array.array.shape(), self.array.name)?;
         array.require_in_place()?;
-        require_disjoint(&array, &array.memory(), &self.array, &self.array.memory())?;
         Ok(array)
     }
 }
@@ -196,14 +210,15 @@ impl<'py> Teacher<'py> {
                 offsets.require_element::<i64>()?;
                 offsets.require_shape(&[student.rows + 1], "the rows of student, and one")?;
                 let offsets = offsets.contiguous()?;
-                // SAFETY: checked just now; nothing writes to them while the GIL is held.
-                let slice = unsafe { offsets.slice::<i64>() };
+                // SAFETY: the GIL is held; the copy is made without giving it up.
+                let slice = unsafe { offsets.slice::<i64>()? };
                 let offsets = slice.iter().map(|&x| usize::try_from(x).unwrap_or(usize::MAX));
+                let offsets = guard(|| memory::collect(offsets))?;
                 let rest = each(&parts.get_item(3)?, name, student.rows, "the rows of student")?;
                 Teacher::TopK {
                     values: values.contiguous()?,
                     classes: classes.contiguous()?,
-                    offsets: offsets.collect(),
+                    offsets,
                     rest,
                 }
             }
@@ -220,27 +235,26 @@ impl<'py> Teacher<'py> {
     }
 
     /// # Safety
-    /// Elements of dense teachers are of type `T`, and nothing writes to any of them while
-    /// the result is used.
-    unsafe fn get<T>(&self) -> core::Teacher<'_, T> {
-        // SAFETY: the caller's promise.
-        unsafe {
+    /// As for [`Array::slice`].
+    unsafe fn get<T: Element>(&self) -> PyResult<core::Teacher<'_, T>> {
+        // SAFETY: as the caller guarantees.
+        Ok(unsafe {
             match self {
-                Teacher::Logits(z) => core::Teacher::Logits(z.slice()),
-                Teacher::Probabilities(p) => core::Teacher::Probabilities(p.slice()),
-                Teacher::Ensemble(members) => {
-                    core::Teacher::Ensemble(members.iter().map(|z| z.slice()).collect())
-                }
+                Teacher::Logits(z) => core::Teacher::Logits(z.slice()?),
+                Teacher::Probabilities(p) => core::Teacher::Probabilities(p.slice()?),
+                Teacher::Ensemble(members) => core::Teacher::Ensemble(
+                    members.iter().map(|z| z.slice()).collect::<PyResult<_>>()?,
+                ),
                 Teacher::TopK { values, classes, offsets, rest } => {
                     core::Teacher::TopK(core::TopK {
-                        values: values.slice(),
-                        classes: classes.slice(),
+                        values: values.slice()?,
+                        classes: classes.slice()?,
                         offsets,
-                        rest: rest.slice(),
+                        rest: rest.slice()?,
                     })
                 }
             }
-        }
+        })
     }
 }
 
@@ -284,15 +298,23 @@ pub fn kd_loss(
     let sample_weight = sample_weight
         .map(|w| each(w, Name("sample_weight", ""), rows, "the rows of student"))
         .transpose()?;
-    let losses = each(losses, Name("losses", ""), rows, "the rows of student")?;
+    let mut losses = each(losses, Name("losses", ""), rows, "the rows of student")?;
     losses.require_in_place()?;
-    let grad = student.output(grad, Name("out", ""))?;
-    for read in teacher.arrays() {
-        require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
-    }
+    let mut grad = student.output(grad, Name("out", ""))?;
+    let weights = [&class_weight, &sample_weight].into_iter().flatten();
+    let read = teacher.arrays().into_iter().chain(temperature.array()).chain(weights);
+    require_disjoint(&mut [&mut grad, &mut losses], [&student.array].into_iter().chain(read))?;
+    // SAFETY: the GIL is held; nothing else of this call uses what is written.
+    let (temperature, class_weights, sample_weights) = unsafe {
+        (
+            temperature.get()?,
+            class_weight.as_ref().map(|w| w.slice()).transpose()?,
+            sample_weight.as_ref().map(|w| w.slice()).transpose()?,
+        )
+    };
     let what = core::KdLoss {
         classes,
-        temperature: temperature.get(),
+        temperature,
         divergence: match divergence {
             "forward_kl" => core::Divergence::ForwardKl,
             "reverse_kl" => core::Divergence::ReverseKl,
@@ -303,20 +325,18 @@ pub fn kd_loss(
         alpha,
         labels: labels.as_deref(),
         label_smoothing,
-        // SAFETY: of float64; nothing is written to them here.
-        class_weights: class_weight.as_ref().map(|w| unsafe { w.slice() }),
-        // SAFETY: as above.
-        sample_weights: sample_weight.as_ref().map(|w| unsafe { w.slice() }),
+        class_weights,
+        sample_weights,
         reduction: if mean { core::Reduction::Mean } else { core::Reduction::Sum },
     };
     with_dtype!(student.dtype, T => {
-        // SAFETY: checked above; nothing else writes to what is read.
+        // SAFETY: as above.
         let (z, teacher, losses, grad) = unsafe {
             (
-                student.array.slice::<T>(),
-                teacher.get::<T>(),
-                losses.slice_mut::<f64>(),
-                grad.slice_mut::<T>(),
+                student.array.slice::<T>()?,
+                teacher.get::<T>()?,
+                losses.slice_mut::<f64>()?,
+                grad.slice_mut::<T>()?,
             )
         };
         if let core::Teacher::TopK(top) = &teacher
@@ -344,23 +364,23 @@ fn check_labels(
     labels.require_element::<i64>()?;
     labels.require_shape(&[rows], "the rows of student")?;
     let labels = labels.contiguous()?;
-    // SAFETY: checked just now; nothing writes to them while the GIL is held.
-    let slice = unsafe { labels.slice::<i64>() };
-    slice
-        .iter()
-        .enumerate()
-        .map(|(row, &label)| {
-            if label == ignore_index {
-                return Ok(core::UNLABELLED);
-            }
+    // SAFETY: the GIL is held; the copy is made without giving it up.
+    let slice = unsafe { labels.slice::<i64>()? };
+    // They are copied, since what is checked must be what is used.
+    let mut checked = guard(|| memory::with_capacity(rows))?;
+    for (row, &label) in slice.iter().enumerate() {
+        checked.push(if label == ignore_index {
+            core::UNLABELLED
+        } else {
             usize::try_from(label).ok().filter(|&l| l < classes).ok_or_else(|| {
                 labels.name.value_error(
                     format_args!("be from 0 to {}", classes - 1),
                     format_args!("{label} in row {row}"),
                 )
-            })
-        })
-        .collect()
+            })?
+        });
+    }
+    Ok(checked)
 }
 
 /// Writes the classes of the largest logits of each row to `chosen` (int32, `[rows,
@@ -374,7 +394,7 @@ pub fn top_k(
     rest: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let z = Logits::new(z, Name("z", ""))?;
-    let chosen = Array::new(chosen, Name("chosen", ""))?;
+    let mut chosen = Array::new(chosen, Name("chosen", ""))?;
     chosen.require_element::<i32>()?;
     chosen.require_ndim(2)?;
     chosen.require_in_place()?;
@@ -382,12 +402,13 @@ pub fn top_k(
     if k == 0 || k > z.classes || chosen.array.shape()[0] != z.rows {
         return Err(chosen.name.value_error("have a row for each of z, of its classes", k));
     }
-    let rest = each(rest, Name("rest", ""), z.rows, "the rows of z")?;
+    let mut rest = each(rest, Name("rest", ""), z.rows, "the rows of z")?;
     rest.require_in_place()?;
+    require_disjoint(&mut [&mut chosen, &mut rest], [&z.array])?;
     with_dtype!(z.dtype, T => {
-        // SAFETY: checked above; outputs are new arrays of the caller.
+        // SAFETY: as in `softmax`.
         let (z_slice, chosen, rest) = unsafe {
-            (z.array.slice::<T>(), chosen.slice_mut::<i32>(), rest.slice_mut::<f64>())
+            (z.array.slice::<T>()?, chosen.slice_mut::<i32>()?, rest.slice_mut::<f64>()?)
         };
         let temperature = core::PerRow::All(temperature);
         run(py, || core::top_k(z_slice, z.classes, temperature, chosen, rest))
@@ -413,14 +434,12 @@ impl<'py> Pair<'py> {
         let dtype = student.compute_dtype()?;
         let teacher = Array::new(teacher, Name("teacher", ""))?;
         teacher.require_dtype(dtype, student.name)?;
-        let grad = Array::new(grad, Name("out", ""))?;
+        let mut grad = Array::new(grad, Name("out", ""))?;
         grad.require_dtype(dtype, student.name)?;
         grad.require_shape(student.array.shape(), student.name)?;
         grad.require_in_place()?;
         let (student, teacher) = (student.contiguous()?, teacher.contiguous()?);
-        for read in [&student, &teacher] {
-            require_disjoint(&grad, &grad.memory(), read, &read.memory())?;
-        }
+        require_disjoint(&mut [&mut grad], [&student, &teacher])?;
         if student.array.len() == 0 || teacher.array.len() == 0 {
             return Err(student.name.value_error("not be empty", "no elements"));
         }
@@ -447,10 +466,10 @@ impl<'py> Pair<'py> {
 macro_rules! with_pair {
     ($py:expr, $pair:expr, |$s:ident, $t:ident, $g:ident| $body:expr) => {
         with_compute!($pair.dtype, T => {
-            // SAFETY: of this type, and the gradient shares no memory with the others.
-            let ($s, $t, $g) = unsafe {
-                ($pair.student.slice::<T>(), $pair.teacher.slice::<T>(), $pair.grad.slice_mut::<T>())
-            };
+            let Pair { student, teacher, grad, .. } = &mut $pair;
+            // SAFETY: the GIL is held; nothing else of this call uses the gradient.
+            let ($s, $t, $g) =
+                unsafe { (student.slice::<T>()?, teacher.slice::<T>()?, grad.slice_mut::<T>()?) };
             run($py, || $body)
         })
     };
@@ -467,7 +486,7 @@ pub fn dist_loss(
     gamma: f64,
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
-    let pair = Pair::new(student, teacher, grad)?;
+    let mut pair = Pair::new(student, teacher, grad)?;
     pair.require(2, &[])?;
     let what = core::Dist { classes: pair.shape()[1], temperature, beta, gamma };
     with_pair!(py, pair, |s, t, g| core::dist(what, s, t, g))
@@ -481,7 +500,7 @@ pub fn hint_loss(
     teacher: &Bound<'_, PyAny>,
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
-    let pair = Pair::new(student, teacher, grad)?;
+    let mut pair = Pair::new(student, teacher, grad)?;
     pair.require(pair.shape().len().max(1), &[])?;
     let rows = pair.shape()[0];
     with_pair!(py, pair, |s, t, g| core::hint(rows, s, t, g))
@@ -495,7 +514,7 @@ pub fn attention_loss(
     teacher: &Bound<'_, PyAny>,
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
-    let pair = Pair::new(student, teacher, grad)?;
+    let mut pair = Pair::new(student, teacher, grad)?;
     pair.require(3, &[1])?;
     let shape = pair.shape();
     let (samples, channels, places) = (shape[0], shape[1], shape[2]);
@@ -518,7 +537,7 @@ pub fn rkd_loss(
     angles: bool,
     grad: &Bound<'_, PyAny>,
 ) -> PyResult<f64> {
-    let pair = Pair::new(student, teacher, grad)?;
+    let mut pair = Pair::new(student, teacher, grad)?;
     pair.require(2, &[1])?;
     let (rows, width) = (pair.shape()[0], pair.shape()[1]);
     let of_teacher = pair.teacher.array.shape()[1];

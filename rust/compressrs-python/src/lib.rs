@@ -12,6 +12,7 @@ mod distill;
 mod errors;
 mod operand;
 mod optim;
+mod overlap;
 mod prune;
 mod quantized_matrix;
 mod rules;

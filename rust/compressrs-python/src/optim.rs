@@ -7,21 +7,20 @@ use compressrs_core::optim::{
     self as core, Gradient, MAX_SCALARS, Rule, Scalars, State, StochasticRounding, Tensor, Update,
     mask_bytes,
 };
-use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::buffers::{
-    Array, Compute, Dtype, Layout, Name, Regions, data, number, require_writable, with_compute,
-};
+use crate::buffers::{Array, Compute, Dtype, Kept, Layout, Name, data, number, require_writable};
 use crate::errors::{NonFiniteGradientError, run};
+use crate::overlap::Regions;
 use crate::rules::{Group, read};
 use crate::storage::{RawBuffer, Storage, values};
 
 /// An array that was checked, and what it was then.
 struct Checked {
-    array: Py<PyUntypedArray>,
+    kept: Kept,
     data: *mut u8,
     layout: Layout,
 }
@@ -33,9 +32,9 @@ unsafe impl Send for Checked {}
 unsafe impl Sync for Checked {}
 
 impl Checked {
-    fn new(array: Array<'_, '_>) -> Self {
-        let layout = Layout::new(&array);
-        Checked { data: array.data(), layout, array: array.array.unbind() }
+    fn new(array: &Array<'_, '_>) -> PyResult<Self> {
+        let layout = Layout::new(array);
+        Ok(Checked { data: array.data(), layout, kept: Kept::new(&array.array)? })
     }
 
     fn len(&self) -> usize {
@@ -47,9 +46,9 @@ impl Checked {
     }
 
     /// Whether the array is still what it was when it was checked: arrays can be
-    /// resized, reshaped or locked behind our back.
+    /// reshaped or locked behind our back.
     fn is_unchanged(&self, py: Python<'_>) -> bool {
-        let array = self.array.bind(py);
+        let array = self.kept.array.bind(py);
         data(array) == self.data && self.layout.fits(array)
     }
 }
@@ -66,8 +65,8 @@ struct Slot {
     /// Of the states, and of what the parameter's precision needs.
     buffers: Vec<Checked>,
     mask: Option<Checked>,
-    /// Where a gradient lay that was found to overlap nothing. What it must not
-    /// overlap never changes, so the next one there need not be looked up.
+    /// The memory of a gradient that was found to overlap nothing, see [`memory_key`]. What
+    /// it must not overlap never changes, so the next one there need not be looked up.
     disjoint: AtomicUsize,
 }
 
@@ -87,9 +86,9 @@ pub struct Stepper {
     /// Number of parameter groups.
     groups: usize,
     /// Steps taken, by slot.
-    steps: Py<PyUntypedArray>,
+    steps: Checked,
     /// Numbers of the rule for each slot as a whole.
-    scalars: Py<PyUntypedArray>,
+    scalars: Checked,
     /// Memory of the parameters and states, by slot.
     regions: Regions,
 }
@@ -141,7 +140,7 @@ impl Stepper {
         scalars.require_element::<f64>()?;
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
-        let (steps, scalars) = (steps.array.unbind(), scalars.array.unbind());
+        let (steps, scalars) = (Checked::new(&steps)?, Checked::new(&scalars)?);
         Ok(Stepper {
             kind: kind.to_owned(),
             slots: checked,
@@ -187,21 +186,33 @@ impl Stepper {
             let frozen = Group(group).is_frozen()?;
             rules.push((!frozen).then_some((rule, Storage::new(group)?, Group(group).seed()?)));
         }
-        let steps = Array::unchecked(self.steps.bind(py).clone(), Name("steps", ""));
-        let scalars = Array::unchecked(self.scalars.bind(py).clone(), Name("scalars", ""));
-        // SAFETY: `new` checked dtypes and layout; only this method writes to
-        // them, and the Python class lets one thread at a time into it.
-        let (steps, scalars) = unsafe { (steps.slice_mut::<i64>(), scalars.slice_mut::<f64>()) };
+        // What is not an array yet, or not in C order, first: that may run Python code or
+        // give up the GIL. Until the kernel runs nothing does any more, so that what is
+        // found below still holds then.
+        let mut views = Vec::with_capacity(self.slots.len());
+        for (slot, grad) in self.slots.iter().zip(&grads) {
+            let active = grad.as_ref().filter(|_| rules[slot.group].is_some());
+            views.push(active.map(|grad| slot.view(grad)).transpose()?);
+        }
+        if !self.steps.is_unchanged(py) || !self.scalars.is_unchanged(py) {
+            return Err(PyValueError::new_err("the optimizer's counts of steps were reshaped"));
+        }
+        // SAFETY: they are what `new` checked; only this method writes to them, and the
+        // Python class lets one thread at a time into it.
+        let (steps, scalars) = unsafe {
+            let (n, m) = (self.steps.len(), self.scalars.len());
+            (slice_mut(self.steps.data.cast::<i64>(), n), slice_mut(self.scalars.data.cast(), m))
+        };
         let (scalars, _) = scalars.as_chunks_mut::<MAX_SCALARS>();
 
         let mut jobs: Vec<Job<'py, '_>> = Vec::with_capacity(self.slots.len());
         // Tensors of a group that are at the same step have the same coefficients.
         let mut last: Option<(usize, usize, i64)> = None;
-        for (i, (slot, grad)) in self.slots.iter().zip(&grads).enumerate() {
+        for (i, (slot, grad)) in self.slots.iter().zip(views).enumerate() {
             let (Some(grad), Some((rule, storage, seed))) = (grad, &rules[slot.group]) else {
                 continue;
             };
-            let grad = self.check(py, slot, grad)?;
+            self.check(py, slot, &grad)?;
             let t = u64::try_from(steps[i]).unwrap_or(0) + 1;
             let mut numbers = scalars[i];
             let key = (slot.group, slot.shape().len(), steps[i]);
@@ -222,20 +233,27 @@ impl Stepper {
             Factor::Skip(norm) => return Ok(Some(norm)),
             Factor::Take(factor, norm) => (factor, norm),
         };
-        for compute in [Compute::F32, Compute::F64] {
-            let of_type = || jobs.iter().filter(|job| job.slot.dtype.compute() == compute);
-            if of_type().next().is_some() {
-                with_compute!(compute, T => {
-                    // SAFETY: `check` checked every array of the job; parameters
-                    // and states are disjoint by `regions`, and gradients and
-                    // masks from them. The arrays live as long as `jobs`.
-                    let mut tensors = of_type()
-                        .map(|job| unsafe { job.tensor(factor) })
-                        .collect::<PyResult<Vec<Tensor<'_, T>>>>()?;
-                    run(py, || core::step(&mut tensors))?;
-                });
+        if norm.is_some() {
+            // The kernels of the norm gave up the GIL.
+            for job in &jobs {
+                self.check(py, job.slot, &job.grad)?;
             }
         }
+        // SAFETY: `check` looked at every array of the job, and the GIL was held since, or
+        // they are of those that are not moved, see `Kept`; parameters and states are disjoint
+        // by `regions`, and gradients and masks from them. The arrays live as long as `jobs`.
+        let (mut singles, mut doubles) = unsafe {
+            (
+                tensors::<f32>(&jobs, Compute::F32, factor)?,
+                tensors::<f64>(&jobs, Compute::F64, factor)?,
+            )
+        };
+        run(py, || {
+            core::reserve(&singles);
+            core::reserve(&doubles);
+            core::step(&mut singles);
+            core::step(&mut doubles);
+        })?;
         for job in &jobs {
             steps[job.index] = steps[job.index].saturating_add(1);
             scalars[job.index] = job.numbers;
@@ -270,7 +288,7 @@ fn check_slot<'py>(
             buffer.require_shape(&wanted.shape, format_args!("{:?} of {name}", wanted.name))?;
             buffer.require_in_place()?;
             owns(buffer.memory());
-            Ok(Checked::new(buffer))
+            Checked::new(&buffer)
         })
         .collect::<PyResult<Vec<_>>>()?;
     let len = param.array.len();
@@ -280,33 +298,45 @@ fn check_slot<'py>(
             mask.require_element::<u8>()?;
             mask.require_contiguous()?;
             mask.require_shape(&[mask_bytes(len)], format_args!("the bits of {name}"))?;
-            PyResult::Ok(Checked::new(mask))
+            Checked::new(&mask)
         })
         .transpose()?;
-    let (param, storage) = (Checked::new(param), *storage);
+    let (param, storage) = (Checked::new(&param)?, *storage);
     let disjoint = AtomicUsize::new(0);
     Ok(Slot { path: path.clone(), dtype, group, param, storage, states, buffers, mask, disjoint })
 }
 
 impl Slot {
-    /// A gradient of the parameter's shape, in C order; copied if it is not in that.
-    fn gradient<'py, 'n>(
-        &self,
-        grad: &Bound<'py, PyAny>,
-        name: Name<'n>,
-    ) -> PyResult<Array<'py, 'n>> {
-        let py = grad.py();
-        let grad = if grad.is_instance_of::<PyUntypedArray>() {
-            Array::new(grad, name)?
-        } else {
-            // A tensor, perhaps.
-            let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
-            Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
-        };
-        let param = Name("params", &self.path);
+    /// A gradient as an array in C order, copied if it is not in that. This may run Python
+    /// code, and give up the GIL.
+    fn view<'py>(&self, grad: &Bound<'py, PyAny>) -> PyResult<Array<'py, '_>> {
+        let (py, name) = (grad.py(), Name("grads", &self.path));
+        match grad.cast::<PyUntypedArray>() {
+            // The usual case, without the steps that find out what is wrong.
+            Ok(array) if self.param.layout.fits(array) => {
+                return Ok(Array::unchecked(array.clone(), name));
+            }
+            Ok(_) => Array::new(grad, name)?,
+            Err(_) => {
+                // A tensor, perhaps.
+                let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
+                Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
+            }
+        }
+        .contiguous()
+    }
+
+    /// Requires that a gradient in C order has a floating-point dtype and the parameter's
+    /// shape.
+    fn require_fit(&self, grad: &Array<'_, '_>) -> PyResult<()> {
+        if self.param.layout.fits(&grad.array) {
+            return Ok(());
+        }
+        // Once more, since it may have been changed since `view`.
+        Array::new(grad.array.as_any(), grad.name)?;
         grad.float_dtype()?;
-        grad.require_shape(self.shape(), param)?;
-        grad.contiguous()
+        grad.require_shape(self.shape(), Name("params", &self.path))?;
+        grad.require_contiguous()
     }
 
     /// Requires that the rule's states are those that this slot has, stored so.
@@ -345,50 +375,63 @@ struct Job<'py, 's> {
 }
 
 impl Stepper {
-    fn check<'py, 's>(
-        &'s self,
-        py: Python<'py>,
-        slot: &'s Slot,
-        grad: &Bound<'py, PyAny>,
-    ) -> PyResult<Array<'py, 's>> {
-        let name = Name("grads", &slot.path);
+    /// Requires that a slot and its gradient are fit for a kernel. Runs no Python code and
+    /// keeps the GIL, unless there is an error.
+    fn check(&self, py: Python<'_>, slot: &Slot, grad: &Array<'_, '_>) -> PyResult<()> {
         let param = Name("params", &slot.path);
-        require_writable(slot.param.array.bind(py), param)?;
+        require_writable(slot.param.kept.array.bind(py), param)?;
         if !slot.param.is_unchanged(py) || slot.buffers.iter().any(|s| !s.is_unchanged(py)) {
             return Err(PyValueError::new_err(format!(
                 "{param} was resized or reshaped since the optimizer was made, or its state was \
                  (make a new optimizer)"
             )));
         }
-        let grad = match grad.cast::<PyUntypedArray>() {
-            // The usual case, without the steps that find out what is wrong.
-            Ok(array) if slot.param.layout.fits(array) => Array::unchecked(array.clone(), name),
-            _ => slot.gradient(grad, name)?,
-        };
-        let data = grad.data() as usize;
-        if slot.disjoint.load(Ordering::Relaxed) != data {
+        slot.require_fit(grad)?;
+        let key = memory_key(grad);
+        if slot.disjoint.load(Ordering::Relaxed) != key {
             if let Some(owner) = self.regions.overlapping(&grad.memory()) {
                 return Err(PyValueError::new_err(format!(
                     "{} shares memory with params{} or its state, which the step writes to (pass a copy)",
                     grad.name, self.slots[owner].path
                 )));
             }
-            slot.disjoint.store(data, Ordering::Relaxed);
+            slot.disjoint.store(key, Ordering::Relaxed);
         }
-        Ok(grad)
+        Ok(())
     }
+}
+
+/// One number for where a gradient of a given slot begins and, by the size of its elements,
+/// ends.
+fn memory_key(grad: &Array<'_, '_>) -> usize {
+    // Addresses of processes have 56 bits at most.
+    (grad.data() as usize) << 8 | grad.array.dtype().itemsize()
+}
+
+/// The tensors of the jobs that are computed in a type.
+///
+/// # Safety
+/// As for [`Job::tensor`], for each of them.
+unsafe fn tensors<'a, C: Float>(
+    jobs: &'a [Job<'_, '_>],
+    compute: Compute,
+    factor: f64,
+) -> PyResult<Vec<Tensor<'a, C>>> {
+    let of_type = jobs.iter().filter(|job| job.slot.dtype.compute() == compute);
+    // SAFETY: as the caller guarantees.
+    of_type.map(|job| unsafe { job.tensor(factor) }).collect()
 }
 
 impl Job<'_, '_> {
     /// # Safety
     /// `C` is the slot's compute type, and nothing else uses the parameter and its
     /// buffers, or writes to the gradient and the mask, while the result is used.
-    unsafe fn tensor<'a, C: Float>(&self, factor: f64) -> PyResult<Tensor<'a, C>> {
+    unsafe fn tensor<C: Float>(&self, factor: f64) -> PyResult<Tensor<'_, C>> {
         let slot = self.slot;
         let mut buffers = slot.buffers.iter().map(Checked::raw);
         let (raw, len) = (slot.param.raw(), slot.param.len());
-        // SAFETY: `check` found the arrays where and as `new` checked them; the rest
-        // is the caller's promise.
+        // SAFETY: `check` found the arrays where and as `new` checked them; the caller
+        // guarantees the rest.
         let (states, param, Gradient { values, mask }) = unsafe {
             let states = slot.storage.moments(&slot.states, len, &mut buffers);
             (states, slot.storage.weights(slot.dtype, raw, &mut buffers), self.gradient()?)
@@ -401,9 +444,9 @@ impl Job<'_, '_> {
 
     /// # Safety
     /// Nothing writes to the gradient and the mask while the result is used.
-    unsafe fn gradient<'a>(&self) -> PyResult<Gradient<'a>> {
+    unsafe fn gradient(&self) -> PyResult<Gradient<'_>> {
         Ok(Gradient {
-            // SAFETY: the caller's promise.
+            // SAFETY: as the caller guarantees.
             values: unsafe { values(&self.grad)? },
             // SAFETY: `new` checked the mask, which is the optimizer's own.
             mask: self.slot.mask.as_ref().map(|m| unsafe { &*slice_mut(m.data, m.len()) }),
@@ -420,7 +463,7 @@ unsafe fn slice_mut<'a, T>(data: *mut T, len: usize) -> &'a mut [T] {
     if len == 0 {
         return &mut [];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: as the caller guarantees.
     unsafe { std::slice::from_raw_parts_mut(data, len) }
 }
 

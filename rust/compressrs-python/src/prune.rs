@@ -2,13 +2,16 @@
 
 use compressrs_core::linalg::cholesky;
 use compressrs_core::numeric::element::{Element, Float};
-use compressrs_core::prune::{self as core, Choice, Form, HasNan, Magnitude, Norm, Value};
+use compressrs_core::prune::{
+    self as core, Choice, Form, HasNan, Magnitude, Norm, Overflow, Value,
+};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Dtype, Name, require_disjoint, with_dtype};
-use crate::errors::run;
+use crate::buffers::{Array, Dtype, Name, with_dtype};
+use crate::errors::{guard, run};
+use crate::overlap::require_disjoint;
 
 /// Weights or scores of one dtype, in C order.
 struct Weights<'py, 'n> {
@@ -34,18 +37,36 @@ impl<'py, 'n> Weights<'py, 'n> {
         Ok(Weights { arrays, dtype })
     }
 
-    fn slices<T: Element>(&self) -> Vec<&[T]> {
-        // SAFETY: `new` checked dtype and layout; nothing here writes to weights.
+    /// Their elements.
+    ///
+    /// # Safety
+    /// As for [`Array::slice`].
+    unsafe fn slices<T: Element>(&self) -> PyResult<Vec<&[T]>> {
+        // SAFETY: as the caller guarantees.
         self.arrays.iter().map(|a| unsafe { a.slice() }).collect()
+    }
+
+    /// The elements of the only array.
+    ///
+    /// # Safety
+    /// As for [`Array::slice`].
+    unsafe fn slice<T: Element>(&self) -> PyResult<&[T]> {
+        // SAFETY: as the caller guarantees.
+        unsafe { self.arrays[0].slice() }
+    }
+
+    /// Where a value is NaN.
+    fn find_nan(&self, py: Python<'_>) -> PyResult<Option<(usize, usize)>> {
+        with_dtype!(self.dtype, T => {
+            // SAFETY: the GIL is held; nothing here writes to weights.
+            let slices = unsafe { self.slices::<T>()? };
+            run(py, || core::find_nan(&slices))
+        })
     }
 
     /// The error of a kernel that came upon NaN.
     fn has_nan(&self, py: Python<'_>, HasNan: HasNan) -> PyErr {
-        let nan = with_dtype!(self.dtype, T => {
-            let slices = self.slices::<T>();
-            run(py, || core::find_nan(&slices))
-        });
-        match nan {
+        match self.find_nan(py) {
             Err(error) => error,
             Ok(None) => PyValueError::new_err("arrays must hold no NaN"),
             Ok(Some(place)) => self.nan_at(place),
@@ -66,11 +87,7 @@ impl<'py, 'n> Weights<'py, 'n> {
 pub fn refuse_nan(py: Python<'_>, w: Bound<'_, PyAny>, name: String) -> PyResult<()> {
     let names = [name];
     let weights = Weights::new(&[w], &names)?;
-    let nan = with_dtype!(weights.dtype, T => {
-        let slices = weights.slices::<T>();
-        run(py, || core::find_nan(&slices))?
-    });
-    nan.map_or(Ok(()), |place| Err(weights.nan_at(place)))
+    weights.find_nan(py)?.map_or(Ok(()), |place| Err(weights.nan_at(place)))
 }
 
 /// Calls a kernel by the order of magnitudes, or of values.
@@ -97,7 +114,8 @@ pub fn magnitude_threshold(
 ) -> PyResult<f64> {
     let weights = Weights::new(&arrays, &names)?;
     with_dtype!(weights.dtype, T => {
-        let slices = weights.slices::<T>();
+        // SAFETY: the GIL is held; nothing here writes to weights.
+        let slices = unsafe { weights.slices::<T>()? };
         let rank = run(py, || core::rank::<Magnitude, T>(&slices, k))?;
         let rank = rank.map_err(|nan| weights.has_nan(py, nan))?;
         Ok(rank.map_or(f64::INFINITY, |rank| rank.value.load().to_f64()))
@@ -115,15 +133,17 @@ pub fn mask_smallest(
     masks: Vec<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let weights = Weights::new(&arrays, &names)?;
-    let masks = masks.iter().map(check_mask).collect::<PyResult<Vec<_>>>()?;
+    let mut masks = masks.iter().map(check_mask).collect::<PyResult<Vec<_>>>()?;
     if !weights.arrays.iter().map(|a| a.array.shape()).eq(masks.iter().map(|m| m.array.shape())) {
         return Err(PyValueError::new_err("masks must have the shapes of the arrays"));
     }
-    // SAFETY: `check_mask` checked dtype and layout, and the package allocates
-    // the masks for this call.
-    let mut slices: Vec<&mut [u8]> = masks.iter().map(|m| unsafe { m.slice_mut() }).collect();
+    require_disjoint(&mut masks.iter_mut().collect::<Vec<_>>(), &weights.arrays)?;
     with_dtype!(weights.dtype, T => {
-        let arrays = weights.slices::<T>();
+        // SAFETY: the GIL is held; nothing else of this call uses the masks.
+        let (arrays, mut slices) = unsafe {
+            let masks = masks.iter_mut().map(|mask| mask.slice_mut());
+            (weights.slices::<T>()?, masks.collect::<PyResult<Vec<&mut [u8]>>>()?)
+        };
         by_order!(by_value, O => run(py, || core::mask_smallest::<O, T>(&arrays, k, &mut slices)))?
             .map_err(|nan| weights.has_nan(py, nan))
     })
@@ -139,11 +159,10 @@ pub fn mask_below(
 ) -> PyResult<()> {
     let names = [String::from("w")];
     let weights = Weights::new(&[w], &names)?;
-    let mask = mask_of(mask, &weights)?;
-    // SAFETY: as in `mask_smallest`.
-    let mask = unsafe { mask.slice_mut() };
+    let mut mask = mask_of(mask, &weights)?;
     with_dtype!(weights.dtype, T => {
-        let w = weights.slices::<T>()[0];
+        // SAFETY: as in `mask_smallest`.
+        let (w, mask) = unsafe { (weights.slice::<T>()?, mask.slice_mut()?) };
         // As NumPy compares an array with a Python float.
         let threshold = T::store(<T as Element>::Compute::from_f64(threshold));
         run(py, || core::mask_below::<Magnitude, T>(w, threshold, mask))?
@@ -165,11 +184,10 @@ pub fn mask_rows(
     let weights = Weights::new(&[w], &names)?;
     weights.arrays[0].require_ndim(2)?;
     let columns = weights.arrays[0].array.shape()[1];
-    let mask = mask_of(mask, &weights)?;
-    // SAFETY: as in `mask_smallest`.
-    let mask = unsafe { mask.slice_mut() };
+    let mut mask = mask_of(mask, &weights)?;
     with_dtype!(weights.dtype, T => {
-        let w = weights.slices::<T>()[0];
+        // SAFETY: as in `mask_smallest`.
+        let (w, mask) = unsafe { (weights.slice::<T>()?, mask.slice_mut()?) };
         by_order!(by_value, O => run(py, || core::mask_rows::<O, T>(w, columns, k, mask)))?
             .map_err(|nan| weights.has_nan(py, nan))
     })
@@ -188,11 +206,10 @@ pub fn mask_n_of_m(
 ) -> PyResult<()> {
     let names = [name];
     let weights = Weights::new(&[w], &names)?;
-    let mask = mask_of(mask, &weights)?;
-    // SAFETY: as in `mask_smallest`.
-    let mask = unsafe { mask.slice_mut() };
+    let mut mask = mask_of(mask, &weights)?;
     with_dtype!(weights.dtype, T => {
-        let w = weights.slices::<T>()[0];
+        // SAFETY: as in `mask_smallest`.
+        let (w, mask) = unsafe { (weights.slice::<T>()?, mask.slice_mut()?) };
         by_order!(by_value, O => run(py, || core::mask_n_of_m::<O, T>(w, n, m, mask)))
     })
 }
@@ -218,12 +235,13 @@ pub fn block_norms(
     let weights = Weights::new(&[w], &names)?;
     weights.arrays[0].require_ndim(2)?;
     let shape = weights.arrays[0].array.shape();
-    let out = check::<f64>(out, "out", &grid(shape, block)?)?;
-    // SAFETY: checked just now; the package allocates it for this call.
-    let out = unsafe { out.slice_mut::<f64>() };
+    let (columns, blocks) = (shape[1], grid(shape, block)?);
+    let mut out = check::<f64>(out, "out", &blocks)?;
+    require_disjoint(&mut [&mut out], &weights.arrays)?;
     with_dtype!(weights.dtype, T => {
-        let w = weights.slices::<T>()[0];
-        run(py, || core::block_norms(w, shape[1], block, norm, out))
+        // SAFETY: as in `mask_smallest`.
+        let (w, out) = unsafe { (weights.slice::<T>()?, out.slice_mut::<f64>()?) };
+        run(py, || core::block_norms(w, columns, block, norm, out))
     })
 }
 
@@ -235,20 +253,21 @@ pub fn expand_blocks(
     block: (usize, usize),
     mask: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let (blocks, mask) = (check_mask(blocks)?, check_mask(mask)?);
+    let (blocks, mut mask) = (check_mask(blocks)?, check_mask(mask)?);
     mask.require_ndim(2)?;
-    let shape = mask.array.shape();
-    blocks.require_shape(&grid(shape, block)?, "the blocks of mask")?;
-    require_disjoint(&mask, &mask.memory(), &blocks, &blocks.memory())?;
-    // SAFETY: checked just now; the two do not overlap.
-    let (blocks, out) = unsafe { (blocks.slice::<u8>(), mask.slice_mut::<u8>()) };
-    run(py, || core::expand_blocks(blocks, block, shape[1], out))
+    let columns = mask.array.shape()[1];
+    blocks.require_shape(&grid(mask.array.shape(), block)?, "the blocks of mask")?;
+    require_disjoint(&mut [&mut mask], [&blocks])?;
+    // SAFETY: as in `mask_smallest`.
+    let (blocks, out) = unsafe { (blocks.slice::<u8>()?, mask.slice_mut::<u8>()?) };
+    run(py, || core::expand_blocks(blocks, block, columns, out))
 }
 
 /// How many blocks a matrix has along its axes.
 fn grid(shape: &[usize], block: (usize, usize)) -> PyResult<[usize; 2]> {
     let (height, width) = block;
-    if height == 0
+    if shape.len() != 2
+        || height == 0
         || width == 0
         || !shape[0].is_multiple_of(height)
         || !shape[1].is_multiple_of(width)
@@ -279,19 +298,17 @@ pub fn accumulate_products(
     let shape = weights.arrays[0].array.shape();
     with_dtype!(weights.dtype, T => {
         type C = <T as Element>::Compute;
-        let scores = Array::new(scores, Name("scores", ""))?;
+        let mut scores = Array::new(scores, Name("scores", ""))?;
         scores.require_element::<C>()?;
         scores.require_shape(shape, weights.arrays[0].name)?;
         scores.require_in_place()?;
         let g = Array::new(g, Name("grads", ""))?.contiguous()?;
         g.require_element::<C>()?;
         g.require_shape(shape, weights.arrays[0].name)?;
-        require_disjoint(&scores, &scores.memory(), &g, &g.memory())?;
-        let own = &weights.arrays[0];
-        require_disjoint(&scores, &scores.memory(), own, &own.memory())?;
-        let w = weights.slices::<T>()[0];
-        // SAFETY: checked just now; scores overlap with neither.
-        let (scores, g) = unsafe { (scores.slice_mut::<C>(), g.slice::<C>()) };
+        require_disjoint(&mut [&mut scores], [&weights.arrays[0], &g])?;
+        // SAFETY: as in `mask_smallest`.
+        let (w, scores, g) =
+            unsafe { (weights.slice::<T>()?, scores.slice_mut::<C>()?, g.slice::<C>()?) };
         run(py, || core::accumulate_products(scores, w, g, form))
     })
 }
@@ -307,25 +324,29 @@ pub fn accumulate_inputs(
     let x = Weights::new(&[x], &names)?;
     x.arrays[0].require_ndim(2)?;
     let columns = x.arrays[0].array.shape()[1];
-    let sums = Array::new(sums, Name("sums", ""))?;
+    let mut sums = Array::new(sums, Name("sums", ""))?;
     let is_gram = sums.array.ndim() == 2;
     let shape = [columns, columns];
     sums.require_element::<f64>()?;
     sums.require_shape(if is_gram { &shape } else { &shape[..1] }, "x")?;
     sums.require_in_place()?;
-    let own = &x.arrays[0];
-    require_disjoint(&sums, &sums.memory(), own, &own.memory())?;
-    // SAFETY: checked just now.
-    let sums = unsafe { sums.slice_mut::<f64>() };
-    with_dtype!(x.dtype, T => {
-        let x = x.slices::<T>()[0];
+    require_disjoint(&mut [&mut sums], &x.arrays)?;
+    let done = with_dtype!(x.dtype, T => {
+        // SAFETY: as in `mask_smallest`.
+        let (x, sums) = unsafe { (x.slice::<T>()?, sums.slice_mut::<f64>()?) };
         run(py, || {
             if is_gram {
-                core::accumulate_gram(x, columns, sums);
+                core::accumulate_gram(x, columns, sums)
             } else {
-                core::accumulate_squares(x, sums);
+                core::accumulate_squares(x, sums)
             }
-        })
+        })?
+    });
+    done.map_err(|Overflow| {
+        PyValueError::new_err(
+            "x must not be so large that the sums of its squares overflow, with which nothing \
+             can be weighed (scale the inputs down)",
+        )
     })
 }
 
@@ -343,14 +364,14 @@ impl Factor {
         a.require_ndim(2)?;
         let n = a.array.shape()[0];
         a.require_shape(&[n, n], "a square")?;
-        // SAFETY: checked just now; nothing writes to it.
-        let a = unsafe { a.slice::<f64>() };
+        // SAFETY: the GIL is held; nothing writes to it.
+        let a = unsafe { a.slice::<f64>()? };
         Ok(run(py, || cholesky::Factor::new(a, n))?.ok().map(Factor))
     }
 
     /// What the later variables leave unexplained of each one.
-    fn pivots<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
-        PyArray1::from_vec(py, self.0.pivots())
+    fn pivots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        Ok(PyArray1::from_vec(py, guard(|| self.0.pivots())?))
     }
 
     /// The factor `U` of the inverse, `inverse(a) = U' U`, row by row.
@@ -370,20 +391,23 @@ pub fn reconstruct(
     block: usize,
     mask: &Bound<'_, PyAny>,
 ) -> PyResult<bool> {
-    let w = Array::new(w, Name("w", ""))?;
+    let mut w = Array::new(w, Name("w", ""))?;
     w.require_element::<f64>()?;
     w.require_ndim(2)?;
     w.require_in_place()?;
-    let shape = w.array.shape();
-    let columns = shape[1];
+    let columns = w.array.shape()[1];
     let u = check::<f64>(u, "u", &[columns * columns])?;
-    let mask = check::<bool>(mask, "mask", shape)?;
+    let mut mask = check::<bool>(mask, "mask", w.array.shape())?;
     let choice = match choice {
         (k, None) => Choice::Total(k),
         (n, Some(m)) => Choice::NOfM { n, m },
     };
-    // SAFETY: checked just now; the package allocates all three for this call.
-    let (w, u, mask) = unsafe { (w.slice_mut::<f64>(), u.slice::<f64>(), mask.slice_mut()) };
+    if block == 0 {
+        return Err(PyValueError::new_err("block must be at least 1, got 0"));
+    }
+    require_disjoint(&mut [&mut w, &mut mask], [&u])?;
+    // SAFETY: as in `mask_smallest`.
+    let (w, u, mask) = unsafe { (w.slice_mut::<f64>()?, u.slice::<f64>()?, mask.slice_mut()?) };
     run(py, || core::reconstruct(w, columns, u, choice, block, mask).is_ok())
 }
 
@@ -395,28 +419,27 @@ pub fn apply_mask(
     mask: &Bound<'_, PyAny>,
     name: &str,
 ) -> PyResult<()> {
-    let w = Array::new(w, Name(name, ""))?;
+    let mut w = Array::new(w, Name(name, ""))?;
     let dtype = w.float_dtype()?;
     w.require_in_place()?;
     let mask = check_mask(mask)?;
     mask.require_shape(w.array.shape(), w.name)?;
-    require_disjoint(&w, &w.memory(), &mask, &mask.memory())?;
-    // SAFETY: checked just now; the two do not overlap.
-    let mask = unsafe { mask.slice() };
+    require_disjoint(&mut [&mut w], [&mask])?;
     with_dtype!(dtype, T => {
-        // SAFETY: as above.
-        let w = unsafe { w.slice_mut::<T>() };
+        // SAFETY: as in `mask_smallest`.
+        let (w, mask) = unsafe { (w.slice_mut::<T>()?, mask.slice()?) };
         run(py, || core::apply_mask(w, mask))
     })
 }
 
-/// A mask of the only array of `weights`.
+/// A mask of the only array of `weights`, to write to.
 fn mask_of<'py>(
     mask: &Bound<'py, PyAny>,
     weights: &Weights<'py, '_>,
 ) -> PyResult<Array<'py, 'static>> {
-    let mask = check_mask(mask)?;
+    let mut mask = check_mask(mask)?;
     mask.require_shape(weights.arrays[0].array.shape(), weights.arrays[0].name)?;
+    require_disjoint(&mut [&mut mask], &weights.arrays)?;
     Ok(mask)
 }
 

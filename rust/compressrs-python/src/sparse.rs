@@ -1,19 +1,19 @@
 //! Sparse matrices: conversion and products.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use compressrs_core::numeric::element::Float;
-use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Keep, Pattern};
-use numpy::npyffi::NPY_ARRAY_WRITEABLE;
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use compressrs_core::runtime::memory;
+use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Keep, Offsets, Pattern};
+use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::buffers::{Array, Compute, Name, flags, require_disjoint, with_compute};
-use crate::errors::run;
+use crate::buffers::{Array, Compute, Kept, Name, is_immutable, private_view, with_compute, zeros};
+use crate::errors::{guard, run};
 use crate::operand::Operand;
+use crate::overlap::require_disjoint;
 
 /// A dtype of indices.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,24 +130,25 @@ type Parts<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 /// A sparse matrix, entries or blocks, over the arrays of others.
 ///
 /// What the arrays hold is checked: here, and at each use again, unless indices and
-/// indptr are views of `bytes`, which nobody can write to.
+/// indptr are views of `bytes`, which nobody can write to. Nobody else has the views by
+/// which it is looked at then.
 #[pyclass(frozen, module = "compressrs._core")]
 pub struct Sparse {
-    arrays: [Py<PyUntypedArray>; 3],
+    arrays: [Kept; 3],
     /// Rows and columns, in elements.
     shape: (usize, usize),
     block: Block,
     dtype: Compute,
     width: Width,
     /// Offsets of the rows, if all was checked for good.
-    checked: Option<Vec<usize>>,
+    checked: Option<Offsets>,
 }
 
 /// A matrix for the time of a call.
 struct View<'a, T, I, const R: usize, const C: usize> {
     data: &'a [T],
     indices: &'a [I],
-    offsets: Cow<'a, [usize]>,
+    offsets: Cow<'a, Offsets>,
     columns: usize,
 }
 
@@ -165,27 +166,11 @@ fn invalid(error: core::CsrError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-/// Whether nobody can write to an array: it and all that it is a view of are
-/// read-only, down to `bytes`.
-fn is_immutable(array: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
-    let mut array = array.clone();
-    loop {
-        if flags(&array) & NPY_ARRAY_WRITEABLE != 0 {
-            return Ok(false);
-        }
-        let base = array.getattr("base")?;
-        match base.cast_into::<PyUntypedArray>() {
-            Ok(next) => array = next,
-            Err(other) => return Ok(other.into_inner().is_exact_instance_of::<PyBytes>()),
-        }
-    }
-}
-
 impl Sparse {
     /// The arrays, of the dtypes and the layout that were found at first.
     fn arrays<'py>(&self, py: Python<'py>) -> PyResult<[Array<'py, 'static>; 3]> {
         let array = |i: usize| -> PyResult<Array<'py, 'static>> {
-            let array = Array::new(self.arrays[i].bind(py).as_any(), Name(NAMES[i], ""))?;
+            let array = Array::new(self.arrays[i].array.bind(py).as_any(), Name(NAMES[i], ""))?;
             array.require_ndim(if i == 0 && self.block != Block::One { 3 } else { 1 })?;
             array.require_contiguous()?;
             Ok(array)
@@ -198,7 +183,7 @@ impl Sparse {
     }
 
     /// Offsets that the array `indptr` gives, checked.
-    fn offsets(&self, indptr: &Array<'_, '_>, entries: usize) -> PyResult<Vec<usize>> {
+    fn offsets(&self, indptr: &Array<'_, '_>, entries: usize) -> PyResult<Offsets> {
         let rows = self.shape.0 / self.block.shape().0;
         let len = indptr.array.len();
         if len != rows + 1 {
@@ -210,46 +195,43 @@ impl Sparse {
             let got = indptr.array.dtype().to_string();
             return Err(indptr.name.type_error("have dtype int32 or int64", got));
         };
-        // SAFETY: of this type and contiguous; one copy is made, checked, and used.
-        with_index!(width, I => core::offsets(unsafe { indptr.slice::<I>() }, entries))
-            .map_err(invalid)
+        with_index!(width, I => {
+            // SAFETY: the GIL is held; one copy is made, checked, and used.
+            let indptr = unsafe { indptr.slice::<I>()? };
+            guard(|| Offsets::new(indptr, entries))?.map_err(invalid)
+        })
     }
 
-    /// Everything that kernels may rely on, checked unless it was for good.
+    /// Everything that kernels may rely on, checked unless it was for good. This may give
+    /// up the GIL.
     ///
     /// # Safety
-    /// The types are the matrix's, and nothing writes to its data while the result
-    /// is used.
+    /// Nothing writes to the data while the result is used.
     unsafe fn view<'a, T: Float, I: Index, const R: usize, const C: usize>(
         &'a self,
         py: Python<'_>,
+        arrays: &'a [Array<'_, 'static>; 3],
     ) -> PyResult<View<'a, T, I, R, C>> {
-        let arrays = self.arrays(py)?;
-        // SAFETY: `arrays` checked the layout, `new` the types; the rest is the
-        // caller's promise.
-        let data = unsafe { arrays[0].slice::<T>() };
-        // SAFETY: as above.
-        let (indices, offsets) = unsafe { self.pattern::<I>(py, &arrays)? };
+        let (indices, offsets) = self.pattern::<I>(py, arrays)?;
+        // SAFETY: these arrays are never moved, see `Kept`; the caller guarantees the rest.
+        let data = unsafe { arrays[0].slice::<T>()? };
         let view = View { data, indices, offsets, columns: self.shape.1 };
         view.csr()?;
         Ok(view)
     }
 
     /// Indices and offsets of what [`arrays`](Self::arrays) gave, checked unless they were
-    /// for good.
-    ///
-    /// # Safety
-    /// The type is that of the matrix's indices.
-    unsafe fn pattern<'a, I: Index>(
+    /// for good. Indices may change once more; kernels read each once and check it.
+    fn pattern<'a, I: Index>(
         &'a self,
         py: Python<'_>,
-        [_, indices, indptr]: &[Array<'_, 'static>; 3],
-    ) -> PyResult<(&'a [I], Cow<'a, [usize]>)> {
-        // SAFETY: `arrays` checked the layout; the rest is the caller's promise.
-        let indices = unsafe { indices.slice::<I>() };
+        [_, indices, indptr]: &'a [Array<'_, 'static>; 3],
+    ) -> PyResult<(&'a [I], Cow<'a, Offsets>)> {
+        // SAFETY: these arrays are never moved, see `Kept`.
+        let indices = unsafe { indices.slice::<I>()? };
         let columns = self.shape.1 / self.block.shape().1;
         let offsets = match &self.checked {
-            Some(offsets) => Cow::Borrowed(&offsets[..]),
+            Some(offsets) => Cow::Borrowed(offsets),
             None => {
                 let offsets = self.offsets(indptr, indices.len())?;
                 run(py, || Pattern::new(indices, &offsets, columns).map(drop))?.map_err(invalid)?;
@@ -257,19 +239,6 @@ impl Sparse {
             }
         };
         Ok((indices, offsets))
-    }
-
-    /// Requires that `written` shares no memory with the matrix.
-    fn require_disjoint(
-        &self,
-        py: Python<'_>,
-        written: &Array<'_, '_>,
-        memory: &Range<usize>,
-    ) -> PyResult<()> {
-        for array in &self.arrays(py)? {
-            require_disjoint(written, memory, array, &array.memory())?;
-        }
-        Ok(())
     }
 }
 
@@ -299,17 +268,26 @@ impl Sparse {
                 "shape must be a multiple of the blocks' ({rows}, {columns}), got {shape:?}"
             )));
         }
-        let arrays = [data.array, indices.array, indptr.array].map(Bound::unbind);
-        let mut this = Sparse { arrays, shape, block, dtype, width, checked: None };
-        let [data, indices, indptr] = this.arrays(py)?;
-        if block != Block::One {
-            let len = data.array.shape()[0];
-            data.require_shape(&[len, rows, columns], "one block after another")?;
+        let mut parts = [data.array, indices.array, indptr.array];
+        let views = [private_view(&parts[1])?, private_view(&parts[2])?];
+        let is_immutable = views.iter().all(is_immutable);
+        if is_immutable {
+            [parts[1], parts[2]] = views;
         }
-        let offsets = this.offsets(&indptr, indices.array.len())?;
-        // SAFETY: the types are the matrix's; nothing is kept.
-        with_types!(this, T, I, R, C => unsafe { this.view::<T, I, R, C>(py) }.map(drop))?;
-        if is_immutable(&indices.array)? && is_immutable(&indptr.array)? {
+        let [data, indices, indptr] = &parts;
+        let arrays = [Kept::new(data)?, Kept::new(indices)?, Kept::new(indptr)?];
+        let mut this = Sparse { arrays, shape, block, dtype, width, checked: None };
+        let arrays = this.arrays(py)?;
+        if block != Block::One {
+            let len = arrays[0].array.shape()[0];
+            arrays[0].require_shape(&[len, rows, columns], "one block after another")?;
+        }
+        let offsets = with_types!(this, T, I, R, C => {
+            // SAFETY: nothing here writes to the data.
+            unsafe { this.view::<T, I, R, C>(py, &arrays) }.map(|view| view.offsets.into_owned())
+        })?;
+        drop(arrays);
+        if is_immutable {
             this.checked = Some(offsets);
         }
         Ok(this)
@@ -319,6 +297,13 @@ impl Sparse {
     #[getter]
     fn is_immutable(&self) -> bool {
         self.checked.is_some()
+    }
+
+    /// Raises ValueError or TypeError unless the arrays describe a matrix of this shape.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let own = self.arrays(py)?;
+        // SAFETY: nothing here writes to the data.
+        with_types!(self, T, I, R, C => unsafe { self.view::<T, I, R, C>(py, &own) }.map(drop))
     }
 
     /// `out = a x`, or `a^T x`, added to what `out` holds, with a bias and cut off at
@@ -332,14 +317,12 @@ impl Sparse {
         epilogue: (bool, Option<Bound<'_, PyAny>>, bool),
     ) -> PyResult<()> {
         let (accumulate, bias, relu) = epilogue;
+        let own = self.arrays(py)?;
         let (rows, inner) = if transposed { (self.shape.1, self.shape.0) } else { self.shape };
         let x = Operand::new(x, Name("X", ""), (self.dtype, "data"), false)?;
-        let out = Operand::new(out, Name("out", ""), (self.dtype, "data"), true)?;
+        let mut out = Operand::new(out, Name("out", ""), (self.dtype, "data"), true)?;
         x.require_shape(inner, x.columns)?;
         out.require_shape(rows, x.columns)?;
-        let memory = out.memory();
-        require_disjoint(&out.array, &memory, &x.array, &x.memory())?;
-        self.require_disjoint(py, &out.array, &memory)?;
         let bias = match bias {
             None => None,
             Some(bias) => {
@@ -347,16 +330,16 @@ impl Sparse {
                 bias.require_dtype(self.dtype, "data")?;
                 bias.require_ndim(1)?;
                 bias.require_shape(&[rows], "the output's rows")?;
-                let bias = bias.contiguous()?;
-                require_disjoint(&out.array, &memory, &bias, &bias.memory())?;
-                Some(bias)
+                Some(bias.contiguous()?)
             }
         };
+        require_disjoint(&mut [&mut out.array], [&x.array].into_iter().chain(&bias).chain(&own))?;
         with_types!(self, T, I, R, C => {
-            // SAFETY: the types were checked, and `out` overlaps nothing.
+            // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
             let (a, x, out, bias) = unsafe {
-                let bias = bias.as_ref().map(|bias| bias.slice::<T>());
-                (self.view::<T, I, R, C>(py)?, x.dense::<T>(), out.dense_mut::<T>(), bias)
+                let a = self.view::<T, I, R, C>(py, &own)?;
+                let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
+                (a, x.dense::<T>()?, out.dense_mut::<T>()?, bias)
             };
             let (a, epilogue) = (a.csr()?, Epilogue { accumulate, bias, relu });
             run(py, || {
@@ -378,23 +361,21 @@ impl Sparse {
         out: &Bound<'_, PyAny>,
         accumulate: bool,
     ) -> PyResult<()> {
+        let own = self.arrays(py)?;
         let u = Operand::new(u, Name("U", ""), (self.dtype, "data"), false)?;
         let v = Operand::new(v, Name("V", ""), (self.dtype, "data"), false)?;
         u.require_shape(self.shape.0, u.columns)?;
         v.require_shape(u.columns, self.shape.1)?;
-        let out = Array::new(out, Name("out", ""))?;
+        let mut out = Array::new(out, Name("out", ""))?;
         out.require_dtype(self.dtype, "data")?;
-        out.require_shape(self.arrays[0].bind(py).shape(), "data")?;
+        out.require_shape(own[0].array.shape(), "data")?;
         out.require_in_place()?;
-        let memory = out.memory();
-        require_disjoint(&out, &memory, &u.array, &u.memory())?;
-        require_disjoint(&out, &memory, &v.array, &v.memory())?;
-        self.require_disjoint(py, &out, &memory)?;
+        require_disjoint(&mut [&mut out], [&u.array, &v.array].into_iter().chain(&own))?;
         with_types!(self, T, I, R, C => {
-            // SAFETY: the types were checked, and `out` overlaps nothing.
+            // SAFETY: as in `matmul`.
             let (a, u, v, out) = unsafe {
-                let out = out.slice_mut::<T>();
-                (self.view::<T, I, R, C>(py)?, u.dense::<T>(), v.dense::<T>(), out)
+                let a = self.view::<T, I, R, C>(py, &own)?;
+                (a, u.dense::<T>()?, v.dense::<T>()?, out.slice_mut::<T>()?)
             };
             let a = a.csr()?;
             run(py, || core::sddmm(a, u, v, out, accumulate))
@@ -403,15 +384,15 @@ impl Sparse {
 
     /// The matrix as an array.
     fn to_dense<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let own = self.arrays(py)?;
         with_types!(self, T, I, R, C => {
-            // SAFETY: the types are the matrix's; nothing here writes to it.
-            let view = unsafe { self.view::<T, I, R, C>(py)? };
+            let mut dense = new_array::<T>(py, &[self.shape.0, self.shape.1])?;
+            // SAFETY: nothing here writes to the matrix, and nothing else knows the result.
+            let (view, slice) =
+                unsafe { (self.view::<T, I, R, C>(py, &own)?, dense.slice_mut::<T>()?) };
             let csr = view.csr()?;
-            let dense = PyArray2::<T>::zeros(py, [self.shape.0, self.shape.1], false);
-            // SAFETY: new, and nothing else knows it.
-            let slice = unsafe { dense.as_slice_mut()? };
             run(py, || core::to_dense(csr, slice))?;
-            Ok(dense.into_any())
+            Ok(dense.array.into_any())
         })
     }
 
@@ -423,14 +404,15 @@ impl Sparse {
         let columns = self.shape.1 / self.block.shape().1;
         let (own, others) = (self.arrays(py)?, other.arrays(py)?);
         with_index!(self.width, I => with_index!(other.width, J => {
-            // SAFETY: the types are the matrices'.
-            let (old, new) =
-                unsafe { (self.pattern::<I>(py, &own)?, other.pattern::<J>(py, &others)?) };
+            let (old, new) = (self.pattern::<I>(py, &own)?, other.pattern::<J>(py, &others)?);
             let old = Pattern::checked(old.0, &old.1, columns);
             let new = Pattern::checked(new.0, &new.1, columns);
-            let mut places = vec![0; new.entries()];
-            match run(py, || core::locate(old, new, &mut places))? {
-                Ok(()) => Ok(PyArray1::from_vec(py, places)),
+            let places = run(py, || {
+                let mut places = memory::zeroed(new.entries());
+                core::locate(old, new, &mut places).map(|()| places)
+            })?;
+            match places {
+                Ok(places) => Ok(PyArray1::from_vec(py, places)),
                 Err(repeats) => Err(PyValueError::new_err(format!(
                     "{} must not have repeated entries (see CSRMatrix.canonical)",
                     if repeats == core::Repeats::Old { "old" } else { "new" }
@@ -442,9 +424,10 @@ impl Sparse {
     /// Indices and indptr of the transpose, which nobody can write to, and where its
     /// entries are among those of this matrix.
     fn transpose<'py>(&self, py: Python<'py>) -> PyResult<Parts<'py>> {
+        let own = self.arrays(py)?;
         with_types!(self, T, I, R, C => {
-            // SAFETY: the types are the matrix's; nothing here writes to it.
-            let view = unsafe { self.view::<T, I, R, C>(py)? };
+            // SAFETY: nothing here writes to the matrix.
+            let view = unsafe { self.view::<T, I, R, C>(py, &own)? };
             let pattern = view.pattern();
             if pattern.entries().max(pattern.rows()) <= <i32 as Index>::MAX {
                 transposed::<i32, I>(py, pattern)
@@ -467,6 +450,16 @@ fn transposed<'py, J: Index + numpy::Element, I: Index>(
     })?;
     let places = PyArray1::from_vec(py, transpose.places);
     Ok((indices, indptr::<J>(py, &offsets)?, places.into_any()))
+}
+
+/// A new array of zeros, to write to.
+fn new_array<'py, T: numpy::Element>(
+    py: Python<'py>,
+    shape: &[usize],
+) -> PyResult<Array<'py, 'static>> {
+    let mut array = Array::unchecked(zeros::<T>(py, shape)?, Name("result", ""));
+    require_disjoint(&mut [&mut array], [])?;
+    Ok(array)
 }
 
 /// An array in new memory that nobody can write to, once `fill` has.
@@ -494,8 +487,9 @@ fn immutable<'py, I: Index + numpy::Element>(
 
 fn indptr<'py, I: Index + numpy::Element>(
     py: Python<'py>,
-    offsets: &[usize],
+    offsets: &Offsets,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let offsets = offsets.as_slice();
     immutable::<I>(py, offsets.len(), |out| {
         for (out, &offset) in out.iter_mut().zip(offsets) {
             *out = I::new(offset);
@@ -528,14 +522,17 @@ pub fn csr_from_dense<'py>(
             Some(mask.contiguous()?)
         }
     };
+    // Two kernels look at them, between which others could resize them.
+    let _pins = (Kept::new(&w.array)?, mask.as_ref().map(|m| Kept::new(&m.array)).transpose()?);
     let (rows, columns) = (w.array.shape()[0], w.array.shape()[1]);
     with_compute!(dtype, T => {
-        // SAFETY: checked just now; nothing here writes to them. NumPy keeps booleans
-        // as bytes 0 and 1.
-        let (dense, mask) = unsafe { (w.slice::<T>(), mask.as_ref().map(|mask| mask.slice())) };
+        // SAFETY: the GIL is held; nothing here writes to them.
+        let (dense, mask) = unsafe {
+            (w.slice::<T>()?, mask.as_ref().map(|mask| mask.slice::<u8>()).transpose()?)
+        };
         let keep = mask.map_or(Keep::AtLeast(threshold as T), Keep::Mask);
         let offsets = run(py, || core::row_offsets(dense, rows, columns, keep))?;
-        let largest = offsets[rows].max(columns);
+        let largest = offsets.entries().max(columns);
         if short {
             fill::<T, i16, i32>(py, dense, columns, keep, &offsets)
         } else if largest <= <i32 as Index>::MAX {
@@ -551,24 +548,24 @@ fn fill<'py, T, I, P>(
     dense: &[T],
     columns: usize,
     keep: Keep<'_, T>,
-    offsets: &[usize],
+    offsets: &Offsets,
 ) -> PyResult<Parts<'py>>
 where
     T: Float + numpy::Element,
     I: Index + numpy::Element,
     P: Index + numpy::Element,
 {
-    let nnz = offsets.last().copied().unwrap_or(0);
+    let nnz = offsets.entries();
     if nnz > P::MAX || columns.saturating_sub(1) > I::MAX {
         return Err(PyValueError::new_err(format!(
             "index_dtype is too small for {columns} columns and {nnz} entries"
         )));
     }
-    let data = PyArray1::<T>::zeros(py, [nnz], false);
-    // SAFETY: new, and nothing else knows it.
-    let values = unsafe { data.as_slice_mut()? };
+    let mut data = new_array::<T>(py, &[nnz])?;
+    // SAFETY: nothing else knows it.
+    let values = unsafe { data.slice_mut::<T>()? };
     let indices = immutable::<I>(py, nnz, |indices| {
         run(py, || core::fill(dense, columns, keep, offsets, values, indices))
     })?;
-    Ok((data.into_any(), indices, indptr::<P>(py, offsets)?))
+    Ok((data.array.into_any(), indices, indptr::<P>(py, offsets)?))
 }

@@ -14,6 +14,7 @@ use pyo3::types::{PyDict, PyString};
 
 use crate::buffers::{Array, Dtype, Name};
 use crate::errors::run;
+use crate::overlap::require_disjoint;
 
 /// What moments are kept in.
 #[derive(Clone, Copy, PartialEq)]
@@ -252,15 +253,15 @@ impl RawBuffer {
 /// The elements of a contiguous array of any floating-point dtype.
 ///
 /// # Safety
-/// Nothing writes to them while the result is used.
-pub unsafe fn values<'a>(array: &Array<'_, '_>) -> PyResult<Values<'a>> {
-    // SAFETY: the dtype is the array's; the rest is the caller's promise.
+/// As for [`Array::slice`].
+pub unsafe fn values<'a>(array: &'a Array<'_, '_>) -> PyResult<Values<'a>> {
+    // SAFETY: as the caller guarantees.
     Ok(unsafe {
         match array.float_dtype()? {
-            Dtype::F32 => Values::F32(array.slice()),
-            Dtype::F64 => Values::F64(array.slice()),
-            Dtype::F16 => Values::F16(array.slice()),
-            Dtype::Bf16 => Values::Bf16(array.slice()),
+            Dtype::F32 => Values::F32(array.slice()?),
+            Dtype::F64 => Values::F64(array.slice()?),
+            Dtype::F16 => Values::F16(array.slice()?),
+            Dtype::Bf16 => Values::Bf16(array.slice()?),
         }
     })
 }
@@ -273,9 +274,9 @@ fn check_codes<'py>(
     x: &Bound<'py, PyAny>,
     body: impl FnOnce(Codes<'_>, &mut [f32]) -> PyResult<()>,
 ) -> PyResult<()> {
-    let codes = Array::new(codes, Name(name, ""))?;
-    let scales = Array::new(scales, Name(name, "_scale"))?;
-    let x = Array::new(x, Name(name, ""))?;
+    let mut codes = Array::new(codes, Name(name, ""))?;
+    let mut scales = Array::new(scales, Name(name, "_scale"))?;
+    let mut x = Array::new(x, Name(name, ""))?;
     let divisor = codes.require_element::<i8>().is_err();
     if divisor {
         codes.require_element::<u8>()?;
@@ -290,10 +291,10 @@ fn check_codes<'py>(
     for array in [&codes, &scales, &x] {
         array.require_in_place()?;
     }
-    // SAFETY: the dtypes are right, codes of either sign being bytes; the caller
-    // passes arrays of its own, which do not overlap.
+    require_disjoint(&mut [&mut codes, &mut scales, &mut x], [])?;
+    // SAFETY: the GIL is held. Codes of either sign are bytes.
     let (codes, scales, x) =
-        unsafe { (codes.slice_mut(), scales.slice_mut(), x.slice_mut::<f32>()) };
+        unsafe { (codes.slice_mut()?, scales.slice_mut()?, x.slice_mut::<f32>()?) };
     let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
     body(Codes { codes, scales, divisor }, x)
 }

@@ -5,6 +5,7 @@ use super::GRAIN;
 use super::sheet::{LANES, spread, sweep, update};
 use super::softmax::{Axis, Form, PerRow, softmax};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -43,7 +44,7 @@ pub fn dist<C: Float>(what: Dist, student: &[C], teacher: &[C], grad: &mut [C]) 
     assert!(student.len() == teacher.len() && student.len() == grad.len());
     let rows = student.len() / classes;
     let probabilities = |z: &[C]| {
-        let mut p = vec![C::zero(); z.len()];
+        let mut p = memory::zeroed(z.len());
         let (axis, t) = (Axis::last(rows, classes), PerRow::All(temperature));
         softmax(axis, Form::Probability, t, Some(z), &mut p);
         p
@@ -53,15 +54,17 @@ pub fn dist<C: Float>(what: Dist, student: &[C], teacher: &[C], grad: &mut [C]) 
     let columns = Columns::new(&q, &p, classes);
     // What of its own and of the teacher's deviation each column brings to a gradient.
     let weight = -squared * gamma / classes as f64;
-    let (mut by_column, mut loss) = ([vec![], vec![]], squared * gamma);
+    let mut by_column = [(); 2].map(|()| memory::with_capacity(classes));
+    let mut loss = squared * gamma;
     for j in 0..classes {
         let (r, [own, other]) = correlation(columns.moments.each_ref().map(|m| m[j]));
         loss += weight * r;
         by_column[0].push(C::from_f64(weight * own));
         by_column[1].push(C::from_f64(weight * other));
     }
-    let means = columns.means.each_ref().map(|mean| mean.iter().map(|&x| C::from_f64(x)).collect());
-    let mut of_rows = vec![0.0; rows];
+    let means = columns.means.each_ref();
+    let means = means.map(|mean| memory::collect(mean.iter().map(|&x| C::from_f64(x))));
+    let mut of_rows = memory::zeroed::<f64>(rows);
     let (shared, grad) = (SharedMut::new(&mut of_rows), SharedMut::new(grad));
     let weight = -squared * beta / rows as f64;
     parallel::for_each(0..rows, GRAIN.div_ceil(2 * classes), 1, |part| {
@@ -119,7 +122,7 @@ fn sums<C: Float, const K: usize>(
     f: impl Fn(usize, f64, f64) -> [f64; K] + Sync,
 ) -> [Vec<f64>; K] {
     let block = |rows: std::ops::Range<usize>| {
-        let mut sums: [Vec<f64>; K] = std::array::from_fn(|_| vec![0.0; classes]);
+        let mut sums: [Vec<f64>; K] = std::array::from_fn(|_| memory::zeroed(classes));
         for i in rows {
             let cells = i * classes..(i + 1) * classes;
             for (j, (q, p)) in q[cells.clone()].iter().zip(&p[cells]).enumerate() {

@@ -3,6 +3,7 @@
 use super::GRAIN;
 use super::sheet::{LANES, spread, sweep, update};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -87,7 +88,7 @@ pub fn attention<C: Float>(
     };
     let (size_s, size_t) = (size(student), size(teacher));
     let share = ((samples * places) as f64).recip();
-    let mut losses = vec![0.0; samples];
+    let mut losses = memory::zeroed::<f64>(samples);
     let (shared, grad) = (SharedMut::new(&mut losses), SharedMut::new(grad));
     parallel::for_each(0..samples, GRAIN.div_ceil(size_s + size_t), 1, |part| {
         for i in part {

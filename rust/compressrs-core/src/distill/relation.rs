@@ -5,6 +5,7 @@
 
 use super::sheet::{LANES, spread, sweep, update};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -56,7 +57,7 @@ pub fn distance<C: Float>(
     let (of_s, mean_s, count) = distances(rows, student);
     let (of_t, mean_t, _) = distances(rows, teacher);
     let share = 1.0 / (rows * rows) as f64;
-    let mut slopes = of_s.clone();
+    let mut slopes = memory::copied(&of_s);
     let (mut loss, mut moment) = (0.0, 0.0);
     for ((slope, s), t) in slopes.iter_mut().zip(&of_s).zip(&of_t) {
         let (value, derivative) = huber(s / mean_s - t / mean_t);
@@ -83,7 +84,7 @@ pub fn distance<C: Float>(
 
 /// All distances, and of those that are not 0 the mean (1 if there are none) and number.
 fn distances<C: Float>(rows: usize, x: Features<'_, C>) -> (Vec<f64>, f64, f64) {
-    let mut all = vec![0.0; rows * rows];
+    let mut all = memory::zeroed::<f64>(memory::product(rows, rows));
     let shared = SharedMut::new(&mut all);
     parallel::for_each(0..rows, GRAIN.div_ceil(rows * x.width), 1, |part| {
         for i in part {
@@ -168,7 +169,7 @@ pub fn angle<C: Float>(
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
     let block = |anchors: std::ops::Range<usize>| {
-        let mut grad = vec![C::zero(); student.data.len()];
+        let mut grad = memory::zeroed::<C>(student.data.len());
         let mut loss = 0.0;
         for anchor in anchors {
             loss += simd::dispatch(Angles { rows, student, teacher, anchor, grad: &mut grad });
@@ -205,9 +206,9 @@ impl<C: Float> Kernel for Angles<'_, C> {
         let width = student.width;
         let mut e_s = Scratch::<C>::new(rows * width);
         let mut e_t = Scratch::<C>::new(rows * teacher.width);
-        let mut lengths = vec![0.0; rows];
+        let [mut lengths, mut others] = [(); 2].map(|()| memory::zeroed(rows));
         directions(student, anchor, &mut e_s, &mut lengths);
-        directions(teacher, anchor, &mut e_t, &mut vec![0.0; rows]);
+        directions(teacher, anchor, &mut e_t, &mut others);
         let (e_s, e_t) =
             (Features { data: &e_s, width }, Features { data: &e_t, width: teacher.width });
         let share = 1.0 / (rows as f64).powi(3);

@@ -2,6 +2,7 @@
 //! that depends on nothing but its size.
 
 use crate::linalg::gemm::{Matrix, multiply};
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 
 /// Columns that are factored together; what is left of them is a matrix product.
@@ -35,7 +36,7 @@ impl Factor {
     pub fn new(a: &[f64], n: usize) -> Result<Self, NotPositive> {
         assert_eq!(a.len(), n * n);
         // In row-major order, all elements in reverse are the rows and columns in reverse.
-        let mut reverse: Vec<f64> = a.iter().rev().copied().collect();
+        let mut reverse = memory::collect(a.iter().rev().copied());
         factor(&mut reverse, n)?;
         Ok(Factor { reverse, n })
     }
@@ -43,7 +44,7 @@ impl Factor {
     /// The squares of the diagonal: what the later variables leave unexplained of each one.
     pub fn pivots(&self) -> Vec<f64> {
         let diagonal = (0..self.n).rev().map(|i| self.reverse[i * self.n + i]);
-        diagonal.map(|pivot| pivot * pivot).collect()
+        memory::collect(diagonal.map(|pivot| pivot * pivot))
     }
 
     /// The upper triangular `U = inverse(R)`, with which `inverse(A) = U' U`.
@@ -59,10 +60,9 @@ fn factor(a: &mut [f64], n: usize) -> Result<(), NotPositive> {
     for left in (0..n).step_by(PANEL) {
         let right = n.min(left + PANEL);
         let width = right - left;
-        let panel: Vec<f64> =
-            (left..n).flat_map(|i| a[i * n + left..i * n + right].iter().copied()).collect();
-        let mut rest = vec![0.0; panel.len()];
         let whole = Matrix::row_major(a, n, n);
+        let panel = whole.block(left..n, left..right).to_vec();
+        let mut rest = memory::zeroed(panel.len());
         let (rows, top) = (whole.block(left..n, 0..left), whole.block(left..right, 0..left));
         multiply(-1.0, rows, top.transposed(), Some((1.0, &panel)), &mut rest);
 
@@ -108,24 +108,24 @@ fn solve(l: &[f64], x: &mut [f64]) {
 
 /// The inverse of a lower triangular matrix, whose upper triangle is not looked at.
 fn invert(l: &[f64], n: usize) -> Vec<f64> {
-    let mut inverse = vec![0.0; n * n];
+    let mut inverse = memory::zeroed(n * n);
     let l = Matrix::row_major(l, n, n);
     for top in (0..n).step_by(PANEL) {
         let bottom = n.min(top + PANEL);
         let height = bottom - top;
-        let square: Vec<f64> = l.block(top..bottom, top..bottom).to_vec();
+        let square = l.block(top..bottom, top..bottom).to_vec();
         // The columns of the inverse of the square on the diagonal, as rows.
-        let mut columns = vec![0.0; height * height];
+        let mut columns = memory::zeroed(height * height);
         for (j, column) in columns.chunks_exact_mut(height).enumerate() {
             column[j] = 1.0;
             solve(&square, column);
         }
         let own = Matrix::row_major(&columns, height, height).transposed();
         // Of the rows of the inverse above, these explain a part.
-        let mut explained = vec![0.0; height * top];
+        let mut explained = memory::zeroed(height * top);
         let above = Matrix::row_major(&inverse, n, n).block(0..top, 0..top);
         multiply(1.0, l.block(top..bottom, 0..top), above, None, &mut explained);
-        let mut row = vec![0.0; height * top];
+        let mut row = memory::zeroed(height * top);
         let explained = Matrix::row_major(&explained, height, top);
         multiply(-1.0, own, explained, None, &mut row);
         let own = own.to_vec();

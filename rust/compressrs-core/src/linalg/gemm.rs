@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -71,8 +72,11 @@ impl<'a, T: Float> Matrix<'a, T> {
 
     /// Its elements, row by row.
     pub fn to_vec(self) -> Vec<T> {
-        let row = |i| (0..self.columns).map(move |j| (i, j));
-        (0..self.rows).flat_map(row).map(|(i, j)| self.at(i, j)).collect()
+        let mut elements = memory::with_capacity(memory::product(self.rows, self.columns));
+        for i in 0..self.rows {
+            elements.extend((0..self.columns).map(|j| self.at(i, j)));
+        }
+        elements
     }
 
     #[inline(always)]
@@ -163,7 +167,7 @@ fn by_tiles<T: Float, const COLUMNS: usize>(
     let (rows, inner, columns) = (a.rows, a.columns, b.columns);
     // Panels of `b`, each read from the first to the last byte.
     let panels = columns.div_ceil(COLUMNS);
-    let mut packed = vec![[T::zero(); COLUMNS]; panels * inner];
+    let mut packed = memory::zeroed::<[T; COLUMNS]>(memory::product(panels, inner));
     let lines = SharedMut::new(&mut packed);
     parallel::for_each(0..panels, PACKED.div_ceil((inner * COLUMNS).max(1)), 1, |part| {
         for panel in part {
@@ -211,7 +215,7 @@ impl<T: Float, const COLUMNS: usize> Kernel for Strip<'_, T, COLUMNS> {
     fn run(self) {
         let Strip { alpha, a, packed, add, out, columns, diagonal } = self;
         let (rows, inner) = (a.rows, a.columns);
-        let mut lines = vec![[T::zero(); ROWS]; rows.div_ceil(ROWS) * DEPTH.min(inner)];
+        let mut lines = memory::zeroed::<[T; ROWS]>(rows.div_ceil(ROWS) * DEPTH.min(inner));
         // Once without a product, too, for what is added.
         for first in (0..inner.max(1)).step_by(DEPTH) {
             let depth = DEPTH.min(inner - first);

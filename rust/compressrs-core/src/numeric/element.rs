@@ -20,7 +20,10 @@ macro_rules! numbers {
         )*
     };
 }
-numbers!(f32 f64 f16 bf16 i8 u8 i16 i32 i64);
+numbers!(f32 f64 f16 bf16 u8 i8 i16 i32 i64 u64 usize);
+
+// SAFETY: an array's bytes are those of its elements.
+unsafe impl<T: Number, const N: usize> Number for [T; N] {}
 
 /// A type arithmetic is done in: `f32` or `f64`.
 ///

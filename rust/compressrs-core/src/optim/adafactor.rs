@@ -5,6 +5,7 @@ use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficient
 use super::step::{GRAIN, Whole, is_kept};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::{sums, total};
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 
 /// Elements whose column sums one task adds up.
@@ -160,7 +161,7 @@ impl Factored {
             g * g
         };
         // Means of rows so far, one for each matrix.
-        let mut means = vec![0.0; matrices];
+        let mut means = memory::zeroed(matrices);
         for (matrix, mean) in means.iter_mut().enumerate() {
             let first = matrix * rows;
             // SAFETY: nothing else works on the tensor.
@@ -172,7 +173,7 @@ impl Factored {
                 rows,
                 block,
                 |part| {
-                    let (mut column_sums, mut squares) = (vec![0.0; columns], vec![0.0; columns]);
+                    let [mut column_sums, mut squares] = [(); 2].map(|()| memory::zeroed(columns));
                     for row in part {
                         for (column, square_of) in squares.iter_mut().enumerate() {
                             *square_of = square(first + row, column);

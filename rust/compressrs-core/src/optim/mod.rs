@@ -53,5 +53,5 @@ pub use rule::{
     reader, rules,
 };
 pub use sgd::Sgd;
-pub use step::{Tensor, mask_bytes, step};
+pub use step::{Tensor, mask_bytes, reserve, step};
 pub use storage::{Codes, Halves, Moments, Rounding, Values, Weights};

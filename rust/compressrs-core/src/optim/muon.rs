@@ -6,6 +6,7 @@ use super::step::{GRAIN, Whole, is_kept};
 use crate::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::total;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 
 /// How the learning rate follows the shape of a matrix of `a` rows and `b` columns.
@@ -141,6 +142,13 @@ impl Orthogonal {
             }
     }
 
+    /// How many numbers a step computes on the side for a matrix of this shape, at most.
+    pub(super) fn scratch_len(&self, (rows, columns): (usize, usize)) -> usize {
+        let (short, elements) = (rows.min(columns), rows.saturating_mul(columns));
+        // The matrix and the next one, two squares, and what products pack of their sides.
+        elements.saturating_mul(4).saturating_add(short.saturating_mul(short).saturating_mul(4))
+    }
+
     pub(super) fn step<C: Float>(self, t: &Whole<'_, C>) {
         let n = t.grad.len();
         let Some((rows, columns)) = t.matrix.filter(|_| n > 0) else { return };
@@ -161,7 +169,7 @@ impl Orthogonal {
         // With no more rows than columns, so that the products are small.
         let tall = rows > columns;
         let (short, long) = if tall { (columns, rows) } else { (rows, columns) };
-        let mut x = vec![C::from_f64(0.0); n];
+        let mut x = memory::zeroed::<C>(n);
         let at = |i: usize| if tall { i % columns * rows + i / columns } else { i };
         let shared = SharedMut::new(&mut x);
         parallel::for_each(0..n, GRAIN, 1, |part| {
@@ -187,9 +195,8 @@ impl Orthogonal {
     /// The Newton-Schulz iteration on a matrix in row-major order.
     fn orthogonalize<C: Float>(&self, x: &mut Vec<C>, rows: usize, columns: usize) {
         let [a, b, c] = self.coefficients.map(C::from_f64);
-        let mut gram = vec![C::zero(); rows * rows];
-        let mut polynomial = gram.clone();
-        let mut next = x.clone();
+        let [mut gram, mut polynomial] = [(); 2].map(|()| memory::zeroed::<C>(rows * rows));
+        let mut next = memory::zeroed::<C>(x.len());
         for _ in 0..self.ns_steps {
             let m = Matrix::row_major(x, rows, columns);
             multiply_by_transpose(C::one(), m, None, &mut gram);

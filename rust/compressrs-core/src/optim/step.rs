@@ -9,6 +9,7 @@ use crate::numeric::element::Float;
 use crate::numeric::lanes;
 use crate::numeric::stochastic_rounding::StochasticRounding;
 use crate::quantize::blockwise::BLOCK;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -151,6 +152,28 @@ impl<'a, C: Float> Tensor<'a, C> {
         parallel::reduce(self.len(), GRAIN, part, add).unwrap_or([0.0; K])
     }
 
+    /// How many numbers a step copies and computes on the side, at most.
+    fn scratch_len(&self) -> usize {
+        let of_rule = match self.update {
+            Update::Muon(orthogonal) => {
+                self.matrix.map_or(0, |matrix| orthogonal.scratch_len(matrix))
+            }
+            Update::Adafactor(_) => 0,
+            _ => return 0,
+        };
+        let mut len = of_rule;
+        if self.param.in_place().is_none() {
+            len += self.param.len();
+        }
+        if self.grad.as_slice::<C>().is_none() {
+            len += self.grad.len();
+        }
+        for state in self.states.iter().filter(|state| state.in_place().is_none()) {
+            len += state.len();
+        }
+        len
+    }
+
     /// Calls `f` with this tensor, all of its numbers being of the type that is
     /// computed in: itself, or a copy that is then stored here.
     fn whole(&self, f: impl FnOnce(&Whole<'_, C>)) {
@@ -222,7 +245,7 @@ impl<'a, C: Float> Staged<'a, C> {
             return Staged::InPlace(numbers);
         }
         let len = source.len();
-        let mut copy = vec![C::zero(); len];
+        let mut copy = memory::zeroed(len);
         let shared = SharedMut::new(&mut copy);
         parallel::for_each(0..len, GRAIN, ALIGN, |part| {
             let mut scratch = [C::zero(); BLOCK];
@@ -291,6 +314,17 @@ unsafe fn view<'s, 'a: 's, C: Float>(
         source.load(block.clone(), scratch);
     }
     &mut scratch[..block.len()]
+}
+
+/// Makes sure that there is memory for what [`step`] copies and computes on the side, so that
+/// a lack of it is found before anything has been written.
+///
+/// # Unwinds
+/// With [`OutOfMemory`](crate::runtime::memory::OutOfMemory).
+pub fn reserve<C: Float>(tensors: &[Tensor<'_, C>]) {
+    let most = tensors.iter().map(Tensor::scratch_len).max().unwrap_or(0);
+    // It is not kept: the allocator has it at hand for the step.
+    drop(memory::with_capacity::<C>(most));
 }
 
 /// Updates every tensor.

@@ -11,6 +11,7 @@ use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::{Convert, convert};
 use crate::numeric::stochastic_rounding::{Nearest, Of, StochasticRounding, Threshold};
 use crate::quantize::blockwise::{self, BLOCK};
+use crate::runtime::memory;
 use crate::runtime::parallel::SharedMut;
 use crate::runtime::simd::{self, Kernel};
 
@@ -67,7 +68,9 @@ impl<'a> Values<'a> {
     pub(super) fn as_compute<C: Float>(&self) -> Cow<'a, [C]> {
         match self.as_slice() {
             Some(slice) => Cow::Borrowed(slice),
-            None => with_values!(self, x => Cow::Owned(x.iter().map(|&x| convert(x)).collect())),
+            None => {
+                with_values!(self, x => Cow::Owned(memory::collect(x.iter().map(|&x| convert(x)))))
+            }
         }
     }
 

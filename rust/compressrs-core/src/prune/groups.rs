@@ -6,6 +6,7 @@ use super::order::Order;
 use super::threshold::{HasNan, find_nan};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -44,7 +45,7 @@ pub fn mask_rows<O: Order, E: Element>(
         // SAFETY: `mask` is borrowed for the whole call and parts do not overlap.
         let mask = unsafe { shared.slice(part.start * columns..part.end * columns) };
         let w = &w[part.start * columns..part.end * columns];
-        let mut keys = Vec::with_capacity(columns);
+        let mut keys = memory::with_capacity(columns);
         for (w, mask) in w.chunks_exact(columns).zip(mask.chunks_exact_mut(columns)) {
             mask.fill(if k == columns { 0 } else { 1 });
             if k == 0 || k == columns {
@@ -99,7 +100,7 @@ impl<O: Order, E: Element> Kernel for NOfM<'_, O, E> {
             4 => groups::<O, E, 4>(self.w, self.n, self.mask),
             8 => groups::<O, E, 8>(self.w, self.n, self.mask),
             m => {
-                let mut keys = vec![0; m];
+                let mut keys = memory::zeroed(m);
                 for (w, mask) in self.w.chunks_exact(m).zip(self.mask.chunks_exact_mut(m)) {
                     keys.iter_mut().zip(w).for_each(|(key, &x)| *key = O::key(x));
                     outranked(&keys, self.n, mask);

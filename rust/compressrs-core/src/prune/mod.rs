@@ -17,5 +17,5 @@ pub use mask::{apply_mask, mask_below, mask_smallest};
 pub use order::{Magnitude, Order, Value};
 pub use reconstruct::{Choice, reconstruct};
 pub use score::{Form, accumulate_products};
-pub use statistics::{accumulate_gram, accumulate_squares};
+pub use statistics::{Overflow, accumulate_gram, accumulate_squares};
 pub use threshold::{HasNan, Rank, find_nan, rank};

@@ -11,6 +11,7 @@ use super::mask::mask_smallest;
 use super::order::Magnitude;
 use super::threshold::HasNan;
 use crate::linalg::gemm::{Matrix, multiply};
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -61,19 +62,19 @@ pub fn reconstruct(
     for left in (0..columns).step_by(block) {
         let right = columns.min(left + block);
         let width = right - left;
-        let mut part = vec![0u8; rows * width];
+        let mut part = memory::zeroed::<u8>(rows * width);
         if let Choice::Total(total) = choice {
-            let losses: Vec<f64> = w
-                .chunks_exact(columns)
-                .flat_map(|row| (left..right).map(move |j| row[j] / u[j * columns + j]))
-                .collect();
+            let mut losses = memory::with_capacity(rows * width);
+            for row in w.chunks_exact(columns) {
+                losses.extend((left..right).map(|j| row[j] / u[j * columns + j]));
+            }
             // To the nearest, so that all parts together are the total.
             let until = (total as u128 * right as u128 + columns as u128 / 2) / columns as u128;
             let k = (until as usize).min(removed + rows * width) - removed;
             mask_smallest::<Magnitude, f64>(&[&losses], k, &mut [&mut part])?;
             removed += k;
         }
-        let mut errors = vec![0.0; rows * width];
+        let mut errors = memory::zeroed::<f64>(rows * width);
         let shared = (SharedMut::new(w), SharedMut::new(&mut part), SharedMut::new(&mut errors));
         parallel::for_each(0..rows, GRAIN.div_ceil(width * width), 1, |some| {
             for i in some {
@@ -108,7 +109,7 @@ fn spread(
     decided: std::ops::Range<usize>,
 ) {
     let (rows, width, later) = (w.len() / columns, decided.len(), columns - decided.end);
-    let mut changes = vec![0.0; rows * later];
+    let mut changes = memory::zeroed(rows * later);
     let errors = Matrix::row_major(errors, rows, width);
     multiply(1.0, errors, u.block(decided, columns - later..columns), None, &mut changes);
     for (row, changes) in w.chunks_exact_mut(columns).zip(changes.chunks_exact(later)) {
@@ -143,7 +144,7 @@ impl Kernel for Row<'_> {
                 && j % m == 0
             {
                 // Chosen when those before have been made up for.
-                let losses: Vec<f64> = (j..j + m).map(|l| w[l] / from(l)[l]).collect();
+                let losses = memory::collect((j..j + m).map(|l| w[l] / from(l)[l]));
                 mask_n_of_m::<Magnitude, f64>(&losses, n, m, &mut mask[j..j + m]);
             }
             if mask[j] == 0 {

@@ -3,6 +3,7 @@
 use crate::linalg::gemm::{Matrix, multiply_by_transpose};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::zip_into;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -12,21 +13,39 @@ const GRAIN: usize = 128 * 1024;
 /// Columns of a task.
 const STRIP: usize = 64;
 
+/// A sum is not finite, since inputs are not, or are too large for their squares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Overflow;
+
 /// Adds the squares of each column, row by row, to `sums`.
+///
+/// # Errors
+/// If a sum is not finite; `sums` are unchanged then.
 ///
 /// # Panics
 /// If lengths do not fit.
-pub fn accumulate_squares<E: Element>(x: &[E], sums: &mut [f64]) {
+pub fn accumulate_squares<E: Element>(x: &[E], sums: &mut [f64]) -> Result<(), Overflow> {
     let columns = sums.len();
     assert_eq!(x.len(), x.len() / columns.max(1) * columns);
     let rows = x.len() / columns.max(1);
     let grain = GRAIN.div_ceil(rows.max(1)).next_multiple_of(STRIP);
-    let shared = SharedMut::new(sums);
+    let mut total = memory::copied(sums);
+    let shared = SharedMut::new(&mut total);
     parallel::for_each(0..columns, grain, STRIP, |part| {
-        // SAFETY: `sums` is borrowed for the whole call and parts do not overlap.
+        // SAFETY: `total` is borrowed until the loop ends; parts do not overlap.
         let sums = unsafe { shared.slice(part.clone()) };
         simd::dispatch(Squares { x, columns, first: part.start, sums });
     });
+    replace(sums, &total)
+}
+
+/// Replaces sums by new ones, if all of these are finite.
+fn replace(sums: &mut [f64], total: &[f64]) -> Result<(), Overflow> {
+    if !total.iter().all(|sum| sum.is_finite()) {
+        return Err(Overflow);
+    }
+    sums.copy_from_slice(total);
+    Ok(())
 }
 
 struct Squares<'a, E> {
@@ -56,21 +75,30 @@ const ROWS: usize = 2048;
 
 /// Adds `X' X` to `gram`, where `X` has the columns that `gram` has.
 ///
+/// # Errors
+/// If a sum is not finite; `gram` is unchanged then.
+///
 /// # Panics
 /// If lengths do not fit. `gram` has to be symmetric.
-pub fn accumulate_gram<E: Element>(x: &[E], columns: usize, gram: &mut [f64]) {
+pub fn accumulate_gram<E: Element>(
+    x: &[E],
+    columns: usize,
+    gram: &mut [f64],
+) -> Result<(), Overflow> {
     assert_eq!(gram.len(), columns * columns);
     assert_eq!(x.len(), x.len() / columns.max(1) * columns);
-    if columns == 0 {
-        return;
+    if x.is_empty() {
+        return Ok(());
     }
-    let mut wide = vec![0.0; x.len().min(ROWS * columns)];
-    let mut sum = vec![0.0; gram.len()];
+    let mut wide = memory::zeroed(x.len().min(ROWS * columns));
+    let mut total = memory::copied(gram);
+    let mut sum = memory::zeroed(gram.len());
     for rows in x.chunks(ROWS * columns) {
         let wide = &mut wide[..rows.len()];
         zip_into(wide, rows, |wide, x| *wide = x.load().to_f64());
         let x = Matrix::row_major(wide, rows.len() / columns, columns);
-        multiply_by_transpose(1.0, x.transposed(), Some((1.0, gram)), &mut sum);
-        gram.copy_from_slice(&sum);
+        multiply_by_transpose(1.0, x.transposed(), Some((1.0, &total)), &mut sum);
+        std::mem::swap(&mut total, &mut sum);
     }
+    replace(gram, &total)
 }

@@ -13,6 +13,7 @@ use num_traits::Float as _;
 
 use super::order::Order;
 use crate::numeric::element::Element;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -84,7 +85,7 @@ fn rank_by_sample<O: Order, E: Element>(
     k: usize,
     total: usize,
 ) -> Result<Option<Rank<E>>, HasNan> {
-    let mut sample = vec![0; SAMPLE];
+    let mut sample = memory::zeroed::<u64>(SAMPLE);
     let shared = SharedMut::new(&mut sample);
     parallel::for_each(0..SAMPLE, SAMPLE_GRAIN, 1, |part| {
         // SAFETY: `sample` is borrowed until the loop ends; parts do not overlap.
@@ -179,6 +180,7 @@ impl<E: Element> Sifted<E> {
         self.at_high += other.at_high;
         self.overflow |= other.overflow;
         self.has_nan |= other.has_nan;
+        memory::reserve(&mut self.between, other.between.len());
         self.between.extend(other.between);
         self
     }
@@ -215,6 +217,7 @@ impl<O: Order, E: Element> Kernel for Sift<'_, O, E> {
             if self.sifted.between.len() + n > BLOCK / 8 {
                 self.sifted.overflow = true;
             } else {
+                memory::reserve(&mut self.sifted.between, n);
                 self.sifted.between.extend_from_slice(&kept[..n]);
             }
         }
@@ -222,6 +225,7 @@ impl<O: Order, E: Element> Kernel for Sift<'_, O, E> {
             // The same value in all lanes, of which one counts.
             let mut all = Counts::default();
             if self.count(&[*x; LANES], &mut all) {
+                memory::reserve(&mut self.sifted.between, 1);
                 self.sifted.between.push(*x);
             }
             counts.iter_mut().zip(all).for_each(|(counts, all)| counts[0] += all[0]);
@@ -291,7 +295,7 @@ fn rank_by_radix<O: Order, E: Element>(arrays: &[&[E]], k: usize, total: usize) 
             total,
             BLOCK,
             |part| {
-                let mut counts = vec![0usize; 1 << digit];
+                let mut counts = memory::zeroed::<usize>(1 << digit);
                 for slice in slices(arrays, part) {
                     count::<O, E>(slice, prefix, above, shift, &mut counts);
                 }

@@ -1,6 +1,7 @@
-//! Where and how kernels run: instruction sets, the thread pool and its CPUs, scratch memory.
+//! Where and how kernels run: instruction sets, the thread pool and its CPUs, memory.
 
 mod affinity;
+pub mod memory;
 pub mod parallel;
 pub mod scratch;
 pub mod simd;

@@ -19,7 +19,7 @@ use std::thread::Thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::runtime::affinity;
+use super::{affinity, memory};
 
 /// Name of the environment variable that sets the number of threads.
 pub const ENV: &str = "COMPRESSRS_NUM_THREADS";
@@ -267,7 +267,7 @@ pub fn reduce<T: Send>(
     // blocks..2 * blocks, and 1 is the root. A node keeps the result of the
     // child that came first until the other comes.
     // Nobody waits at node 0, so the root's result stays there.
-    let waiting: Vec<Mutex<Option<T>>> = (0..blocks).map(|_| Mutex::new(None)).collect();
+    let waiting: Vec<Mutex<Option<T>>> = memory::collect((0..blocks).map(|_| Mutex::new(None)));
     let slot = |node: usize| waiting[node].lock().unwrap_or_else(PoisonError::into_inner);
     for_each(0..blocks, 1, 1, |part| {
         for i in part {
@@ -297,11 +297,12 @@ pub struct SharedMut<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: access goes through `slice` and `read`, whose callers promise that
-// parts do not overlap.
+// SAFETY: a mutable borrow may be sent to another thread where its elements may.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+// SAFETY: threads that share it get parts to write (`slice`), which sends elements, and
+// parts to read that others may read as well (`read`), which shares them. The callers of
+// both guarantee that no part is written while another reference to it is alive.
+unsafe impl<T: Send + Sync> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
     /// Shares a slice.

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
+use super::memory;
 use crate::numeric::element::Number;
 
 /// Bytes that a thread keeps at most.
@@ -16,6 +17,9 @@ const LIMIT: usize = 32 << 20;
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line(#[expect(dead_code, reason = "read as numbers")] [u8; 64]);
+
+// SAFETY: bytes, aligned to 64.
+unsafe impl Number for Line {}
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
@@ -31,10 +35,20 @@ pub struct Scratch<T: Number> {
 
 impl<T: Number> Scratch<T> {
     /// So many elements.
+    ///
+    /// # Unwinds
+    /// With [`OutOfMemory`](memory::OutOfMemory).
     pub fn new(len: usize) -> Self {
-        let count = len.checked_mul(size_of::<T>()).expect("memory for scratch").div_ceil(64);
+        let count = memory::product(len, size_of::<T>()).div_ceil(64);
         let mut lines = take(count);
-        if lines.len() < count {
+        if lines.capacity() < count {
+            // What is kept but too short is given back first, and the rest if need be.
+            drop(std::mem::take(&mut lines));
+            lines = memory::try_zeroed(count).unwrap_or_else(|| {
+                let _ = KEPT.try_with(|kept| kept.borrow_mut().clear());
+                memory::zeroed(count)
+            });
+        } else if lines.len() < count {
             lines.resize(count, Line([0; 64]));
         }
         Scratch { lines, len, of: std::marker::PhantomData }
@@ -58,7 +72,8 @@ impl<T: Number> Drop for Scratch<T> {
         let _ = KEPT.try_with(|kept| {
             let mut kept = kept.borrow_mut();
             let held: usize = kept.iter().map(Vec::capacity).sum();
-            if (held + lines.capacity()) * size_of::<Line>() <= LIMIT {
+            let is_kept = (held + lines.capacity()) * size_of::<Line>() <= LIMIT;
+            if is_kept && kept.try_reserve(1).is_ok() {
                 let at = kept.partition_point(|other| other.capacity() < lines.capacity());
                 kept.insert(at, lines);
             }

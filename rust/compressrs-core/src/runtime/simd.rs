@@ -138,11 +138,11 @@ pub fn level() -> Result<Level, &'static str> {
         .map_err(String::as_str)
 }
 
-/// Asks for the two lines of the cache from element `i` on, which need not exist, where
+/// Asks for the two lines of the cache from an address on, which need not be valid, where
 /// this machine can be asked.
 #[inline(always)]
-pub fn prefetch<T>(slice: &[T], i: usize) {
-    let address = slice.as_ptr().wrapping_add(i).cast::<i8>();
+pub fn prefetch<T>(address: *const T) {
+    let address = address.cast::<i8>();
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::csr::{Csr, Index, Pattern};
+use super::csr::{Csr, Index, Offsets, Pattern};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -19,8 +20,9 @@ pub enum Keep<'a, T> {
     /// Those that are not 0, and not below this in magnitude. NaN is kept, so that
     /// it does not vanish.
     AtLeast(T),
-    /// Those where the mask is true, even if they are 0.
-    Mask(&'a [bool]),
+    /// Those where the mask is not 0, even if they are 0. Bytes, as NumPy's booleans may be
+    /// others than Rust's.
+    Mask(&'a [u8]),
 }
 
 /// One row of a matrix, and which of its elements are kept.
@@ -50,7 +52,7 @@ impl<T: Float> Row for AtLeast<'_, T> {
 }
 
 #[derive(Clone, Copy)]
-struct Masked<'a, T>(&'a [T], &'a [bool]);
+struct Masked<'a, T>(&'a [T], &'a [u8]);
 
 impl<T: Float> Row for Masked<'_, T> {
     type Value = T;
@@ -61,7 +63,7 @@ impl<T: Float> Row for Masked<'_, T> {
     }
     #[inline(always)]
     fn get(self, column: usize) -> (T, bool) {
-        (self.0[column], self.1[column])
+        (self.0[column], self.1[column] != 0)
     }
 }
 
@@ -82,8 +84,7 @@ macro_rules! with_row {
     }};
 }
 
-/// Offsets of the rows of the matrix that [`fill`] makes of `dense`: one more
-/// than there are rows, the last being the number of entries.
+/// Offsets of the rows of the matrix that [`fill`] makes of `dense`.
 ///
 /// `dense` holds rows of `columns` elements one after another.
 ///
@@ -94,28 +95,23 @@ pub fn row_offsets<T: Float>(
     rows: usize,
     columns: usize,
     keep: Keep<'_, T>,
-) -> Vec<usize> {
+) -> Offsets {
     require_size(dense, rows, columns, keep);
-    let mut offsets = vec![0; rows + 1];
-    let counts = SharedMut::new(&mut offsets[1..]);
+    let mut all = memory::zeroed::<usize>(rows + 1);
+    let counts = SharedMut::new(&mut all[1..]);
     parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
-        // SAFETY: `offsets` is borrowed until the loop ends; parts do not overlap.
+        // SAFETY: `all` is borrowed until the loop ends; parts do not overlap.
         let counts = unsafe { counts.slice(rows.clone()) };
         for (row, count) in rows.zip(counts) {
             let range = row * columns..(row + 1) * columns;
             *count = with_row!(keep, dense, range, row => simd::dispatch(Count(row)));
         }
     });
-    let mut total = 0;
-    for offset in &mut offsets {
-        total += *offset;
-        *offset = total;
-    }
-    offsets
+    Offsets::from_counts(all)
 }
 
 fn require_size<T>(dense: &[T], rows: usize, columns: usize, keep: Keep<'_, T>) {
-    assert_eq!(dense.len(), rows * columns);
+    assert_eq!(Some(dense.len()), rows.checked_mul(columns));
     if let Keep::Mask(mask) = keep {
         assert_eq!(mask.len(), dense.len());
     }
@@ -148,11 +144,12 @@ pub fn fill<T: Float, I: Index>(
     dense: &[T],
     columns: usize,
     keep: Keep<'_, T>,
-    offsets: &[usize],
+    offsets: &Offsets,
     data: &mut [T],
     indices: &mut [I],
 ) {
-    let rows = offsets.len() - 1;
+    let rows = offsets.rows();
+    let offsets = offsets.as_slice();
     require_size(dense, rows, columns, keep);
     let (data, indices) = (SharedMut::new(data), SharedMut::new(indices));
     parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
@@ -215,7 +212,7 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
     dense: &mut [T],
 ) {
     let (pattern, columns) = (a.pattern(), a.columns());
-    assert_eq!(dense.len(), a.rows() * columns);
+    assert_eq!(Some(dense.len()), a.rows().checked_mul(columns));
     let dense = SharedMut::new(dense);
     pattern.for_rows(GRAIN, |rows| {
         for row in rows {
@@ -224,9 +221,10 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
             out.fill(T::zero());
             let entries = pattern.row(row);
             let values = a.values(entries.clone());
-            for (block, column) in values.chunks_exact(R * C).zip(&pattern.indices()[entries]) {
+            let columns_of = pattern.indices().range(entries);
+            for (block, column) in values.chunks_exact(R * C).zip(columns_of.iter()) {
                 for (i, line) in block.chunks_exact(C).enumerate() {
-                    let start = i * columns + column.get() * C;
+                    let start = i * columns + column * C;
                     for (out, x) in out[start..start + C].iter_mut().zip(line) {
                         *out += *x;
                     }
@@ -240,7 +238,7 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
 #[derive(Clone, Debug)]
 pub struct Transpose<I> {
     /// Offsets of its rows, the columns of the original.
-    pub offsets: Vec<usize>,
+    pub offsets: Offsets,
     /// Its columns, the rows of the original; ascending in each row.
     pub indices: Vec<I>,
     /// Where each of its entries is in the original.
@@ -254,17 +252,19 @@ pub struct Transpose<I> {
 pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
     let (rows, columns, entries) = (pattern.rows(), pattern.columns(), pattern.entries());
     assert!(entries <= J::MAX && rows <= J::MAX);
+    // They are counted and then placed by what was counted, so they are read but once.
+    let columns_of = memory::collect(pattern.indices().iter().map(I::new));
     // Parts of the rows, each with a count of its entries in each column. That costs
     // something for each column as well, so there are not more than pay.
     let threads = parallel::num_threads().unwrap_or(1);
-    let parts = threads.min(entries / (4 * columns + GRAIN)).max(1);
+    let parts = threads.min(entries / (columns.saturating_mul(4).saturating_add(GRAIN))).max(1);
     let bound = |part: usize| {
         if part == parts {
             return rows;
         }
         pattern.offsets().partition_point(|&offset| offset < entries / parts * part).min(rows)
     };
-    let mut counts = vec![0usize; parts * columns];
+    let mut counts = memory::zeroed::<usize>(memory::product(parts, columns));
     let shared = SharedMut::new(&mut counts);
     let for_parts = |body: &(dyn Fn(Range<usize>, &mut [usize]) + Sync)| {
         parallel::for_each(0..parts, 1, 1, |some| {
@@ -277,14 +277,15 @@ pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
     };
     for_parts(&|rows, counts| {
         let part = pattern.offsets()[rows.start]..pattern.offsets()[rows.end];
-        for column in &pattern.indices()[part] {
+        for column in &columns_of[part] {
             counts[column.get()] += 1;
         }
     });
     // From counts to where the entries of each column and part begin.
-    let mut offsets = vec![0; columns + 1];
+    let mut of_columns = memory::zeroed::<usize>(columns + 1);
     let mut total = 0;
     for column in 0..columns {
+        let before = total;
         for part in 0..parts {
             // SAFETY: no loop runs.
             let count = unsafe {
@@ -292,15 +293,15 @@ pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
             };
             (total, *count) = (total + *count, total);
         }
-        offsets[column + 1] = total;
+        of_columns[column + 1] = total - before;
     }
-    let (mut indices, mut places) = (vec![J::default(); entries], vec![J::default(); entries]);
+    let [mut indices, mut places] = [(); 2].map(|()| memory::zeroed::<J>(entries));
     {
         let (indices, places) = (SharedMut::new(&mut indices), SharedMut::new(&mut places));
         for_parts(&|rows, next| {
             for row in rows {
                 for place in pattern.row(row) {
-                    let next = &mut next[pattern.indices()[place].get()];
+                    let next = &mut next[columns_of[place].get()];
                     // SAFETY: both are borrowed until the loop ends, and the counts
                     // keep what parts write apart.
                     unsafe {
@@ -312,5 +313,5 @@ pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
             }
         });
     }
-    Transpose { offsets, indices, places }
+    Transpose { offsets: Offsets::from_counts(of_columns), indices, places }
 }

@@ -1,11 +1,12 @@
 //! The matrix: three borrowed slices, checked.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::numeric::element::{Element, Number};
-use crate::runtime::parallel;
 use crate::runtime::simd::{self, Kernel};
+use crate::runtime::{memory, parallel};
 
 /// Non-zeros worth a task of their own in a check or a conversion.
 const GRAIN: usize = 128 * 1024;
@@ -46,9 +47,168 @@ index!(i64);
 /// count as their sum. A matrix of blocks has block rows and block columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Pattern<'a, I> {
-    indices: &'a [I],
+    indices: Indices<'a, I>,
     offsets: &'a [usize],
     columns: usize,
+}
+
+/// Column indices in memory that others may write to meanwhile, as NumPy's arrays allow.
+///
+/// Each access reads the memory once and gives a number, so that what has been compared
+/// with a bound is what is used. Nothing else about the indices may be relied on.
+#[derive(Clone, Copy, Debug)]
+pub struct Indices<'a, I> {
+    start: *const I,
+    len: usize,
+    borrowed: PhantomData<&'a [I]>,
+}
+
+// SAFETY: it gives access to what a shared slice does.
+unsafe impl<I: Sync> Send for Indices<'_, I> {}
+// SAFETY: as above.
+unsafe impl<I: Sync> Sync for Indices<'_, I> {}
+
+impl<'a, I> From<&'a [I]> for Indices<'a, I> {
+    fn from(slice: &'a [I]) -> Self {
+        Indices { start: slice.as_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+}
+
+impl<'a, I, const N: usize> From<&'a [I; N]> for Indices<'a, I> {
+    fn from(array: &'a [I; N]) -> Self {
+        Indices::from(&array[..])
+    }
+}
+
+impl<'a, I> From<&'a Vec<I>> for Indices<'a, I> {
+    fn from(vec: &'a Vec<I>) -> Self {
+        Indices::from(&vec[..])
+    }
+}
+
+impl<I: Index> Indices<'_, I> {
+    /// How many there are.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// An index, as the memory holds it now; a negative one becomes larger than any bound.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[inline(always)]
+    pub fn get(&self, i: usize) -> usize {
+        assert!(i < self.len);
+        // SAFETY: within the slice that it was made from, whose borrow lasts. Volatile, so
+        // that it is read once.
+        unsafe { self.start.add(i).read_volatile() }.get()
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[inline(always)]
+    pub(super) fn range(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: within the slice, or at its end.
+        let start = unsafe { self.start.add(range.start) };
+        Indices { start, len: range.len(), ..*self }
+    }
+
+    /// `N` after `N` of them; what is left over is not among them.
+    #[inline(always)]
+    pub(super) fn chunks<const N: usize>(self) -> impl ExactSizeIterator<Item = Self> {
+        (0..self.len / N).map(move |i| {
+            // SAFETY: within the slice, since chunk `i` is whole.
+            let start = unsafe { self.start.add(i * N) };
+            Indices { start, len: N, ..self }
+        })
+    }
+
+    /// All of them, one after another.
+    #[inline(always)]
+    pub(super) fn iter(self) -> impl ExactSizeIterator<Item = usize> {
+        (0..self.len).map(move |i| self.get(i))
+    }
+
+    /// Has the processor fetch those from `i` on.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, i: usize) {
+        simd::prefetch(self.start.wrapping_add(i));
+    }
+}
+
+/// Where the rows of a matrix begin, and the last ends: from 0 on, never less than the one
+/// before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Offsets(Vec<usize>);
+
+impl Offsets {
+    /// The offsets of `entries` entries that an `indptr` array gives.
+    ///
+    /// # Errors
+    /// It does not start at 0, decreases, or does not end at `entries`.
+    pub fn new<I: Index>(indptr: &[I], entries: usize) -> Result<Self, CsrError> {
+        // One copy is checked and kept: the array may change meanwhile.
+        let offsets = memory::collect(indptr.iter().map(|i| i.get()));
+        let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else {
+            return Err(CsrError::NoOffsets);
+        };
+        // Negative numbers are as large as no number of entries.
+        if first != 0 {
+            return Err(CsrError::Start((first as isize).to_string()));
+        }
+        if let Some(row) = offsets.windows(2).position(|w| w[0] > w[1]) {
+            return Err(CsrError::Decreasing(row));
+        }
+        if last != entries {
+            return Err(CsrError::End { last: (last as isize).to_string(), entries });
+        }
+        Ok(Offsets(offsets))
+    }
+
+    /// Offsets from counts, which they replace: the first of `counts` is 0, and each other
+    /// is the number of entries of a row.
+    ///
+    /// # Panics
+    /// If there is none, or the first is not 0.
+    pub(super) fn from_counts(mut counts: Vec<usize>) -> Self {
+        assert_eq!(counts.first(), Some(&0));
+        let mut total = 0;
+        for offset in &mut counts {
+            total += *offset;
+            *offset = total;
+        }
+        Offsets(counts)
+    }
+
+    /// Those of `entries` entries in rows of `length`, the last of which may be shorter.
+    pub(super) fn even(entries: usize, length: usize) -> Self {
+        let rows = entries.div_ceil(length);
+        Offsets(memory::collect((0..rows + 1).map(|row| entries.min(row * length))))
+    }
+
+    /// One for each row, and the end of the last.
+    pub fn as_slice(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.0.len() - 1
+    }
+
+    /// Number of entries.
+    pub fn entries(&self) -> usize {
+        self.0[self.rows()]
+    }
 }
 
 /// A matrix in compressed sparse row form: a pattern and, for each entry, its value,
@@ -120,28 +280,6 @@ impl fmt::Display for CsrError {
 
 impl std::error::Error for CsrError {}
 
-/// The offsets of `entries` entries that an `indptr` array gives.
-///
-/// # Errors
-/// It does not start at 0, decreases, or does not end at `entries`.
-pub fn offsets<I: Index>(indptr: &[I], entries: usize) -> Result<Vec<usize>, CsrError> {
-    let (Some(first), Some(last)) = (indptr.first(), indptr.last()) else {
-        return Err(CsrError::NoOffsets);
-    };
-    if first.get() != 0 {
-        return Err(CsrError::Start(first.to_string()));
-    }
-    // One copy is checked and kept: the array may change meanwhile.
-    let offsets: Vec<usize> = indptr.iter().map(|i| i.get()).collect();
-    if let Some(row) = offsets.windows(2).position(|w| w[0] > w[1]) {
-        return Err(CsrError::Decreasing(row));
-    }
-    if offsets.last() != Some(&entries) {
-        return Err(CsrError::End { last: last.to_string(), entries });
-    }
-    Ok(offsets)
-}
-
 impl<'a, I: Index> Pattern<'a, I> {
     /// Checks every index.
     ///
@@ -149,24 +287,28 @@ impl<'a, I: Index> Pattern<'a, I> {
     /// One is negative or not below the number of columns.
     ///
     /// # Panics
-    /// If `offsets` is not what [`offsets`] gives for as many indices.
-    pub fn new(indices: &'a [I], offsets: &'a [usize], columns: usize) -> Result<Self, CsrError> {
+    /// If there are not as many indices as the offsets say.
+    pub fn new(
+        indices: impl Into<Indices<'a, I>>,
+        offsets: &'a Offsets,
+        columns: usize,
+    ) -> Result<Self, CsrError> {
+        let pattern = Pattern::checked(indices, offsets, columns);
+        let indices = pattern.indices;
         // As unsigned numbers, negative indices are too large as well.
         let largest = parallel::reduce(
             indices.len(),
             GRAIN,
-            |part| simd::dispatch(Largest { indices: &indices[part] }),
+            |part| simd::dispatch(Largest { indices: indices.range(part) }),
             usize::max,
         );
         if largest.is_some_and(|i| i >= columns) {
-            let position = indices.iter().position(|i| i.get() >= columns).unwrap_or(0);
-            return Err(CsrError::Index {
-                position,
-                index: indices[position].to_string(),
-                columns,
-            });
+            // None may be left if another thread has mended them meanwhile.
+            let mut all = indices.iter().enumerate();
+            let (position, index) = all.find(|(_, i)| *i >= columns).unwrap_or((0, columns));
+            return Err(CsrError::Index { position, index: (index as isize).to_string(), columns });
         }
-        Ok(Pattern::checked(indices, offsets, columns))
+        Ok(pattern)
     }
 
     /// A pattern whose indices have been checked before.
@@ -175,10 +317,15 @@ impl<'a, I: Index> Pattern<'a, I> {
     /// what has been changed since is an error, not a read outside memory.
     ///
     /// # Panics
-    /// If `offsets` is not what [`offsets`] gives for as many indices.
-    pub fn checked(indices: &'a [I], offsets: &'a [usize], columns: usize) -> Self {
-        assert_eq!(offsets.last(), Some(&indices.len()), "offsets of another matrix");
-        Pattern { indices, offsets, columns }
+    /// If there are not as many indices as the offsets say.
+    pub fn checked(
+        indices: impl Into<Indices<'a, I>>,
+        offsets: &'a Offsets,
+        columns: usize,
+    ) -> Self {
+        let indices = indices.into();
+        assert_eq!(offsets.entries(), indices.len(), "offsets of another matrix");
+        Pattern { indices, offsets: offsets.as_slice(), columns }
     }
 
     /// Number of rows.
@@ -197,7 +344,8 @@ impl<'a, I: Index> Pattern<'a, I> {
     }
 
     /// Column indices of all entries.
-    pub(super) fn indices(&self) -> &'a [I] {
+    #[inline(always)]
+    pub(super) fn indices(&self) -> Indices<'a, I> {
         self.indices
     }
 
@@ -237,7 +385,7 @@ impl<'a, I: Index> Pattern<'a, I> {
 
 /// The largest of some indices, as unsigned numbers.
 struct Largest<'a, I> {
-    indices: &'a [I],
+    indices: Indices<'a, I>,
 }
 
 impl<I: Index> Kernel for Largest<'_, I> {
@@ -247,7 +395,10 @@ impl<I: Index> Kernel for Largest<'_, I> {
     fn run(self) -> usize {
         // Without the sign bit none is negative; with it, one is.
         let (mut largest, mut least) = (I::default(), I::default());
-        for &i in self.indices {
+        // SAFETY: what it was made from. As a slice, since what is found here decides only
+        // whether there is an error, and vectors of indices are read at a time.
+        let indices = unsafe { std::slice::from_raw_parts(self.indices.start, self.indices.len) };
+        for &i in indices {
             largest = largest.max(i);
             least = least.min(i);
         }
@@ -289,13 +440,13 @@ impl<'a, T: Element, I: Index, const ROWS: usize, const COLUMNS: usize>
     pub(super) fn piece<'b>(
         &self,
         entries: Range<usize>,
-        offsets: &'b [usize],
+        offsets: &'b Offsets,
     ) -> Csr<'b, T, I, ROWS, COLUMNS>
     where
         'a: 'b,
     {
         let size = ROWS * COLUMNS;
-        let indices = &self.pattern.indices[entries.clone()];
+        let indices = self.pattern.indices.range(entries.clone());
         let pattern = Pattern::checked(indices, offsets, self.pattern.columns);
         Csr { pattern, data: &self.data[entries.start * size..entries.end * size] }
     }

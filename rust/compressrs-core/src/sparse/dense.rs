@@ -3,6 +3,7 @@
 use std::ops::{Deref, Range};
 
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -101,7 +102,7 @@ impl<'a, T: Float> Dense<'a, T> {
                 stride: self.row_stride,
             };
         }
-        let mut buffer = Scratch::new(self.rows * width);
+        let mut buffer = Scratch::new(memory::product(self.rows, width));
         let shared = SharedMut::new(&mut buffer);
         parallel::for_each(0..self.rows, GRAIN.div_ceil(width), TILE, |rows| {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of

@@ -1,6 +1,7 @@
 //! Where the entries of a pattern are in another one.
 
 use super::csr::{Index, Pattern};
+use crate::runtime::memory;
 use crate::runtime::parallel::SharedMut;
 
 /// Entries worth a task of their own.
@@ -65,7 +66,8 @@ fn sort<I: Index>(
 ) -> Option<()> {
     let range = pattern.row(row);
     entries.clear();
-    entries.extend(pattern.indices()[range.clone()].iter().map(|i| i.get()).zip(range));
+    memory::reserve(entries, range.len());
+    entries.extend(pattern.indices().range(range.clone()).iter().zip(range));
     if !entries.is_sorted() {
         entries.sort_unstable();
     }

@@ -15,7 +15,7 @@ mod spmm;
 mod spmm_transposed;
 
 pub use convert::{Keep, Transpose, fill, row_offsets, to_dense, transpose};
-pub use csr::{Csr, CsrError, Index, Pattern, offsets};
+pub use csr::{Csr, CsrError, Index, Indices, Offsets, Pattern};
 pub use dense::{Dense, DenseMut};
 pub use epilogue::Epilogue;
 pub use locate::{NOWHERE, Repeats, locate};

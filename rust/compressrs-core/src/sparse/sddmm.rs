@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::csr::{Csr, Index, Pattern};
+use super::csr::{Csr, Index, Indices, Pattern};
 use super::dense::{Dense, Rows};
 use super::panel::tile_height;
 use crate::numeric::element::Float;
@@ -88,7 +88,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T
                 right = columns.min(right + height);
                 for (next, row) in next.iter_mut().zip(rows.clone()) {
                     let entries = *next..pattern.row(row).end;
-                    let rest = &pattern.indices()[entries.clone()];
+                    let rest = pattern.indices().range(entries.clone());
                     // SAFETY: tasks have different rows.
                     let out = unsafe { out.slice(entries.start * R * C..entries.end * R * C) };
                     let mut put = |at: usize, sums: &[T]| {
@@ -108,7 +108,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T
                     };
                     *next += done;
                     if right < columns {
-                        simd::prefetch(pattern.indices(), *next);
+                        pattern.indices().prefetch(*next);
                     }
                 }
             }
@@ -128,17 +128,17 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T
 unsafe fn scale<T: Float, I: Index>(
     u: T,
     v: &Rows<'_, T>,
-    rows: &[I],
+    rows: Indices<'_, I>,
     end: usize,
     put: &mut impl FnMut(usize, &[T]),
 ) -> usize {
     let mut done = 0;
-    for row in rows {
-        if row.get() >= end {
+    for row in rows.iter() {
+        if row >= end {
             break;
         }
         // SAFETY: below `end`.
-        put(done, &[u * unsafe { v.row_unchecked(row.get(), 1) }[0]]);
+        put(done, &[u * unsafe { v.row_unchecked(row, 1) }[0]]);
         done += 1;
     }
     done
@@ -154,30 +154,40 @@ unsafe fn scale<T: Float, I: Index>(
 unsafe fn sample<T: Float, I: Index>(
     u: &[T],
     v: &Rows<'_, T>,
-    rows: &[I],
+    rows: Indices<'_, I>,
     end: usize,
     put: &mut impl FnMut(usize, &[T]),
 ) -> usize {
     // SAFETY: those asked for are below `end`, see below.
-    let row = |i: I| unsafe { v.row_unchecked(i.get(), u.len()) };
+    let row = |i: usize| unsafe { v.row_unchecked(i, u.len()) };
     let mut done = 0;
-    for rows in rows.chunks(GROUP) {
-        if let Some(rows) = rows.first_chunk::<GROUP>()
-            && rows.iter().fold(0, |last, row| row.get().max(last)) < end
-        {
-            put(done, &dot(u, rows.map(row)));
-            done += GROUP;
-            continue;
+    for group in rows.chunks::<GROUP>() {
+        let group: [usize; GROUP] = std::array::from_fn(|i| group.get(i));
+        if group.iter().fold(0, |last, row| last.max(*row)) >= end {
+            break;
         }
-        let count = rows.iter().take_while(|row| row.get() < end).count();
-        if count > 0 {
-            let rows: [I; GROUP] = std::array::from_fn(|i| rows[i.min(count - 1)]);
-            put(done, &dot(u, rows.map(row))[..count]);
-        }
-        done += count;
-        break;
+        put(done, &dot(u, group.map(row)));
+        done += GROUP;
     }
-    done
+    // What is left of the row, or up to one beyond `end`.
+    let mut group = [0; GROUP];
+    let mut count = 0;
+    for i in done..rows.len().min(done + GROUP) {
+        let row = rows.get(i);
+        if row >= end {
+            break;
+        }
+        group[count] = row;
+        count += 1;
+    }
+    if count > 0 {
+        // Those that are not there are the first once more.
+        for i in count..GROUP {
+            group[i] = group[0];
+        }
+        put(done, &dot(u, group.map(row))[..count]);
+    }
+    done + count
 }
 
 /// As [`sample`], for a row of blocks: each value is the dot product of a row of `u`
@@ -191,7 +201,7 @@ unsafe fn blocks<T: Float, I: Index, const R: usize, const C: usize>(
     (u, v): (&Rows<'_, T>, &Rows<'_, T>),
     width: usize,
     row: usize,
-    columns: &[I],
+    columns: Indices<'_, I>,
     end: usize,
     put: &mut impl FnMut(usize, &[T]),
 ) -> usize {
@@ -199,12 +209,12 @@ unsafe fn blocks<T: Float, I: Index, const R: usize, const C: usize>(
     // SAFETY: those asked for exist: rows of this row's blocks, and columns below `end`.
     let u = |r: usize| unsafe { u.row_unchecked(row * R + r, width) };
     let mut done = 0;
-    for column in columns {
-        if column.get() >= end {
+    for column in columns.iter() {
+        if column >= end {
             break;
         }
         // SAFETY: as above.
-        let v = |c: usize| unsafe { v.row_unchecked(column.get() * C + c, width) };
+        let v = |c: usize| unsafe { v.row_unchecked(column * C + c, width) };
         let at = done * R * C;
         if C.is_multiple_of(GROUP) {
             for r in 0..R {

@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 
-use super::csr::{Csr, Index, Pattern};
+use super::csr::{Csr, Index, Indices, Offsets, Pattern};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
@@ -86,14 +87,13 @@ fn long_rows<T: Float, I: Index, const R: usize, const C: usize>(
     if pattern.entries() <= LONGEST {
         return Vec::new();
     }
-    let long = (0..pattern.rows()).filter(|&row| pattern.row(row).len() > LONGEST);
-    long.map(|row| {
+    let mut long = Vec::new();
+    for row in (0..pattern.rows()).filter(|&row| pattern.row(row).len() > LONGEST) {
         let entries = pattern.row(row);
-        let mut offsets: Vec<usize> = (0..entries.len()).step_by(LONGEST).collect();
-        offsets.push(entries.len());
+        let offsets = Offsets::even(entries.len(), LONGEST);
         let parts = a.piece(entries, &offsets);
         let columns = x.columns();
-        let mut sums = vec![T::zero(); parts.rows() * columns];
+        let mut sums = memory::zeroed(memory::product(parts.rows(), columns));
         let y = DenseMut::row_major(&mut sums, parts.rows(), columns);
         matmul(parts, x, y, Epilogue::default());
         let (total, rest) = sums.split_at_mut(R * columns);
@@ -103,9 +103,10 @@ fn long_rows<T: Float, I: Index, const R: usize, const C: usize>(
             }
         }
         sums.truncate(R * columns);
-        LongRow { row, sums }
-    })
-    .collect()
+        memory::reserve(&mut long, 1);
+        long.push(LongRow { row, sums });
+    }
+    long
 }
 
 /// What a task has to do with each panel.
@@ -186,12 +187,12 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
                 for ((row, next), sums) in rows.clone().zip(&mut next).zip(sums.chunks_exact_mut(R))
                 {
                     let end = pattern.row(row).end;
-                    let indices = &pattern.indices()[*next..end];
+                    let indices = pattern.indices().range(*next..end);
                     let values = &task.values[(*next - first) * R * C..][..indices.len() * R * C];
                     *next += add::<T, I, R, C, W, E>(values, indices, right, x, sums);
                     if right < columns {
-                        simd::prefetch(pattern.indices(), *next);
-                        simd::prefetch(task.values, (*next - first) * R * C);
+                        pattern.indices().prefetch(*next);
+                        simd::prefetch(task.values.as_ptr().wrapping_add((*next - first) * R * C));
                     }
                 }
             }
@@ -240,7 +241,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
 #[inline(always)]
 fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E: usize>(
     values: &[T],
-    columns: &[I],
+    columns: Indices<'_, I>,
     right: usize,
     x: RowsView<'_, T, W>,
     sums: &mut [[T; W]],
@@ -257,10 +258,9 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const
         done = 0;
         // As many entries at a time as there are sums, and then what is left.
         'row: {
-            for (values, columns) in values.chunks_exact(E * R * C).zip(columns.as_chunks::<E>().0)
-            {
+            for (values, columns) in values.chunks_exact(E * R * C).zip(columns.chunks::<E>()) {
                 for e in 0..E {
-                    let column = columns[e].get();
+                    let column = columns.get(e);
                     if column >= right {
                         done += e;
                         break 'row;
@@ -271,12 +271,17 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const
                 }
                 done += E;
             }
-            let (values, columns) = (&values[done * R * C..], &columns[done..]);
+            let values = &values[done * R * C..];
+            let columns = columns.range(done..columns.len());
             for e in 0..E {
-                if e == columns.len() || columns[e].get() >= right {
+                if e == columns.len() {
                     break 'row;
                 }
-                let (block, column) = (&values[e * R * C..(e + 1) * R * C], columns[e].get());
+                let column = columns.get(e);
+                if column >= right {
+                    break 'row;
+                }
+                let block = &values[e * R * C..(e + 1) * R * C];
                 // SAFETY: as above.
                 unsafe { add_entry::<T, R, C, W, E>(block, group, x, column, e, &mut parts) };
                 done += 1;

@@ -7,12 +7,13 @@
 
 use std::ops::Range;
 
-use super::csr::{Csr, Index};
+use super::csr::{Csr, Index, Indices};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
 use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes};
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -87,7 +88,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C>
     fn cut<const W: usize, const V: usize>(self) {
         let (rows, entries) = (self.a.columns(), self.a.pattern().entries());
         let parts = W / V;
-        let mut sums = Scratch::<T>::new(self.pieces * rows * W);
+        let mut sums = Scratch::<T>::new(memory::product(rows, self.pieces * W));
         let shared = SharedMut::new(&mut sums);
         let tasks = self.pieces * parts;
         // Not of `V`, which depends on the number of threads: where rows are not sorted,
@@ -166,11 +167,13 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
                 right = columns.min(right + height);
                 for (next, row) in next.iter_mut().zip(rows.clone()) {
                     let rest = *next..of(row).end.max(*next);
-                    let (values, indices) = (a.values(rest.clone()), &pattern.indices()[rest]);
+                    let (values, indices) = (a.values(rest.clone()), pattern.indices().range(rest));
                     *next += add::<T, I, R, C, V>(values, indices, right, x, row, sums);
                     if right < columns {
-                        simd::prefetch(pattern.indices(), *next);
-                        simd::prefetch(a.values(0..pattern.entries()), *next * R * C);
+                        pattern.indices().prefetch(*next);
+                        simd::prefetch(
+                            a.values(0..pattern.entries()).as_ptr().wrapping_add(*next * R * C),
+                        );
                     }
                 }
             }
@@ -186,7 +189,7 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
 #[inline(always)]
 fn add<T: Float, I: Index, const R: usize, const C: usize, const V: usize>(
     values: &[T],
-    columns: &[I],
+    columns: Indices<'_, I>,
     right: usize,
     x: RowsView<'_, T, V>,
     row: usize,
@@ -201,8 +204,7 @@ fn add<T: Float, I: Index, const R: usize, const C: usize, const V: usize>(
         }
         let sums = &mut sums[..right * C];
         done = 0;
-        for (block, column) in values.chunks_exact(R * C).zip(columns) {
-            let column = column.get();
+        for (block, column) in values.chunks_exact(R * C).zip(columns.iter()) {
             if column >= right {
                 break;
             }

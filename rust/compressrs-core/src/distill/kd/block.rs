@@ -8,6 +8,7 @@ use super::super::wide::Wide;
 use super::hard::PerClass;
 use super::{KdLoss, Teacher, TopK, UNLABELLED, Weights};
 use crate::numeric::element::{Element, Float};
+use crate::runtime::memory;
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::Kernel;
 
@@ -28,9 +29,9 @@ impl<'a, C: Float> Source<'a, C> {
         match teacher {
             Teacher::Logits(z) => Source::Logits(wide[0].get(&z[cells.clone()])),
             Teacher::Probabilities(p) => Source::Probabilities(wide[0].get(&p[cells.clone()])),
-            Teacher::Ensemble(members) => Source::Ensemble(
-                members.iter().zip(wide).map(|(z, wide)| wide.get(&z[cells.clone()])).collect(),
-            ),
+            Teacher::Ensemble(members) => Source::Ensemble(memory::collect(
+                members.iter().zip(wide).map(|(z, wide)| wide.get(&z[cells.clone()])),
+            )),
             Teacher::TopK(top) => Source::TopK(*top),
         }
     }

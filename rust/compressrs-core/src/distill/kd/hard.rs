@@ -4,6 +4,7 @@ use super::super::sheet::{LANES, by_row, spread, sweep, update};
 use super::KdLoss;
 use super::block::Sheet;
 use crate::numeric::element::Float;
+use crate::runtime::memory;
 
 /// The weights of classes as a sheet that goes with those of the logits, for label
 /// smoothing; empty without.
@@ -20,10 +21,9 @@ impl<C: Float> PerClass<C> {
         }
         let weight = |class| what.class_weights.map_or(1.0, |w: &[f64]| w[class]);
         let all = (0..what.classes).map(weight);
-        PerClass {
-            total: all.clone().sum(),
-            sheet: all.flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)).collect(),
-        }
+        let mut sheet = memory::with_capacity(memory::product(what.classes, times));
+        sheet.extend(all.clone().flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)));
+        PerClass { total: all.sum(), sheet }
     }
 }
 

@@ -11,6 +11,7 @@ use super::softmax::PerRow;
 use super::wide::Wide;
 use crate::numeric::element::Element;
 use crate::numeric::elementwise::Convert;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd;
@@ -154,7 +155,7 @@ pub fn kd_loss<T: Element>(
                 wide(student),
                 match teacher {
                     Teacher::Logits(z) | Teacher::Probabilities(z) => vec![wide(z)],
-                    Teacher::Ensemble(members) => members.iter().map(|z| wide(z)).collect(),
+                    Teacher::Ensemble(members) => memory::collect(members.iter().map(|z| wide(z))),
                     Teacher::TopK(_) => vec![],
                 },
             );

@@ -14,6 +14,7 @@ use super::super::wide::wide_len;
 use super::block::Sheet;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::convert_into;
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -166,7 +167,7 @@ pub fn top_k<T: Element>(
     parallel::for_each(0..rows, GRAIN.div_ceil(classes), 1, |part| {
         let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
         let mut masked = Scratch::<T::Compute>::new(classes);
-        let mut found = Vec::with_capacity(2 * k + BLOCK);
+        let mut found = memory::with_capacity(2 * k + BLOCK);
         for row in part {
             let z = &z[row * classes..(row + 1) * classes];
             // SAFETY: each row is done once.

@@ -1,0 +1,103 @@
+"""Memory that there is not: MemoryError, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+
+#: Calls everything with ever less memory, and once more with enough of it.
+_SCRIPT = """
+import resource, sys
+from tests.faults import kernels
+
+def address_space():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+def attempt(case, margin):
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + margin, hard))
+    try:
+        case()
+        return True
+    except MemoryError:
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+refused = set()
+for case in kernels.cases(int(sys.argv[1])):
+    before = [(path, array.tobytes()) for path, array in case.leaves()]
+    for margin in (1 << 18, 1 << 20, 1 << 22, 1 << 24):
+        given = case.replaced({})
+        if attempt(given, margin):
+            continue
+        refused.add(case.name)
+        if case.function == "Stepper.step":
+            after = [(path, array.tobytes()) for path, array in given.leaves()]
+            assert after == before, case.name
+    case.replaced({})()
+print(*sorted(refused))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is Linux's")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_kernels_that_run_out_of_memory_say_so(threads: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, "100"],
+        env={**_environment(), "COMPRESSRS_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    refused = set(done.stdout.split())
+    # Not an empty proof: these need more than the least that is left to them.
+    assert {
+        "Factor.inverse",
+        "Stepper.step[muon,float64]",
+        "accumulate_inputs[gram]",
+        "csr_from_dense[threshold]",
+        "dist_loss",
+        "reconstruct",
+    } <= refused
+
+
+def _environment() -> dict[str, str]:
+    paths = [*sys.path, os.getcwd()]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**9), (3, 2**40), (3, 2**61), (10**6, 2**61)])
+def test_shapes_that_no_memory_holds(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    parts = np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(rows + 1, np.int32)
+    a = cr.sparse.CSRMatrix(parts, shape)
+    for dense in (a.to_dense, a.T.to_dense):
+        with pytest.raises(MemoryError):
+            dense()
+    if columns < 2**40:
+        return
+    with pytest.raises(MemoryError):
+        a.transpose()
+    # Arrays of that many columns that have no memory of their own.
+    if columns == 2**40:
+        x = np.broadcast_to(np.float32(1), (columns, 5))
+        products = [
+            lambda: a @ x,
+            lambda: a.T @ np.ones((rows, 1), np.float32),
+            lambda: cr.sparse.sddmm(a, np.zeros((rows, 1), np.float32), x[:, :1].T),
+            lambda: cr.sparse.sddmm(a, np.zeros((rows, 5), np.float32), x.T),
+        ]
+        for product in products:
+            with pytest.raises(MemoryError):
+                product()
+    assert (a @ np.empty((columns, 0), np.float32)).shape == (rows, 0)
