@@ -41,6 +41,7 @@ def write():
         indices[:] = good
         indptr[1:-1] = indptr[-2:0:-1]
         indptr[:] = np.arange(down + 1) * each
+        time.sleep(2e-4)
 
 writers = [threading.Thread(target=write) for _ in range(2)]
 for writer in writers:
@@ -81,7 +82,7 @@ assert done and failed, (done, failed)
 def test_indices_that_another_thread_writes(block: str, dtype: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _RACE, block, dtype, "0.7"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "RUST_BACKTRACE": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,5 +1,6 @@
 //! Steps of optimizers.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compressrs_core::numeric::element::Float;
@@ -22,6 +23,7 @@ use crate::storage::{RawBuffer, Storage, values};
 struct Checked {
     kept: Kept,
     data: *mut u8,
+    bytes: usize,
     layout: Layout,
 }
 
@@ -34,11 +36,18 @@ unsafe impl Sync for Checked {}
 impl Checked {
     fn new(array: &Array<'_, '_>) -> PyResult<Self> {
         let layout = Layout::new(array);
-        Ok(Checked { data: array.data(), layout, kept: Kept::new(&array.array)? })
+        let bytes = array.memory().len();
+        Ok(Checked { data: array.data(), bytes, layout, kept: Kept::new(&array.array)? })
     }
 
     fn len(&self) -> usize {
         self.layout.shape().iter().product()
+    }
+
+    /// Its bytes.
+    fn memory(&self) -> Range<usize> {
+        let start = self.data as usize;
+        start..start + self.bytes
     }
 
     fn raw(&self) -> RawBuffer {
@@ -140,6 +149,22 @@ impl Stepper {
         scalars.require_element::<f64>()?;
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
+        let masks =
+            checked.iter().filter_map(|slot| slot.mask.as_ref().map(|m| (slot, m.memory())));
+        for (slot, mask) in masks {
+            if let Some(owner) = regions.overlapping(&mask) {
+                return Err(PyValueError::new_err(format!(
+                    "the mask of params{} shares memory with params{} or its state",
+                    slot.path, checked[owner].path
+                )));
+            }
+        }
+        for array in [&steps, &scalars] {
+            if regions.overlapping(&array.memory()).is_some() {
+                let need = "share no memory with parameters and states";
+                return Err(array.name.value_error(need, "an overlapping array"));
+            }
+        }
         let (steps, scalars) = (Checked::new(&steps)?, Checked::new(&scalars)?);
         Ok(Stepper {
             kind: kind.to_owned(),
