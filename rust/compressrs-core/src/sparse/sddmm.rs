@@ -169,22 +169,13 @@ unsafe fn sample<T: Float, I: Index>(
         put(done, &dot(u, group.map(row)));
         done += GROUP;
     }
-    // What is left of the row, or up to one beyond `end`.
-    let mut group = [0; GROUP];
-    let mut count = 0;
-    for i in done..rows.len().min(done + GROUP) {
-        let row = rows.get(i);
-        if row >= end {
-            break;
-        }
-        group[count] = row;
-        count += 1;
-    }
+    // What is left of the row, or up to one that is not below `end`.
+    let rest = rows.range(done..rows.len());
+    let group: [usize; GROUP] =
+        std::array::from_fn(|i| if i < rest.len() { rest.get(i) } else { usize::MAX });
+    let count = group.iter().take_while(|row| **row < end).count();
     if count > 0 {
-        // Those that are not there are the first once more.
-        for i in count..GROUP {
-            group[i] = group[0];
-        }
+        let group: [usize; GROUP] = std::array::from_fn(|i| group[i.min(count - 1)]);
         put(done, &dot(u, group.map(row))[..count]);
     }
     done + count
