@@ -82,7 +82,11 @@ assert done and failed, (done, failed)
 def test_indices_that_another_thread_writes(block: str, dtype: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _RACE, block, dtype, "0.7"],
-        env={**os.environ, "RUST_BACKTRACE": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "RUST_BACKTRACE": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -468,8 +468,9 @@ macro_rules! with_pair {
         with_compute!($pair.dtype, T => {
             let Pair { student, teacher, grad, .. } = &mut $pair;
             // SAFETY: the GIL is held; nothing else of this call uses the gradient.
-            let ($s, $t, $g) =
-                unsafe { (student.slice::<T>()?, teacher.slice::<T>()?, grad.slice_mut::<T>()?) };
+            let ($s, $t, $g) = unsafe {
+                (student.slice::<T>()?, teacher.slice::<T>()?, grad.slice_mut::<T>()?)
+            };
             run($py, || $body)
         })
     };
