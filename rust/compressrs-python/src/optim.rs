@@ -129,18 +129,6 @@ impl Stepper {
             let slot = check_slot(arguments, &rules, |memory| regions.push((memory, i)))?;
             checked.push(slot);
         }
-        let regions = Regions::new(regions).map_err(|(a, b)| {
-            let name = |i: usize| format!("params{}", checked[i].path);
-            PyValueError::new_err(if a == b {
-                format!("{} shares memory with its own state (give each a copy)", name(a))
-            } else {
-                format!(
-                    "{} and {} share memory, so that a step would update it twice (pass it once, or a copy)",
-                    name(a),
-                    name(b)
-                )
-            })
-        })?;
         let steps = Array::new(steps, Name("steps", ""))?;
         steps.require_element::<i64>()?;
         steps.require_shape(&[checked.len()], "the list of tensors")?;
@@ -149,20 +137,30 @@ impl Stepper {
         scalars.require_element::<f64>()?;
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
-        let masks =
-            checked.iter().filter_map(|slot| slot.mask.as_ref().map(|m| (slot, m.memory())));
-        for (slot, mask) in masks {
-            if let Some(owner) = regions.overlapping(&mask) {
+        // Those belong to nobody among the tensors.
+        regions.extend([&steps, &scalars].map(|array| (array.memory(), checked.len())));
+        let regions = Regions::new(regions).map_err(|(a, b)| {
+            PyValueError::new_err(if a == b {
+                format!(
+                    "{} shares memory with its own state (give each a copy)",
+                    owner(&checked, a)
+                )
+            } else {
+                format!(
+                    "{} and {} share memory, so that a step would update it twice (pass it once, or a copy)",
+                    owner(&checked, a),
+                    owner(&checked, b)
+                )
+            })
+        })?;
+        for slot in &checked {
+            let memory = slot.mask.as_ref().map(Checked::memory);
+            if let Some(other) = memory.and_then(|memory| regions.overlapping(&memory)) {
                 return Err(PyValueError::new_err(format!(
-                    "the mask of params{} shares memory with params{} or its state",
-                    slot.path, checked[owner].path
+                    "the mask of params{} shares memory with {} or its state",
+                    slot.path,
+                    owner(&checked, other)
                 )));
-            }
-        }
-        for array in [&steps, &scalars] {
-            if regions.overlapping(&array.memory()).is_some() {
-                let need = "share no memory with parameters and states";
-                return Err(array.name.value_error(need, "an overlapping array"));
             }
         }
         let (steps, scalars) = (Checked::new(&steps)?, Checked::new(&scalars)?);
@@ -414,16 +412,25 @@ impl Stepper {
         slot.require_fit(grad)?;
         let key = memory_key(grad);
         if slot.disjoint.load(Ordering::Relaxed) != key {
-            if let Some(owner) = self.regions.overlapping(&grad.memory()) {
+            if let Some(other) = self.regions.overlapping(&grad.memory()) {
                 return Err(PyValueError::new_err(format!(
-                    "{} shares memory with params{} or its state, which the step writes to (pass a copy)",
-                    grad.name, self.slots[owner].path
+                    "{} shares memory with {} or its state, which the step writes to (pass a copy)",
+                    grad.name,
+                    owner(&self.slots, other)
                 )));
             }
             slot.disjoint.store(key, Ordering::Relaxed);
         }
         Ok(())
     }
+}
+
+/// The name of an owner of a region.
+fn owner(slots: &[Slot], i: usize) -> String {
+    slots.get(i).map_or_else(
+        || String::from("the optimizer's count of steps"),
+        |slot| format!("params{}", slot.path),
+    )
 }
 
 /// One number for where a gradient of a given slot begins and, by the size of its elements,
