@@ -19,6 +19,7 @@ from compressrs import _core
 WITHOUT_ARRAYS = {
     "get_num_threads",
     "rule_scalars",
+    "rules",
     "set_num_threads",
     "shutdown",
     "simd_level",

@@ -223,6 +223,7 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
             let values = a.values(entries.clone());
             let columns_of = pattern.indices().range(entries);
             for (block, column) in values.chunks_exact(R * C).zip(columns_of.iter()) {
+                assert!(column < pattern.columns(), "an index out of range");
                 for (i, line) in block.chunks_exact(C).enumerate() {
                     let start = i * columns + column * C;
                     for (out, x) in out[start..start + C].iter_mut().zip(line) {
