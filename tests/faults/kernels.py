@@ -31,6 +31,7 @@ METHODS = {
     "Sparse": {"check", "locate", "matmul", "sddmm", "to_dense", "transpose"},
     "Factor": {"of", "inverse", "pivots"},
     "Stepper": {"step"},
+    "Checksum": {"digest", "update"},
 }
 
 Path = tuple[str | int, ...]
@@ -91,7 +92,8 @@ def _replaced(tree: Any, path: Path, arrays: dict[Path, np.ndarray]) -> Any:
 
 def cases(size: int) -> list[Case]:
     """Return the table, for matrices of 8 times `size` rows and columns."""
-    return [*_distill(size), *_around_the_step(size), *_steps(size), *_prune(size), *_sparse(size)]
+    families = (_distill, _around_the_step, _steps, _prune, _sparse, _codec)
+    return [case for family in families for case in family(size)]
 
 
 def _numbers(*shape: int, dtype: Any = np.float64, seed: int = 0) -> np.ndarray:
@@ -389,6 +391,33 @@ def _sparse(size: int) -> Iterator[Case]:
             (),
             ("other",),
         )
+
+
+def _codec(size: int) -> Iterator[Case]:
+    data = np.arange(1024 * size, dtype=np.uint8) % 7
+    planes = {"width": 4, "rotate": True}
+    yield Case("encode_planes", _core.encode_planes, {"data": data, **planes})
+    stream = np.frombuffer(_core.encode_planes(data, **planes), np.uint8).copy()
+    out = {"out": np.empty_like(data)}
+    yield Case("decode_planes", _core.decode_planes, {"stream": stream, **planes, **out}, ("out",))
+    for gaps in (False, True):
+        yield Case(f"split_positions[{gaps}]", _core.split_positions, {"x": data, "gaps": gaps})
+        parts = zip(("places", "values"), _core.split_positions(data, gaps), strict=True)
+        arrays = {name: np.frombuffer(part, np.uint8).copy() for name, part in parts}
+        yield Case(
+            f"merge_positions[{gaps}]",
+            _core.merge_positions,
+            {**arrays, "gaps": gaps, **out},
+            ("out",),
+        )
+
+    def checksum(data: np.ndarray) -> int:
+        state = _core.Checksum()
+        state.update(data)
+        return state.digest()
+
+    for method in ("update", "digest"):
+        yield Case(f"Checksum.{method}", checksum, {"data": data})
 
 
 def check_complete(table: list[Case]) -> None:

@@ -8,8 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::buffers::{Array, Name, require_disjoint};
+use crate::buffers::{Array, Name};
 use crate::errors::run;
+use crate::overlap::require_disjoint;
 
 /// An array of bytes without gaps.
 fn bytes<'py, 'n>(object: &Bound<'py, PyAny>, name: &'n str) -> PyResult<Array<'py, 'n>> {
@@ -59,8 +60,8 @@ pub fn encode_planes<'py>(
     let elements = elements(width, rotate)?;
     let data = bytes(data, "data")?;
     require_whole(&data, width)?;
-    // SAFETY: bytes, by `require_element`; the encoder copies before it looks twice.
-    let data = unsafe { data.slice::<u8>() };
+    // SAFETY: the GIL is held; the encoder copies before it looks twice.
+    let data = unsafe { data.slice::<u8>()? };
     let parts = run(py, || planes::encode(elements, data))?;
     joined(py, &parts)
 }
@@ -75,13 +76,12 @@ pub fn decode_planes(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let elements = elements(width, rotate)?;
-    let (stream, out) = (bytes(stream, "stream")?, bytes(out, "out")?);
+    let (stream, mut out) = (bytes(stream, "stream")?, bytes(out, "out")?);
     require_whole(&out, width)?;
-    out.require_writable()?;
-    require_disjoint(&out, &out.memory(), &stream, &stream.memory())?;
-    // SAFETY: bytes, by `require_element`, which do not overlap; the decoder checks where it
-    // reads against the lengths, whatever the bytes say.
-    let (stream, out) = unsafe { (stream.slice::<u8>(), out.slice_mut::<u8>()) };
+    require_disjoint(&mut [&mut out], [&stream])?;
+    // SAFETY: the GIL is held; nothing else of this call uses `out`. The decoder checks where
+    // it reads against the lengths, whatever the bytes say.
+    let (stream, out) = unsafe { (stream.slice::<u8>()?, out.slice_mut::<u8>()?) };
     run(py, || planes::decode(elements, stream, out))?.map_err(damaged)
 }
 
@@ -121,8 +121,8 @@ pub fn split_positions<'py>(
     let x = Array::new(x, Name("x", ""))?;
     x.require_contiguous()?;
     with_unsigned!(x, T => {
-        // SAFETY: of this type, by `require_element`; each element is read by itself.
-        let x = unsafe { x.slice::<T>() };
+        // SAFETY: the GIL is held; each element is read by itself.
+        let x = unsafe { x.slice::<T>()? };
         let split = || {
             let (mut places, mut values) = (Vec::new(), Vec::new());
             values.try_reserve_exact(positions::count(x))?;
@@ -154,17 +154,15 @@ pub fn merge_positions(
     let places = bytes(places, "places")?;
     let values = Array::new(values, Name("values", ""))?;
     values.require_contiguous()?;
-    let out = Array::new(out, Name("out", ""))?;
+    let mut out = Array::new(out, Name("out", ""))?;
     out.require_in_place()?;
-    for read in [&places, &values] {
-        require_disjoint(&out, &out.memory(), read, &read.memory())?;
-    }
+    require_disjoint(&mut [&mut out], [&places, &values])?;
     with_unsigned!(out, T => {
         values.require_element::<T>()?;
-        // SAFETY: of these types, by `require_element`; `out` overlaps with neither; each
-        // byte and each value is read once, and where they lead to is checked.
+        // SAFETY: the GIL is held; nothing else of this call uses `out`. Each byte and each
+        // value is read once, and where they lead to is checked.
         let (places, values, out) =
-            unsafe { (places.slice::<u8>(), values.slice::<T>(), out.slice_mut::<T>()) };
+            unsafe { (places.slice::<u8>()?, values.slice::<T>()?, out.slice_mut::<T>()?) };
         let merge = || match gaps {
             true => positions::from_gaps(places, values, out),
             false => positions::from_bits(places, values, out),
@@ -190,8 +188,8 @@ impl Checksum {
     /// Adds bytes to those seen so far.
     fn update(&mut self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let data = bytes(data, "data")?;
-        // SAFETY: bytes, by `require_element`.
-        let data = unsafe { data.slice::<u8>() };
+        // SAFETY: the GIL is held.
+        let data = unsafe { data.slice::<u8>()? };
         run(py, || self.state.update(data))
     }
 

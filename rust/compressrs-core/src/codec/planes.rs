@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::Damaged;
 use super::block::{self, Block, MAX_SYMBOLS};
+use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
@@ -54,7 +55,7 @@ pub fn encode(elements: Elements, data: &[u8]) -> Vec<Vec<u8>> {
             // Our own copy, which nobody changes between counting and coding.
             let mut planes = Scratch::<u8>::new(data.len());
             simd::dispatch(Split { elements, data, planes: &mut planes });
-            let mut out = Vec::with_capacity(data.len() + 16 * width);
+            let mut out = memory::with_capacity(data.len() + 16 * width);
             for plane in planes.chunks(data.len() / width) {
                 block::encode(plane, &mut out);
             }

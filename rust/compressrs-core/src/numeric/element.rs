@@ -20,7 +20,7 @@ macro_rules! numbers {
         )*
     };
 }
-numbers!(f32 f64 f16 bf16 u8 i8 i16 i32 i64 u64 usize);
+numbers!(f32 f64 f16 bf16 u8 i8 u16 i16 u32 i32 u64 i64 usize);
 
 // SAFETY: an array's bytes are those of its elements.
 unsafe impl<T: Number, const N: usize> Number for [T; N] {}

@@ -13,6 +13,7 @@ mod x86;
 pub use table::Table;
 
 use super::{Damaged, take};
+use crate::runtime::memory;
 use crate::runtime::simd::{self, Level};
 
 /// Bits of a frequency.
@@ -30,7 +31,7 @@ const LOW: u32 = 1 << 16;
 pub fn encode<const N: usize>(table: &Table, symbols: &[u8], out: &mut Vec<u8>) {
     let rows = table.encoder();
     // From the back, as a decoder reads them from the front; a symbol writes a word at most.
-    let mut words = vec![0u16; symbols.len()];
+    let mut words = memory::zeroed::<u16>(symbols.len());
     let mut at = words.len();
     let mut states = [LOW; N];
     let whole = symbols.len() - symbols.len() % N;
