@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import compressrs as cr
-from tests.faults import kernels
+from tests.faults import kernels, public
 from tests.faults.kernels import Case, Path
 
 CASES = {case.name: case for case in kernels.cases(1)}
@@ -147,27 +146,19 @@ def _public_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 def _public_functions() -> Iterator[str]:
     """Yield all public functions and methods with a parameter `out`."""
-    modules = [cr.distill, cr.sparse, cr.optim, cr.prune, cr.nn]
-    assert {m.name for m in pkgutil.iter_modules(cr.__path__) if m.ispkg} <= {
-        *(module.__name__.rpartition(".")[2] for module in modules),
-        # Without arrays to write to.
-        "demo",
-        "cli",
-    }
-    for module in modules:
-        for name in module.__all__:
-            member = getattr(module, name)
-            functions = {name: member}
-            if isinstance(member, type):
-                methods = inspect.getmembers(member, inspect.isroutine)
-                functions = {f"{name}.{m}": f for m, f in methods if not m.startswith("_")}
-            for path, function in functions.items():
-                try:
-                    parameters = inspect.signature(function).parameters
-                except (TypeError, ValueError):
-                    continue
-                if "out" in parameters:
-                    yield path
+    for name, member in public.names().items():
+        name = name.rpartition(".")[2]
+        functions = {name: member}
+        if isinstance(member, type):
+            methods = inspect.getmembers(member, inspect.isroutine)
+            functions = {f"{name}.{m}": f for m, f in methods if not m.startswith("_")}
+        for path, function in functions.items():
+            try:
+                parameters = inspect.signature(function).parameters
+            except (TypeError, ValueError):
+                continue
+            if "out" in parameters:
+                yield path
 
 
 def test_every_public_function_with_an_output_is_tried() -> None:
