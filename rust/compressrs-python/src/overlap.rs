@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
+use numpy::Element;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::Array;
+use crate::buffers::{Array, Name, zeros};
 
 /// Memory that a call writes to, by owner, for finding overlaps.
 pub struct Regions {
@@ -71,4 +72,18 @@ pub fn require_disjoint<'a, 'py: 'a, 'n: 'a>(
     }
     written.iter_mut().for_each(|array| array.grant());
     Ok(())
+}
+
+/// A new array of zeros, to write to.
+///
+/// # Errors
+/// MemoryError.
+pub fn new_array<'py, T: Element>(
+    py: Python<'py>,
+    shape: &[usize],
+) -> PyResult<Array<'py, 'static>> {
+    let mut array = Array::unchecked(zeros::<T>(py, shape)?, Name("out", ""));
+    // Nothing else knows it.
+    array.grant();
+    Ok(array)
 }

@@ -3,12 +3,14 @@
 use compressrs_core::quantize::product::{
     self as core, Activation, Columns, Epilogue, MAX_GROUP, Meaning, Output, Rows, Weights,
 };
-use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
+use compressrs_core::runtime::memory;
+use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Compute, Name, Shape, require_disjoint};
-use crate::errors::run;
+use crate::buffers::{Array, Compute, Kept, Name, Shape};
+use crate::errors::{guard, run};
+use crate::overlap::{new_array, require_disjoint};
 
 /// An array of bytes, as signed or unsigned integers.
 enum Bytes<'a> {
@@ -18,14 +20,14 @@ enum Bytes<'a> {
 
 impl<'a> Bytes<'a> {
     /// # Safety
-    /// As of [`Array::slice`], but for the type, which is checked.
-    unsafe fn of(array: &Array<'_, '_>) -> PyResult<Bytes<'a>> {
-        // SAFETY: of this type; the rest is what the caller guarantees.
+    /// As of [`Array::slice`].
+    unsafe fn of(array: &'a Array<'_, '_>) -> PyResult<Bytes<'a>> {
+        // SAFETY: as the caller guarantees.
         unsafe {
             if array.require_element::<i8>().is_ok() {
-                Ok(Bytes::Signed(array.slice()))
+                Ok(Bytes::Signed(array.slice()?))
             } else if array.require_element::<u8>().is_ok() {
-                Ok(Bytes::Unsigned(array.slice()))
+                Ok(Bytes::Unsigned(array.slice()?))
             } else {
                 let got = array.array.dtype().to_string();
                 Err(array.name.type_error("have dtype int8 or uint8", got))
@@ -96,7 +98,9 @@ impl PackedWeights {
         codes.require_ndim(2)?;
         let (channels, k) = (codes.array.shape()[0], codes.array.shape()[1]);
         let codes = codes.contiguous()?;
-        // SAFETY: contiguous; what another thread writes meanwhile is masked.
+        // Two kernels look at it, between which others could resize it.
+        let _pin = Kept::new(&codes.array)?;
+        // SAFETY: it is not moved; what another thread writes meanwhile is masked.
         let bytes = unsafe { Bytes::of(&codes)? };
         let signed = matches!(bytes, Bytes::Signed(_));
         if !run(py, || bytes.fit(bits))? {
@@ -114,8 +118,9 @@ impl PackedWeights {
         scale.require_dtype(Compute::F32, "the products")?;
         scale.require_shape(&shape, "the groups of codes")?;
         let scale = scale.contiguous()?;
-        // SAFETY: checked just now; copied, and looked at in the copy.
-        let scales = unsafe { scale.slice::<f32>() }.to_vec();
+        // SAFETY: the GIL is held; copied, and looked at in the copy.
+        let scales = unsafe { scale.slice::<f32>()? };
+        let scales = guard(|| memory::copied(scales))?;
         if scales.iter().any(|scale| !scale.is_finite()) {
             return Err(scale.name.value_error("be finite", "NaN or infinity"));
         }
@@ -130,8 +135,8 @@ impl PackedWeights {
                     let need = "belong to unsigned codes of up to 4 bits";
                     return Err(table.name.value_error(need, format_args!("{bits} bits")));
                 }
-                // SAFETY: checked just now; copied.
-                let from = unsafe { table.slice::<f32>() };
+                // SAFETY: the GIL is held; copied.
+                let from = unsafe { table.slice::<f32>()? };
                 let mut all = [0.0; 16];
                 all[..from.len()].copy_from_slice(from);
                 Some(all)
@@ -143,7 +148,7 @@ impl PackedWeights {
                 let zeros = Array::new(&zeros, Name("zero_point", ""))?;
                 zeros.require_shape(&shape, "the groups of codes")?;
                 let zeros = zeros.contiguous()?;
-                // SAFETY: contiguous; what another thread writes meanwhile is masked.
+                // SAFETY: the GIL is held; what another thread writes meanwhile is masked.
                 let bytes = unsafe { Bytes::of(&zeros)? };
                 if matches!(bytes, Bytes::Signed(_)) != signed {
                     let got = zeros.array.dtype().to_string();
@@ -153,7 +158,7 @@ impl PackedWeights {
                     let need = format!("be {} for {bits} bits", range(signed, bits));
                     return Err(zeros.name.value_error(need, "others"));
                 }
-                let mut to = vec![0; zeros.array.len()];
+                let mut to = guard(|| memory::zeroed::<u8>(zeros.array.len()))?;
                 bytes.unsigned(0, bits, &mut to);
                 Some(to)
             }
@@ -185,33 +190,30 @@ impl PackedWeights {
         let k = w.columns().count;
         let shape = [w.channels(), k];
         let low = if self.signed { 1 << (self.bits - 1) } else { 0u8 };
-        // NumPy gives a MemoryError of its own if there is none.
-        let zeros = py.import("numpy")?.getattr("zeros")?;
-        let dtype = if self.signed { "int8" } else { "uint8" };
-        let codes = zeros.call1((shape, dtype))?;
-        let array = Array::new(&codes, Name("codes", ""))?;
-        // SAFETY: new, one byte an element, and nothing else knows it.
-        let to = unsafe { std::slice::from_raw_parts_mut(array.data(), w.channels() * k) };
+        let mut codes =
+            if self.signed { new_array::<i8>(py, &shape)? } else { new_array::<u8>(py, &shape)? };
+        // SAFETY: one byte an element, and nothing else knows it.
+        let to = unsafe { codes.slice_mut::<u8>()? };
         run(py, || {
             for (n, row) in to.chunks_exact_mut(k.max(1)).enumerate() {
                 w.row(n, row);
                 row.iter_mut().for_each(|to| *to = to.wrapping_sub(low));
             }
         })?;
-        Ok(codes)
+        Ok(codes.array.into_any())
     }
 
     /// The scales [out, groups].
     fn scale<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let w = &self.weights;
         let groups = w.columns().groups();
-        let scale = PyArray2::<f32>::zeros(py, [w.channels(), groups], false);
-        // SAFETY: new, and nothing else knows it.
-        let to = unsafe { scale.as_slice_mut()? };
+        let mut scale = new_array::<f32>(py, &[w.channels(), groups])?;
+        // SAFETY: nothing else knows it.
+        let to = unsafe { scale.slice_mut::<f32>()? };
         for (at, to) in to.iter_mut().enumerate() {
             *to = w.scale(at / groups, at % groups);
         }
-        Ok(scale.into_any())
+        Ok(scale.array.into_any())
     }
 
     /// The zero points [out, groups], of the dtype of the codes.
@@ -219,13 +221,14 @@ impl PackedWeights {
         let w = &self.weights;
         let groups = w.columns().groups();
         let low = if self.signed { 1 << (self.bits - 1) } else { 0 };
-        let zeros = PyArray2::<u8>::zeros(py, [w.channels(), groups], false);
-        // SAFETY: new, and nothing else knows it.
-        let to = unsafe { zeros.as_slice_mut()? };
+        let mut zeros = new_array::<u8>(py, &[w.channels(), groups])?;
+        // SAFETY: nothing else knows it.
+        let to = unsafe { zeros.slice_mut::<u8>()? };
         for (at, to) in to.iter_mut().enumerate() {
             *to = w.zero(at / groups, at % groups).wrapping_sub(low);
         }
-        if self.signed { zeros.call_method1("view", ("int8",)) } else { Ok(zeros.into_any()) }
+        let zeros = zeros.array.into_any();
+        if self.signed { zeros.call_method1("view", ("int8",)) } else { Ok(zeros) }
     }
 
     /// `out = activation(x w' + bias)`. Numbers are quantized row by row if `codes`; `x` may
@@ -265,24 +268,24 @@ impl PackedWeights {
             Some(_) => x.require_element::<i8>()?,
         }
         let bias = bias.map(|bias| of_length(&bias, "bias", channels)).transpose()?;
-        let out = Array::new(out, Name("out", ""))?;
+        let mut out = Array::new(out, Name("out", ""))?;
         match requantize {
             None => out.require_dtype(Compute::F32, "the products")?,
             Some(_) => out.require_element::<i8>()?,
         }
         out.require_shape(&[rows, channels], "the product")?;
         out.require_in_place()?;
-        let memory = out.memory();
         let x = x.contiguous()?;
-        require_disjoint(&out, &memory, &x, &x.memory())?;
-        for array in [&bias, &of_rows].into_iter().flatten() {
-            require_disjoint(&out, &memory, array, &array.memory())?;
-        }
-        // SAFETY: dtypes and layouts were checked, and `out` shares nothing with the others.
+        let read = [&x].into_iter().chain(&bias).chain(&of_rows);
+        require_disjoint(&mut [&mut out], read)?;
+        // The last of two kernels looks at what the first has looked at.
+        let pins = [Some(&x), bias.as_ref(), of_rows.as_ref(), Some(&out)].into_iter().flatten();
+        let _pins = pins.map(|array| Kept::new(&array.array)).collect::<PyResult<Vec<_>>>()?;
+        // SAFETY: they are not moved, and `out` shares nothing with the others.
         let (bias, given) = unsafe {
             (
-                bias.as_ref().map(|bias| bias.slice::<f32>()),
-                of_rows.as_ref().map(|s| s.slice::<f32>()),
+                bias.as_ref().map(|bias| bias.slice::<f32>()).transpose()?,
+                of_rows.as_ref().map(|s| s.slice::<f32>()).transpose()?,
             )
         };
         let epilogue = Epilogue { bias, activation };
@@ -295,7 +298,7 @@ impl PackedWeights {
             let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
             let numbers: &[f32] = match given {
                 // SAFETY: as above.
-                None => unsafe { x.slice() },
+                None => unsafe { x.slice()? },
                 Some(_) => &[],
             };
             if !run(py, || is_finite(numbers))? {
@@ -311,23 +314,23 @@ impl PackedWeights {
         // SAFETY: as above.
         let output = unsafe {
             match requantize {
-                None => Output::Numbers(out.slice_mut()),
-                Some((scale, zero)) => Output::Codes(out.slice_mut(), scale, zero),
+                None => Output::Numbers(out.slice_mut()?),
+                Some((scale, zero)) => Output::Codes(out.slice_mut()?, scale, zero),
             }
         };
         // SAFETY: as above.
         unsafe {
             if let Some(given) = given {
-                let x = Rows::Codes(x.slice(), given);
+                let x = Rows::Codes(x.slice()?, given);
                 run(py, || core::multiply(x, rows, w, epilogue, output))
             } else if codes {
-                let x = x.slice::<f32>();
+                let x = x.slice::<f32>()?;
                 run(py, || {
                     core::row_scales(x, k, &mut scales);
                     core::multiply(Rows::Numbers(x, &scales), rows, w, epilogue, output);
                 })
             } else {
-                let x = x.slice();
+                let x = x.slice()?;
                 run(py, || core::multiply_float(x, rows, w, epilogue, output))
             }
         }
@@ -359,15 +362,13 @@ pub fn matmul_integer(
     b.require_ndim(2)?;
     let (rows, k, channels) = (a.array.shape()[0], a.array.shape()[1], b.array.shape()[1]);
     b.require_shape(&[k, channels], "a factor of a")?;
-    let out = Array::new(out, Name("out", ""))?;
+    let mut out = Array::new(out, Name("out", ""))?;
     out.require_element::<i32>()?;
     out.require_shape(&[rows, channels], "the product")?;
     out.require_in_place()?;
     let (a, b) = (a.contiguous()?, b.contiguous()?);
-    for read in [&a, &b] {
-        require_disjoint(&out, &out.memory(), read, &read.memory())?;
-    }
-    // SAFETY: contiguous, of a checked type, and nothing here writes to them.
+    require_disjoint(&mut [&mut out], [&a, &b])?;
+    // SAFETY: the GIL is held, and nothing here writes to them.
     let (x, w) = unsafe { (Bytes::of(&a)?, Bytes::of(&b)?) };
     let largest = |bytes: &Bytes<'_>| if matches!(bytes, Bytes::Signed(_)) { 128 } else { 255 };
     let limit = i32::MAX as usize / (largest(&x) * largest(&w));
@@ -376,8 +377,8 @@ pub fn matmul_integer(
             "a must have at most {limit} columns, so that sums fit int32, got {k}"
         )));
     }
-    // SAFETY: checked above.
-    let out = unsafe { out.slice_mut::<i32>() };
+    // SAFETY: the GIL is held; nothing else of this call uses it.
+    let out = unsafe { out.slice_mut::<i32>()? };
     let columns = Columns::new(k, k.clamp(1, MAX_GROUP), false);
     run(py, || {
         // Rows of the packed matrix are columns of `b`.

@@ -10,10 +10,10 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::buffers::{Array, Compute, Kept, Name, is_immutable, private_view, with_compute, zeros};
+use crate::buffers::{Array, Compute, Kept, Name, is_immutable, private_view, with_compute};
 use crate::errors::{guard, run};
 use crate::operand::Operand;
-use crate::overlap::require_disjoint;
+use crate::overlap::{new_array, require_disjoint};
 
 /// A dtype of indices.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -450,16 +450,6 @@ fn transposed<'py, J: Index + numpy::Element, I: Index>(
     })?;
     let places = PyArray1::from_vec(py, transpose.places);
     Ok((indices, indptr::<J>(py, &offsets)?, places.into_any()))
-}
-
-/// A new array of zeros, to write to.
-fn new_array<'py, T: numpy::Element>(
-    py: Python<'py>,
-    shape: &[usize],
-) -> PyResult<Array<'py, 'static>> {
-    let mut array = Array::unchecked(zeros::<T>(py, shape)?, Name("result", ""));
-    require_disjoint(&mut [&mut array], [])?;
-    Ok(array)
 }
 
 /// An array in new memory that nobody can write to, once `fill` has.
