@@ -32,6 +32,7 @@ METHODS = {
     "Factor": {"of", "inverse", "pivots"},
     "Stepper": {"step"},
     "Checksum": {"digest", "update"},
+    "PackedWeights": {"codes", "linear", "scale", "zero_point"},
 }
 
 Path = tuple[str | int, ...]
@@ -92,7 +93,7 @@ def _replaced(tree: Any, path: Path, arrays: dict[Path, np.ndarray]) -> Any:
 
 def cases(size: int) -> list[Case]:
     """Return the table, for matrices of 8 times `size` rows and columns."""
-    families = (_distill, _around_the_step, _steps, _prune, _sparse, _codec)
+    families = (_distill, _around_the_step, _steps, _prune, _sparse, _codec, _quantized)
     return [case for family in families for case in family(size)]
 
 
@@ -418,6 +419,55 @@ def _codec(size: int) -> Iterator[Case]:
 
     for method in ("update", "digest"):
         yield Case(f"Checksum.{method}", checksum, {"data": data})
+
+
+def _quantized(size: int) -> Iterator[Case]:
+    n = 8 * size
+    codes = (np.arange(n * n).reshape(n, n) % 15 - 7).astype(np.int8)
+    weights = {
+        "codes": codes,
+        "zero_point": np.zeros((n, n // 8), np.int8),
+        "scale": np.full((n, n // 8), 0.1, np.float32),
+    }
+
+    def pack(codes: Any, zero_point: Any, scale: Any) -> _core.PackedWeights:
+        return _core.PackedWeights((codes, zero_point, None), scale, 4, 8)
+
+    yield Case("PackedWeights", pack, weights)
+    for method in ("codes", "scale", "zero_point"):
+        yield Case(
+            f"PackedWeights.{method}",
+            lambda method=method, **weights: getattr(pack(**weights), method)(),
+            weights,
+        )
+    bias = {"bias": np.ones(n, np.float32)}
+    x, out = _numbers(n, n, dtype=np.float32), np.empty((n, n), np.float32)
+    inputs: dict[str, dict[str, Any]] = {
+        "numbers": {"x": x, "input_scale": None, "out": out, "requantize": None},
+        "codes": {
+            "x": codes.copy(),
+            "input_scale": np.ones(n, np.float32),
+            "out": np.empty((n, n), np.int8),
+            "requantize": (1.0, 0),
+        },
+    }
+    for name, given in inputs.items():
+
+        def linear(
+            x: Any, input_scale: Any, bias: Any, out: Any, requantize: Any, **weights: Any
+        ) -> None:
+            pack(**weights).linear(x, True, input_scale, bias, "relu", out, requantize)
+
+        fixed = ("codes", "activation")
+        yield Case(
+            f"PackedWeights.linear[{name}]", linear, {**weights, **given, **bias}, ("out",), fixed
+        )
+    yield Case(
+        "matmul_integer",
+        _core.matmul_integer,
+        {"a": codes, "b": codes.copy(), "out": np.empty((n, n), np.int32)},
+        ("out",),
+    )
 
 
 def check_complete(table: list[Case]) -> None:

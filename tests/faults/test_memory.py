@@ -159,7 +159,7 @@ def test_no_method_of_an_array_is_relied_on(name: str) -> None:
                 # Some arrays must be contiguous.
                 assert strided, path
                 continue
-            if not isinstance(value, kernels._core.Sparse | kernels._core.Factor):
+            if not type(value).__module__.startswith("compressrs"):
                 assert _plain(found) == _plain(value), path
             for (at, x), (_, y) in zip(given.outputs(), truth.outputs(), strict=True):
                 assert np.ndarray.tobytes(x) == np.ndarray.tobytes(y), (path, at)
