@@ -63,6 +63,7 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_TOP_PAD_": "0",
+    "MALLOC_ARENA_MAX": "1",
 }
 
 
