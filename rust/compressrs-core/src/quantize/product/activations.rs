@@ -165,23 +165,22 @@ const CHUNK: usize = 64;
 fn quantize(x: &[f32], scale: f32, to: &mut [i8]) {
     /// Scales whose reciprocals are as exact as others.
     const USUAL: std::ops::Range<f32> = 1e-30..1e30;
-    /// Where a product may round otherwise than the quotient: it is off by 2^-23 of 127 at
-    /// most, and the integer by as much where it is nearly halfway between two.
+    /// The distance of an integer from a product, beyond which the quotient may be nearer to
+    /// another: they differ by less than 127 times 2^-22.
     const HALFWAY: f32 = 0.4999;
     if !(scale > 0.0 && scale.is_finite()) {
         to.fill(0);
     } else if USUAL.contains(&scale) {
         let reciprocal = 1.0 / scale;
         for (x, to) in x.chunks(CHUNK).zip(to.chunks_mut(CHUNK)) {
-            let mut farthest = 0.0f32;
+            let mut unclear = false;
             for (x, to) in x.iter().zip(&mut *to) {
                 let y = x * reciprocal;
                 let code = round(y);
-                let distance = (y - code as f32).abs();
-                farthest = if distance > farthest { distance } else { farthest };
+                unclear |= (y - code as f32).abs() > HALFWAY;
                 *to = code as i8;
             }
-            if farthest > HALFWAY {
+            if unclear {
                 divide(x, scale, to);
             }
         }
