@@ -1,6 +1,7 @@
 """Products with quantized weights against tests/reference."""
 
 import copy
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -246,6 +247,93 @@ def test_copies_are_private():
     again = pickle.loads(pickle.dumps(matrix))
     np.testing.assert_array_equal(again.linear(x), matrix.linear(x))
     assert again.linear(x).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A scheme with blocks of any shape."""
+
+    bits: int = 8
+    dtype: str = "int"
+    granularity: str = "block"
+    size: tuple[int, int] = (1, 1)
+
+    def matrix(self, shape):
+        return shape[0], int(np.prod(shape[1:]))
+
+    def block(self, shape):
+        return self.matrix(shape) if self.granularity == "tensor" else self.size
+
+
+@dataclasses.dataclass
+class Tensor:
+    """What QuantizedMatrix takes of a quantized tensor."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None = None
+    scheme: Blocks = Blocks()
+    codebook: np.ndarray | None = None
+    group_index: np.ndarray | None = None
+    dtype: type = np.float32
+
+    def dequantize(self):
+        assert self.scheme.dtype == "nf4"
+        return (NF4[self.codes] * self.scale).astype(self.dtype)
+
+
+NF4 = np.linspace(-1, 1, 16, dtype=np.float32) ** 3
+
+
+def test_tensors():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 24)).astype(np.float32)
+    # Blocks of 3 rows by 5 columns, of a tensor with three axes.
+    codes = rng.integers(-128, 128, (7, 4, 6)).astype(np.int8)
+    scale = rng.random((3, 5))
+    zero = rng.integers(-128, 128, (3, 5)).astype(np.int8)
+    q = Tensor(codes, scale, zero, Blocks(size=(3, 5)))
+    rows = np.arange(7) // 3
+    w = codes.reshape(7, 24), scale.astype(np.float32)[rows], zero[rows]
+    expected = reference.integer_linear(*reference.dynamic_codes(x), *w, 5)
+    np.testing.assert_array_equal(QuantizedMatrix(q).linear(x, input="int8"), expected)
+    # One scale for all.
+    q = Tensor(codes, scale[:1, :1], None, Blocks(granularity="tensor"))
+    w = w[0], np.repeat(scale[:1, :1], 7, axis=0).astype(np.float32), None
+    expected = reference.integer_linear(*reference.dynamic_codes(x), *w, 24)
+    np.testing.assert_array_equal(QuantizedMatrix(q).linear(x, input="int8"), expected)
+    # Groups of columns that are not neighbours.
+    groups = rng.permutation(np.arange(24) // 5).astype(np.int32)
+    scale = rng.random((7, 5)).astype(np.float32)
+    q = Tensor(codes.reshape(7, 24), scale, None, Blocks(size=(1, 5)), group_index=groups)
+    matrix = QuantizedMatrix(q)
+    dense = codes.reshape(7, 24) * scale[:, groups]
+    for again in (matrix, pickle.loads(pickle.dumps(matrix))):
+        np.testing.assert_allclose(again.linear(x), x @ dense.T, rtol=1e-5, atol=1e-3)
+        np.testing.assert_array_equal(again.codes, codes.reshape(7, 24))
+    memory = np.zeros((3, 24), np.float32)
+    with pytest.raises(ValueError, match="share memory"):
+        matrix.linear(memory, out=memory.reshape(-1)[:21].reshape(3, 7))
+    # Levels, of NF4 and of a codebook with fewer than its bits allow.
+    indices = rng.integers(0, 12, (7, 24)).astype(np.uint8)
+    scale = rng.random((7, 3)).astype(np.float32)
+    columns = np.arange(24) // 8
+    for levels, options in [
+        (NF4, {"scheme": Blocks(4, "nf4", size=(1, 8))}),
+        (x[0, :12], {"scheme": Blocks(4, "codebook", size=(1, 8)), "codebook": x[:1, :12]}),
+    ]:
+        matrix = QuantizedMatrix(Tensor(indices, scale, **options))
+        dense = levels[indices] * scale[:, columns]
+        np.testing.assert_allclose(matrix.linear(x), x @ dense.T, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match="input must be 'float32'"):
+            matrix.linear(x, input="int8")
+    for scheme, codebook in [
+        (Blocks(8, "fp8_e4m3"), None),
+        (Blocks(4, "codebook", size=(1, 8)), x[:3]),
+        (Blocks(8, "codebook", size=(1, 8)), x[:1]),
+    ]:
+        with pytest.raises(ValueError, match=r"multiply by q.dequantize\(\) instead"):
+            QuantizedMatrix(Tensor(indices, scale, scheme=scheme, codebook=codebook))
 
 
 ONES = np.ones((4, 6), np.int8)
