@@ -7,6 +7,7 @@ one, of what was compressed without loss to the byte.
 
 from compressrs.checkpoint.compressing import Report, compress
 from compressrs.checkpoint.decompressing import decompress, verify
+from compressrs.checkpoint.export import export
 from compressrs.checkpoint.inspecting import diff, info
 from compressrs.checkpoint.reader import Checkpoint, open
 from compressrs.checkpoint.recipe import Recipe, Rule
@@ -19,6 +20,7 @@ __all__ = [
     "compress",
     "decompress",
     "diff",
+    "export",
     "info",
     "open",
     "verify",

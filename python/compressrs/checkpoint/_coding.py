@@ -25,6 +25,8 @@ CODINGS: dict[str, tuple[str, ...]] = {
     "planes": ("values",),
     "codebook": ("codes", "codebook"),
     "quantized": ("codes", "scales"),
+    # With zero points.
+    "shifted": ("codes", "scales", "zeros"),
 }
 
 #: Streams that say which elements are not zero; a tensor has one of them in front, or none.

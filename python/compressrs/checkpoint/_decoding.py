@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from compressrs.checkpoint import _codebook, _coding
+from compressrs.checkpoint import _codebook, _coding, _quantized
 from compressrs.checkpoint._coding import Bytes, Description, Parts
 
 _DECODERS = {
     "planes": _coding.decode_planes,
     "codebook": _codebook.decode,
+    "quantized": _quantized.decode,
+    "shifted": _quantized.decode,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressrs._arrays import dtype_of
-from compressrs.checkpoint import _codebook, _coding
+from compressrs.checkpoint import _codebook, _coding, _quantized
 from compressrs.checkpoint._coding import Bytes, Parts, Tile
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES
@@ -50,6 +50,8 @@ class Encoder:
         x = self.transform(data)
         if step.coding == "codebook":
             tile = _codebook.encode(x.reshape(-1), step.dtype, step.streams, step.rule.entries)
+        elif step.coding in ("quantized", "shifted"):
+            tile = _quantized.encode(x, step.streams, step.rule)
         else:
             tile = _coding.encode_planes(x.reshape(-1).view(np.uint8), step.dtype, step.streams)
         self._measure(data, tile, x.size)

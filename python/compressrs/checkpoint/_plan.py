@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from compressrs._arrays import dtype_of
-from compressrs.checkpoint import _coding
+from compressrs.checkpoint import _coding, _quantized
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description
 from compressrs.checkpoint._format import DTYPES, FLOATS
 from compressrs.checkpoint._source import Files, Located
@@ -54,7 +55,11 @@ class Step:
 
     def description(self) -> Description:
         """Return the description of the tensor, without what is known when it is encoded."""
-        options = {"entries": self.rule.entries} if self.coding == "codebook" else {}
+        options: dict[str, Any] = {}
+        if self.coding == "codebook":
+            options = {"entries": self.rule.entries}
+        elif self.coding in ("quantized", "shifted"):
+            options = _quantized.options(self.rule)
         shape = self.located.entry.shape
         return Description(self.dtype, shape, self.coding, self.streams, self.tile, options=options)
 
@@ -146,11 +151,14 @@ def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
         zeros = max(zeros, 1 - n / m if m else rule.prune or 0)
     positions = () if zeros < 1 / 16 else ("gaps",) if zeros > 7 / 8 else ("bits",)
     if rule.quantize is not None:
-        coding = "codebook" if rule.quantize == "codebook" else "quantized"
+        coding = "shifted" if rule.method == "hqq" else "quantized"
+        coding = "codebook" if rule.quantize == "codebook" else coding
+        # The code of 0 is another in each group there.
+        positions = () if coding == "shifted" else positions
         bits = {"int8": 8, "codebook": (rule.entries - 1).bit_length()}.get(rule.quantize, 4)
         kept = bits * (1 - zeros) + (_entropy(zeros) if positions else 0)
         predicted = int(entry.size * kept / 8)
-        predicted += 2 * entry.size // (rule.group_size or row) if coding == "quantized" else 0
+        predicted += 2 * entry.size // (rule.group_size or row) if coding != "codebook" else 0
     else:
         coding = "planes"
         width = DTYPES[dtype].bits

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from compressrs import _core
 from compressrs._arrays import dtype_of
-from compressrs.checkpoint import _coding
+from compressrs.checkpoint import _coding, _quantized
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Parts
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES, FLOATS, Entry
 from compressrs.checkpoint._source import File, Files, Located
 
 if TYPE_CHECKING:
+    from compressrs.quantize import QuantizedTensor
     from compressrs.sparse import CSRMatrix
 
 #: The key of what a container says of itself in its metadata, and the start of the keys
@@ -284,15 +285,21 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             return
         if self._verify and name not in self._checked:
             self.check(name)
-        offset = located.entry.begin
-        for i, lengths in enumerate(d.lengths):
-            data = located.file.read(offset, offset + sum(lengths))
-            offset += sum(lengths)
+        for i, parts in enumerate(self._parts(name)):
             try:
-                yield i * d.tile, decode(d, Parts.of(d, i, data))
+                yield i * d.tile, decode(d, parts)
             except ValueError as error:
                 raise ValueError(f"{located.file.path}, {name!r}: {error}") from None
         located.file.check_unchanged()
+
+    def _parts(self, name: str) -> Iterator[Parts]:
+        """Yield the streams of each tile of a compressed tensor."""
+        d = self.description(name)
+        located = self._located(name)
+        offset = located.entry.begin
+        for i, lengths in enumerate(d.lengths):
+            yield Parts.of(d, i, located.file.read(offset, offset + sum(lengths)))
+            offset += sum(lengths)
 
     def _plain_tiles(
         self, name: str, d: Description, located: Located
@@ -414,6 +421,32 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             np.add.at(counts, row + 1, 1)
         parts = np.concatenate(data), np.concatenate(indices), np.cumsum(counts)
         return CSRMatrix(parts, (rows, columns))
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Read the codes and scales of a quantized matrix, so that it is never dense.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        ValueError
+            If it is not stored as codes and scales, or is damaged.
+        """
+        from compressrs.quantize import QuantizedTensor
+
+        d = self.description(name)
+        if d.coding not in ("quantized", "shifted"):
+            raise ValueError(f"{name!r} must be stored quantized, got {d.coding}")
+        self.check(name)
+        parts = [_quantized.tensor(d, part) for part in self._parts(name)]
+        zeros = [p.zero_point for p in parts if p.zero_point is not None]
+        return QuantizedTensor(
+            np.concatenate([p.codes for p in parts]).reshape(d.shape),
+            np.concatenate([p.scale for p in parts]),
+            np.concatenate(zeros) if zeros else None,
+            scheme=parts[0].scheme,
+            dtype=self.numpy_dtype(name),
+        )
 
     def close(self) -> None:
         """Close the files."""

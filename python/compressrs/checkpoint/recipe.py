@@ -17,7 +17,7 @@ from compressrs._checks import choice, share, whole
 
 QUANTIZE = ("int8", "int4", "nf4", "codebook")
 DTYPES = ("float16", "bfloat16")
-METHODS = ("rtn", "hqq", "gptq", "awq")
+METHODS = ("rtn", "hqq")
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -31,8 +31,9 @@ class Rule:
         Store codes of so many bits, or of a codebook of `entries` values.
     group_size : int, optional
         Elements of a row that share a scale; by default all of a row.
-    method : {'rtn', 'hqq', 'gptq', 'awq'}, default 'rtn'
-        How scales and codes are found.
+    method : {'rtn', 'hqq'}, default 'rtn'
+        How scales are found: from the largest magnitude, or by half-quadratic splitting,
+        with zero points (`compressrs.quantize.hqq`).
     entries : int, default 32
         Values of a codebook, up to 256.
     prune : float, optional
@@ -61,6 +62,8 @@ class Rule:
                     f"group_size needs quantize to be int8, int4 or nf4, got {self.quantize!r}"
                 )
         choice(self.method, "method", METHODS)
+        if self.method == "hqq" and (self.quantize not in ("int8", "int4") or self.prunes):
+            raise ValueError("method 'hqq' needs quantize to be int8 or int4, without pruning")
         if whole(self.entries, "entries", 2) > 256:
             raise ValueError(f"entries must be at most 256, got {self.entries}")
         if self.prune is not None and share(self.prune, "prune") == 1:

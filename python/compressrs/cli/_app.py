@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from compressrs import __version__
-from compressrs.cli import compress, config, decompress, demo, diff, info, verify
+from compressrs.cli import compress, config, decompress, demo, diff, export, info, verify
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress.run,
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.run,
     "verify": verify.run,
     "diff": diff.run,
+    "export": export.run,
     "demo": demo.run,
     "config": config.run,
 }

@@ -30,7 +30,7 @@ def run(
     ] = False,
     quantize: Annotated[str | None, typer.Option(help="int8, int4, nf4 or codebook.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Elements that share a scale.")] = None,
-    method: Annotated[str, typer.Option(help="rtn, hqq, gptq or awq.")] = "rtn",
+    method: Annotated[str, typer.Option(help="rtn or hqq.")] = "rtn",
     entries: Annotated[int, typer.Option(help="Values of a codebook, 2 to 256.")] = 32,
     prune: Annotated[
         float | None, typer.Option(help="Share of weights, the smallest, that become 0.")

@@ -1,0 +1,30 @@
+"""NumPy's archives."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from compressrs.checkpoint.export._staging import staged
+from compressrs.checkpoint.reader import Checkpoint
+
+
+def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> None:
+    """Write all tensors, tile by tile; bfloat16 as float32, which NumPy's files have."""
+    total = sum(d.size for d in map(c.description, c))
+    done = 0
+    with staged(target, 4 * total) as path, zipfile.ZipFile(path, "w") as archive:
+        for name in c:
+            kind = c.numpy_dtype(name)
+            stored = kind if kind.kind in "biufc" else np.dtype(np.float32)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": stored.str, "fortran_order": False, "shape": c.shape(name)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for _, data in c.tiles(name):
+                    x = data.view(kind)
+                    file.write(x.astype(stored, copy=False).data.cast("B"))
+                    done += x.size
+                    progress(done, total)
