@@ -12,6 +12,13 @@ from compressrs.checkpoint.export import gguf
 from compressrs.checkpoint.export.compressed_tensors import pack
 
 
+def require_quantize():
+    from compressrs import quantize
+
+    if not hasattr(quantize, "QuantizedTensor"):
+        pytest.skip("needs quantize.QuantizedTensor")
+
+
 @pytest.fixture
 def weights():
     rng = np.random.default_rng(0)
@@ -61,7 +68,7 @@ def test_words_are_packed_with_the_first_code_lowest(bits):
 
 @pytest.mark.parametrize("rule", [Rule("int8"), Rule("int4", 32), Rule("int8", 32)])
 def test_compressed_tensors(rule, folder, weights, tmp_path):
-    pytest.importorskip("compressrs.quantize")
+    require_quantize()
     small, out = tmp_path / "small", tmp_path / "out"
     checkpoint.compress(folder, small, Recipe(rule, ignore=["embed_tokens.weight"]))
     checkpoint.export(small, out, "compressed-tensors")
@@ -109,7 +116,7 @@ def test_gguf_blocks(name):
 
 def test_gguf_files(folder, weights, tmp_path):
     library = pytest.importorskip("gguf")
-    pytest.importorskip("compressrs.quantize")
+    require_quantize()
     checkpoint.compress(
         folder, tmp_path / "small", Recipe(Rule("int8")).with_rule("half.weight=int4,group_size=32")
     )
@@ -131,7 +138,7 @@ def test_gguf_files(folder, weights, tmp_path):
 def test_onnx(folder, weights, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    pytest.importorskip("compressrs.quantize")
+    require_quantize()
     checkpoint.compress(folder, tmp_path / "small", Recipe(Rule("int8")))
     checkpoint.export(tmp_path / "small", tmp_path / "a.onnx", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs import distill, nn, optim, prune, sparse
+from compressrs import checkpoint, distill, nn, optim, prune, sparse
 from compressrs.optim import lr_scheduler
 
 
@@ -249,6 +249,13 @@ def folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
+def weights_file() -> Any:
+    path = Path(folder().name) / "w.safetensors"
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    return checkpoint.open(path)
+
+
 def cache() -> Any:
     x = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
     return distill.TeacherCache.write(Path(folder().name) / "cache", lambda rows: rows, x)
@@ -366,6 +373,10 @@ EXAMPLES: dict[str, Example] = {
     "distill.TopK": Example(
         lambda: distill.top_k(dense(), 3), lambda found: [found.logits.to_dense(), found.rest]
     ),
+    "checkpoint.Checkpoint": Example(weights_file, lambda found: [found["w"], list(found)]),
+    "checkpoint.Recipe": Example(checkpoint.Recipe, lambda found: found),
+    "checkpoint.Rule": Example(lambda: checkpoint.Rule(prune=0.5), lambda found: found),
+    "checkpoint.Report": Example(lambda: checkpoint.Report("a", "b"), lambda found: found),
     "distill.TeacherCache": Example(cache, lambda found: [found[:], len(found)]),
     "distill.Distiller": Example(distiller, use_distiller),
     "distill.DistilledClassifier": Example(classifier, use_classifier),

@@ -47,10 +47,14 @@ posix = pytest.mark.skipif(os.name != "posix", reason="permissions, links and de
 
 
 def test_no_file_is_written_otherwise():
-    """Only `_files` opens files for writing."""
+    """Only `_files` opens files for writing, and `checkpoint`, which streams them.
+
+    What it streams goes to a folder of its own, from which `checkpoint/_work.py` renames
+    it; tests/checkpoint/test_resume.py ends such runs at every write.
+    """
     package = Path(cr.__file__).parent
     for source in package.rglob("*.py"):
-        if source.name == "_files.py":
+        if source.name == "_files.py" or package / "checkpoint" in source.parents:
             continue
         text = source.read_text()
         for call in (

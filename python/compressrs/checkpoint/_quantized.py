@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,6 @@ from compressrs.checkpoint._coding import Bytes, Description, Parts, Tile
 from compressrs.checkpoint._format import DTYPES
 from compressrs.checkpoint.recipe import Rule
 
-if TYPE_CHECKING:
-    from compressrs.quantize import QuantizedTensor, Scheme
-
 #: The code of 0 in nf4, which is stored as 0: what is pruned has no code.
 _NF4_ZERO = 7
 
@@ -25,16 +23,19 @@ _NF4_ZERO = 7
 _CLEARED = 13
 
 
-def scheme(options: Mapping[str, Any]) -> Scheme:
-    """Return the scheme that a description's options name.
+def _family() -> Any:
+    """Return `compressrs.quantize`, imported when a checkpoint needs it."""
+    return import_module("compressrs.quantize")
+
+
+def scheme(options: Mapping[str, Any]) -> Any:
+    """Return the `quantize.Scheme` that a description's options name.
 
     Raises
     ------
     ValueError
         If they name none.
     """
-    from compressrs.quantize import Scheme
-
     bits, kind, group = options.get("bits"), options.get("codes"), options.get("group_size")
     symmetric = options.get("symmetric", True)
     if kind not in ("int", "nf4") or (kind, bits) not in (("int", 8), ("int", 4), ("nf4", 4)):
@@ -42,7 +43,7 @@ def scheme(options: Mapping[str, Any]) -> Scheme:
     if type(symmetric) is not bool or (group is not None and type(group) is not int):
         raise ValueError(f"group_size must be a number or null, got {group!r}")
     granularity = "channel" if group is None else "group"
-    return Scheme(bits, symmetric, granularity, group, kind)
+    return _family().Scheme(bits, symmetric, granularity, group, kind)
 
 
 def options(rule: Rule) -> dict[str, Any]:
@@ -56,10 +57,9 @@ def options(rule: Rule) -> dict[str, Any]:
     return found
 
 
-def quantize(x: NDArray[Any], rule: Rule) -> QuantizedTensor:
+def quantize(x: NDArray[Any], rule: Rule) -> Any:
     """Quantize rows of weights with scales of 11 significant bits."""
-    from compressrs import quantize as q
-
+    q = _family()
     w = np.ascontiguousarray(x, np.float32)
     kind = scheme(options(rule))
     found = q.quantize(w, kind) if rule.method == "rtn" else q.hqq(w, kind)
@@ -86,16 +86,14 @@ def encode(x: NDArray[Any], streams: tuple[str, ...], rule: Rule) -> Tile:
     return Tile((places, _coding.encode_bytes(kept, "U8"), *tail), counts)
 
 
-def tensor(d: Description, parts: Parts) -> QuantizedTensor:
-    """Return the codes and scales of a tile, as rows.
+def tensor(d: Description, parts: Parts) -> Any:
+    """Return the codes and scales of a tile, as a `quantize.QuantizedTensor` of its rows.
 
     Raises
     ------
     ValueError
         If the streams are damaged.
     """
-    from compressrs.quantize import QuantizedTensor
-
     kind = scheme(d.options)
     if d.dtype not in _coding.WEIGHTS:
         raise ValueError(f"what is quantized must be of floats, got {d.dtype}")
@@ -115,8 +113,20 @@ def tensor(d: Description, parts: Parts) -> QuantizedTensor:
     zero = None
     if "zeros" in parts.streams:
         zero = _coding.decode_bytes(parts.streams["zeros"], "U8", n).view(np.int8).reshape(scales)
-    return QuantizedTensor(
+    return _family().QuantizedTensor(
         codes.view(kind.code_dtype).reshape(shape), scale.reshape(scales), zero, scheme=kind
+    )
+
+
+def joined(parts: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return the `quantize.QuantizedTensor` of tiles that follow each other."""
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return _family().QuantizedTensor(
+        np.concatenate([part.codes for part in parts]).reshape(shape),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+        scheme=parts[0].scheme,
+        dtype=dtype,
     )
 
 
@@ -124,4 +134,5 @@ def decode(d: Description, parts: Parts) -> Bytes:
     """Return the bytes of a tile that `encode` encoded."""
     x = tensor(d, parts).dequantize()
     kind = dtype_of(DTYPES[d.dtype].numpy or "")
-    return x.reshape(-1).astype(kind, copy=False).view(np.uint8)
+    decoded: Bytes = x.reshape(-1).astype(kind, copy=False).view(np.uint8)
+    return decoded

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,7 @@ from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Parts
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES, FLOATS, Entry
 from compressrs.checkpoint._source import File, Files, Located
-
-if TYPE_CHECKING:
-    from compressrs.quantize import QuantizedTensor
-    from compressrs.sparse import CSRMatrix
+from compressrs.sparse import CSRMatrix
 
 #: The key of what a container says of itself in its metadata, and the start of the keys
 #: of what it says of its tensors.
@@ -69,6 +66,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def __init__(
         self, path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = True
     ) -> None:
+        self._options = os.fspath(path), mapped, verify
         self._verify = verify
         self._checked: set[str] = set()
         self._files = Files(path, mapped)
@@ -131,6 +129,10 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
                 f"its streams take {d.stored} bytes, but it is stored as "
                 f"{entry.dtype} of {entry.nbytes} bytes"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy opens the files again."""
+        return _again, self._options
 
     @property
     def compressed(self) -> bool:
@@ -401,8 +403,6 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         ValueError
             If it is not a matrix of floating-point numbers, or is damaged.
         """
-        from compressrs.sparse import CSRMatrix
-
         d = self.description(name)
         if len(d.shape) != 2 or d.dtype not in FLOATS:
             raise ValueError(f"{name!r} must be a matrix of floats, got {d.dtype} {d.shape}")
@@ -422,8 +422,8 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         parts = np.concatenate(data), np.concatenate(indices), np.cumsum(counts)
         return CSRMatrix(parts, (rows, columns))
 
-    def quantized(self, name: str) -> QuantizedTensor:
-        """Read the codes and scales of a quantized matrix, so that it is never dense.
+    def quantized(self, name: str) -> Any:
+        """Read the codes and scales of a tensor, as a `quantize.QuantizedTensor`.
 
         Raises
         ------
@@ -432,21 +432,12 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         ValueError
             If it is not stored as codes and scales, or is damaged.
         """
-        from compressrs.quantize import QuantizedTensor
-
         d = self.description(name)
         if d.coding not in ("quantized", "shifted"):
             raise ValueError(f"{name!r} must be stored quantized, got {d.coding}")
         self.check(name)
         parts = [_quantized.tensor(d, part) for part in self._parts(name)]
-        zeros = [p.zero_point for p in parts if p.zero_point is not None]
-        return QuantizedTensor(
-            np.concatenate([p.codes for p in parts]).reshape(d.shape),
-            np.concatenate([p.scale for p in parts]),
-            np.concatenate(zeros) if zeros else None,
-            scheme=parts[0].scheme,
-            dtype=self.numpy_dtype(name),
-        )
+        return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
 
     def close(self) -> None:
         """Close the files."""
@@ -466,6 +457,10 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def __repr__(self) -> str:
         kind = "compressed" if self.compressed else "plain"
         return f"<Checkpoint {self._files.path}, {kind}, {len(self)} tensors>"
+
+
+def _again(path: str, mapped: bool, verify: bool) -> Checkpoint:
+    return Checkpoint(path, mapped=mapped, verify=verify)
 
 
 def container_info(file: File) -> dict[str, Any] | None:

@@ -82,6 +82,7 @@ def run(
         compressrs compress model/ -o small/ --prune 0.5 --dry-run
     """
     from compressrs import checkpoint, set_num_threads
+    from compressrs._files import write_atomically
 
     rule = checkpoint.Rule(
         quantize=quantize, group_size=group_size, method=method, entries=entries,
@@ -99,7 +100,7 @@ def run(
         whole = whole.with_rule(assignment)
     whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
     if save_recipe is not None:
-        save_recipe.write_text(whole.to_toml(), encoding="utf-8")
+        write_atomically(save_recipe, whole.to_toml().encode())
     if threads is not None:
         set_num_threads(threads)
     started = time.perf_counter()
@@ -112,7 +113,6 @@ def run(
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run again with --resume to go on") from None
     if report is not None:
-        from compressrs._files import write_atomically
         from compressrs.checkpoint.report import to_html
 
         write_atomically(report, to_html(done).encode())

@@ -44,7 +44,9 @@ def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
     unsigned = np.zeros((rows, -(-columns // each) * each), np.uint32)
     unsigned[:, :columns] = codes.astype(np.int16) + (1 << (bits - 1))
     shifts = (np.arange(each, dtype=np.uint32) * np.uint32(bits))[None, None]
-    words: NDArray[np.uint32] = np.bitwise_or.reduce(unsigned.reshape(rows, -1, each) << shifts, axis=2)
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(
+        unsigned.reshape(rows, -1, each) << shifts, axis=2
+    )
     return words.view(np.int32)
 
 
