@@ -1,4 +1,4 @@
-"""``python -m compressrs``: the command ``compressrs``."""
+"""Entry point of ``python -m compressrs``."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Checkpoints: read, compressed, restored, compared, exported.
+"""Compressed checkpoints: compress, read, decompress, compare and export.
 
-`compress` makes one or more safetensors files that are smaller, in memory that does not
-grow with them; `open` reads those and plain ones alike; `decompress` gives back a plain
-one, of what was compressed without loss to the byte.
+`compress` writes one or more smaller safetensors files in bounded memory; `open` reads
+compressed and plain checkpoints alike; `decompress` restores a plain checkpoint, which is
+byte-identical after lossless compression.
 """
 
 from compressrs.checkpoint.compressing import Report, compress

@@ -1,4 +1,4 @@
-"""Weights that share values: k-means in one dimension (Han et al., arXiv 1510.00149)."""
+"""Weight sharing: one-dimensional k-means codebooks (Han et al., arXiv 1510.00149)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from compressrs.checkpoint import _coding
 from compressrs.checkpoint._coding import Bytes, Description, Parts, Tile
 from compressrs.checkpoint._format import DTYPES
 
-#: Steps of Lloyd's algorithm at most.
+#: Maximum number of steps of Lloyd's algorithm.
 MAX_STEPS = 100
 
 
 def k_means(values: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """Return at most `k` centroids, ascending, that no step of Lloyd's algorithm changes.
+    """Return at most `k` ascending centroids, a fixed point of Lloyd's algorithm.
 
-    The first ones are spread evenly from the smallest value to the largest, which keeps
-    the few large weights: linear initialization, the best of the three in Deep
-    Compression. Values are sorted once; a step then takes the sum of each cluster from
-    running sums, in ``O(k log n)``.
+    They are initialized linearly between the smallest and the largest value, which preserves
+    the few large weights and is the best of the three methods in Deep Compression. Values are
+    sorted once; a step then computes cluster sums from prefix sums in ``O(k log n)``.
     """
     ordered = np.sort(values.astype(np.float64))
     if ordered.size == 0:
@@ -43,10 +42,10 @@ def k_means(values: NDArray[np.float32], k: int) -> NDArray[np.float64]:
 
 
 def encode(x: NDArray[Any], dtype: str, streams: tuple[str, ...], entries: int) -> Tile:
-    """Encode a tile by the nearest of at most `entries` values, which it keeps.
+    """Encode a tile with a codebook of at most `entries` values, each by the nearest.
 
-    With positions, zeros are code 0 and kept apart, and the other codes are for what is
-    not zero.
+    With positions, zeros are stored separately as code 0, and the other codes represent
+    non-zeros.
     """
     kind = dtype_of(DTYPES[dtype].numpy or "")
     values = x.astype(np.float32)
@@ -66,12 +65,12 @@ def encode(x: NDArray[Any], dtype: str, streams: tuple[str, ...], entries: int) 
         return Tile((_coding.encode_bytes(codes, "U8"), tail))
     codes[values == 0] = 0
     places, kept_codes, counts = _coding.split_zeros(codes, streams)
-    # Code 0 does not occur among what is kept: one bit less where that helps.
+    # Code 0 does not occur among the non-zeros, which may save a bit.
     return Tile((places, _coding.encode_bytes(kept_codes - np.uint8(1), "U8"), tail), counts)
 
 
 def decode(d: Description, parts: Parts) -> Bytes:
-    """Return the bytes of a tile that `encode` encoded."""
+    """Decode a tile that `encode` encoded."""
     entries = d.options.get("entries")
     if type(entries) is not int or not 1 <= entries <= 256 or d.dtype not in _coding.WEIGHTS:
         raise ValueError(f"a codebook must have 1 to 256 entries of floats, got {entries!r}")

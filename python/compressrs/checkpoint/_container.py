@@ -1,4 +1,4 @@
-"""Containers: safetensors files of streams, written front to back."""
+"""Containers: safetensors files of encoded streams, written sequentially."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from compressrs.checkpoint._plan import Step
 from compressrs.checkpoint._work import Background, ahead
 from compressrs.checkpoint.reader import KEY, PLAIN_TILE, VERSION, header_checksum
 
-#: Data of a file up to which it is copied once more to save the header's padding.
+#: Maximum size of data that is copied once more to avoid padding the header.
 COMPACT = 1 << 28
 
-#: What a container says of a source whose header `canonical_header` restores.
+#: Marks a source whose header `canonical_header` reproduces.
 CANONICAL = "canonical"
 
-#: Bytes that are copied at once.
+#: Bytes per copy operation.
 COPY = 1 << 24
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that a container holds."""
+    """A tensor stored in a container."""
 
     name: str
     entry: Entry | None
     description: Description
     #: XXH3 of the source's bytes.
     source: str
-    #: ``|w - decoded| / |w|``; None if nothing can be lost.
+    #: ``|w - decoded| / |w|``; None for lossless codings.
     error: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return what the journal keeps of it."""
+        """Return the journal entry of the tensor."""
         e = self.entry
         where = None if e is None else [e.dtype, list(e.shape), e.begin, e.end]
         return {
@@ -56,7 +56,7 @@ class Stored:
 
     @staticmethod
     def of_record(record: dict[str, Any]) -> Stored:
-        """Return what `record` returned."""
+        """Return the tensor of a journal entry."""
         at, name = record["at"], record["tensor"]
         entry = None if at is None else Entry(name, at[0], tuple(at[1]), at[2], at[3])
         description = Description.from_json(record["description"])
@@ -64,10 +64,10 @@ class Stored:
 
 
 class Shard:
-    """One file of a container, to whose end tensors are added.
+    """One file of a container, to which tensors are appended.
 
-    Room for the header is kept in front, as much as it can need at most: its length is
-    known only when all tensors are coded, and they are written once.
+    The maximum size of the header is reserved at the front, since its length is known only
+    after all tensors are encoded, and they are written only once.
     """
 
     def __init__(self, path: Path, reserve: int) -> None:
@@ -78,13 +78,13 @@ class Shard:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def restore(self, stored: Iterable[Stored]) -> None:
-        """Take over tensors that were written before, and cut off what lies behind them."""
+        """Restore tensors that were written before, and truncate the file after them."""
         self.stored = list(stored)
         self.size = max((s.entry.end for s in self.stored if s.entry is not None), default=0)
         os.ftruncate(self._descriptor, self.reserve + self.size)
 
     def intact(self, stored: Stored) -> bool:
-        """Whether the bytes of a tensor are there, and those that were written."""
+        """Whether the bytes of a tensor are complete and match their checksum."""
         if stored.entry is None:
             return True
         checksum = _core.Checksum()
@@ -98,7 +98,7 @@ class Shard:
         return f"{checksum.digest():016x}" == stored.description.checksum
 
     def add(self, step: Step, advance: Callable[[int], None]) -> Stored:
-        """Encode a tensor and write it, reading and writing while it is encoded.
+        """Encode and append a tensor, overlapping reading, encoding and writing.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Shard:
                     background.submit(_call(write, np.frombuffer(chunk, np.uint8), offset))
                     offset += len(chunk)
                 advance(len(data))
-            # So that what follows begins at a multiple of 8.
+            # Align the next tensor to 8 bytes.
             padding = -(offset - self.reserve) % 8 if step.coding != PLAIN else 0
             background.submit(_call(write, np.zeros(padding, np.uint8), offset))
             background.wait()
@@ -167,11 +167,11 @@ class Shard:
         return stored
 
     def drop_last(self) -> None:
-        """Remove the tensor that was added last."""
+        """Remove the last tensor."""
         self.restore(self.stored[:-1])
 
     def move_last(self, other: Shard) -> Stored:
-        """Move the tensor that was added last to the end of another file."""
+        """Move the last tensor to the end of another file."""
         last = self.stored[-1]
         if last.entry is None:
             raise ValueError(f"{last.name!r} has no bytes to move")
@@ -188,7 +188,7 @@ class Shard:
         return moved
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Write the header, in front of the data or, of few data, in a new file without padding."""
+        """Write the header before the data; small files are rewritten without padding."""
         header = container_header(self.stored, about)
         if len(header) > self.reserve:
             raise RuntimeError(f"a header of {len(header)} bytes, reserved {self.reserve}")
@@ -221,11 +221,11 @@ class Shard:
 def container_header(
     stored: Iterable[Stored], about: dict[str, Any], length: int | None = None
 ) -> bytes:
-    """Return the header of a container, with its length in front."""
+    """Return the header of a container, preceded by its length."""
     tensors = list(stored)
     entries = [s.entry for s in tensors if s.entry is not None]
     metadata = {f"{KEY}:{s.name}": s.description.to_json() for s in tensors}
-    # As the format's own writer has it, for those who look for it.
+    # As the safetensors library writes it, for readers that check it.
     if "format" in about.get("metadata", {}):
         metadata["format"] = about["metadata"]["format"]
     whole = {"version": VERSION, **about, "xxh3": header_checksum(entries, metadata)}
@@ -234,9 +234,9 @@ def container_header(
 
 
 def canonical_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
-    """Return the header that the format's own writer gives these tensors.
+    """Return the header that the safetensors library writes for these tensors.
 
-    It sorts them by the bits of their dtype, most first, then by name.
+    It sorts tensors by descending bit width, then by name.
     """
     placed, end = [], 0
     for entry in sorted(entries, key=lambda e: (-_format.DTYPES[e.dtype].bits, e.name)):
@@ -246,18 +246,18 @@ def canonical_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> b
 
 
 def reserved(steps: Iterable[Step], about: dict[str, Any]) -> int:
-    """Return the bytes that the header of these tensors can take at most.
+    """Return the maximum size of the header of these tensors.
 
     Raises
     ------
     ValueError
-        If that is more than the format allows.
+        If that exceeds the limit of the format.
     """
     far = 10**15
     fakes = []
     for step in steps:
         d = Description.from_json(step.largest_description())
-        # An alias takes less than what is stored, but names a tensor, perhaps a longer one.
+        # An alias needs fewer fields, but contains another name, which may be longer.
         fakes.append(Stored(step.name, Entry(step.name, "F8_E4M3FNUZ", d.shape, far, far), d, ""))
     longest = max((len(json.dumps(json.dumps(step.name))) for step in steps), default=0)
     extra = longest * len(fakes)

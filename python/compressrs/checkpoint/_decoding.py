@@ -1,4 +1,4 @@
-"""From the streams of a tile to its bytes, for every coding."""
+"""Decoding of tiles from their streams, for every coding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _DECODERS = {
 
 
 def decode(d: Description, parts: Parts) -> Bytes:
-    """Return the bytes of a tile.
+    """Return the decoded bytes of a tile.
 
     Raises
     ------
     ValueError
-        If the streams are damaged, or do not fit the description.
+        If the streams are damaged or contradict the description.
     """
     return _DECODERS[d.coding](d, parts)

@@ -1,4 +1,4 @@
-"""From a tensor's bytes to the streams of its tiles, as its step says."""
+"""Encoding of a tensor's tiles into streams, as its step specifies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES
 from compressrs.checkpoint._plan import Step
 
-#: Elements of a tensor that its size and error are predicted from.
+#: Number of elements from which size and error of a tensor are predicted.
 PREDICTED = 1 << 18
 
 
@@ -31,12 +31,12 @@ class Encoder:
     Raises
     ------
     ValueError
-        If the tensor holds NaN or infinity, which the step cannot keep.
+        If the tensor contains NaN or infinity, which the step cannot represent.
     """
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        # Sums of squares over the tiles so far: of what was lost, and of the weights.
+        # Sums of squares over the tiles so far: of the errors, and of the weights.
         self._lost = self._weight = 0.0
         self._threshold: float | None = None
         if step.rule.prune and step.tiles > 1:
@@ -69,13 +69,13 @@ class Encoder:
 
     @property
     def error(self) -> float | None:
-        """``|w - decoded| / |w|`` in the Euclidean norm so far; None if nothing can be lost."""
+        """``|w - decoded| / |w|`` in the Euclidean norm so far; None for lossless codings."""
         if self.step.rule.lossless:
             return None
         return math.sqrt(self._lost / self._weight) if self._weight > 0 else 0.0
 
     def transform(self, data: Bytes) -> NDArray[Any]:
-        """Return the weights of a tile, pruned and rounded, as rows."""
+        """Return the pruned and rounded weights of a tile as rows."""
         step = self.step
         entry = step.located.entry
         row = entry.size // entry.shape[0] if entry.shape else 1
@@ -110,12 +110,12 @@ class Encoder:
 
 
 def _floats(data: Bytes, dtype: str) -> NDArray[np.float32]:
-    """Return the numbers that bytes stand for, in single precision."""
+    """Return the values of a tile in single precision."""
     return data.view(dtype_of(DTYPES[dtype].numpy or "")).astype(np.float32).reshape(-1)
 
 
 def predict(step: Step) -> tuple[int, float | None]:
-    """Return the bytes that a tensor will take and its relative error, from some of its rows."""
+    """Predict the size and the relative error of a tensor from a sample of its rows."""
     entry = step.located.entry
     if step.rule.lossless:
         return step.predicted, None
@@ -124,14 +124,14 @@ def predict(step: Step) -> tuple[int, float | None]:
     width = DTYPES[entry.dtype].bits // 8
     first = (entry.size - size) // 2 // row * row * width
     data = step.located.file.read(entry.begin + first, entry.begin + first + size * width)
-    # What is predicted is a tensor of these rows.
+    # Predict for a tensor that consists of these rows.
     encoder = Encoder(replace(step, tile=max(step.tile, entry.size)))
     tile = encoder.encode(data)
     return sum(map(len, tile.streams)) * entry.size // size, encoder.error
 
 
 def read_tiles(step: Step) -> Iterator[tuple[int, int]]:
-    """Yield where in its file's data each tile of a tensor begins and ends."""
+    """Yield the start and end offset of each tile of a tensor in its file's data."""
     entry = step.located.entry
     width = DTYPES[entry.dtype].bits // 8
     for first in range(0, entry.size, step.tile):
@@ -140,11 +140,10 @@ def read_tiles(step: Step) -> Iterator[tuple[int, int]]:
 
 
 def _threshold_of_tiles(step: Step) -> float:
-    """Return the magnitude below which a share of a tensor's weights lies.
+    """Return the magnitude below which the pruned fraction of a tensor's weights lies.
 
-    The order statistic that `prune.magnitude_threshold` gives, found in two passes over
-    the tensor, by the high and by the low half of the magnitudes as float32; those of
-    float64 are rounded first.
+    This is the order statistic of `prune.magnitude_threshold`, found in two passes over the
+    tensor by the high and the low half of the float32 magnitudes; float64 is rounded first.
     """
     entry = step.located.entry
     kind = dtype_of(DTYPES[entry.dtype].numpy or "")
@@ -168,7 +167,7 @@ def _threshold_of_tiles(step: Step) -> float:
 
 
 def _bucket(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """Return the bucket of the element of this rank and its rank within."""
+    """Return the bucket that contains the element of this rank, and its rank within it."""
     ends = np.cumsum(counts)
     bucket = int(np.searchsorted(ends, rank, side="right"))
     return bucket, rank - int(ends[bucket] - counts[bucket])

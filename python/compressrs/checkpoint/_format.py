@@ -1,4 +1,4 @@
-"""The safetensors format: headers read strictly, and written."""
+"""The safetensors format: strict parsing and writing of headers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Bytes of a header's JSON at most, as in the format's own reader.
+#: Maximum size of a header's JSON, as in the safetensors library.
 MAX_HEADER = 100_000_000
 
 
@@ -26,7 +26,7 @@ class Dtype:
 
     @property
     def width(self) -> int:
-        """Bytes of the elements that its bytes are split by."""
+        """Element size by which data is split into byte planes."""
         return {64: 8, 32: 4, 16: 2}.get(self.bits, 1)
 
 
@@ -56,13 +56,13 @@ DTYPES: dict[str, Dtype] = {
     "U64": Dtype("uint64", 64),
 }
 
-#: The dtypes that arithmetic on weights is done on.
+#: The dtypes that lossy codings support.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: what the header says of it."""
+    """A tensor's entry in the header of a file."""
 
     name: str
     dtype: str
@@ -72,7 +72,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Size of the data in bytes."""
         return self.end - self.begin
 
     @property
@@ -83,21 +83,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's header, its tensors in the order in which it names them."""
+    """A file's header, with tensors in the order in which they are listed."""
 
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
-    #: Where the data begins in the file.
+    #: Offset of the data in the file.
     start: int
 
 
 def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
-    """Return the bytes of a tensor.
+    """Return the size of a tensor in bytes.
 
     Raises
     ------
     ValueError
-        If they are not whole.
+        If it is not a whole number of bytes.
     """
     bits = math.prod(shape) * DTYPES[dtype].bits
     if bits % 8:
@@ -106,12 +106,12 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 def parse(path: str | os.PathLike[str], descriptor: int, size: int) -> Header:
-    """Read and check the header of a file of `size` bytes.
+    """Read and validate the header of a file of `size` bytes.
 
     Raises
     ------
     ValueError
-        If the file is not a complete safetensors file, with nothing behind its end.
+        If the file is not a complete safetensors file, or has trailing bytes.
     """
     prefix = os.pread(descriptor, 8, 0)
     if len(prefix) < 8:
@@ -133,12 +133,12 @@ def _wrong(path: str | os.PathLike[str], reason: str) -> ValueError:
 
 
 def parse_header(path: str | os.PathLike[str], data: bytes) -> Header:
-    """Check a header, with its length in front, that is of a file at `path`.
+    """Return the validated header of a file, given its bytes including the length prefix.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is invalid.
     """
     if len(data) < 8 or int.from_bytes(data[:8], "little") != len(data) - 8:
         raise _wrong(path, "its header has another length than it says")
@@ -162,12 +162,12 @@ def parse_header(path: str | os.PathLike[str], data: bytes) -> Header:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of JSON with these members, for json.loads.
+    """Return a JSON object with these members, for json.loads.
 
     Raises
     ------
     ValueError
-        If two have the same name, of which JSON parsers keep the last.
+        If a name occurs twice; JSON parsers would silently keep the last.
     """
     members: dict[str, Any] = {}
     for name, value in pairs:
@@ -202,7 +202,7 @@ def _entry(name: str, value: Any) -> Entry:
 
 
 def _check_layout(entries: Iterable[Entry]) -> None:
-    """Raise a ValueError unless tensors follow each other from 0."""
+    """Raise a ValueError unless the tensors are contiguous from offset 0."""
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
@@ -214,12 +214,12 @@ def _check_layout(entries: Iterable[Entry]) -> None:
 def serialize(
     entries: Iterable[Entry], metadata: Mapping[str, str], length: int | None = None
 ) -> bytes:
-    """Return a header with its length in front, padded to a multiple of 8, or to `length`.
+    """Return a header with its length prefix, padded to a multiple of 8 or to `length`.
 
     Raises
     ------
     ValueError
-        If it would be longer than the format allows.
+        If it exceeds the limit of the format.
     """
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry in entries:

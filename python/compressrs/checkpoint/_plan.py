@@ -1,4 +1,4 @@
-"""What will be done to each tensor, decided from its header and samples of it."""
+"""Selection of the coding of each tensor, from its header and samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_TILE, MIN_TILE = 1 << 22, 1 << 16
 #: tile: what is read ahead, encoded and written at once, and the arrays of the codings.
 BASE, PER_ELEMENT = 128 << 20, 160
 
-#: Memory that can be asked to suffice.
+#: Minimum memory limit.
 MIN_MEMORY = BASE + MIN_TILE * PER_ELEMENT
 
 #: Samples of a tensor, and elements of each.
@@ -34,12 +34,12 @@ WORTHWHILE, OVERHEAD = 0.02, 128
 
 @dataclass(frozen=True)
 class Step:
-    """What is done to a tensor."""
+    """The processing of one tensor."""
 
     name: str
     located: Located
     rule: Rule
-    #: The dtype that it is decoded to.
+    #: The dtype to which it is decoded.
     dtype: str
     coding: str
     streams: tuple[str, ...]
@@ -64,7 +64,7 @@ class Step:
         return Description(self.dtype, shape, self.coding, self.streams, self.tile, options=options)
 
     def largest_description(self) -> str:
-        """Return a description as long as that of the tensor can be."""
+        """Return a description of the maximum length for the tensor."""
         d = self.description()
         # A stream is at most what it codes and heads of blocks; no number has more digits.
         longest = 10 ** len(str(self.tile * 16 + 4096)) - 1
@@ -88,7 +88,7 @@ class Step:
 
 
 def tile_elements(memory_limit: int) -> int:
-    """Return the elements of a tile that a limit on memory allows.
+    """Return the number of elements per tile that a memory limit allows.
 
     Raises
     ------
@@ -102,12 +102,12 @@ def tile_elements(memory_limit: int) -> int:
 
 
 def plan(files: Files, recipe: Recipe, memory_limit: int) -> list[Step]:
-    """Return what is done to each tensor, in the order in which it lies in its file.
+    """Return the step of each tensor, in file order.
 
     Raises
     ------
     ValueError
-        If the recipe cannot be followed for a tensor, or names one that does not exist.
+        If the recipe cannot be applied to a tensor, or names a tensor that does not exist.
     """
     unused = recipe.unused(files.tensors)
     if unused:
@@ -163,7 +163,7 @@ def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
         coding = "planes"
         width = DTYPES[dtype].bits
         sampled = ratio * DTYPES[entry.dtype].bits
-        # Rounding takes bits of the mantissa, which no coding shortens.
+        # Rounding removes mantissa bits, which lossless coding cannot compress.
         sampled -= DTYPES[entry.dtype].bits - width
         if rule.prunes:
             sampled = sampled * (1 - zeros) + _entropy(zeros)
@@ -179,12 +179,12 @@ def _what(rule: Rule) -> str:
 
 
 def _entropy(p: float) -> float:
-    """Return the bits of a toss that comes up with probability p."""
+    """Return the entropy in bits of an event with probability p."""
     return 0.0 if p in (0, 1) else float(-p * np.log2(p) - (1 - p) * np.log2(1 - p))
 
 
 def samples(located: Located, count: int = SAMPLES, size: int = SAMPLE) -> list[Bytes]:
-    """Return the bytes of parts of a tensor, evenly spread."""
+    """Return evenly spaced samples of a tensor's bytes."""
     entry = located.entry
     width = DTYPES[entry.dtype].bits // 8
     starts = np.unique(np.linspace(0, max(entry.size - size, 0), count).astype(np.int64))
@@ -198,7 +198,7 @@ def samples(located: Located, count: int = SAMPLES, size: int = SAMPLE) -> list[
 
 
 def _sample(located: Located) -> tuple[float, float]:
-    """Return the share of zeros and the size of the tensor coded over its size."""
+    """Return the fraction of zeros and the compression ratio, estimated from samples."""
     parts = samples(located)
     raw = np.concatenate(parts)
     width = DTYPES[located.entry.dtype].bits // 8

@@ -1,4 +1,4 @@
-"""Where tensors are: a file, an index with its shards, or a folder."""
+"""Sources of tensors: a file, an index with its shards, or a folder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from compressrs.checkpoint._format import Entry, Header
 INDEX = ".safetensors.index.json"
 SUFFIX = ".safetensors"
 
-#: Endings of files of weights, in this and other formats.
+#: Suffixes of weight files, in this and other formats.
 WEIGHTS = (SUFFIX, INDEX, ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
-#: Bytes of an index at most: that of a model of a million tensors is 100 MB.
+#: Maximum size of an index; that of a model with a million tensors is 100 MB.
 MAX_INDEX = 1 << 28
 
 Bytes = NDArray[np.uint8]
 
 
 class File:
-    """An open safetensors file, of which parts can be read by any thread.
+    """An open safetensors file that any thread can read from.
 
     Parameters
     ----------
     path : path
     mapped : bool, default False
-        Map the file into memory. Faster for parts that are read again, but a file that
-        another process truncates meanwhile kills this one (SIGBUS); reading by pread
-        raises an error then.
+        Map the file into memory. This is faster for repeated reads, but if another process
+        truncates the file, this one is killed (SIGBUS), whereas pread raises an error.
 
     Raises
     ------
@@ -67,16 +66,16 @@ class File:
 
     @property
     def fingerprint(self) -> list[int]:
-        """Size and time of change, by which another file is told apart."""
+        """Size and modification time, which identify the file's version."""
         return list(self._state[:2])
 
     @property
     def mode(self) -> int:
-        """Its permissions."""
+        """The file's permissions."""
         return os.fstat(self._descriptor).st_mode & 0o777
 
     def read(self, begin: int, end: int) -> Bytes:
-        """Return bytes of the data, counted from its start.
+        """Return a range of bytes, relative to the start of the data.
 
         Raises
         ------
@@ -101,39 +100,39 @@ class File:
         return out
 
     def raw_header(self) -> bytes:
-        """Return its header as it stands there, with its length in front."""
+        """Return the header's bytes, including the length prefix."""
         return _format.read_at(self._descriptor, 0, self.header.start)
 
     def check_unchanged(self) -> None:
-        """Raise a ValueError if the file was written to since it was opened."""
+        """Raise a ValueError if the file has been modified since it was opened."""
         if self._stat() != self._state:
             raise ValueError(f"{self.path} was changed while it was read")
 
     def close(self) -> None:
-        """Close the file. Arrays that are views of its mapping stay."""
+        """Close the file. Arrays that are views of its mapping stay valid."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        # Not closed, since arrays may still refer to it; the last of them closes it.
+        # The mapping is released with the last array that refers to it.
         self._map = None
 
 
 @dataclass(frozen=True)
 class Located:
-    """A tensor and the file that it is in."""
+    """A tensor and the file that contains it."""
 
     file: File
     entry: Entry
 
 
 class Files:
-    """The safetensors files of a checkpoint, open, and what else lies beside them.
+    """The open safetensors files of a checkpoint, and its side files.
 
     Parameters
     ----------
     path : path
-        A file, the index of a sharded one, or a folder that holds either. In a folder,
-        files that its index does not name are refused.
+        A file, the index of a sharded checkpoint, or a folder that contains either. Weight
+        files in the folder that the index does not name are an error.
     mapped : bool, default False
 
     Raises
@@ -236,15 +235,15 @@ class Files:
 
     @property
     def folder(self) -> Path | None:
-        """The folder whose other files belong to the checkpoint, if it was named as a whole."""
+        """The folder, if the checkpoint was given as a folder."""
         if self.path.is_dir():
             return self.path
         return None if self.index is None else self.index.parent
 
     def side_files(self) -> Iterator[Path]:
-        """Yield what else belongs to it: configuration, tokenizer, licence; relative to its folder.
+        """Yield relative paths of the other files of the folder: configuration, tokenizer, licence.
 
-        Hidden files are left out, and weights in other formats.
+        Hidden files and weights in other formats are excluded.
         """
         if self.folder is None:
             return
@@ -256,13 +255,13 @@ class Files:
                     yield path.relative_to(self.folder)
 
     def copy_side_files(self, target: Path) -> None:
-        """Copy what `side_files` names to another folder."""
+        """Copy the side files to another folder."""
         for path in self.side_files():
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.folder / path if self.folder else path, target / path)
 
     def check_unchanged(self) -> None:
-        """Raise a ValueError if a file was written to since it was opened."""
+        """Raise a ValueError if a file has been modified since it was opened."""
         for file in self.files:
             file.check_unchanged()
 
@@ -284,7 +283,7 @@ class Files:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a safetensors file in the folder itself, on any system."""
+    """Whether a name is a plain file name with the safetensors suffix, on every platform."""
     return name.endswith(SUFFIX) and not name.startswith(".") and not set(name) & set("/\\:\0")
 
 

@@ -1,4 +1,4 @@
-"""A folder of work beside the destination: unfinished files, a journal, and their publication."""
+"""The work folder beside the destination: unfinished files, a journal, and publication."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 
 class Work:
-    """The folder that a run writes to before its output appears as a whole.
+    """The folder to which a run writes before its output is published atomically.
 
     Parameters
     ----------
     destination : path
-        The file or folder that comes to be.
+        The file or folder to be created.
     fingerprint : dict
-        What the run is: source, recipe, settings. Another run's work is not resumed.
+        Source, recipe and settings of the run. Only an identical run can be resumed.
     resume : bool
-        Go on with what an interrupted run left. Otherwise that is removed.
+        Resume an interrupted run. Otherwise its files are removed.
 
     Raises
     ------
     OSError
-        If the folder cannot be made, or another run is at work in it.
+        If the folder cannot be created, or another run is using it.
     ValueError
-        If what is to be resumed is of another run, or there is nothing.
+        If there is no run to resume, or it was a different one.
     """
 
     def __init__(self, destination: Path, fingerprint: dict[str, Any], resume: bool) -> None:
@@ -54,7 +54,7 @@ class Work:
     def _acquire(self) -> None:
         try:
             import fcntl
-        except ModuleNotFoundError:  # Windows, where two runs at once are not told apart
+        except ModuleNotFoundError:  # on Windows, concurrent runs are not detected
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +80,7 @@ class Work:
             )
         records = []
         length = len(lines[0]) + 1
-        # The last line may be cut off: what it was to say has not happened then.
+        # The last line may be truncated; its operation then did not complete.
         for line in lines[1:-1]:
             try:
                 records.append(json.loads(line))
@@ -91,20 +91,20 @@ class Work:
         return records
 
     def keep(self, records: list[dict[str, Any]]) -> None:
-        """Forget all records but the first of these."""
+        """Truncate the journal to these records."""
         path = self.folder / "journal"
         lines = path.read_bytes().split(b"\n")[: 1 + len(records)]
         os.truncate(path, sum(len(line) + 1 for line in lines))
 
     def record(self, what: dict[str, Any]) -> None:
-        """Note in the journal what is done."""
+        """Append a record to the journal."""
         line = json.dumps(what, separators=(",", ":")).encode() + b"\n"
         view = memoryview(line)
         while view:
             view = view[os.write(self._journal, view) :]
 
     def publish(self, path: Path, mode: int | None = None) -> None:
-        """Put a file or folder of the work at the destination, once it is on the disk."""
+        """Move a file or folder to the destination after syncing it to disk."""
         if path.is_dir():
             for part in path.rglob("*"):
                 sync(part)
@@ -115,7 +115,7 @@ class Work:
         sync(self.destination.parent)
 
     def close(self, remove: bool) -> None:
-        """Stop working, and remove the folder unless the run is to be resumed."""
+        """Release the folder, and remove it unless the run can be resumed."""
         os.close(self._journal)
         if remove:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -123,12 +123,12 @@ class Work:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Sync a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems do not sync folders.
+        # Some file systems cannot sync folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -136,7 +136,7 @@ def sync(path: Path) -> None:
 
 
 def new_mode(destination: Path) -> int:
-    """Return the permissions of a file to be written: those it has, or a new file's."""
+    """Return the permissions of an existing file, or those of a new file."""
     if destination.is_file():
         return destination.stat().st_mode & 0o777
     umask = os.umask(0)
@@ -146,7 +146,7 @@ def new_mode(destination: Path) -> int:
 
 @contextmanager
 def disk_full_said(destination: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Say of an error that the disk is full how much the run needs and how much there is."""
+    """Add the required and the available space to disk-full errors."""
     try:
         yield
     except OSError as error:
@@ -161,7 +161,7 @@ def disk_full_said(destination: Path, needed: Callable[[], int]) -> Iterator[Non
 
 
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of calls, of which the next runs meanwhile in another thread."""
+    """Yield the results of calls, running the next call in another thread meanwhile."""
     with ThreadPoolExecutor(1, "compressrs-read") as pool:
         waiting: Future[T] | None = None
         for call in calls:
@@ -174,23 +174,23 @@ def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
 
 
 class Background:
-    """Runs calls in order in another thread, two at most waiting."""
+    """Runs calls in order in another thread, with a queue of at most two."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "compressrs-write")
         self._waiting: list[Future[None]] = []
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Run a call once those before it are done; raise what one of those raised."""
+        """Queue a call; raise the exception of an earlier call, if any."""
         if len(self._waiting) >= 2:
             self._waiting.pop(0).result()
         self._waiting.append(self._pool.submit(call))
 
     def wait(self) -> None:
-        """Wait for all calls; raise what one raised."""
+        """Wait for all calls; raise the first exception, if any."""
         while self._waiting:
             self._waiting.pop(0).result()
 
     def close(self) -> None:
-        """End the thread once what waits is done."""
+        """Stop the thread after the queued calls."""
         self._pool.shutdown(wait=True, cancel_futures=True)

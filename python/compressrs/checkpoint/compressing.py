@@ -1,4 +1,4 @@
-"""Compress a checkpoint."""
+"""Compression of checkpoints."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from compressrs.checkpoint._work import Work, disk_full_said, new_mode
 from compressrs.checkpoint.reader import VERSION, container_info
 from compressrs.checkpoint.recipe import Recipe
 
-#: Memory that suffices if nothing else is said.
+#: Default memory limit.
 MEMORY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tensor of a report."""
+    """A tensor in a report."""
 
     name: str
     dtype: str
@@ -42,18 +42,18 @@ class Row:
     coding: str
     before: int
     after: int
-    #: ``|w - decoded| / |w|`` in the Euclidean norm; None if nothing can be lost.
+    #: ``|w - decoded| / |w|`` in the Euclidean norm; None for lossless codings.
     error: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did, or would do."""
+    """The result of a run, or the prediction of a dry run."""
 
     source: str
     destination: str
     rows: list[Row] = field(default_factory=list)
-    #: Bytes of the files, with headers.
+    #: Size of the files in bytes, including headers.
     before: int = 0
     after: int = 0
     #: Whether sizes are predicted and nothing was written.
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the files became."""
+        """Size of the source divided by the size of the result."""
         return self.before / self.after if self.after else 1.0
 
     def to_json(self) -> str:
@@ -81,31 +81,31 @@ def compress(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write a smaller checkpoint, in memory that does not grow with the tensors.
+    """Compress a checkpoint in bounded memory.
 
-    The result is one or more safetensors files that `open` reads, and `decompress` turns
-    into a plain one. It appears at `dst` when all of it is written, and not before; what
-    an interrupted run leaves lies beside it, in ``.NAME.compressrs``.
+    The result is one or more safetensors files that `open` reads and `decompress` restores to a
+    plain checkpoint. It is published atomically at `dst`; the files of an interrupted run are in
+    the folder ``.NAME.compressrs`` beside it.
 
     Parameters
     ----------
     src : path
-        A safetensors file, the index of a sharded checkpoint, or a folder that holds
+        A safetensors file, the index of a sharded checkpoint, or a folder that contains
         either. Other files of a folder are copied.
     dst : path
-        A file, if it ends in ``.safetensors``; else a folder, which must not exist.
+        A file if it ends in ``.safetensors``, else a folder, which must not exist.
     recipe : Recipe, optional
-        What is done to which tensors. By default all keep their bits.
+        How tensors are compressed. Lossless by default.
     memory_limit : int, default 1,000,000,000
-        Bytes of memory that the process may take.
+        Maximum memory of the process in bytes.
     max_shard_size : int, optional
-        Bytes of tensors in a file at most; a tensor that is larger has its own. By
-        default a folder has the files of its source.
+        Maximum size of the tensors in a file in bytes; a larger tensor has its own file. By
+        default the files correspond to those of the source.
     dry_run : bool, default False
-        Only predict sizes, from samples; nothing is written.
+        Predict sizes from samples without writing anything.
     resume : bool, default False
-        Go on with the interrupted run with the same arguments. The result has the same
-        bytes as if it had not been interrupted.
+        Resume the interrupted run with the same arguments. The result is byte-identical to
+        that of an uninterrupted run.
     progress : callable, optional
         Called with bytes done and bytes in total.
 
@@ -116,10 +116,10 @@ def compress(
     Raises
     ------
     OSError
-        If something cannot be read or written. What was written is kept for `resume`.
+        If a file cannot be read or written. Files written so far are kept for `resume`.
     ValueError
-        If the source is damaged, compressed already or changed meanwhile; if the recipe
-        cannot be followed; if `dst` exists as a folder.
+        If the source is damaged, already compressed or modified during the run; if the
+        recipe cannot be applied; if `dst` exists as a folder.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def compress(
 
 
 def check_target(files: Files, target: Path, single: bool) -> None:
-    """Raise an error unless a file or a folder can be made at `target`."""
+    """Raise an error unless a file or a folder can be created at `target`."""
     if target.is_dir():
         raise ValueError(f"{target} must not exist, it is a folder")
     if not single and target.exists():
@@ -167,7 +167,7 @@ def check_target(files: Files, target: Path, single: bool) -> None:
 
 
 class _Run:
-    """A compression, from its plan to its output."""
+    """A compression run."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Run:
         return replace(self.report, rows=rows, before=self.before(), after=after, dry_run=True)
 
     def groups(self) -> list[tuple[list[Step], dict[str, Any]]]:
-        """Return the tensors that belong to each output file, and what it says of itself."""
+        """Return the tensors and the container metadata of each output file."""
         ordered = sorted(self.steps, key=_alignment)
         if self.max_shard_size is not None or (self.single and len(self.files.files) > 1):
             return [(ordered, _about(None, self.files))]
@@ -229,7 +229,7 @@ class _Run:
                 shards = self._shards(work, groups, reserves)
                 after = self._publish(work, shards, groups)
         except (OSError, KeyboardInterrupt):
-            # What was done is done: the cause may pass.
+            # Keep completed work, since the cause may be temporary.
             removed = False
             raise
         finally:
@@ -309,13 +309,13 @@ class _Run:
         return shards
 
     def _kind(self, name: str) -> tuple[Any, ...]:
-        """Return what must be alike of two tensors that are stored once."""
+        """Return what must be equal for two tensors to be stored once."""
         entry = self.files.tensors[name].entry
         rule = self.recipe.rule(name, len(entry.shape))
         return entry.dtype, entry.shape, rule
 
     def _equal(self, one: str, other: str) -> bool:
-        """Whether two tensors of the same checksum hold the same bytes."""
+        """Whether two tensors with the same checksum have the same bytes."""
         a, b = self.files.tensors[one], self.files.tensors[other]
         step = 1 << 24
         return all(
@@ -329,7 +329,7 @@ class _Run:
     def _restore(
         self, work: Work, output: Path, reserves: list[int]
     ) -> tuple[set[str], list[Shard]]:
-        """Take over what an interrupted run wrote, as far as it is intact."""
+        """Restore the intact part of an interrupted run."""
         shards: list[Shard] = []
         kept: list[list[Stored]] = []
         records = []
@@ -355,7 +355,7 @@ class _Run:
             shard.finish(groups[0 if self.max_shard_size is not None else number][1])
         size = sum(shard.path.stat().st_size for shard in shards)
         paths = [shard.path for shard in shards]
-        # What a run left that was interrupted at this very point.
+        # Left by a run that was interrupted at this point.
         for path in (work.folder / "files").iterdir():
             if path not in paths:
                 path.unlink()
@@ -368,7 +368,7 @@ class _Run:
         else:
             n = len(shards)
             names = [f"model-{i + 1:05}-of-{n:05}{SUFFIX}" for i in range(n)]
-        # To names that no file of the work has, and from those to their own.
+        # Rename in two passes, through names that no file has.
         for shard, name in zip(shards, names, strict=True):
             os.replace(shard.path, folder / f".{name}")
         for shard, name in zip(shards, names, strict=True):
@@ -389,14 +389,14 @@ class _Run:
 
 
 def _alignment(step: Step) -> int:
-    """Return the rank of a tensor in its file: streams first, then the widest elements."""
+    """Return the sort key of a tensor in its file: streams first, then descending width."""
     if step.coding != PLAIN:
         return 0
     return 100 - _format.DTYPES[step.dtype].bits
 
 
 def _about(file: File | None, files: Files) -> dict[str, Any]:
-    """Return what a container says of its source: enough to restore its header to the byte."""
+    """Return the container metadata from which the source's header can be restored exactly."""
     metadata: dict[str, str] = {}
     for each in files.files if file is None else [file]:
         metadata.update(each.header.metadata)

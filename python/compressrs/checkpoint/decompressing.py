@@ -1,4 +1,4 @@
-"""Undo compression, and check that it can be undone."""
+"""Decompression and verification of checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from compressrs.checkpoint.reader import Checkpoint, container_info
 
 @dataclass(frozen=True)
 class Output:
-    """A plain file to be written."""
+    """A plain output file."""
 
     name: str
     header: bytes
@@ -38,30 +38,30 @@ def decompress(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write the plain checkpoint that a compressed one stands for.
+    """Decompress a checkpoint to a plain one.
 
-    What was compressed without loss file by file is restored to the byte, header
-    included. Memory is needed for a tile at a time.
+    Files that were compressed losslessly one by one are restored to the byte, including the
+    header. Memory is needed for one tile at a time.
 
     Parameters
     ----------
     src : path
         As for `open`.
     dst : path
-        A file, if it ends in ``.safetensors``, which all tensors go to; else a folder,
-        which must not exist, with a file for each file of `src`.
+        A file for all tensors if it ends in ``.safetensors``, else a folder, which must not
+        exist, with one file per file of `src`.
     progress : callable, optional
         Called with bytes done and bytes in total.
 
     Returns
     -------
     int
-        The bytes of the files written.
+        Total size of the files written.
 
     Raises
     ------
     OSError
-        If something cannot be read or written.
+        If a file cannot be read or written.
     ValueError
         If `src` is damaged, or `dst` exists as a folder.
     """
@@ -122,12 +122,12 @@ def _canonical(name: str, c: Checkpoint, names: list[str], metadata: dict[str, s
 
 
 def _restored(file: File, c: Checkpoint, names: list[str], packed: Any) -> Output:
-    """Return the file whose header was kept, if it is of the same tensors.
+    """Return the output with the stored header of the source, if it has the same tensors.
 
     Raises
     ------
     ValueError
-        If it is no header.
+        If the stored header is invalid.
     """
     try:
         unpack = zlib.decompressobj()
@@ -139,13 +139,13 @@ def _restored(file: File, c: Checkpoint, names: list[str], packed: Any) -> Outpu
     if kept != {name: c.shape(name) for name in names}:
         raise ValueError(f"{file.path} keeps a header of other tensors than it holds")
     if any(e.dtype != c.dtype(e.name) for e in header.entries):
-        # Converted on purpose: the file cannot be what it was.
+        # Deliberately converted, so the file cannot be restored exactly.
         return _canonical(file.path.name, c, names, header.metadata)
     return Output(file.path.name, raw, header.entries)
 
 
 def _write(c: Checkpoint, output: Output, path: Path) -> Iterator[int]:
-    """Write a file and yield how many bytes each part has."""
+    """Write a file and yield the size of each part."""
     background = Background()
     with open(path, "wb") as file:
         try:
@@ -181,7 +181,7 @@ def _write_rest(c: Checkpoint, outputs: list[Output], folder: Path, total: int) 
 def verify(
     path: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Read and decode every tensor, and compare what has a checksum with it.
+    """Decode every tensor and verify checksums.
 
     Parameters
     ----------
@@ -198,9 +198,9 @@ def verify(
     Raises
     ------
     OSError
-        If something cannot be read.
+        If a file cannot be read.
     ValueError
-        If something is damaged; the message names the file and the tensor.
+        If a tensor or file is damaged; the message names it.
     """
     with Checkpoint(path) as c:
         _outputs(c, single=False)

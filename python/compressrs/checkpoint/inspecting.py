@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and how two differ."""
+"""Inspection and comparison of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compressrs.checkpoint.reader import PLAIN_TILE, Checkpoint
 
 
 def info(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return what is known of each tensor of a checkpoint.
+    """Return statistics of each tensor of a checkpoint.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ def info(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     -------
     list of dict
         ``name``, ``dtype``, ``shape``, ``coding``, ``bytes`` (decoded), ``stored``
-        (in the file), ``min`` and ``max`` (None where there are no numbers), ``zeros``
-        (a share), ``entropy`` (bits of an element as lossless coding has it), ``shared``
-        (the same as another).
+        (in the file), ``min`` and ``max`` (None if there are no numbers), ``zeros`` (a
+        fraction), ``entropy`` (bits per element with lossless coding), ``shared`` (whether
+        it is stored as another tensor).
 
     Raises
     ------
@@ -79,13 +79,13 @@ def _row(c: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _numbers(c: Checkpoint, name: str, data: _coding.Bytes) -> NDArray[Any]:
-    """Return a tile as numbers that NumPy has functions for."""
+    """Return a tile as an array with a dtype that NumPy supports."""
     x = data.view(c.numpy_dtype(name))
     return x if x.dtype.kind in "fiub" else x.astype(np.float32)
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return how the tensors of two checkpoints differ, in memory for a tile of each.
+    """Compare the tensors of two checkpoints, tile by tile.
 
     Parameters
     ----------
@@ -95,10 +95,10 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str,
     Returns
     -------
     list of dict
-        ``name``; ``only_in`` (``"a"``, ``"b"`` or None); ``changed``, the share of elements
-        whose value is another (None if there is nothing to compare); and of numbers
+        ``name``; ``only_in`` (``"a"``, ``"b"`` or None); ``changed``, the fraction of
+        elements that differ (None if there is nothing to compare); and, for numeric tensors,
         ``max_error``, ``relative_error`` ``|a - b| / |a|`` in the Euclidean norm, and
-        ``cosine``, each None where it is not defined.
+        ``cosine``, each None where undefined.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def _difference(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, A
 
 
 def _chunks(c: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    """Yield a tensor's elements, as many at once for every checkpoint."""
+    """Yield a tensor's elements in chunks of the same size for every checkpoint."""
     kind = c.numpy_dtype(name)
     rest = np.empty(0, kind)
     for _, data in c.tiles(name):

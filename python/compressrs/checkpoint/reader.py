@@ -1,4 +1,4 @@
-"""Checkpoints, opened: compressed ones and plain ones alike."""
+"""Readers of compressed and plain checkpoints."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from compressrs.sparse import CSRMatrix
 KEY = "compressrs"
 VERSION = 1
 
-#: Elements of a plain tensor that are read at once.
+#: Elements of a plain tensor per read.
 PLAIN_TILE = 1 << 22
 
 
 class Checkpoint(Mapping[str, NDArray[Any]]):
-    """The tensors of a checkpoint by name, each read and decoded when it is asked for.
+    """A mapping from names to the tensors of a checkpoint, decoded on access.
 
     Parameters
     ----------
     path : path
-        A safetensors file, the index of a sharded checkpoint, or a folder that holds
-        either; compressed by `compress` or plain.
+        A safetensors file, the index of a sharded checkpoint, or a folder that contains
+        either; compressed or plain.
     mapped : bool, default False
-        Map files into memory, so that plain tensors are views. Otherwise they are read
-        by pread, which survives a file that is truncated meanwhile (a mapping then kills
-        the process).
+        Map files into memory, so that plain tensors are views. Otherwise they are read with
+        pread, which raises an error if a file is truncated meanwhile, where a mapping would
+        kill the process.
     verify : bool, default True
-        Check each tensor of a compressed checkpoint against its checksum when it is read.
+        Verify the checksum of each tensor of a compressed checkpoint when it is read.
 
     Raises
     ------
     OSError
         If a file cannot be read.
     ValueError
-        If a file is damaged, or index and files contradict each other.
+        If a file is damaged, or the index contradicts the files.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return found
 
     def _check(self, file: File, name: str, d: Description) -> None:
-        """Raise a ValueError if a description does not fit the tensor that is stored."""
+        """Raise a ValueError if a description does not match the stored tensor."""
         located = self._files.tensors.get(name)
         stored = located is not None and located.file is file
         if d.same is not None:
@@ -136,17 +136,17 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
     @property
     def compressed(self) -> bool:
-        """Whether `compress` wrote any of it."""
+        """Whether any file was written by `compress`."""
         return any(container_info(file) is not None for file in self._files.files)
 
     @property
     def files(self) -> Files:
-        """The files that it is read from."""
+        """The open files of the checkpoint."""
         return self._files
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata of its files: of a compressed checkpoint those of its source."""
+        """The metadata of the files; for a compressed checkpoint, of its source."""
         merged: dict[str, str] = {}
         for file in self._files.files:
             about = container_info(file)
@@ -163,7 +163,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return name in self._descriptions
 
     def description(self, name: str) -> Description:
-        """Return how a tensor is stored, that it is the same as if it is another's.
+        """Return how a tensor is stored; for an alias, the description of the other tensor.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return d if d.same is None else self._descriptions[d.same]
 
     def is_alias(self, name: str) -> bool:
-        """Whether a tensor is stored under another's name, whose bits are the same."""
+        """Whether a tensor is stored as an alias of an identical tensor."""
         self.description(name)
         return self._descriptions[name].same is not None
 
@@ -186,11 +186,11 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return self.description(name).shape
 
     def dtype(self, name: str) -> str:
-        """Return the name of a tensor's dtype in safetensors, as in ``'BF16'``."""
+        """Return the name of a tensor's dtype in safetensors, such as ``'BF16'``."""
         return self.description(name).dtype
 
     def nbytes(self, name: str) -> int:
-        """Return the bytes that a tensor takes in the file; 0 if it is stored as another."""
+        """Return the size of a tensor in the file; 0 for an alias."""
         return 0 if self.is_alias(name) else self._located(name).entry.nbytes
 
     def home(self, name: str) -> File:
@@ -269,11 +269,10 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return found
 
     def tiles(self, name: str) -> Iterator[tuple[int, Bytes]]:
-        """Yield the bytes of a tensor part by part, each with its first element.
+        """Yield the bytes of a tensor part by part, each with the index of its first element.
 
-        Memory is needed for a part at a time. A checksum that does not fit is found
-        before the first part of a compressed tensor is given, and behind the last of a
-        plain one.
+        Memory is needed for one part at a time. A wrong checksum is detected before the first
+        part of a compressed tensor is yielded, and after the last part of a plain one.
 
         Raises
         ------
@@ -320,12 +319,12 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         located.file.check_unchanged()
 
     def check(self, name: str) -> None:
-        """Compare a tensor's bytes in the file with their checksum, if there is one.
+        """Verify the checksum of a tensor's bytes in the file, if there is one.
 
         Raises
         ------
         ValueError
-            If they do not fit.
+            If they do not match.
         """
         d = self.description(name)
         if not d.checksum:
@@ -350,7 +349,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             raise ValueError(f"{path}, {name!r}: damaged: its checksum is not {d.checksum}")
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Read rows ``start:stop`` of a tensor, decoding no more tiles than they are in.
+        """Return rows ``start:stop`` of a tensor, decoding only the tiles that contain them.
 
         Parameters
         ----------
@@ -394,7 +393,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return np.concatenate(parts)
 
     def csr(self, name: str) -> CSRMatrix:
-        """Read a matrix with zeros as CSR, tile by tile, so that it is never dense.
+        """Return a matrix in CSR format, decoded tile by tile without a dense copy.
 
         Raises
         ------
@@ -464,12 +463,12 @@ def _again(path: str, mapped: bool, verify: bool) -> Checkpoint:
 
 
 def container_info(file: File) -> dict[str, Any] | None:
-    """Return what a container says of itself, None if the file is a plain one.
+    """Return the metadata of a container, or None for a plain file.
 
     Raises
     ------
     ValueError
-        If it is damaged, or of a version that is not known here.
+        If it is damaged or of an unknown version.
     """
     text = file.header.metadata.get(KEY)
     if text is None:
@@ -493,7 +492,7 @@ def container_info(file: File) -> dict[str, Any] | None:
 
 
 def header_checksum(entries: Iterable[Entry], metadata: Mapping[str, str]) -> str:
-    """Return the XXH3 of what a container's header says, but for what it says of itself."""
+    """Return the XXH3 of a container's header without the container's own metadata."""
     placed = sorted([e.begin, e.end, e.name, e.dtype, list(e.shape)] for e in entries)
     text = json.dumps([placed, sorted(metadata.items())], separators=(",", ":"))
     checksum = _core.Checksum()

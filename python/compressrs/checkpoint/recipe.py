@@ -1,4 +1,4 @@
-"""What is done to which tensors."""
+"""Recipes: how tensors are compressed."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done to a tensor. With nothing set it is coded without loss.
+    """How a tensor is compressed. Lossless by default.
 
     Parameters
     ----------
     quantize : {'int8', 'int4', 'nf4', 'codebook'}, optional
-        Store codes of so many bits, or of a codebook of `entries` values.
+        Store codes with this number of bits, or indices into a codebook of `entries` values.
     group_size : int, optional
         Elements of a row that share a scale; by default all of a row.
     method : {'rtn', 'hqq'}, default 'rtn'
         How scales are found: from the largest magnitude, or by half-quadratic splitting,
         with zero points (`compressrs.quantize.hqq`).
     entries : int, default 32
-        Values of a codebook, up to 256.
+        Size of the codebook, up to 256.
     prune : float, optional
-        In [0, 1): the share of weights, the smallest, that become 0.
+        Fraction of the weights to set to 0, by magnitude, in [0, 1).
     pattern : str, optional
-        ``"2:4"`` prunes two of each four along a row instead.
+        Alternatively, a pattern: ``"2:4"`` prunes two of every four along a row.
     dtype : {'float16', 'bfloat16'}, optional
-        What floating-point numbers are rounded to.
+        Dtype to which floating-point tensors are rounded.
     """
 
     quantize: str | None = None
@@ -90,25 +90,25 @@ class Rule:
 
     @property
     def lossless(self) -> bool:
-        """Whether a tensor keeps its bits."""
+        """Whether compression is lossless."""
         return self.quantize is None and not self.prunes and self.dtype is None
 
     @property
     def prunes(self) -> bool:
-        """Whether weights become 0."""
+        """Whether weights are set to 0."""
         return bool(self.prune) or self.pattern is not None
 
     @staticmethod
     def from_text(text: str) -> Rule:
-        """Return the rule that a few words name.
+        """Parse a rule from a string.
 
-        ``int8``, ``codebook``, ``float16``, ``lossless``, and assignments to parameters, with
-        commas between: ``int4,group_size=32,prune=0.5``.
+        ``int8``, ``codebook``, ``float16``, ``lossless`` and assignments to parameters, separated
+        by commas: ``int4,group_size=32,prune=0.5``.
 
         Raises
         ------
         ValueError
-            If they name none.
+            If the string is not a valid rule.
         """
         given: dict[str, Any] = {}
         for part in text.split(","):
@@ -127,23 +127,23 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to the tensors of a checkpoint.
+    """How the tensors of a checkpoint are compressed.
 
     Parameters
     ----------
     default : Rule, optional
-        For weights: floating-point tensors of two axes or more. Of the others, only the
-        dtype is changed.
+        For weights, that is, floating-point tensors with two or more axes. For other tensors
+        only its `dtype` applies.
     rules : sequence of (str, Rule), optional
-        For tensors whose name a pattern matches; of several that match, the last counts.
-        A pattern is a name, or ``re:`` and a regular expression for all of it.
+        For tensors whose name matches a pattern; the last match applies. A pattern is a name,
+        or ``re:`` and a regular expression that must match the whole name.
     ignore : sequence of str, optional
-        Patterns of tensors that keep their bits, whatever rules say.
+        Patterns of tensors that are always stored losslessly.
 
     Raises
     ------
     TypeError, ValueError
-        If something of it cannot be.
+        If a part of the recipe is invalid.
 
     Examples
     --------
@@ -166,7 +166,7 @@ class Recipe:
             matches(pattern, "")
 
     def rule(self, name: str, ndim: int) -> Rule:
-        """Return what is done to a floating-point tensor of this name and so many axes."""
+        """Return the rule for a floating-point tensor with this name and number of axes."""
         if any(matches(pattern, name) for pattern in self.ignore):
             return Rule()
         for pattern, rule in reversed(self.rules):
@@ -181,7 +181,7 @@ class Recipe:
         return [p for p in patterns if not any(matches(p, name) for name in known)]
 
     def to_toml(self) -> str:
-        """Return the recipe as the text of a file that `from_toml` reads."""
+        """Return the recipe as TOML, which `from_toml` parses."""
         lines = []
         if self.ignore:
             lines += [f"ignore = {json.dumps(list(self.ignore))}", ""]
@@ -193,12 +193,12 @@ class Recipe:
 
     @staticmethod
     def from_toml(text: str) -> Recipe:
-        """Return the recipe of a file's text.
+        """Parse a recipe from TOML.
 
         Raises
         ------
         ValueError
-            If it is not TOML, or says what is not known.
+            If it is not valid TOML, or contains unknown keys.
         ModuleNotFoundError
             If Python is older than 3.11 and tomli is not installed.
         """
@@ -225,22 +225,22 @@ class Recipe:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Recipe:
-        """Return the recipe in a TOML file; see `from_toml`."""
+        """Load a recipe from a TOML file; see `from_toml`."""
         try:
             return Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
     def with_rule(self, assignment: str) -> Recipe:
-        """Return the recipe with ``PATTERN=RULE`` added, as in ``re:.*attention.*=int8``.
+        """Return the recipe with ``PATTERN=RULE`` added, such as ``re:.*attention.*=int8``.
 
         Raises
         ------
         ValueError
-            If it is no pattern and no rule.
+            If it is not a valid pattern and rule.
         """
         at, reason = assignment.find("="), ValueError("it has no =")
-        # A regular expression may contain = as well: the first that a rule stands behind.
+        # A regular expression may contain = as well: use the first = followed by a valid rule.
         while at >= 0:
             try:
                 rule = Rule.from_text(assignment[at + 1 :])
@@ -252,12 +252,12 @@ class Recipe:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern, which is a name or ``re:`` and an expression, is one of the name.
+    """Whether a name matches a pattern, which is a name or ``re:`` and an expression.
 
     Raises
     ------
     ValueError
-        If the expression is none.
+        If the regular expression is invalid.
     """
     if not pattern.startswith("re:"):
         return pattern == name

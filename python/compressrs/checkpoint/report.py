@@ -1,4 +1,4 @@
-"""The report of a compression as a page that needs no other file."""
+"""Self-contained HTML reports of compression runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ $rows
 
 _HEADINGS = ("tensor", "dtype", "shape", "coding", "bytes before", "after", "relative error")
 
-#: Tensors that a plot shows, the largest; the table has all.
+#: Number of tensors in a plot, the largest; the table lists all.
 _SHOWN = 60
 
 
@@ -125,7 +125,7 @@ def _svg(figure: Figure) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    # The same run gives the same file: no date, and ids that do not vary.
+    # Reproducible output: no date, and fixed ids.
     with matplotlib.rc_context({"svg.hashsalt": "compressrs", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The command ``compressrs``: one file for each of its commands."""
+"""The command line ``compressrs``, one file per command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    0 on success, 1 if a file cannot be read or written or is damaged, 2 for wrong
+    0 on success, 1 if a file cannot be read or written or is damaged, 2 for invalid
     arguments or missing packages, 130 after Ctrl-C.
     """
     try:

@@ -1,4 +1,4 @@
-"""The commands together, and what all of them do about errors."""
+"""The table of commands and their error handling."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _version(
 
 
 def _reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can mend into a message and an exit code."""
+    """Convert errors that a user can fix into a message and an exit code."""
 
     @functools.wraps(command)
     def reported(*args: Any, **kwargs: Any) -> None:

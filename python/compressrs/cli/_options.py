@@ -1,4 +1,4 @@
-"""Options that commands share, and how they show progress and numbers."""
+"""Shared options, and the display of progress and sizes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Destination = Annotated[
         "-o",
         "--output",
         metavar="DST",
-        help="A file, if it ends in .safetensors; else a folder, which must not exist.",
+        help="A file if it ends in .safetensors, else a folder, which must not exist.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads; as many as there are CPUs.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Number of threads (default: all CPUs).", min=1)]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
@@ -55,7 +55,7 @@ def size(text: str | int) -> int:
 
 
 def shown(n: float) -> str:
-    """Return a number of bytes as people read it."""
+    """Format a number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(n) < 1000 or unit == "GB":
             return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.2f} {unit}"
@@ -64,13 +64,13 @@ def shown(n: float) -> str:
 
 
 def console() -> Console:
-    """Return the console that tables go to, as wide as they are where it is no terminal."""
+    """Return the console for tables, wide enough for them if it is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on the terminal of the standard error, if there is one."""
+    """Yield a function that updates a progress bar, shown if standard error is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

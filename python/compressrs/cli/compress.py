@@ -26,17 +26,17 @@ def run(
     src: Source,
     output: Destination,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Keep all bits. So it is if nothing else is said.")
+        bool, typer.Option("--lossless", help="Compress without loss (the default).")
     ] = False,
     quantize: Annotated[str | None, typer.Option(help="int8, int4, nf4 or codebook.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Elements that share a scale.")] = None,
     method: Annotated[str, typer.Option(help="rtn or hqq.")] = "rtn",
     entries: Annotated[int, typer.Option(help="Values of a codebook, 2 to 256.")] = 32,
     prune: Annotated[
-        float | None, typer.Option(help="Share of weights, the smallest, that become 0.")
+        float | None, typer.Option(help="Fraction of weights to set to 0, by magnitude.")
     ] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="Prune by a pattern such as 2:4 instead.")
+        str | None, typer.Option(help="Prune to a pattern such as 2:4 instead.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Round to float16 or bfloat16.")] = None,
     set_: Annotated[
@@ -44,36 +44,36 @@ def run(
         typer.Option(
             "--set",
             metavar="PATTERN=RULE",
-            help="Another rule for tensors: 're:.*attention.*=int4,group_size=32'.",
+            help="Rule for some tensors: 're:.*attention.*=int4,group_size=32'.",
         ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Tensors that keep their bits: a name or re:..."),
+        typer.Option(metavar="PATTERN", help="Tensors to store without loss: a name or re:..."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The same options as a TOML file.")
+        Path | None, typer.Option(metavar="FILE", help="Read the options from a TOML file.")
     ] = None,
     save_recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the options as a TOML file.")
+        Path | None, typer.Option(metavar="FILE", help="Write the options to a TOML file.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Predict sizes; write nothing.")] = False,
     memory_limit: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", help="Memory that may be taken.")
+        int, typer.Option(parser=size, metavar="SIZE", help="Memory limit.")
     ] = 10**9,
     threads: Threads = None,
     max_shard_size: Annotated[
-        int | None, typer.Option(parser=size, metavar="SIZE", help="Most bytes of a file.")
+        int | None, typer.Option(parser=size, metavar="SIZE", help="Maximum size of a file.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume an interrupted run.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report as HTML with plots.")
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a checkpoint smaller.
+    """Compress a checkpoint.
 
-    Without options all bits are kept. Examples:
+    Without options, compression is lossless. Examples:
 
         compressrs compress model.safetensors -o small.safetensors
 
@@ -111,7 +111,7 @@ def run(
                 dry_run=dry_run, resume=resume, progress=bar,
             )  # fmt: skip
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("run again with --resume to go on") from None
+            raise KeyboardInterrupt("run again with --resume to continue") from None
     if report is not None:
         from compressrs.checkpoint.report import to_html
 

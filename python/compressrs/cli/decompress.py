@@ -6,7 +6,7 @@ from compressrs.cli._options import Destination, Source, Threads, progress, show
 
 
 def run(src: Source, output: Destination, threads: Threads = None) -> None:
-    """Restore a plain checkpoint; what was compressed without loss, to the byte.
+    """Restore a plain checkpoint; lossless compression is undone to the byte.
 
     compressrs decompress small.safetensors -o model.safetensors
     """

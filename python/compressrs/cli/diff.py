@@ -15,7 +15,9 @@ def run(
     a: Source,
     b: Source,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option(help="Only the exit code: 1 if a tensor differs.")] = False,
+    quiet: Annotated[
+        bool, typer.Option(help="Print nothing; exit with 1 on a difference.")
+    ] = False,
 ) -> None:
     """Compare the tensors of two checkpoints, compressed or not.
 
