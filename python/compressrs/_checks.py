@@ -68,6 +68,22 @@ def whole(value: Any, name: str, low: int) -> int:
     return integer
 
 
+def count(value: Any, name: str) -> int:
+    """Return `value` as an int, if it is a possible number of steps.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is negative, or at least 2**53.
+    """
+    integer = whole(value, name, 0)
+    if integer >= 2**53:
+        raise ValueError(f"{name} must be below 2**53, got one of {integer.bit_length()} bits")
+    return integer
+
+
 def floating(value: Any, name: str) -> np.dtype[Any]:
     """Return `value` as a dtype after checking that it is float32 or float64."""
     try:

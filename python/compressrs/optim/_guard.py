@@ -52,6 +52,13 @@ class Guarded:
                 self._doing = None
 
     @contextmanager
+    def _exclusive(self, what: str) -> Iterator[None]:
+        """Let no other thread in, and refuse to begin in the middle of another call."""
+        with self._lock:
+            self._require_idle(what)
+            yield
+
+    @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         """Exclude changes of the state while it is read."""
         with self._lock:

@@ -58,6 +58,12 @@ def plan(
             "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
         ) from None
     kind = type(optimizer).__name__
+    known = {"class", "state", "param_groups", "masks", "codes"}
+    if "class" in state_dict and (unknown := set(state_dict) - known):
+        raise ValueError(
+            f"state_dict must have the keys {sorted(known)}, got "
+            f"{sorted(map(str, unknown))[0]!r} as well"
+        )
     if state_dict.get("class", kind) != kind:
         raise ValueError(f"state_dict must be of a {kind}, got one of {state_dict['class']!r}")
     if not all(isinstance(buffers, Mapping) for buffers in state.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from compressrs._arrays import (
     flatten_like,
     same_memory,
 )
+from compressrs._state import Stateful, Take, Undo, all_or_nothing
 from compressrs.optim import storage as files
 from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, State
 from compressrs.optim._guard import Guarded
@@ -50,7 +52,7 @@ class Storage(TypedDict, total=False):
 _STORAGE: dict[str, Any] = {"state_dtype": "float32", "precision": "nearest", "seed": 0}
 
 
-class Optimizer(Guarded):
+class Optimizer(Guarded, Stateful):
     """Base class of the optimizers; use one of its subclasses.
 
     Parameters
@@ -243,18 +245,18 @@ class Optimizer(Guarded):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Undo all changes of groups, state, masks and structure if the block raises."""
-        before = dict(self.__dict__)
-        groups = [(group, dict(group)) for group in self.param_groups]
+        with all_or_nothing() as undo:
+            self._remember(undo)
+            yield
+
+    def _remember(self, undo: Undo) -> None:
+        """Have groups, state, masks and structure restored if a change fails, not arrays."""
+        for group in self.param_groups:
+            undo.on_failure(functools.partial(group.replace, dict(group)))
+        undo.remember_attributes(self, without=("_doing",))
         self.param_groups = list(self.param_groups)
         self._state = dict(self._state)
         self._masks, self._paths = list(self._masks), list(self._paths)
-        try:
-            yield
-        except BaseException:
-            self.__dict__.update(before)
-            for group, values in groups:
-                group.replace(values)
-            raise
 
     def set_masks(self, masks: ArrayTree | None) -> None:
         """Set masked weights and their state to exactly 0, and keep them there.
@@ -277,9 +279,10 @@ class Optimizer(Guarded):
         flat = [None] * len(self._paths)
         if masks is not None:
             flat = flatten_like(self._structure, masks, "masks")
-        self._set_masks(dict(enumerate(flat)))
+        with all_or_nothing() as undo:
+            self._set_masks(dict(enumerate(flat)), undo)
 
-    def _set_masks(self, masks: Mapping[int, Any]) -> None:
+    def _set_masks(self, masks: Mapping[int, Any], undo: Undo) -> None:
         """Set the masks of the parameters with these indices."""
         arrays = self._arrays()
         checked = {
@@ -290,18 +293,20 @@ class Optimizer(Guarded):
         with self._changing("set_masks"):
             # Changes nothing; rejects arrays that cannot be changed in place.
             _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
-            with self._transaction():
-                for i, mask in checked.items():
-                    self._masks[i] = _packed(mask)
-                self._prepare()
-            self._apply_masks(masked)
+            self._remember(undo)
+            for i, mask in checked.items():
+                self._masks[i] = _packed(mask)
+            self._prepare()
+            self._apply_masks(masked, undo)
 
-    def _apply_masks(self, indices: Iterable[int]) -> None:
+    def _apply_masks(self, indices: Iterable[int], undo: Undo) -> None:
         """Set masked elements of these parameters, and their state, to 0."""
         arrays = self._arrays()
+        undo.on_failure(masks_changed)
         for i in indices:
             bits = self._masks[i]
             if bits is not None:
+                undo.remember(arrays[i], *self._buffers(i).values())
                 _core.apply_mask(arrays[i], unpacked(bits, arrays[i].shape), self._names[i])
                 self._clear_masked_state(i)
         masks_changed()
@@ -477,27 +482,26 @@ class Optimizer(Guarded):
             If it does not match the optimizer or its parameters; nothing is changed in
             that case.
         """
-        with self._changing("load_state_dict"):
-            self._load(state_dict)()
+        super().load_state_dict(state_dict)
 
-    def _load(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
-        """Check a state dict, and return a function that loads it."""
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         updates, copies, masks = plan(self, state_dict)
         arrays = self._arrays()
         masked = [i for i, mask in enumerate(masks or []) if mask is not None]
         # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp([arrays[i] for i in masked], [self._names[i] for i in masked], np.inf)
 
-        def take() -> None:
-            with self._transaction():
+        def take(undo: Undo) -> None:
+            with self._changing("load_state_dict"):
+                self._remember(undo)
                 if masks is not None:
                     self._masks = [_packed(mask) for mask in masks]
                 for group, update in zip(self.param_groups, updates, strict=True):
                     group.update(update)
                 self._prepare()
                 for name, i, value in copies:
-                    self._state[i][name][...] = value
-            self._apply_masks(range(len(arrays)))
+                    undo.write(self._state[i][name], value)
+                self._apply_masks(range(len(arrays)), undo)
 
         return take
 

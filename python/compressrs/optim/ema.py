@@ -17,11 +17,12 @@ from compressrs._arrays import (
     named_arrays,
     rebuild,
 )
-from compressrs._checks import number, whole
+from compressrs._checks import count, number
+from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._weights import Weights
 
 
-class EMA:
+class EMA(Stateful):
     r"""An exponential moving average of weights.
 
     .. math:: a \leftarrow a + (1 - \beta_t) (\theta - a), \quad
@@ -77,7 +78,7 @@ class EMA:
     def __init__(self, params: ArrayTree, decay: float = 0.999, *, warmup: bool = False) -> None:
         self.decay = number(decay, "decay", 0, below=1)
         self.warmup = warmup
-        self.steps = 0
+        self.step_count = 0
         if isinstance(params, Iterator):
             params = list(params)
         self._names, self._weights = named_arrays(params, "params")
@@ -98,10 +99,10 @@ class EMA:
         self._shared.require_unchanged()
         decay = self.decay
         if self.warmup:
-            decay = min(decay, (1 + self.steps) / (10 + self.steps))
+            decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
         _core.lerp(self._averages, self._average_names, self._weights, self._names, 1 - decay)
         self._shared.apply_masks(self._averages)
-        self.steps += 1
+        self.step_count += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -132,27 +133,27 @@ class EMA:
         return {
             "averages": list(self._averages),
             "param_names": list(self._names),
-            "steps": self.steps,
+            "step_count": self.step_count,
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If it does not match the parameters; nothing is changed in that case.
-        """
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, ("averages", "step_count"), ("param_names",))
+        self._shared.require_unchanged()
         averages, steps = checked_arrays(self._averages, state_dict, "averages", self._names)
-        assign(self._averages, averages)
-        self._shared.apply_masks(self._averages)
-        self.steps = steps
+
+        def take(undo: Undo) -> None:
+            undo.remember_attributes(self)
+            assign(self._averages, averages, undo)
+            self._shared.apply_masks(self._averages)
+            self.step_count = steps
+
+        return take
 
 
 def checked_arrays(
     targets: list[Array], state_dict: Mapping[str, Any], key: str, names: list[str]
 ) -> tuple[list[Array], int]:
-    """Return copies of a state dict's arrays that match `targets`, and its ``"steps"``.
+    """Return copies of a state dict's arrays that match `targets`, and its ``"step_count"``.
 
     Nothing is written, so that a caller can check everything before it changes anything.
     Arrays are matched by name, or by position if there are no ``"param_names"`` or only one.
@@ -164,7 +165,7 @@ def checked_arrays(
     """
     try:
         values = [np.array(value) for value in state_dict[key]]
-        steps = whole(state_dict["steps"], "steps", 0)
+        steps = count(state_dict["step_count"], "step_count")
         given = state_dict.get("param_names")
         if given is not None:
             # A single parameter needs no name.
@@ -176,14 +177,14 @@ def checked_arrays(
             by_name = dict(zip(given, values, strict=True))
             values = [by_name[name] for name in names]
     except (AttributeError, TypeError, LookupError, ValueError, OverflowError) as error:
-        raise ValueError(f"state_dict must hold {key!r} and 'steps', got {error}") from None
+        raise ValueError(f"state_dict must hold {key!r} and 'step_count', got {error}") from None
     shapes, own = [v.shape for v in values], [t.shape for t in targets]
     if shapes != own or any(not is_number(v.dtype) for v in values):
         raise ValueError(f"state_dict[{key!r}] must hold numbers of shapes {own}, got {shapes}")
     return values, steps
 
 
-def assign(targets: list[Array], values: list[Array]) -> None:
+def assign(targets: list[Array], values: list[Array], undo: Undo) -> None:
     """Copy `values` into `targets` of the same shapes."""
     for target, value in zip(targets, values, strict=True):
-        target[...] = value
+        undo.write(target, value)

@@ -8,6 +8,7 @@ from typing import Any
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, same_memory
 from compressrs._checks import share, whole
+from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import Weights
 from compressrs.optim.base import Optimizer
@@ -18,7 +19,7 @@ def _other(a: Array, b: Array) -> bool:
     return not same_memory(a, b)
 
 
-class Lookahead(Guarded):
+class Lookahead(Guarded, Stateful):
     r"""Lookahead: k steps of an optimizer, then an interpolation back to slow weights.
 
     After every `k` steps of the optimizer on the weights :math:`\theta`,
@@ -63,7 +64,7 @@ class Lookahead(Guarded):
         self.k = whole(k, "k", 1)
         self.alpha = share(alpha, "alpha")
         self.optimizer = optimizer
-        self.steps = 0
+        self.step_count = 0
         self._slow: list[Array] = []
         self._shared = Weights("Lookahead", [], [])
         self._follow()
@@ -90,8 +91,8 @@ class Lookahead(Guarded):
         with self._changing("step"):
             self._follow()
             norm = self.optimizer.step(grads, **kwargs)
-            self.steps += 1
-            if self.steps % self.k == 0:
+            self.step_count += 1
+            if self.step_count % self.k == 0:
                 fast, names = self._shared.arrays, self._shared.names
                 slow_names = [f"the slow weights of {name}" for name in names]
                 _core.lerp(self._slow, slow_names, fast, names, self.alpha)
@@ -106,23 +107,21 @@ class Lookahead(Guarded):
                 "optimizer": self.optimizer.state_dict(),
                 "slow": list(self._slow),
                 "param_names": list(self._shared.names),
-                "steps": self.steps,
+                "step_count": self.step_count,
             }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, ("optimizer", "slow", "step_count"), ("param_names",))
+        self._follow()
+        slow, step_count = checked_arrays(self._slow, state_dict, "slow", self._shared.names)
+        take_optimizer = self.optimizer._checked(state_dict["optimizer"])
 
-        Raises
-        ------
-        ValueError
-            If it does not match the optimizer; nothing is changed in that case.
-        """
-        if not isinstance(state_dict, Mapping) or "optimizer" not in state_dict:
-            raise ValueError("state_dict must hold 'optimizer', 'slow' and 'steps'")
-        with self._changing("load_state_dict"):
-            self._follow()
-            slow, steps = checked_arrays(self._slow, state_dict, "slow", self._shared.names)
-            self.optimizer.load_state_dict(state_dict["optimizer"])
-            assign(self._slow, slow)
-            self._shared.apply_masks(self._slow)
-            self.steps = steps
+        def take(undo: Undo) -> None:
+            with self._changing("load_state_dict"):
+                undo.on_failure(lambda before=self.step_count: setattr(self, "step_count", before))
+                take_optimizer(undo)
+                assign(self._slow, slow, undo)
+                self._shared.apply_masks(self._slow)
+                self.step_count = step_count
+
+        return take

@@ -10,13 +10,14 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild, same_memory
 from compressrs._checks import number
+from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import Weights
 from compressrs.optim.base import Optimizer
 from compressrs.optim.ema import assign, checked_arrays
 
 
-class ScheduleFree(Guarded):
+class ScheduleFree(Guarded, Stateful):
     r"""Schedule-Free wrapper around an optimizer, which then needs no learning-rate schedule.
 
     .. math::
@@ -91,7 +92,7 @@ class ScheduleFree(Guarded):
         self.optimizer = make(rebuild(params, iter(self._z)))
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(f"make must return an Optimizer, got {type(self.optimizer).__name__}")
-        self.steps = 0
+        self.step_count = 0
         self._largest_lr = 0.0
         self._weight_sum = 0.0
         self._training = True
@@ -125,7 +126,7 @@ class ScheduleFree(Guarded):
 
     def _step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
         norm = self.optimizer.step(grads, **kwargs)
-        self.steps += 1
+        self.step_count += 1
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._largest_lr = max(self._largest_lr, *rates)
         weight = self._largest_lr**self.weight_lr_power
@@ -172,32 +173,30 @@ class ScheduleFree(Guarded):
                 "x": list(self._x),
                 "z": list(self._z),
                 "param_names": list(self._names),
-                "steps": self.steps,
+                "step_count": self.step_count,
                 "largest_lr": self._largest_lr,
                 "weight_sum": self._weight_sum,
             }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, and set the parameters accordingly.
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        keys = ("optimizer", "x", "z", "step_count", "largest_lr", "weight_sum")
+        require_keys(state_dict, keys, ("param_names",))
+        largest = number(state_dict["largest_lr"], "state_dict['largest_lr']", 0)
+        total = number(state_dict["weight_sum"], "state_dict['weight_sum']", 0)
+        self._require_unchanged()
+        x, step_count = checked_arrays(self._x, state_dict, "x", self._names)
+        z, _ = checked_arrays(self._z, state_dict, "z", self._names)
+        take_optimizer = self.optimizer._checked(state_dict["optimizer"])
 
-        Raises
-        ------
-        ValueError
-            If it does not match the parameters; nothing is changed in that case.
-        """
-        try:
-            largest = number(state_dict["largest_lr"], "largest_lr", 0)
-            total = number(state_dict["weight_sum"], "weight_sum", 0)
-            optimizer = state_dict["optimizer"]
-        except (TypeError, LookupError, ValueError, OverflowError):
-            raise ValueError("state_dict must be what ScheduleFree.state_dict returned") from None
-        with self._changing("load_state_dict"):
-            self._require_unchanged()
-            x, steps = checked_arrays(self._x, state_dict, "x", self._names)
-            z, _ = checked_arrays(self._z, state_dict, "z", self._names)
-            self.optimizer.load_state_dict(optimizer)
-            assign(self._x, x)
-            assign(self._z, z)
-            self.steps, self._largest_lr, self._weight_sum = steps, largest, total
-            self._training = True
-            self._set_y()
+        def take(undo: Undo) -> None:
+            undo.remember_attributes(self, without=("_doing",))
+            undo.remember(*self._weights)
+            with self._changing("load_state_dict"):
+                take_optimizer(undo)
+                assign(self._x, x, undo)
+                assign(self._z, z, undo)
+                self.step_count, self._largest_lr, self._weight_sum = step_count, largest, total
+                self._training = True
+                self._set_y()
+
+        return take

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, require_in_place
+from compressrs._checks import count as step_number
 from compressrs._checks import generator, sequence, share, whole
+from compressrs._state import Stateful, Take, Undo, checked_generator, require_keys
 from compressrs.nn import RandomState, Sequential, SparseLinear
 from compressrs.optim import Optimizer
 from compressrs.prune.optimizers import require_index
@@ -123,7 +125,7 @@ def _commit(changes: list[_Change], optimizer: Optimizer | None) -> list[CSRMatr
     return [places.with_data(matrix.data) for matrix, places, _ in changes]
 
 
-class _Dynamic:
+class _Dynamic(Stateful):
     """Base of the methods that drop and grow a fraction of each layer's entries periodically."""
 
     def __init__(
@@ -199,18 +201,15 @@ class _Dynamic:
         """Return the state needed to resume; patterns are saved with the layers."""
         return {"step_count": self.step_count}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, tuple(self.state_dict()))
+        step_count = step_number(state_dict["step_count"], "state_dict['step_count']")
 
-        Raises
-        ------
-        ValueError
-            If it is invalid.
-        """
-        try:
-            self.step_count = whole(state_dict["step_count"], "step_count", 0)
-        except (TypeError, LookupError) as error:
-            raise ValueError(f"state_dict must be what state_dict() returns, got {error}") from None
+        def take(undo: Undo) -> None:
+            undo.remember_attributes(self)
+            self.step_count = step_count
+
+        return take
 
 
 def _room(matrix: CSRMatrix, part: float) -> int:
@@ -291,13 +290,15 @@ class SET(_Dynamic):
         """Return the number of steps and the generator's state."""
         return {**super().state_dict(), "rng": self._rng.bit_generator.state}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        super().load_state_dict(state_dict)
-        try:
-            self._rng.bit_generator.state = state_dict["rng"]
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"state_dict must hold a generator's state, got {error}") from None
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        take_count = super()._checked(state_dict)
+        take_rng = checked_generator(self._rng, state_dict["rng"], "state_dict['rng']")
+
+        def take(undo: Undo) -> None:
+            take_count(undo)
+            take_rng(undo)
+
+        return take
 
 
 class RigL(_Dynamic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild, require_in_place
-from compressrs._checks import number, whole
+from compressrs._checks import count, number
+from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights, holds_masks, masks_changed
 from compressrs.prune.granularity import Granularity, as_granularity
@@ -20,7 +22,7 @@ from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Mask, Scope, Selection, check_scope
 
 
-class Pruner:
+class Pruner(Stateful):
     """Gradual pruning: removes the weights with the lowest scores along a schedule.
 
     Call `step` once after each step of the optimizer. Whenever the schedule's sparsity
@@ -169,19 +171,20 @@ class Pruner:
         self._shared.require_unchanged()
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
         is_time = target > self._target
-        before = self.score.state_dict() if is_time else {}
-        if self.score.needs_gradients:
-            if grads is None:
-                raise TypeError(f"step needs grads, of which {self.score!r} is made")
-            self.score.update(self._weights, named_arrays(grads, "grads")[1])
-        if self._optimizer is None or is_time:
-            self._apply()
-        if is_time:
-            try:
-                self._choose(target)
-            except BaseException:
-                self.score.load_state_dict(before)
-                raise
+        with all_or_nothing() as undo:
+            if is_time:
+                undo.on_failure(masks_changed)
+                undo.remember_attributes(self)
+                before = copy.deepcopy(self.score.state_dict())
+                undo.on_failure(lambda: self.score.load_state_dict(before))
+            if self.score.needs_gradients:
+                if grads is None:
+                    raise TypeError(f"step needs grads, of which {self.score!r} is made")
+                self.score.update(self._weights, named_arrays(grads, "grads")[1])
+            if self._optimizer is None or is_time:
+                self._apply()
+            if is_time:
+                self._choose(target, undo)
         self.step_count += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,39 +215,54 @@ class Pruner:
             If it is invalid, or from a pruner of other weights or with another scope,
             schedule, score or granularity; nothing is changed in that case.
         """
+        super().load_state_dict(state_dict)
+
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        made_with = self._made_with()
+        keys = ("masks", "step_count", "target", "score_state", *made_with)
+        require_keys(state_dict, keys, ("param_names",))
+        for name, value in made_with.items():
+            if not isinstance(state_dict[name], str) or state_dict[name] != value:
+                raise ValueError(f"state_dict must have {name} {value}, got {state_dict[name]}")
+        step_count = count(state_dict["step_count"], "state_dict['step_count']")
+        target = number(state_dict["target"], "state_dict['target']", 0, below=1)
+        masks = self._checked_masks(state_dict)
+        self._shared.require_unchanged()
+        take_score = self.score._checked(state_dict["score_state"])
+
+        def take(undo: Undo) -> None:
+            undo.on_failure(masks_changed)
+            undo.remember_attributes(self)
+            take_score(undo)
+            self._masks, self.step_count, self._target = masks, step_count, target
+            self._put(undo)
+
+        return take
+
+    def _checked_masks(self, state_dict: Mapping[str, Any]) -> list[Mask]:
+        """Return the masks of a state dict, in the order of the weights."""
         try:
             masks = [np.array(mask) for mask in state_dict["masks"]]
-            names = state_dict.get("param_names", self._names)
-            if not isinstance(names, list) or len(names) != len(self._names):
-                raise ValueError(f"param_names must be {self._names}, got {names}")
-            if len(names) > 1:  # a single array needs no name
-                if sorted(names) != sorted(self._names):
-                    raise ValueError(f"param_names must be {self._names}, got {names}")
-                if len(masks) == len(names):
-                    masks = [masks[names.index(name)] for name in self._names]
-            step_count = whole(state_dict["step_count"], "step_count", 0)
-            target = number(state_dict["target"], "target", 0, below=1)
-            made = {name: state_dict[name] for name in self._made_with()}
-            score_state = state_dict["score_state"]
-        except (AttributeError, TypeError, LookupError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"state_dict must be a dict that state_dict() returned, got one without {error}"
-            ) from None
-        for name, value in self._made_with().items():
-            if made[name] != value:
-                raise ValueError(f"state_dict must have {name} {value}, got {made[name]}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict['masks'] must be a list of masks: {error}") from None
+        names = state_dict.get("param_names", self._names)
+        own = self._names
+        # A single array needs no name.
+        if not isinstance(names, (list, tuple)) or not (
+            len(names) == len(own) == 1 or sorted(map(str, names)) == sorted(own)
+        ):
+            raise ValueError(f"state_dict['param_names'] must be {own}, got {names}")
+        if len(names) == len(masks) > 1:
+            masks = [masks[names.index(name)] for name in own]
         wanted = [mask.shape for mask in self._masks]
         if [mask.shape for mask in masks] != wanted or any(m.dtype != np.bool_ for m in masks):
             raise ValueError(
-                f"state_dict must have boolean masks of shapes {wanted}, got "
+                f"state_dict['masks'] must be boolean, of shapes {wanted}, got "
                 f"{[(str(mask.dtype), mask.shape) for mask in masks]}"
             )
-        self._shared.require_unchanged()
-        self.score.load_state_dict(score_state)
-        self._masks, self.step_count, self._target = masks, step_count, target
-        self._put()
+        return masks
 
-    def _choose(self, sparsity: float) -> None:
+    def _choose(self, sparsity: float, undo: Undo) -> None:
         by_magnitude = type(self.score) is Magnitude
         scores = self._weights
         if not by_magnitude:
@@ -263,15 +281,16 @@ class Pruner:
         # A kept weight that is exactly 0 ties with removed ones.
         self._masks = [new & old for new, old in zip(masks, self._masks, strict=True)]
         self._target = sparsity
-        self._put()
+        self._put(undo)
 
-    def _put(self) -> None:
+    def _put(self, undo: Undo) -> None:
         """Set masked weights to 0, and pass the masks to the optimizer."""
         masks_changed()
         if self._optimizer is None:
+            undo.remember(*self._weights)
             self._apply()
         else:
-            self._optimizer._set_masks(dict(zip(self._indices, self._masks, strict=True)))
+            self._optimizer._set_masks(dict(zip(self._indices, self._masks, strict=True)), undo)
 
     def _apply(self) -> None:
         for name, w, mask in zip(self._names, self._weights, self._masks, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, flatten, named_arrays, require_in_place
+from compressrs._state import all_or_nothing
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights
 from compressrs.prune.optimizers import require_index
@@ -83,19 +84,20 @@ class LotteryTicket:
         """
         self._shared.require_unchanged()
         chosen = self._masks(masks)
-        if self._optimizer is not None and self._state is not None:
-            # Weights that were removed since stay so, unless there are new masks.
-            state = {key: value for key, value in self._state.items() if key != "masks"}
-            self._optimizer.load_state_dict(state)
-        for w, value, mask, name in zip(
-            self._params, self._values, chosen, self._names, strict=True
-        ):
-            w[...] = value
-            if mask is not None:
-                _core.apply_mask(w, mask, name)
-        self._shared.apply_masks(self._params)
-        if self._optimizer is not None and masks is not None:
-            self._optimizer._set_masks(dict(zip(self._indices, chosen, strict=True)))
+        with all_or_nothing() as undo:
+            if self._optimizer is not None and self._state is not None:
+                # Weights that were removed since stay so, unless there are new masks.
+                state = {key: value for key, value in self._state.items() if key != "masks"}
+                self._optimizer._checked(state)(undo)
+            for w, value, mask, name in zip(
+                self._params, self._values, chosen, self._names, strict=True
+            ):
+                undo.write(w, value)
+                if mask is not None:
+                    _core.apply_mask(w, mask, name)
+            self._shared.apply_masks(self._params)
+            if self._optimizer is not None and masks is not None:
+                self._optimizer._set_masks(dict(zip(self._indices, chosen, strict=True)), undo)
 
     def _masks(self, masks: ArrayTree | None) -> list[Mask | None]:
         """Return a mask, or None, for each array."""

@@ -2,6 +2,7 @@ r"""Pruning criteria: a larger score means a more important weight."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,13 +11,14 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays, rebuild
 from compressrs._checks import generator
+from compressrs._state import Stateful, Take, Undo, checked_generator, require_keys
 from compressrs.nn import RandomState
 from compressrs.prune.statistics import InputStatistics
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
-class Score:
+class Score(Stateful):
     """Base of the scores used by `Pruner` and `masks`.
 
     Subclasses implement `scores`, which returns arrays in the structure of the weights; scores
@@ -37,8 +39,18 @@ class Score:
         """Return the state needed to resume."""
         return {}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        if type(self).load_state_dict is not Score.load_state_dict:
+            # A subclass of a user's, which checks by itself.
+            before = copy.deepcopy(self.state_dict())
+
+            def take(undo: Undo) -> None:
+                undo.on_failure(lambda: self.load_state_dict(before))
+                self.load_state_dict(state_dict)
+
+            return take
+        require_keys(state_dict, ())
+        return lambda undo: None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -96,12 +108,9 @@ class Random(Score):
         """Return the generator's state."""
         return {"rng": self._rng.bit_generator.state}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the generator's state."""
-        try:
-            self._rng.bit_generator.state = state_dict["rng"]
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"state_dict must hold a generator's state, got {error}") from None
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, ("rng",))
+        return checked_generator(self._rng, state_dict["rng"], "state_dict['rng']")
 
 
 class _Products(Score):
@@ -182,17 +191,29 @@ class _Products(Score):
         """Return the accumulated sums."""
         return {"sums": [s.copy() for s in self._sums]}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load the accumulated sums."""
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, ("sums",))
         try:
             sums = [np.array(s) for s in state_dict["sums"]]
-        except (LookupError, TypeError) as error:
-            raise ValueError(f"state_dict must hold sums, got {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict['sums'] must be a list of arrays: {error}") from None
         if any(s.dtype not in (np.float32, np.float64) for s in sums):
-            raise ValueError(f"state_dict must hold numbers, got {[str(s.dtype) for s in sums]}")
-        if self._sums and sums and [s.shape for s in sums] != [s.shape for s in self._sums]:
-            raise ValueError("state_dict must hold sums of the same shapes")
-        self._sums = sums
+            raise ValueError(
+                f"state_dict['sums'] must be float32 or float64, got {[str(s.dtype) for s in sums]}"
+            )
+        if not all(np.isfinite(s).all() for s in sums):
+            raise ValueError("state_dict['sums'] must be finite, got NaN or infinity")
+        shapes = [s.shape for s in self._sums]
+        if self._sums and sums and [s.shape for s in sums] != shapes:
+            raise ValueError(
+                f"state_dict['sums'] must have the shapes {shapes}, got {[s.shape for s in sums]}"
+            )
+
+        def take(undo: Undo) -> None:
+            undo.remember_attributes(self)
+            self._sums = sums
+
+        return take
 
 
 class Snip(_Products):

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from compressrs._checks import number, whole
+from compressrs._state import Stateful, Take, Undo
 from compressrs.optim.base import Optimizer
 
 #: The class of a schedule and of its copy.
 Own = TypeVar("Own", bound="LRScheduler")
 
 
-class LRScheduler:
+class LRScheduler(Stateful):
     """Base class of schedules that are functions of the step.
 
     Parameters
@@ -108,17 +109,35 @@ class LRScheduler:
             If it is invalid or from another class of schedule; nothing is changed in that
             case. State dicts of PyTorch, which do not record the class, are accepted.
         """
+        super().load_state_dict(state_dict)
+
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         twin = self._restored(state_dict)
         settings = twin._settings(twin.last_epoch)
-        self._take(twin)
-        self._set(settings)
+
+        def take(undo: Undo) -> None:
+            self._remember(undo)
+            self.optimizer._remember(undo)
+            self._take(twin)
+            self._set(settings)
+
+        return take
+
+    def _remember(self, undo: Undo) -> None:
+        """Have the state restored if a change fails."""
+        undo.remember_attributes(self)
 
     def _restored(self: Own, state_dict: Mapping[str, Any]) -> Own:
         """Return a copy of the schedule with the state of `state_dict`."""
         check_kind(self, state_dict)
+        if "scheduler" in state_dict and (unknown := set(state_dict) - set(self.state_dict())):
+            raise ValueError(
+                f"state_dict must have the keys {list(self.state_dict())}, got "
+                f"{sorted(map(str, unknown))[0]!r} as well"
+            )
         twin = copy.copy(self)
         try:
-            last = number(state_dict["last_epoch"], "last_epoch", 0)
+            last = number(state_dict["last_epoch"], "last_epoch", 0, below=2**53)
             bases = [number(rate, "base_lrs", 0) for rate in state_dict["base_lrs"]]
             starts = [number(rate, "starts", 0) for rate in state_dict.get("starts", bases)]
             whole_last = self._takes_fractions or last.is_integer()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from compressrs._checks import whole
+from compressrs._state import Undo
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import LRScheduler
 
@@ -31,6 +32,11 @@ class Composed(LRScheduler):
         pairs = zip(self.schedulers, states, strict=True)
         twin.schedulers = [own._restored(state) for own, state in pairs]
         return twin
+
+    def _remember(self, undo: Undo) -> None:
+        super()._remember(undo)
+        for scheduler in self.schedulers:
+            scheduler._remember(undo)
 
     def _take(self: Whole, twin: Whole) -> None:
         # The contained objects are kept, since the caller may hold references to them.

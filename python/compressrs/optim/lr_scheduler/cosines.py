@@ -88,7 +88,9 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     def step(self, epoch: float | None = None) -> None:
         """Advance by one step, or to `epoch`, which may be fractional."""
-        self._go_to(self.last_epoch + 1 if epoch is None else number(epoch, "epoch", 0))
+        if epoch is not None:
+            epoch = number(epoch, "epoch", 0, below=2**53)
+        self._go_to(self.last_epoch + 1 if epoch is None else epoch)
 
     def rate(self, step: float, group: int) -> float:
         """Return the rate of a parameter group at a step."""

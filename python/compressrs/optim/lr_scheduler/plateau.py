@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from compressrs._checks import choice, number, whole
+from compressrs._checks import choice, count, number, whole
+from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import check_kind, one_each, require_optimizer
 
 
-class ReduceLROnPlateau:
+class ReduceLROnPlateau(Stateful):
     r"""Reduces the rate when a metric has stopped improving.
 
     Parameters
@@ -84,8 +85,8 @@ class ReduceLROnPlateau:
         self._each = isinstance(min_lr, (list, tuple))
         self.eps = number(eps, "eps", 0)
         self.best = math.inf if mode == "min" else -math.inf
-        self.bad_steps = 0
-        self.cooling = 0
+        self.num_bad_epochs = 0
+        self.cooldown_counter = 0
         self.last_epoch = 0
 
     def step(self, metrics: float) -> None:
@@ -104,18 +105,18 @@ class ReduceLROnPlateau:
             self.min_lrs = self.min_lrs[:1] * len(groups)
         self.last_epoch += 1
         if self._is_better(metric):
-            self.best, self.bad_steps = metric, 0
+            self.best, self.num_bad_epochs = metric, 0
         else:
-            self.bad_steps += 1
-        if self.cooling > 0:
-            self.cooling -= 1
-            self.bad_steps = 0
-        if self.bad_steps > self.patience:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
             for group, low in zip(groups, self.min_lrs, strict=True):
                 rate = max(group["lr"] * self.factor, low)
                 if group["lr"] - rate > self.eps:
                     group["lr"] = rate
-            self.cooling, self.bad_steps = self.cooldown, 0
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
 
     def get_last_lr(self) -> list[float]:
         """Return the current rate of each group."""
@@ -123,30 +124,23 @@ class ReduceLROnPlateau:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that `load_state_dict` needs to resume."""
-        keys = ("best", "bad_steps", "cooling", "last_epoch")
+        keys = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
         return {"scheduler": type(self).__name__, **{key: getattr(self, key) for key in keys}}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is invalid; nothing is changed in that case.
-        """
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         check_kind(self, state_dict)
-        try:
-            best = float(state_dict["best"])
-            keys = ("bad_steps", "cooling", "last_epoch")
-            counts = {key: whole(state_dict[key], key, 0) for key in keys}
-            if math.isnan(best) or max(counts.values()) >= 2**53:
-                raise ValueError(f"{best} and {counts}")
-        except (TypeError, LookupError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"state_dict must hold 'best', 'bad_steps', 'cooling' and 'last_epoch', got {error}"
-            ) from None
-        self.best = best
-        self.__dict__.update(counts)
+        counters = ("num_bad_epochs", "cooldown_counter", "last_epoch")
+        require_keys(state_dict, ("scheduler", "best", *counters))
+        best = number(state_dict["best"], "state_dict['best']", finite=False)
+        counts = {key: count(state_dict[key], f"state_dict[{key!r}]") for key in counters}
+        if math.isnan(best):
+            raise ValueError("state_dict['best'] must be a number, got NaN")
+
+        def take(undo: Undo) -> None:
+            undo.remember_attributes(self)
+            self.__dict__.update(counts, best=best)
+
+        return take
 
     def _is_better(self, metric: float) -> bool:
         sign = 1 if self.mode == "max" else -1
