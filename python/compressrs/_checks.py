@@ -29,7 +29,8 @@ def number(
         If it is out of range; the message gives the range.
     """
     try:
-        if isinstance(value, (str, bytes)):
+        dtype = getattr(value, "dtype", None)
+        if isinstance(value, (str, bytes)) or getattr(dtype, "kind", "f") in "cSUO":
             raise TypeError
         x = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -39,6 +40,23 @@ def number(
         need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {need}, got {value!r}")
     return x
+
+
+def numbers(value: Any, name: str, length: int, low: float = -math.inf) -> list[float]:
+    """Return a list of finite numbers of at least `low` as floats.
+
+    Raises
+    ------
+    TypeError
+        If it is not a list or tuple of numbers.
+    ValueError
+        If it is of another length, or a number is out of range.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list of {length} numbers, got {type(value).__name__}")
+    if len(value) != length:
+        raise ValueError(f"{name} must be a list of {length} numbers, got {len(value)}")
+    return [number(x, f"{name}[{i}]", low) for i, x in enumerate(value)]
 
 
 def positive(value: Any, name: str) -> float:

@@ -78,11 +78,15 @@ class Stateful:
 
         Raises
         ------
-        TypeError, ValueError
+        ValueError
             If it does not fit; nothing is changed then, nor if the call is interrupted.
         """
         with self._exclusive("load_state_dict"):
-            take = self._checked(state_dict)
+            try:
+                take = self._checked(state_dict)
+            except TypeError as error:
+                # Of an entry, whose type is a value to the caller.
+                raise ValueError(str(error)) from error
             with all_or_nothing() as undo:
                 take(undo)
 

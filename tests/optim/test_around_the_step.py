@@ -238,7 +238,7 @@ def test_moving_averages():
     other = cr.optim.EMA(copy.deepcopy(params))
     other.load_state_dict(saved)
     np.testing.assert_array_equal(other.average["w"], ema.average["w"])
-    for bad in ({}, {"averages": [np.ones(2)], "steps": 1}, {"averages": 3, "steps": 1}):
+    for bad in ({}, {"averages": [np.ones(2)], "step_count": 1}, {"averages": 3, "step_count": 1}):
         with pytest.raises(ValueError, match="state_dict"):
             other.load_state_dict(bad)
     ema.copy_to_params()

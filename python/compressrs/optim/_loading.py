@@ -51,7 +51,8 @@ def plan(
         groups, state = list(state_dict["param_groups"]), dict(state_dict["state"])
         given = [list(group["params"]) for group in groups]
         indices = [i for group in given for i in group]
-        if len(set(indices)) != len(indices):
+        whole = all(isinstance(i, (int, np.integer)) for i in indices)
+        if not whole or len(set(indices)) != len(indices):
             raise ValueError
     except (TypeError, LookupError, ValueError, OverflowError):
         raise ValueError(
@@ -64,9 +65,13 @@ def plan(
             f"state_dict must have the keys {sorted(known)}, got "
             f"{sorted(map(str, unknown))[0]!r} as well"
         )
-    if state_dict.get("class", kind) != kind:
+    named = state_dict.get("class", kind)
+    if not isinstance(named, str) or named != kind:
         raise ValueError(f"state_dict must be of a {kind}, got one of {state_dict['class']!r}")
-    if not all(isinstance(buffers, Mapping) for buffers in state.values()):
+    if not all(
+        isinstance(buffers, Mapping) and all(isinstance(name, str) for name in buffers)
+        for buffers in state.values()
+    ):
         raise ValueError("state_dict['state'] must hold a dict for each parameter")
     if has_codes(state) and state_dict.get("codes") != CODES:
         raise ValueError(
@@ -195,7 +200,8 @@ def group_update(
             "is it that of another optimizer?"
         )
     for name, value in fixed.items():
-        if group.get(name, value) != value:
+        got = group.get(name, value)
+        if not isinstance(got, (bool, int, float, str)) or got != value:
             raise ValueError(
                 f"state_dict must have {name}={value} for {optimizer}, "
                 f"got {group[name]!r}; is it that of another optimizer?"
@@ -255,7 +261,10 @@ def loaded(
             need: tuple[int, ...] = (-(-codes.size // _core.CODE_BLOCK),)
         else:
             need = own[name].shape if name in own else shape
-        array = as_array(value, path) if hasattr(value, "detach") else np.asarray(value)
+        try:
+            array = as_array(value, path) if hasattr(value, "detach") else np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{path} must be numbers of shape {need}: {error}") from None
         if array.shape != need or not is_number(array.dtype):
             raise ValueError(
                 f"{path} must be numbers of shape {need}, got {array.dtype} of shape {array.shape}"
@@ -266,6 +275,8 @@ def loaded(
             raise ValueError(f"{path} must be codes with their {name + SCALE!r}, or neither")
         if name == "step" and not (0 <= array < 2**53 and array == int(array)):
             raise ValueError(f"{path} must be a whole number >= 0, got {value}")
+        if name in own and not own[name].ndim and not np.isfinite(array):
+            raise ValueError(f"{path} must be finite, got {value}")
         values[name] = array
     new = {**values, **narrowed(wanted, widened(values))}
     for name, _, dtype, _ in wanted:

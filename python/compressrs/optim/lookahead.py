@@ -118,7 +118,7 @@ class Lookahead(Guarded, Stateful):
 
         def take(undo: Undo) -> None:
             with self._changing("load_state_dict"):
-                undo.on_failure(lambda before=self.step_count: setattr(self, "step_count", before))
+                undo.remember_attributes(self, without=("_doing",))
                 take_optimizer(undo)
                 assign(self._slow, slow, undo)
                 self._shared.apply_masks(self._slow)

@@ -290,7 +290,8 @@ class Pruner(Stateful):
             undo.remember(*self._weights)
             self._apply()
         else:
-            self._optimizer._set_masks(dict(zip(self._indices, self._masks, strict=True)), undo)
+            masks = [None if mask.all() else mask for mask in self._masks]
+            self._optimizer._set_masks(dict(zip(self._indices, masks, strict=True)), undo)
 
     def _apply(self) -> None:
         for name, w, mask in zip(self._names, self._weights, self._masks, strict=True):

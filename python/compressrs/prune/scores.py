@@ -193,8 +193,11 @@ class _Products(Score):
 
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         require_keys(state_dict, ("sums",))
+        given = state_dict["sums"]
         try:
-            sums = [np.array(s) for s in state_dict["sums"]]
+            if not isinstance(given, (list, tuple)):
+                raise TypeError(f"got {type(given).__name__}")
+            sums = [np.array(s) for s in given]
         except (TypeError, ValueError) as error:
             raise ValueError(f"state_dict['sums'] must be a list of arrays: {error}") from None
         if any(s.dtype not in (np.float32, np.float64) for s in sums):

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from compressrs._checks import number, whole
-from compressrs._state import Stateful, Take, Undo
+from compressrs._checks import number, numbers, whole
+from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim.base import Optimizer
 
 #: The class of a schedule and of its copy.
@@ -130,29 +130,15 @@ class LRScheduler(Stateful):
     def _restored(self: Own, state_dict: Mapping[str, Any]) -> Own:
         """Return a copy of the schedule with the state of `state_dict`."""
         check_kind(self, state_dict)
-        if "scheduler" in state_dict and (unknown := set(state_dict) - set(self.state_dict())):
-            raise ValueError(
-                f"state_dict must have the keys {list(self.state_dict())}, got "
-                f"{sorted(map(str, unknown))[0]!r} as well"
-            )
+        if "scheduler" in state_dict:
+            require_keys(state_dict, tuple(self.state_dict()))
         twin = copy.copy(self)
-        try:
-            last = number(state_dict["last_epoch"], "last_epoch", 0, below=2**53)
-            bases = [number(rate, "base_lrs", 0) for rate in state_dict["base_lrs"]]
-            starts = [number(rate, "starts", 0) for rate in state_dict.get("starts", bases)]
-            whole_last = self._takes_fractions or last.is_integer()
-        except (TypeError, LookupError, ValueError) as error:
-            raise ValueError(
-                f"state_dict must hold 'last_epoch' and 'base_lrs', got {error}"
-            ) from None
-        if not whole_last:
-            raise ValueError(f"state_dict must have a whole last_epoch, got {last}")
         groups = len(self.optimizer.param_groups)
-        if len(bases) != groups or len(starts) != groups:
-            raise ValueError(
-                f"state_dict must have {groups} base_lrs and starts, one a group, "
-                f"got {len(bases)} and {len(starts)}"
-            )
+        last = number(state_dict.get("last_epoch"), "state_dict['last_epoch']", 0, below=2**53)
+        if not (self._takes_fractions or last.is_integer()):
+            raise ValueError(f"state_dict['last_epoch'] must be an integer, got {last}")
+        bases = numbers(state_dict.get("base_lrs"), "state_dict['base_lrs']", groups, 0)
+        starts = numbers(state_dict.get("starts", bases), "state_dict['starts']", groups, 0)
         twin.last_epoch = int(last) if last.is_integer() else last
         twin.base_lrs, twin._starts = bases, starts
         # What the groups have now is not what this schedule set.
@@ -269,12 +255,12 @@ def check_kind(scheduler: object, state_dict: Mapping[str, Any]) -> None:
     """Raise a ValueError if a state dict is from another class of schedule."""
     kind = type(scheduler).__name__
     # PyTorch's do not record the class; they are recognized by their count of step calls.
+    got = state_dict.get("scheduler") if isinstance(state_dict, Mapping) else state_dict
     own = isinstance(state_dict, Mapping) and (
-        state_dict.get("scheduler") == kind
+        (isinstance(got, str) and got == kind)
         or ("scheduler" not in state_dict and "_step_count" in state_dict)
     )
     if not own:
-        got = state_dict.get("scheduler") if isinstance(state_dict, Mapping) else state_dict
         raise ValueError(f"state_dict must be of a {kind} as its state_dict() returns, got {got!r}")
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from compressrs._checks import number, share, whole
+from compressrs._checks import number, numbers, share, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import FactorLR, LRScheduler, one_each
 
@@ -80,12 +80,7 @@ class MultiplicativeLR(LRScheduler):
         given = state_dict.get("products")
         if given is None:  # PyTorch's
             raise ValueError("state_dict must hold 'products', which PyTorch's does not")
-        try:
-            products = [number(product, "products", 0) for product in given]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"state_dict must hold 'products', got {error}") from None
-        if len(products) != len(self.lr_lambdas):
-            raise ValueError(f"state_dict must hold {len(self.lr_lambdas)} products, got {given}")
+        products = numbers(given, "state_dict['products']", len(self.lr_lambdas), 0)
         twin._products = [(int(twin.last_epoch), product) for product in products]
         return twin
 
