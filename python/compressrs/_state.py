@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -97,6 +98,23 @@ class Stateful:
     def _exclusive(self, what: str) -> AbstractContextManager[None]:
         """Keep other threads out, where there may be others."""
         return nullcontext()
+
+
+def checked_state(part: Any, state_dict: Any) -> Take:
+    """Check the state dict of any object that has some; return what takes it over.
+
+    An object of a class of a user's checks by itself when it loads, and is given its state of
+    before if another part fails.
+    """
+    if isinstance(part, Stateful):
+        return part._checked(state_dict)
+    before = copy.deepcopy(part.state_dict())
+
+    def take(undo: Undo) -> None:
+        undo.on_failure(lambda: part.load_state_dict(before))
+        part.load_state_dict(state_dict)
+
+    return take
 
 
 def require_keys(

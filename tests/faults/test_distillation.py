@@ -1,5 +1,6 @@
 """Teachers, caches and training: faults that must not be silent."""
 
+import copy
 import functools
 import itertools
 import sys
@@ -256,3 +257,46 @@ def test_missing_safetensors_is_noticed_before_any_work(tmp_path, monkeypatch):
     distiller = D.Distiller((never, never), never, cr.optim.SGD(model.params, lr=0.1))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'compressrs\[save\]'"):
         distiller.fit(x, y, epochs=1, checkpoint=tmp_path / "run")
+
+
+def test_a_checkpoint_whose_schedule_does_not_fit_changes_nothing(tmp_path):
+    pytest.importorskip("safetensors")
+
+    def start(factor):
+        student = cr.nn.Linear(3, 2, rng=0)
+        opt = cr.optim.Adam(student.params, lr=0.1)
+        scheduler = cr.optim.lr_scheduler.LambdaLR(opt, factor)
+        teacher = np.zeros((4, 2), np.float32)
+        return student, opt, D.Distiller(student, teacher, opt, scheduler=scheduler)
+
+    x, y = np.ones((4, 3), np.float32), np.zeros(4, int)
+    start(lambda t: 0.5)[2].fit(x, y, epochs=1, checkpoint=tmp_path / "a")
+    student, opt, distiller = start(lambda t: 0.5 if t == 0 else float("nan"))
+    before = copy.deepcopy((student.params, opt.state_dict()))
+    with pytest.raises(ValueError, match="finite rates"):
+        distiller.load(tmp_path / "a")
+    np.testing.assert_equal((student.params, opt.state_dict()), before)
+    assert distiller.step_count == 0
+    assert distiller.history == []
+
+
+def test_an_epoch_taken_back_keeps_what_a_pruner_removed():
+    student = cr.nn.Linear(3, 2, rng=0)
+    opt = cr.optim.SGD(student.params, lr=0.1)
+    pruner = cr.prune.Pruner(student.weight, cr.prune.OneShot(0.5))
+
+    def teacher(x):
+        pruner.step()
+        raise KeyboardInterrupt
+
+    distiller = D.Distiller(student, teacher, opt, alpha=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        distiller.fit(np.ones((4, 3), np.float32), epochs=1)
+    assert (student.weight == 0).sum() == 3
+
+
+def test_rows_that_do_not_exist_are_refused_by_name():
+    kept = D.top_k(np.ones((4, 5)), 2)
+    for rows in (np.array([4]), np.ones(3, bool), "x"):
+        with pytest.raises(IndexError, match="rows must select some of 4 rows"):
+            kept[rows]

@@ -113,7 +113,7 @@ def may_be(path: tuple[Any, ...], good: Any, wrong: Any) -> bool:
             not {"params", "param_names"} & set(path) and len(path) > path.index("param_groups") + 2
         )
     if path[-1:] == ("sums",):
-        return wrong == []  # of a score that has seen nothing
+        return isinstance(wrong, list) and not wrong  # of a score that has seen nothing
     if path[-1:] == ("best",):
         return is_number(wrong) or (isinstance(wrong, float) and math.isinf(wrong))
     if path[-1:] == ("last_epoch",) and isinstance(wrong, float) and wrong == 1.5:

@@ -465,3 +465,16 @@ def test_hyperparameters_that_need_other_state_are_not_loaded():
         opt.load_state_dict({"state": {}, "param_groups": [group]})
     assert opt.param_groups[0]["momentum"] == 0.9
     opt.step(np.ones(3))
+
+
+def test_an_infinite_bound_only_measures():
+    for kind in (cr.optim.SGD, cr.optim.Adam):
+        clipped, plain = np.ones(3), np.ones(3)
+        first, second = kind(clipped), kind(plain)
+        grads = np.array([3e200, 0.0, 4e200])
+        assert first.step(grads, max_grad_norm=np.inf) == pytest.approx(5e200)
+        second.step(grads)
+        np.testing.assert_array_equal(clipped, plain)
+    for bad in (np.nan, -1.0):
+        with pytest.raises(ValueError, match="max_grad_norm"):
+            first.step(grads, max_grad_norm=bad)

@@ -19,6 +19,7 @@ from compressrs._arrays import Array
 from compressrs._checks import number, positive, share, whole
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
+from compressrs._state import all_or_nothing, checked_state
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
@@ -353,15 +354,17 @@ class Distiller:
                         f"{file} must have {name} of {p.dtype} with shape {p.shape}, got "
                         f"{value.dtype} with shape {value.shape}"
                     )
+        takes = [checked_state(self._optimizer, loaded)]
         if self._scheduler is not None:
-            # Raises now, before anything changes, if it does not fit.
-            self._scheduler._restored(scheduler)
-        self._optimizer.load_state_dict(loaded)
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(scheduler)
-        self._assign(values)
-        self.history, self.step_count, self._waited = history, step_count, waited
-        self._phase_done, self._best = phase_done, best
+            takes.append(checked_state(self._scheduler, scheduler))
+        with all_or_nothing() as undo:
+            undo.remember_attributes(self)
+            undo.remember(*self._parameters())
+            for take in takes:
+                take(undo)
+            self._assign(values)
+            self.history, self.step_count, self._waited = history, step_count, waited
+            self._phase_done, self._best = phase_done, best
 
     def _at(self, step: int) -> tuple[float, float]:
         """Return temperature and alpha of a step."""
@@ -398,8 +401,8 @@ class Distiller:
             self._optimizer.load_state_dict(state)
             if self._scheduler is not None and schedule is not None:
                 self._scheduler.load_state_dict(schedule)
-            for p, before in zip(self._parameters(), parameters, strict=True):
-                p[...] = before
+            # A pruner may have removed weights in this epoch.
+            self._assign(parameters)
             self.step_count = steps
             del self.history[epochs:]
             raise

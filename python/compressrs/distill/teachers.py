@@ -173,7 +173,10 @@ def indices_of(rows: slice | Array, count: int) -> npt.NDArray[np.intp]:
     TypeError
         If `rows` is neither a slice nor a one-dimensional array.
     """
-    indices: npt.NDArray[np.intp] = np.arange(count)[rows]
+    try:
+        indices: npt.NDArray[np.intp] = np.arange(count)[rows]
+    except IndexError as error:
+        raise IndexError(f"rows must select some of {count} rows: {error}") from None
     if indices.ndim != 1:
         raise TypeError("rows must be a slice or a one-dimensional array of indices")
     return indices
