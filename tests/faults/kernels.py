@@ -190,7 +190,7 @@ def _around_the_step(size: int) -> Iterator[Case]:
         ("sums",),
     )
     each = {"arrays": two, "names": names}
-    yield Case("norm", _core.norm, {**each, "order": 2.0})
+    yield Case("norm", _core.norm, {**each, "order": 2.0, "max_norm": 1.0})
     yield Case("scale", _core.scale, {**each, "factor": 0.5}, ("arrays",))
     yield Case("clamp", _core.clamp, {**each, "limit": 0.5}, ("arrays",))
     codes = {

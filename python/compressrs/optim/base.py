@@ -176,16 +176,18 @@ class Optimizer(Guarded, Stateful):
         grad_scale : float, default 1.0
             Factor applied to all gradients before clipping: the inverse of a loss scale.
         nonfinite : {"ignore", "raise", "skip"}, default "ignore"
-            What to do if a gradient contains NaN or infinity: apply it regardless, raise
-            NonFiniteGradientError, or skip the step. Gradients of masked weights are not
-            considered.
+            What to do if a gradient contains NaN or infinity, or, after scaling and
+            clipping, a number beyond the range of the type that its parameter is computed
+            in: apply it regardless, raise NonFiniteGradientError, or skip the step.
+            Gradients of masked weights are not considered.
 
         Returns
         -------
         float or None
             The total norm of the gradients times `grad_scale`, before clipping, if
             `max_grad_norm` is given or `nonfinite` is not "ignore". NaN or infinite if
-            the step was skipped.
+            the step was skipped. Also infinite if the norm is beyond the range of
+            float64; the gradients are clipped correctly even then.
 
         Raises
         ------

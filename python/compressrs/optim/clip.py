@@ -36,7 +36,8 @@ def clip_grad_norm_(
     Returns
     -------
     float
-        The norm before clipping.
+        The norm before clipping; infinite also where it is beyond the range of float64,
+        though finite gradients are clipped to `max_norm` even then.
 
     Raises
     ------
@@ -64,13 +65,12 @@ def clip_grad_norm_(
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
     # Changes nothing; rejects arrays that cannot be changed in place.
     _core.clamp(arrays, names, float("inf"))
-    norm = _core.norm(arrays, names, order)
+    norm, factor = _core.norm(arrays, names, order, max_norm)
     if error_if_nonfinite and not 0 <= norm < float("inf"):
         raise NonFiniteGradientError(
             f"the norm of the gradients is {norm}; nothing was changed "
             "(error_if_nonfinite=False scales them regardless)"
         )
-    factor = max_norm / (norm + 1e-6)
     if not factor >= 1:
         _core.scale(arrays, names, factor)
     return norm

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use compressrs_core::numeric::element::Element;
 use compressrs_core::optim::{
     Adam, BLOCK, Codes, Gradient, Halves, Lamb, Lion, MAX_STATES, Moments, RmsProp, Rounding, Rule,
-    Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate, clamp, find_non_finite,
+    Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate, clamp, find_beyond,
     lerp, mask_bytes, norm, scale, step,
 };
 use compressrs_core::runtime::parallel::{self, SharedMut};
@@ -150,12 +150,12 @@ proptest! {
         let parts = [a, b].map(|values| Gradient { values: values.into(), mask: None });
         let sum = |order: f64| x.iter().map(|x| x.abs().powf(order)).sum::<f64>().powf(1.0 / order);
         for order in [1.0, 2.0, 3.5] {
-            let (got, truth) = (norm(&parts, order), sum(order));
+            let (got, truth) = (norm(&parts, order).get(), sum(order));
             prop_assert!((got - truth).abs() <= 1e-12 * truth, "{} {}", got, truth);
         }
         let largest = x.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        prop_assert_eq!(norm(&parts, f64::INFINITY), largest);
-        prop_assert_eq!(find_non_finite(&parts), None);
+        prop_assert_eq!(norm(&parts, f64::INFINITY).get(), largest);
+        prop_assert_eq!(find_beyond(&parts, |_| f64::MAX), None);
     }
 }
 
@@ -281,7 +281,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         let mut owned = Owned::new(&rule, 300_001, value);
         step(&mut [owned.tensor(&rule, 1)]);
         let gradient = Gradient { values: owned.grad.as_slice().into(), mask: None };
-        (owned.param, norm(&[gradient], 2.0).to_bits())
+        (owned.param, norm(&[gradient], 2.0).get().to_bits())
     });
     parallel::set_num_threads(before).unwrap();
     assert!(results.iter().all(|r| *r == results[0]));
@@ -320,19 +320,19 @@ fn what_is_not_finite_is_found_unless_masked() {
         let mut dirty = clean;
         dirty[66] = bad;
         let plain = |values| Gradient { values: Values::F32(values), mask: None };
-        assert_eq!(find_non_finite(&[plain(&clean), plain(&dirty)]), Some(1));
-        assert!(!norm(&[plain(&clean), plain(&dirty)], 2.0).is_finite());
+        assert_eq!(find_beyond(&[plain(&clean), plain(&dirty)], |_| f64::MAX), Some(1));
+        assert!(!norm(&[plain(&clean), plain(&dirty)], 2.0).get().is_finite());
         let mut mask = [0xff; 9];
         mask[8] &= !(1 << 2);
         let masked = Gradient { values: Values::F32(&dirty), mask: Some(&mask) };
-        assert_eq!(find_non_finite(&[masked]), None);
-        assert_eq!(norm(&[masked], 2.0), 69f64.sqrt());
+        assert_eq!(find_beyond(&[masked], |_| f64::MAX), None);
+        assert_eq!(norm(&[masked], 2.0).get(), 69f64.sqrt());
     }
     assert_eq!(
-        norm(&[Gradient { values: Values::F32(&[f32::MAX; 4]), mask: None }], 2.0),
+        norm(&[Gradient { values: Values::F32(&[f32::MAX; 4]), mask: None }], 2.0).get(),
         f64::from(f32::MAX) * 2.0
     );
-    assert_eq!(norm(&[], 2.0), 0.0);
+    assert_eq!(norm(&[], 2.0).get(), 0.0);
 }
 
 #[test]

@@ -118,14 +118,16 @@ pub fn accumulate<'py>(
     Ok(())
 }
 
-/// The norm of all arrays together; `order` is positive, perhaps infinite.
+/// The norm of all arrays together, and what they are to be multiplied by so that it is
+/// at most `max_norm`; `order` is positive, perhaps infinite.
 #[pyfunction]
 pub fn norm<'py>(
     py: Python<'py>,
     arrays: Vec<Bound<'py, PyAny>>,
     names: Vec<String>,
     order: f64,
-) -> PyResult<f64> {
+    max_norm: f64,
+) -> PyResult<(f64, f64)> {
     let arrays = arrays
         .iter()
         .zip(&names)
@@ -140,7 +142,8 @@ pub fn norm<'py>(
         // SAFETY: the GIL is held; nothing writes to it here.
         .map(|array| Ok(Gradient { values: unsafe { values(array)? }, mask: None }))
         .collect::<PyResult<Vec<_>>>()?;
-    run(py, || core::norm(&gradients, order))
+    let norm = run(py, || core::norm(&gradients, order))?;
+    Ok((norm.get(), norm.clip(1.0, max_norm)))
 }
 
 /// `arrays <- factor arrays`.

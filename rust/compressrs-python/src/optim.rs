@@ -455,6 +455,14 @@ unsafe fn tensors<'a, C: Float>(
 }
 
 impl Job<'_, '_> {
+    /// The largest number of the type that the parameter is computed in.
+    fn limit(&self) -> f64 {
+        match self.slot.dtype.compute() {
+            Compute::F32 => f32::MAX.into(),
+            Compute::F64 => f64::MAX,
+        }
+    }
+
     /// # Safety
     /// `C` is the slot's compute type, and nothing else uses the parameter and its
     /// buffers, or writes to the gradient and the mask, while the result is used.
@@ -559,30 +567,45 @@ impl Scaling {
             // SAFETY: nothing writes to gradients here.
             .map(|job| unsafe { job.gradient() })
             .collect::<PyResult<Vec<_>>>()?;
-        let (mut norm, bad) = run(py, || {
+        let limits = jobs.iter().map(Job::limit).collect::<Vec<f64>>();
+        let (norm, factor, bad, too_large) = run(py, || {
             let norm = core::norm(&gradients, 2.0);
-            // An infinite norm may also be one too large for the format.
-            let bad = if norm.is_finite() { None } else { core::find_non_finite(&gradients) };
-            (norm, bad)
+            let clip = self.max_norm.map_or(1.0, |max| norm.clip(self.scale, max));
+            let factor = self.scale * clip;
+            // No element is larger than the norm.
+            let fits =
+                |&limit: &f64| norm.get() < f64::INFINITY && norm.get() * factor.abs() <= limit;
+            let (mut bad, mut too_large) = (None, false);
+            if !limits.iter().all(fits) {
+                bad = core::find_beyond(&gradients, |_| f64::MAX);
+                too_large = bad.is_none();
+                // A factor of 0 makes anything fit.
+                let times = factor.abs().max(f64::MIN_POSITIVE);
+                bad = bad.or_else(|| core::find_beyond(&gradients, |i| limits[i] / times));
+            }
+            (norm, factor, bad, too_large)
         })?;
         if let Some(bad) = bad {
             match self.nonfinite {
                 NonFinite::Raise => {
-                    let path = &jobs[bad].slot.path;
+                    let slot = jobs[bad].slot;
+                    let what = match slot.dtype.compute() {
+                        _ if !too_large => "NaN or infinity",
+                        Compute::F32 => "numbers that are beyond the range of float32 as scaled",
+                        Compute::F64 => "numbers that are beyond the range of float64 as scaled",
+                    };
                     return Err(NonFiniteGradientError::new_err(format!(
-                        "grads{path} holds NaN or infinity; nothing was changed \
-                         (nonfinite=\"skip\" leaves such steps out)"
+                        "grads{} holds {what}; nothing was changed \
+                         (nonfinite=\"skip\" leaves such steps out)",
+                        slot.path
                     )));
                 }
-                NonFinite::Skip => return Ok(Factor::Skip(norm)),
+                NonFinite::Skip if too_large => return Ok(Factor::Skip(f64::INFINITY)),
+                NonFinite::Skip => return Ok(Factor::Skip(norm.get())),
                 NonFinite::Ignore => {}
             }
         }
-        norm *= self.scale.abs();
-        // As PyTorch clips, epsilon included.
-        let clip = self.max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
-        // min drops NaN, which PyTorch's clamp keeps.
-        let clip = if norm.is_nan() { norm } else { clip };
-        Ok(Factor::Take(self.scale * clip, Some(norm)))
+        let scaled = core::Norm { value: norm.value * self.scale.abs(), ..norm };
+        Ok(Factor::Take(factor, Some(scaled.get())))
     }
 }

@@ -1,8 +1,10 @@
 //! Losses on what layers in the middle give: hints and attention maps.
 
 use super::GRAIN;
+use super::range::{multiply, of_largest, times};
 use super::sheet::{LANES, spread, sweep, update};
 use crate::numeric::element::Float;
+use crate::numeric::lanes;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
@@ -26,8 +28,15 @@ pub fn hint<C: Float>(rows: usize, student: &[C], teacher: &[C], grad: &mut [C])
         let grad = unsafe { grad.slice(part.clone()) };
         simd::dispatch(Hint { s: &student[part.clone()], t: &teacher[part], grad, share })
     };
-    let total = parallel::reduce(student.len(), GRAIN, block, |a, b| a + b);
-    0.5 * share * total.unwrap_or(0.0)
+    let mut total = parallel::reduce(student.len(), GRAIN, block, |a, b| a + b).unwrap_or(0.0);
+    if total == f64::INFINITY {
+        // Squares may be in the range of double precision.
+        [total] = lanes::total(student.len(), |i| {
+            let difference = student[i].to_f64() - teacher[i].to_f64();
+            [difference * difference]
+        });
+    }
+    0.5 * share * total
 }
 
 struct Hint<'a, C> {
@@ -96,19 +105,23 @@ pub fn attention<C: Float>(
             // SAFETY: samples do not overlap.
             let (loss, grad) =
                 unsafe { (&mut shared.slice(i..i + 1)[0], grad.slice(range.clone())) };
-            *loss = simd::dispatch(Attention {
-                s: &student.data[range],
-                t: &teacher.data[i * size_t..(i + 1) * size_t],
-                places,
-                grad,
-                share,
-            });
+            let s = &student.data[range];
+            let t = &teacher.data[i * size_t..(i + 1) * size_t];
+            let in_range;
+            (*loss, in_range) = simd::dispatch(Attention { s, t, places, grad, share });
+            if !in_range {
+                // The loss does not depend on the size of either.
+                let [unit_s, unit_t] = [s, t].map(|x| of_largest(x).recip());
+                let (s, t) = (times(s, unit_s), times(t, unit_t));
+                (*loss, _) = simd::dispatch(Attention { s: &s, t: &t, places, grad, share });
+                multiply(grad, unit_s);
+            }
         }
     });
     share * losses.iter().sum::<f64>()
 }
 
-/// A sample's maps.
+/// A sample's maps: returns the loss, and whether lengths are in range.
 struct Attention<'a, C> {
     s: &'a [C],
     t: &'a [C],
@@ -118,13 +131,13 @@ struct Attention<'a, C> {
 }
 
 impl<C: Float> Kernel for Attention<'_, C> {
-    type Output = f64;
+    type Output = (f64, bool);
 
     #[inline(always)]
-    fn run(self) -> f64 {
+    fn run(self) -> (f64, bool) {
         let [mut a_s, mut a_t] = [(); 2].map(|()| Scratch::<C>::new(self.places));
         let length = direction(self.s, &mut a_s);
-        direction(self.t, &mut a_t);
+        let in_range = length.max(direction(self.t, &mut a_t)) < f64::INFINITY;
         // Of the loss: the sum, and what the gradient has along `a_s`.
         let inputs = [&*a_s, &*a_t];
         let [[sum], [along]] = sweep::<C, 1, 2, 0, 2>(inputs, [], C::zero(), {
@@ -152,7 +165,7 @@ impl<C: Float> Kernel for Attention<'_, C> {
                 }
             });
         }
-        sum
+        (sum, in_range)
     }
 }
 

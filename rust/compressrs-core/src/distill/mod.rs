@@ -3,6 +3,7 @@
 mod correlation;
 mod features;
 mod kd;
+mod range;
 mod relation;
 mod sheet;
 mod softmax;

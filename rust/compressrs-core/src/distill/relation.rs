@@ -3,6 +3,7 @@
 //! the student. Means are taken as in the authors' code: over all pairs and triples,
 //! those of a sample with itself included.
 
+use super::range::{multiply, times, unit};
 use super::sheet::{LANES, spread, sweep, update};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
@@ -33,6 +34,29 @@ impl<'a, C: Float> Features<'a, C> {
     }
 }
 
+type Loss<C> = fn(usize, Features<'_, C>, Features<'_, C>, &mut [C]) -> f64;
+
+/// Calls a loss that does not depend on the size of the features with such that their
+/// squares are in range; None if they are so as they stand.
+fn in_range<C: Float>(
+    loss: Loss<C>,
+    rows: usize,
+    student: Features<'_, C>,
+    teacher: Features<'_, C>,
+    grad: &mut [C],
+) -> Option<f64> {
+    let units = [student, teacher].map(|x| unit(x.data));
+    if units == [None, None] {
+        return None;
+    }
+    let [of_s, of_t] = units.map(|unit| unit.unwrap_or(1.0).recip());
+    let (s, t) = (times(student.data, of_s), times(teacher.data, of_t));
+    let value =
+        loss(rows, Features { data: &s, ..student }, Features { data: &t, ..teacher }, grad);
+    multiply(grad, of_s);
+    Some(value)
+}
+
 /// Huber's loss with its bend at 1, and its derivative.
 #[inline(always)]
 fn huber(x: f64) -> (f64, f64) {
@@ -54,6 +78,9 @@ pub fn distance<C: Float>(
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
+    if let Some(loss) = in_range(distance, rows, student, teacher, grad) {
+        return loss;
+    }
     let (of_s, mean_s, count) = distances(rows, student);
     let (of_t, mean_t, _) = distances(rows, teacher);
     let share = 1.0 / (rows * rows) as f64;
@@ -168,6 +195,9 @@ pub fn angle<C: Float>(
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
+    if let Some(loss) = in_range(angle, rows, student, teacher, grad) {
+        return loss;
+    }
     let block = |anchors: std::ops::Range<usize>| {
         let mut grad = memory::zeroed::<C>(student.data.len());
         let mut loss = 0.0;

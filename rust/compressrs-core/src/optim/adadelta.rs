@@ -1,6 +1,7 @@
 //! Adadelta.
 
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
@@ -57,7 +58,7 @@ impl<C: Float> Formula<C, 2> for Deltas<C> {
     fn apply(&self, theta: C, g: C, [sq, acc]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);
         *sq = self.rho.mul_add(*sq, self.one_minus_rho * g * g);
-        let delta = ((*acc + self.eps).sqrt() / (*sq + self.eps).sqrt()) * g;
+        let delta = quotient((*acc + self.eps).sqrt(), (*sq + self.eps).sqrt()) * g;
         *acc = self.rho.mul_add(*acc, self.one_minus_rho * delta * delta);
         (-self.lr).mul_add(delta, theta)
     }

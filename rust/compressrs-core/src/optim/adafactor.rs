@@ -1,6 +1,8 @@
 //! Adafactor: a second moment that is stored as a row and a column.
 
 use super::hyperparameters::hyperparameters;
+use super::norm::unit_of_squares;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficients, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
 use crate::numeric::element::Float;
@@ -104,7 +106,7 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
         let v = if *v < self.floor { self.floor } else { *v };
-        (-self.rate).mul_add(g / v.sqrt(), theta * self.shrink)
+        (-self.rate).mul_add(quotient(g, v.sqrt()), theta * self.shrink)
     }
 }
 
@@ -116,11 +118,18 @@ impl Factored {
         }
         // SAFETY: no loop works on the tensor while it is read.
         let theta = unsafe { t.param.read(0..n) };
-        let [weight] = total(n, |i| {
-            let theta = theta[i].to_f64();
-            [theta * theta]
-        });
-        let rate = self.eps2.max((weight / n as f64).sqrt()) * self.rate;
+        let squares = |unit: f64| {
+            let share = unit.recip();
+            let [sum] = total(n, |i| {
+                let theta = share * theta[i].to_f64();
+                [theta * theta]
+            });
+            sum
+        };
+        let plain = squares(1.0);
+        let unit = unit_of_squares(plain);
+        let weight = if unit == 1.0 { plain } else { squares(unit) };
+        let rate = self.eps2.max((weight / n as f64).sqrt() * unit) * self.rate;
         let eps1 = self.eps1.unwrap_or_else(|| <C as num_traits::Float>::epsilon().to_f64());
         match t.matrix {
             None => self.step_vector(t, rate, eps1),
@@ -140,7 +149,7 @@ impl Factored {
         let variance = unsafe { t.states[0].read(0..n) };
         let [squares] = total(n, |i| {
             let g = t.gradient(i).to_f64();
-            [g * g / variance[i].to_f64().max(floor)]
+            [quotient(g * g, variance[i].to_f64().max(floor))]
         });
         let rate = self.clipped(rate, squares, n);
         t.apply(Scaled { shrink: self.shrink, rate, floor }.cast::<C>());
@@ -207,16 +216,22 @@ impl Factored {
         let floor = eps1 * eps1;
         let variance = |row: usize, column: usize| {
             let matrix = row / rows;
-            let product = row_var[row].to_f64() * col_var[matrix * columns + column].to_f64();
-            (product / means[matrix]).max(floor)
+            let (of_row, mean) = (row_var[row].to_f64(), means[matrix]);
+            let of_column = col_var[matrix * columns + column].to_f64();
+            let product = of_row * of_column;
+            // Means may be in range where their product is not.
+            let in_range = product.is_finite() && product >= f64::MIN_POSITIVE;
+            let variance = if in_range { product / mean } else { of_column * (of_row / mean) };
+            if mean > 0.0 { variance.max(floor) } else { floor }
         };
         let squares = parallel::reduce(
             matrices * rows,
             block,
             |part| {
                 let update = |row: usize| {
-                    let [sum] =
-                        sums(columns, |column| [square(row, column) / variance(row, column)]);
+                    let [sum] = sums(columns, |column| {
+                        [quotient(square(row, column), variance(row, column))]
+                    });
                     sum
                 };
                 part.map(update).sum::<f64>()
@@ -230,7 +245,8 @@ impl Factored {
                 let theta = unsafe { t.param.slice(row * columns..(row + 1) * columns) };
                 for (column, theta) in theta.iter_mut().enumerate() {
                     let i = row * columns + column;
-                    let step = rate * t.gradient(i).to_f64() / variance(row, column).sqrt();
+                    let step =
+                        quotient(rate * t.gradient(i).to_f64(), variance(row, column).sqrt());
                     let new = theta.to_f64() * self.shrink - step;
                     let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
                     *theta = C::from_f64(if kept { new } else { 0.0 });

@@ -1,6 +1,7 @@
 //! Adagrad.
 
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
 
@@ -55,6 +56,6 @@ impl<C: Float> Formula<C, 1> for Accumulated<C> {
     fn apply(&self, theta: C, g: C, [sum]: &mut [C; 1]) -> C {
         let g = self.weight_decay.mul_add(theta, g);
         *sum = g.mul_add(g, *sum);
-        (-self.rate).mul_add(g / (sum.sqrt() + self.eps), theta)
+        (-self.rate).mul_add(quotient(g, sum.sqrt() + self.eps), theta)
     }
 }

@@ -2,6 +2,7 @@
 //! kind of weight decay off.
 
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{
     Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant, weight_decay,
 };
@@ -106,7 +107,7 @@ impl<C: Float> Moments<C> {
     #[inline(always)]
     fn along(&self, theta: C, m: C, v: C) -> C {
         let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
-        (-self.rate).mul_add(m / denominator, theta * self.shrink)
+        (-self.rate).mul_add(quotient(m, denominator), theta * self.shrink)
     }
 }
 

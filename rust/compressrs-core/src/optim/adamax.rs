@@ -1,6 +1,7 @@
 //! Adamax.
 
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
 use crate::numeric::element::Float;
 
@@ -59,6 +60,6 @@ impl<C: Float> Formula<C, 2> for InfinityNorm<C> {
         let (decayed, now) = (self.beta2 * *u, g.abs() + self.eps);
         // A NaN gradient must show.
         *u = if decayed > now { decayed } else { now };
-        (-self.rate).mul_add(*m / *u, theta)
+        (-self.rate).mul_add(quotient(*m, *u), theta)
     }
 }

@@ -31,8 +31,13 @@ pub fn accumulate<X: Element>(sum: &mut [X], x: Values<'_>, weight: f64) {
 
 /// `x <- factor x`.
 pub fn scale<E: Element>(x: &mut [E], factor: f64) {
-    let factor = E::Compute::from_f64(factor);
-    map_in_place(x, |x| factor * x);
+    let narrow = E::Compute::from_f64(factor);
+    if factor == 0.0 || narrow.is_normal() {
+        map_in_place(x, |x| narrow * x);
+    } else {
+        // A factor beyond the range of the type, whose products need not be.
+        map_in_place(x, |x| E::Compute::from_f64(factor * x.to_f64()));
+    }
 }
 
 /// `x <- min(max(x, -limit), limit)`; NaN stays.

@@ -2,6 +2,8 @@
 
 use super::adam::moments;
 use super::hyperparameters::hyperparameters;
+use super::norm::unit_of_squares;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
 use super::step::Tensor;
 use crate::numeric::element::Float;
@@ -98,9 +100,7 @@ impl<C: Float> Layerwise<C> {
     #[inline(always)]
     fn direction(&self, theta: C, m: C, v: C) -> C {
         let root = v.mul_add(self.square_correction, self.eps_root).sqrt();
-        let scaled = m * self.correction / (root + self.eps);
-        // 0 / 0 where there was no gradient yet, or a mask.
-        let scaled = if m == C::zero() { m } else { scaled };
+        let scaled = quotient(m * self.correction, root + self.eps);
         self.weight_decay.mul_add(theta, scaled)
     }
 }
@@ -109,11 +109,23 @@ impl Layerwise<f64> {
     pub(super) fn step<C: Float>(self, t: &Tensor<'_, C>) {
         let formula: Layerwise<C> = self.cast();
         t.apply(MomentsOf(formula));
-        let [weight, direction] = t.sums(|theta, [m, v]| {
-            let (theta, u) = (theta.to_f64(), formula.direction(theta, m, v).to_f64());
-            [theta * theta, u * u]
-        });
-        let ratio = if weight > 0.0 && direction > 0.0 { (weight / direction).sqrt() } else { 1.0 };
+        // The squares of both norms, each divided by its unit.
+        let squares = |units: [f64; 2]| {
+            let [of_weight, of_direction] = units.map(f64::recip);
+            t.sums(move |theta, [m, v]| {
+                let u = of_direction * formula.direction(theta, m, v).to_f64();
+                let theta = of_weight * theta.to_f64();
+                [theta * theta, u * u]
+            })
+        };
+        let plain = squares([1.0; 2]);
+        let units = plain.map(unit_of_squares);
+        let [weight, direction] = if units == [1.0; 2] { plain } else { squares(units) };
+        let ratio = if weight > 0.0 && direction > 0.0 {
+            (weight / direction).sqrt() * (units[0] / units[1])
+        } else {
+            1.0
+        };
         t.apply(Layerwise { rate: self.rate * ratio, ..self }.cast::<C>());
     }
 }

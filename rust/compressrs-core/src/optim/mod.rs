@@ -44,7 +44,7 @@ pub use lion::Lion;
 pub use momentum::Momentum;
 pub use muon::{AdjustLr, Muon};
 pub use nadam::NAdam;
-pub use norm::{Gradient, find_non_finite, norm};
+pub use norm::{Gradient, Norm, find_beyond, norm};
 pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use rprop::Rprop;

@@ -1,6 +1,7 @@
 //! Muon: momentum, orthogonalized by a Newton-Schulz iteration.
 
 use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
+use super::norm::root_of_squares;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
 use super::step::{GRAIN, Whole, is_kept};
 use crate::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
@@ -161,11 +162,17 @@ impl Orthogonal {
             let g = t.gradient(i);
             if self.nesterov { momentum.mul_add(buf[i] - g, g) } else { buf[i] }
         };
-        let [squares] = total(n, |i| {
-            let u = direction(i).to_f64();
-            [u * u]
+        let (root, unit) = root_of_squares(|unit| {
+            let share = unit.recip();
+            let [sum] = total(n, |i| {
+                let u = share * direction(i).to_f64();
+                [u * u]
+            });
+            sum
         });
-        let factor = C::from_f64(squares.sqrt().max(self.eps).recip());
+        // Two factors, which are in range where the norm is not.
+        let share = C::from_f64(unit.recip());
+        let factor = C::from_f64(root.max(self.eps / unit).recip()).min(C::max_value());
         // With no more rows than columns, so that the products are small.
         let tall = rows > columns;
         let (short, long) = if tall { (columns, rows) } else { (rows, columns) };
@@ -175,7 +182,7 @@ impl Orthogonal {
         parallel::for_each(0..n, GRAIN, 1, |part| {
             for i in part {
                 // SAFETY: `at` is one to one, so tasks write different elements.
-                unsafe { shared.slice(at(i)..at(i) + 1)[0] = direction(i) * factor };
+                unsafe { shared.slice(at(i)..at(i) + 1)[0] = direction(i) * share * factor };
             }
         });
         self.orthogonalize(&mut x, short, long);

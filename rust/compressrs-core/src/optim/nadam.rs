@@ -2,6 +2,7 @@
 
 use super::adam::moments;
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{
     Formula, Rule, Scalars, State, Update, bias_correction, coefficients, weight_decay,
 };
@@ -99,6 +100,6 @@ impl<C: Float> Formula<C, 2> for Nesterov<C> {
         moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
         let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
         let step = self.momentum_rate.mul_add(*m, self.gradient_rate * g);
-        self.shrink.mul_add(theta, step / denominator)
+        self.shrink.mul_add(theta, quotient(step, denominator))
     }
 }

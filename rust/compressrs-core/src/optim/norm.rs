@@ -24,14 +24,37 @@ pub struct Gradient<'a> {
     pub mask: Option<&'a [u8]>,
 }
 
+/// A norm: `value * unit`, which may be beyond the range of `f64` where both are finite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// The norm in units; not finite only if an element is not.
+    pub value: f64,
+    /// A power of 2, which is 1 unless powers of the elements overflow or lose digits.
+    pub unit: f64,
+}
+
+impl Norm {
+    /// The norm; infinite if it is beyond the range of `f64`.
+    pub fn get(self) -> f64 {
+        self.value * self.unit
+    }
+
+    /// What `scale` times the numbers are multiplied by so that their norm is at most
+    /// `max`, as PyTorch clips, epsilon included; NaN if the norm is.
+    pub fn clip(self, scale: f64, max: f64) -> f64 {
+        let (max, epsilon) = (max / self.unit, 1e-6 / self.unit);
+        let clip = max / (self.value * scale.abs() + epsilon);
+        // min drops NaN, which PyTorch's clamp keeps.
+        if self.value.is_nan() { self.value } else { clip.min(1.0) }
+    }
+}
+
 /// The `order`-norm of all elements together, `(sum |x|^order)^(1/order)`; the
 /// largest magnitude for an infinite order. In double precision.
-///
-/// It is not finite only if an element is not, unless the norm itself is beyond
-/// the range of `f64`.
-pub fn norm(gradients: &[Gradient<'_>], order: f64) -> f64 {
+pub fn norm(gradients: &[Gradient<'_>], order: f64) -> Norm {
+    let plain = |value| Norm { value, unit: 1.0 };
     if order == f64::INFINITY {
-        return reduce(gradients, Largest);
+        return plain(reduce(gradients, Largest));
     }
     let sum = |scale: f64| {
         if order == 2.0 {
@@ -42,23 +65,59 @@ pub fn norm(gradients: &[Gradient<'_>], order: f64) -> f64 {
             reduce(gradients, Power(scale, order))
         }
     };
-    let plain = sum(1.0);
-    if plain.is_finite() && plain >= f64::MIN_POSITIVE / f64::EPSILON {
-        return plain.powf(order.recip());
+    let powers = sum(1.0);
+    if keeps_digits(powers) {
+        return plain(powers.powf(order.recip()));
     }
     // Powers that overflowed, or lost digits below the normal range.
     let largest = reduce(gradients, Largest);
     if largest == 0.0 || !largest.is_finite() {
-        return largest;
+        return plain(largest);
     }
-    // Finite, though `largest` may be below the normal range.
-    let scale = largest.max(f64::MIN_POSITIVE).recip();
-    sum(scale).powf(order.recip()) / scale
+    // By a power of 2, so that no digit is lost, which has a reciprocal: in
+    // [2^-1022, 2^1022].
+    let exponent = (largest.to_bits() >> 52).clamp(1, 2045);
+    let unit = f64::from_bits(exponent << 52);
+    Norm { value: sum(unit.recip()).powf(order.recip()), unit }
 }
 
-/// The index of the first gradient with an element that counts and is not finite.
-pub fn find_non_finite(gradients: &[Gradient<'_>]) -> Option<usize> {
-    gradients.iter().position(|g| !reduce(std::slice::from_ref(g), Largest).is_finite())
+/// Whether a sum of powers neither overflowed nor lost digits below the normal range.
+fn keeps_digits(sum: f64) -> bool {
+    sum.is_finite() && sum >= f64::MIN_POSITIVE / f64::EPSILON
+}
+
+/// The root of the sum of squares that `squares` gives of numbers divided by a unit, and
+/// that unit: root times unit is the norm, which may be out of range where both are not.
+pub(super) fn root_of_squares(squares: impl Fn(f64) -> f64) -> (f64, f64) {
+    let plain = squares(1.0);
+    let unit = unit_of_squares(plain);
+    if unit != 1.0 {
+        let scaled = squares(unit);
+        if scaled > 0.0 && scaled.is_finite() {
+            return (scaled.sqrt(), unit);
+        }
+    }
+    (plain.sqrt(), 1.0)
+}
+
+/// What numbers are to be divided by before they are squared, given the sum of their
+/// squares as it came out: 1, unless squares overflowed or lost digits.
+pub(super) fn unit_of_squares(sum: f64) -> f64 {
+    // Squares of what is beyond the range of these units' squares do not count.
+    const LARGE: f64 = f64::from_bits((1023 + 600) << 52);
+    const SMALL: f64 = f64::from_bits((1023 - 600) << 52);
+    match sum {
+        sum if keeps_digits(sum) || sum.is_nan() => 1.0,
+        sum if sum == f64::INFINITY => LARGE,
+        _ => SMALL,
+    }
+}
+
+/// The index of the first gradient with an element that counts whose magnitude is not
+/// at most that of `largest` for this index: NaN, infinite, or too large.
+pub fn find_beyond(gradients: &[Gradient<'_>], largest: impl Fn(usize) -> f64) -> Option<usize> {
+    let within = |(i, g)| reduce(std::slice::from_ref(g), Largest) <= largest(i);
+    gradients.iter().enumerate().position(|pair| !within(pair))
 }
 
 /// What is summed, or compared.

@@ -2,6 +2,7 @@
 
 use super::adam::moments;
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{
     Formula, Rule, Scalars, State, Update, bias_correction, coefficients, weight_decay,
 };
@@ -91,7 +92,7 @@ impl<C: Float> Formula<C, 2> for Rectified<C> {
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
         let g = self.l2.mul_add(theta, g);
         moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
-        let step = if self.adaptive { *m / (v.sqrt() + self.eps) } else { *m };
+        let step = if self.adaptive { quotient(*m, v.sqrt() + self.eps) } else { *m };
         (-self.rate).mul_add(step, theta * self.shrink)
     }
 }

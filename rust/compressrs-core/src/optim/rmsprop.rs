@@ -1,6 +1,7 @@
 //! RMSprop.
 
 use super::hyperparameters::hyperparameters;
+use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, variant};
 use crate::numeric::element::Float;
 
@@ -100,7 +101,7 @@ impl<C: Float> Scaled<C> {
                 if variance < C::zero() { C::zero() } else { variance }
             }
         };
-        g / (variance.sqrt() + self.eps)
+        quotient(g, variance.sqrt() + self.eps)
     }
 
     /// The step along the momentum buffer.

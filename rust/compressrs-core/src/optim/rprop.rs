@@ -60,7 +60,8 @@ coefficients! {
 impl<C: Float> Formula<C, 2> for StepSizes<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [prev, size]: &mut [C; 2]) -> C {
-        let agreement = g * *prev;
+        // Of signs, since a product of small gradients would be 0.
+        let agreement = sign(g) * sign(*prev);
         let turned = agreement < C::zero();
         let factor = if turned { self.shrink } else { C::one() };
         let factor = if agreement > C::zero() { self.grow } else { factor };

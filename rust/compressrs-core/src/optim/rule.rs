@@ -285,6 +285,14 @@ pub(super) fn weight_decay(lr: f64, weight_decay: f64, decoupled: bool) -> (f64,
     if decoupled { (0.0, 1.0 - lr * weight_decay) } else { (weight_decay, 1.0) }
 }
 
+/// `x / y`, but 0 where `y` is 0: with an `eps` of 0 there is no step where there has
+/// been no gradient yet, nor one whose square is above 0.
+#[inline(always)]
+pub(super) fn quotient<C: Float>(x: C, y: C) -> C {
+    let quotient = x / y;
+    if y == C::zero() { C::zero() } else { quotient }
+}
+
 /// `1` or `-1` with the sign of `x`; 0 and NaN are returned as they are.
 #[inline(always)]
 pub(super) fn sign<C: Float>(x: C) -> C {

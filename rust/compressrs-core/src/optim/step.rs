@@ -109,6 +109,15 @@ impl<'a, C: Float> Tensor<'a, C> {
         self.grad.len()
     }
 
+    /// What the gradient is multiplied by in the type that is computed in. None if the
+    /// product must be taken in double precision, of which the gradient is or whose
+    /// range the factor needs: only the product has to fit the narrower type.
+    fn factor(&self) -> Option<C> {
+        let factor = C::from_f64(self.scale);
+        let is_wider = matches!(self.grad, Values::F64(_)) && self.grad.as_slice::<C>().is_none();
+        (!is_wider && (self.scale == 0.0 || factor.is_normal())).then_some(factor)
+    }
+
     /// Whether all numbers are of the type that is computed in.
     fn is_in_place(&self) -> bool {
         self.param.in_place().is_some()
@@ -165,7 +174,7 @@ impl<'a, C: Float> Tensor<'a, C> {
         if self.param.in_place().is_none() {
             len += self.param.len();
         }
-        if self.grad.as_slice::<C>().is_none() {
+        if self.grad.as_slice::<C>().is_none() || self.factor().is_none() {
             len += self.grad.len();
         }
         for state in self.states.iter().filter(|state| state.in_place().is_none()) {
@@ -179,7 +188,11 @@ impl<'a, C: Float> Tensor<'a, C> {
     fn whole(&self, f: impl FnOnce(&Whole<'_, C>)) {
         let mut param = Staged::new(&self.param);
         let mut states = self.states.each_ref().map(Staged::new);
-        let grad = self.grad.as_compute();
+        let factor = self.factor();
+        let grad = match factor {
+            Some(_) => self.grad.as_compute(),
+            None => self.grad.times(self.scale).into(),
+        };
         let shared = param.shared();
         let shared_states = states.each_mut().map(Staged::shared);
         f(&Whole {
@@ -190,7 +203,7 @@ impl<'a, C: Float> Tensor<'a, C> {
                 range: 0..0,
                 ..*self
             },
-            scale: C::from_f64(self.scale),
+            scale: factor.unwrap_or(C::one()),
             matrix: self.matrix,
             param: shared,
             grad: &grad,
@@ -395,7 +408,7 @@ unsafe fn update_part<C: Float, const S: usize>(
 ) {
     // Parts start at multiples of ALIGN, and so of 8.
     let mask = |range: &Range<usize>| t.mask.map(|m| &m[range.start / 8..mask_bytes(range.end)]);
-    let scale = C::from_f64(t.scale);
+    let factor = t.factor();
     let states_in_place = || {
         let mut states: [SharedMut<'_, C>; S] = std::array::from_fn(|_| SharedMut::new(&mut []));
         for (state, moments) in states.iter_mut().zip(&t.states) {
@@ -403,8 +416,8 @@ unsafe fn update_part<C: Float, const S: usize>(
         }
         Some(states)
     };
-    if let (Some(param), Some(grad), Some(states)) =
-        (t.param.in_place(), t.grad.as_slice(), states_in_place())
+    if let (Some(scale), Some(param), Some(grad), Some(states)) =
+        (factor, t.param.in_place(), t.grad.as_slice(), states_in_place())
     {
         // SAFETY: the caller's promise.
         let (param, states) =
@@ -417,7 +430,7 @@ unsafe fn update_part<C: Float, const S: usize>(
     for start in part.clone().step_by(BLOCK) {
         let block = start..part.end.min(start + BLOCK);
         // SAFETY: the caller's promise.
-        unsafe { update_block(t, &block, formula, scale, mask(&block), &mut scratch) };
+        unsafe { update_block(t, &block, formula, factor, mask(&block), &mut scratch) };
     }
 }
 
@@ -429,23 +442,26 @@ unsafe fn update_block<C: Float, const S: usize>(
     t: &Tensor<'_, C>,
     block: &Range<usize>,
     formula: impl Formula<C, S>,
-    scale: C,
+    factor: Option<C>,
     mask: Option<&[u8]>,
     scratch: &mut Scratch<C, S>,
 ) {
     let Tensor { param, grad, states, rounding, .. } = t;
-    // SAFETY: the caller's promise.
-    let fused = mask.is_none()
-        && unsafe { fused::update(formula, scale, param, grad, states, block, *rounding) };
-    if fused {
-        return;
+    if let (Some(scale), None) = (factor, mask) {
+        // SAFETY: the caller's promise.
+        if unsafe { fused::update(formula, scale, param, grad, states, block, *rounding) } {
+            return;
+        }
     }
-    let grad = match t.grad.as_slice() {
-        Some(grad) => &grad[block.clone()],
-        None => {
+    let (scale, grad) = match (factor, t.grad.as_slice()) {
+        (Some(scale), Some(grad)) => (scale, &grad[block.clone()]),
+        (factor, _) => {
             let grad = &mut scratch.grad[..block.len()];
-            t.grad.load(block.clone(), grad);
-            grad
+            match factor {
+                Some(_) => t.grad.load(block.clone(), grad),
+                None => t.grad.load_times(t.scale, block.clone(), grad),
+            }
+            (factor.unwrap_or(C::one()), &*grad)
         }
     };
     // SAFETY: the caller's promise; what is in place is not stored.

@@ -80,6 +80,20 @@ impl<'a> Values<'a> {
     }
 }
 
+impl Values<'_> {
+    /// The numbers times a factor, in double precision, then as type `C`.
+    pub(super) fn times<C: Float>(&self, factor: f64) -> Vec<C> {
+        let mut product = memory::zeroed(self.len());
+        self.load_times(factor, 0..self.len(), &mut product);
+        product
+    }
+
+    /// Converts numbers times a factor, in double precision, to type `C`.
+    pub(super) fn load_times<C: Float>(&self, factor: f64, range: Range<usize>, to: &mut [C]) {
+        with_values!(self, x => simd::dispatch(ConvertTimes { factor, from: &x[range], to }));
+    }
+}
+
 /// A slice as one of another name for its type.
 fn same<A: 'static, B: 'static>(x: &[A]) -> Option<&[B]> {
     if TypeId::of::<A>() != TypeId::of::<B>() {
@@ -89,6 +103,23 @@ fn same<A: 'static, B: 'static>(x: &[A]) -> Option<&[B]> {
     Some(unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
 }
 
+struct ConvertTimes<'a, E, C> {
+    factor: f64,
+    from: &'a [E],
+    to: &'a mut [C],
+}
+
+impl<E: Element, C: Float> Kernel for ConvertTimes<'_, E, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (to, &from) in self.to.iter_mut().zip(self.from) {
+            *to = C::from_f64(self.factor * from.load().to_f64());
+        }
+    }
+}
+
 /// How a weight in half precision is rounded after a step in single precision.
 pub enum Rounding<'a, H> {
     /// To the nearest; what moves by less than half of the last place stays.
@@ -96,7 +127,8 @@ pub enum Rounding<'a, H> {
     /// Up or down, so that the mean is right; see [`StochasticRounding`].
     Stochastic,
     /// To the nearest, with what was cut off kept in a buffer and added again
-    /// before the next step.
+    /// before the next step. Being of the same few digits, the buffer is rounded
+    /// stochastically: it would lose steps that are small beside what it holds.
     Kahan(SharedMut<'a, H>),
     /// To the nearest, from weights kept in single precision.
     Master(SharedMut<'a, f32>),
@@ -257,7 +289,8 @@ impl<H: Element<Compute = f32>> Halves<'_, H> {
                 Rounding::Nearest => simd::dispatch(Convert { from, to }),
                 Rounding::Stochastic => simd::dispatch(RoundStochastically { from, to, threshold }),
                 Rounding::Kahan(rest) => {
-                    simd::dispatch(RoundAndKeep { from, to, rest: rest.slice(range) });
+                    let rest = rest.slice(range);
+                    simd::dispatch(RoundAndKeep { from, to, rest, threshold });
                 }
                 Rounding::Master(master) => {
                     simd::dispatch(Convert { from, to: master.slice(range) });
@@ -297,23 +330,26 @@ impl<C: Float, H: Element<Compute = f32>, T: Threshold> Kernel
     }
 }
 
-struct RoundAndKeep<'a, C, H> {
+struct RoundAndKeep<'a, C, H, T> {
     from: &'a [C],
     to: &'a mut [H],
     rest: &'a mut [H],
+    threshold: T,
 }
 
-impl<C: Float, H: Element<Compute = f32>> Kernel for RoundAndKeep<'_, C, H> {
+impl<C: Float, H: Element<Compute = f32>, T: Threshold> Kernel for RoundAndKeep<'_, C, H, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        for ((to, rest), &from) in self.to.iter_mut().zip(self.rest).zip(self.from) {
+        let numbers = self.to.iter_mut().zip(self.rest).zip(self.from);
+        for (i, ((to, rest), &from)) in numbers.enumerate() {
             let from = from.to_f32();
             *to = H::store(from);
             let cut = from - to.load();
             // What overflowed has no rest.
-            *rest = H::store(if cut.abs() < f32::INFINITY { cut } else { 0.0 });
+            let cut = if cut.abs() < f32::INFINITY { cut } else { 0.0 };
+            *rest = H::store_stochastic(cut, self.threshold.at(i));
         }
     }
 }

@@ -65,8 +65,9 @@ pub(super) struct Sheet<'a, C, const R: usize> {
     pub what: &'a KdLoss<'a>,
     pub weights: Weights,
     pub per_class: &'a PerClass<C>,
-    /// The first row's number in the batch.
+    /// The first row's number in the batch, and how many there are.
     pub first: usize,
+    pub rows: usize,
     /// The student's logits, and the largest of each row.
     pub s: &'a [C],
     pub top: [C; R],
@@ -92,6 +93,7 @@ impl<C: Float> Block<'_, C> {
                 weights: self.weights,
                 per_class: self.per_class,
                 first: self.first + first,
+                rows: losses.len(),
                 s: &s,
                 top: max_of(&s),
             };
@@ -135,6 +137,7 @@ impl<C: Float> Block<'_, C> {
                 weights: self.weights,
                 per_class: self.per_class,
                 first: self.first + i,
+                rows: 1,
                 s,
                 top: max_of(s),
             };

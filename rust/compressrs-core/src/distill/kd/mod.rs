@@ -1,6 +1,7 @@
 //! The loss of Hinton, Vinyals & Dean (arXiv 1503.02531), fused with its gradient.
 
 mod block;
+mod close;
 mod hard;
 mod soft;
 mod top_k;

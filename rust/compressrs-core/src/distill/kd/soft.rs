@@ -6,20 +6,21 @@
 use super::super::sheet::{LANES, by_row, max_of, spread, sweep, update};
 use super::Divergence;
 use super::block::{Sheet, add};
+use super::close::{binary, is_close, limit};
 use crate::numeric::element::Float;
 
 /// What is added to a standard deviation, as by the authors of arXiv 2403.01427.
 const EPSILON: f64 = 1e-7;
 
 /// Sheets of student and teacher, with what belongs to each row.
-struct Pair<'a, C, const R: usize> {
-    s: &'a [C],
-    t: &'a [C],
-    top_s: [C; R],
-    top_t: [C; R],
+pub(super) struct Pair<'a, C, const R: usize> {
+    pub s: &'a [C],
+    pub t: &'a [C],
+    pub top_s: [C; R],
+    pub top_t: [C; R],
     /// What logits are multiplied by.
-    scale_s: [f64; R],
-    scale_t: [f64; R],
+    pub scale_s: [f64; R],
+    pub scale_t: [f64; R],
 }
 
 /// Sums over rows: `A`, `B`, and those of a divergence's terms.
@@ -121,16 +122,19 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         let outer: [f64; R] =
             by_row(|r| self.weights.soft * self.weight(r) * temperatures[r] * temperatures[r]);
         let inner: [f64; R] = by_row(|r| outer[r] * scale_s[r]);
-        let divergence = match self.what.divergence {
+        // In one sweep with the hard term, unless the soft one is not done yet.
+        let fused =
+            plain.filter(|_| spreads.is_none() && self.what.divergence == Divergence::ForwardKl);
+        let (mut divergence, same) = match self.what.divergence {
             Divergence::ForwardKl => {
                 let sums = pair.forward(grad, x);
                 let divergence = sums.divergence(&sums.teacher, &sums.student);
-                let q: [f64; R] = by_row(|r| inner[r] / sums.student[r]);
-                let p: [f64; R] = by_row(|r| -inner[r] / sums.teacher[r]);
-                // In one sweep with the hard term, unless the soft one is not done yet.
-                let fused = plain.filter(|_| spreads.is_none());
+                let same = pair.same(&sums.weighted);
+                let factor = by_row::<R>(|r| if same[r] { 0.0 } else { inner[r] });
+                let q: [f64; R] = by_row(|r| factor[r] / sums.student[r]);
+                let p: [f64; R] = by_row(|r| -factor[r] / sums.teacher[r]);
                 combine(grad, q, x, p, fused);
-                divergence
+                (divergence, same)
             }
             Divergence::ReverseKl => {
                 let sums = pair.reverse(grad, x);
@@ -138,22 +142,33 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
                 let mean: [f64; R] = std::array::from_fn(|r| sums.weighted[r] / sums.student[r]);
                 let q: [f64; R] = by_row(|r| inner[r] / sums.student[r]);
                 about(grad, q, x, mean);
-                divergence
+                (divergence, pair.same(&sums.weighted))
             }
             Divergence::JensenShannon => {
                 let sums = pair.forward(grad, x);
                 let terms = halves(grad, x, y, &sums);
                 let q: [f64; R] = by_row(|r| 0.5 * inner[r]);
                 about(grad, q, y, terms[1]);
-                by_row(|r| 0.5 * (terms[0][r] + terms[1][r]))
+                let divergence = by_row(|r| 0.5 * (terms[0][r] + terms[1][r]));
+                (divergence, pair.same(&sums.weighted))
             }
             Divergence::Decoupled { .. } => unreachable!("done above"),
         };
+        let limit = limit::<C>();
+        let close: [bool; R] =
+            std::array::from_fn(|r| r < self.rows && !same[r] && is_close(divergence[r], limit));
+        if close.contains(&true) {
+            pair.close(self.what.divergence, &close, &inner, &mut divergence, grad);
+            if let Some((plain, factor)) = fused {
+                let factor: [f64; R] = by_row(|r| if close[r] { factor[r] } else { 0.0 });
+                add(grad, plain, factor);
+            }
+        }
         if let Some(spread) = &spreads {
             self.through_deviation(spread, &scale_s, &temperatures, grad);
         }
         if let Some((plain, factor)) = plain
-            && (spreads.is_some() || self.what.divergence != Divergence::ForwardKl)
+            && fused.is_none()
         {
             add(grad, plain, factor);
         }
@@ -189,33 +204,82 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
             own_s[r] = std::mem::replace(&mut x[label(r)], C::neg_infinity());
             own_t[r] = std::mem::replace(&mut y[label(r)], C::neg_infinity());
         }
-        let pair = Pair { s: x, t: y, top_s: max_of(x), top_t: max_of(y), scale_s, scale_t };
+        // Where nothing is left there is nothing to take the largest of.
+        let top = |x: &[C]| {
+            max_of::<C, R>(x).map(|top| if top == C::neg_infinity() { C::zero() } else { top })
+        };
+        let pair = Pair { s: x, t: y, top_s: top(x), top_t: top(y), scale_s, scale_t };
         let mut teacher = crate::runtime::scratch::Scratch::<C>::new(x.len());
         let sums = pair.forward(grad, &mut teacher);
-        let others = sums.divergence(&sums.teacher, &sums.student);
+        let mut others = sums.divergence(&sums.teacher, &sums.student);
+        for r in 0..R {
+            // A teacher who gives the others nothing says nothing of them; a student who
+            // does is infinitely far from one who does not.
+            if sums.teacher[r] == 0.0 {
+                others[r] = 0.0;
+            } else if sums.student[r] == 0.0 {
+                others[r] = f64::INFINITY;
+            }
+        }
         // How much likelier the label is than all others, as a logarithm.
         let odds = |own: &[C; R], top: &[C; R], scale: &[f64; R], sum: &[f64; R]| -> [f64; R] {
             by_row(|r| (own[r].to_f64() - top[r].to_f64()) * scale[r] - sum[r].ln_fast())
         };
-        let odds_s = odds(&own_s, &pair.top_s, &scale_s, &sums.student);
-        let odds_t = odds(&own_t, &pair.top_t, &scale_t, &sums.teacher);
+        let mut odds_s = odds(&own_s, &pair.top_s, &scale_s, &sums.student);
+        let mut odds_t = odds(&own_t, &pair.top_t, &scale_t, &sums.teacher);
+        // In double precision where the sums nearly cancel.
+        let limit = limit::<C>();
+        let same = pair.same(&sums.weighted);
+        let close: [bool; R] = std::array::from_fn(|r| {
+            let sums_are_there = sums.teacher[r] > 0.0 && sums.student[r] > 0.0;
+            r < self.rows && sums_are_there && !same[r] && is_close(others[r], limit)
+        });
+        let moments = close.contains(&true).then(|| pair.moments());
+        // Where the others are the same, their sums have lost nothing.
+        let mut deltas: [f64; R] =
+            by_row(|r| if same[r] { odds_s[r] - odds_t[r] } else { f64::NAN });
+        if let Some(moments) = &moments {
+            let scaled = |own: C, top: C, scale: f64| (own.to_f64() - top.to_f64()) * scale;
+            for r in 0..R {
+                if close[r] {
+                    others[r] = not_below_0(moments.divergence[r]);
+                    let own_s = scaled(own_s[r], pair.top_s[r], scale_s[r]);
+                    let own_t = scaled(own_t[r], pair.top_t[r], scale_t[r]);
+                    odds_s[r] = own_s - moments.student[r].ln_fast();
+                    odds_t[r] = own_t - moments.teacher[r].ln_fast();
+                    deltas[r] = own_s - own_t - moments.log_ratio[r];
+                }
+            }
+        }
         let (p, not_p) =
             (by_row::<R>(|r| sigmoid(odds_t[r])), by_row::<R>(|r| sigmoid(-odds_t[r])));
         let q: [f64; R] = by_row(|r| sigmoid(odds_s[r]));
         let mut losses = [0.0; R];
         let (mut for_q, mut for_p, mut own) = ([0.0; R], [0.0; R], [0.0; R]);
+        let (mut of_q, mut of_difference) = ([0.0; R], [0.0; R]);
+        let per = |x: f64, sum: f64| if sum > 0.0 { x / sum } else { 0.0 };
         for r in 0..R {
             let term = |p: f64, of_t: f64, of_s: f64| {
                 if p > 0.0 { p * (log_sigmoid(of_t) - log_sigmoid(of_s)) } else { 0.0 }
             };
             let target = term(p[r], odds_t[r], odds_s[r]) + term(not_p[r], -odds_t[r], -odds_s[r]);
+            let (target, difference) =
+                binary(p[r], not_p[r], deltas[r]).unwrap_or((target, q[r] - p[r]));
             let weight = self.weights.soft * self.weight(r) * temperatures[r];
-            losses[r] = weight * temperatures[r] * (alpha * target + beta * others[r]);
-            for_q[r] = weight * (alpha * (p[r] - q[r]) + beta) / sums.student[r];
-            for_p[r] = -weight * beta / sums.teacher[r];
-            own[r] = weight * alpha * (q[r] - p[r]);
+            // 0 for a weight of 0, however far the other is.
+            let weighted = |weight: f64, x: f64| if weight > 0.0 { weight * x } else { 0.0 };
+            losses[r] =
+                weight * temperatures[r] * (weighted(alpha, target) + weighted(beta, others[r]));
+            let of_others = if sums.teacher[r] > 0.0 && !same[r] { beta } else { 0.0 };
+            for_q[r] = per(weight * (of_others - alpha * difference), sums.student[r]);
+            for_p[r] = per(-weight * of_others, sums.teacher[r]);
+            own[r] = weight * alpha * difference;
+            (of_q[r], of_difference[r]) = (-own[r], weight * beta);
         }
         combine(grad, for_q, &teacher, for_p, None);
+        if let Some(moments) = &moments {
+            pair.write_others(moments, &close, &of_q, &of_difference, grad);
+        }
         for r in 0..R {
             grad[label(r)] = C::from_f64(own[r]);
         }
@@ -252,6 +316,12 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
             }
         });
     }
+}
+
+/// What rounding may have left next to 0, but below it.
+#[inline(always)]
+pub(super) fn not_below_0(x: f64) -> f64 {
+    if x < 0.0 { 0.0 } else { x }
 }
 
 /// `1 / (1 + exp(-x))`
@@ -364,6 +434,25 @@ impl<const R: usize> Spread<R> {
                 sum[l] = x.mul_add(x, sum[l]);
             }
         });
-        Spread { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) }
+        let spread = Spread { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) };
+        let in_range = |&x: &f64| x < f64::INFINITY;
+        if spread.deviation.iter().all(in_range) { spread } else { Self::in_range(z) }
+    }
+
+    /// The same, by numbers of double precision that are divided by the largest first.
+    fn in_range<C: Float>(z: &[C]) -> Self {
+        let mut out = Spread { mean: [0.0; R], deviation: [0.0; R] };
+        let step = z.len().min(if R == 1 { 1 } else { LANES });
+        let classes = (z.len() / step) as f64;
+        for r in 0..R {
+            let row = || z.iter().skip(r).step_by(step).map(|&z| Float::to_f64(z));
+            let largest = row().fold(0.0, |top: f64, z| top.max(z.abs()));
+            let unit = largest.max(f64::MIN_POSITIVE);
+            let mean = row().map(|z| z / unit).sum::<f64>() / classes;
+            let squares = row().map(|z| (z / unit - mean).powi(2)).sum::<f64>();
+            out.mean[r] = mean * unit;
+            out.deviation[r] = (squares / classes).sqrt() * unit;
+        }
+        out
     }
 }
