@@ -349,6 +349,62 @@ def test_layers(x, dy):
             check(lambda module=module: module.backward(dy), dy)
 
 
+LAYERS = [
+    lambda: cr.nn.Conv2d(2, 3, 2, padding=1, rng=0),
+    lambda: cr.nn.Conv2d(2, 2, 1, stride=2, groups=2, dtype=np.float64, rng=0),
+    lambda: cr.nn.BatchNorm(3),
+    lambda: cr.nn.LayerNorm(3, dtype=np.float64),
+    lambda: cr.nn.Embedding(3, 2, rng=0),
+    lambda: cr.nn.MultiHeadAttention(2, 1, rng=0),
+    lambda: cr.nn.Residual(cr.nn.Linear(3, 3, rng=0)),
+    lambda: cr.nn.MaxPool(2, padding=1),
+    lambda: cr.nn.AvgPool(2),
+    cr.nn.Flatten,
+    cr.nn.GELU,
+    cr.nn.SiLU,
+    cr.nn.Softmax,
+    lambda: cr.nn.Dropout(0.5, rng=0),
+]
+
+
+@given(arrays(max_dims=4), ANYTHING, st.sampled_from(LAYERS))
+def test_layers_with_kernels(x, other, make):
+    layer = make()
+    state = list(layer.state_dict().values())
+    y = check(lambda: layer(x), x)
+    if y is not None:
+        check(lambda: layer.backward(other), *state)
+        check(lambda: layer.backward(y), *state)
+    check(lambda: layer.load_state_dict(other), *state)
+    check(lambda: layer.load_state_dict(dict.fromkeys(layer.state_dict(), other)), *state)
+    check(lambda: layer.summary(other), *state)
+    check(lambda: setattr(layer, "weight", other), *state)
+    check(lambda: cr.nn.Sequential(layer, other))
+
+
+@given(ANYTHING, ANYTHING)
+def test_what_layers_are_made_of(x, y):
+    nn = cr.nn
+    small = x if isinstance(x, int) else "x"
+    for make in (nn.Linear, nn.Embedding, nn.MultiHeadAttention):
+        check(lambda make=make: make(small, y))
+    check(lambda: nn.Conv2d(small, 2, y))
+    check(lambda: nn.Dropout(y))
+    check(lambda: nn.LayerNorm(3, eps=y))
+    check(lambda: nn.Linear.from_arrays(x, y), x)
+    check(lambda: nn.Conv2d.from_arrays(x, y), x)
+    check(lambda: nn.MaxPool(2, stride=x, padding=y))
+    check(lambda: nn.mse_loss(x, y))
+    check(lambda: nn.cross_entropy(x, y))
+    check(lambda: nn.fold_batch_norm(x))
+    check(lambda: cr.prune.groups(x))
+    check(lambda: cr.prune.GroupPruner(x, y))
+    check(lambda: cr.TrainState(a=x))
+    run = cr.TrainState(a=np.ones(3))
+    check(lambda: run.load_state_dict(x), run.parts["a"])
+    check(lambda: run.load_state_dict({"step": 1, "parts": {"a": y}}), run.parts["a"])
+
+
 @given(ANYTHING)
 def test_threads(n):
     before = cr.get_num_threads()

@@ -8,7 +8,7 @@ import argparse
 import importlib.metadata
 
 import compressrs as cr
-from benches.peers import csr, distill, few_bytes, optim, prune, quantize
+from benches.peers import csr, distill, few_bytes, nn, optim, prune, quantize
 from benches.peers.measure import torch
 
 ALL = {
@@ -24,6 +24,9 @@ ALL = {
     "csr_grid": csr.grid,
     "distill": distill.distill,
     "top_k": distill.top_k,
+    "conv": nn.conv,
+    "encoder": nn.encoder,
+    "linear": nn.linear,
     "prune": prune.prune,
     "reconstruction": prune.reconstruction,
     "quantized_products": quantize.products,

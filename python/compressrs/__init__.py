@@ -5,8 +5,9 @@
 - `compressrs.sparse`: sparse matrices with fast products, forward and backward;
 - `compressrs.distill`: softmax with temperature and distillation losses;
 - `compressrs.quantize`: weights in few bits, and fast products with them;
-- `compressrs.nn`: layers that can be trained, pruned and distilled;
-- `compressrs.checkpoint`: compressed files of weights.
+- `compressrs.nn`: layers that can be trained, pruned, distilled, saved and exported;
+- `compressrs.checkpoint`: compressed files of weights;
+- `compressrs.TrainState`: the state of a training run, saved and resumed.
 
 Results are bit-identical for any number of threads and any instruction set.
 
@@ -23,8 +24,10 @@ from compressrs._threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
     from compressrs import checkpoint, distill, nn, optim, prune, quantize, sparse
+    from compressrs.train_state import TrainState
 
 __all__ = [
+    "TrainState",
     "__version__",
     "checkpoint",
     "distill",
@@ -39,8 +42,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    # Names in __all__ that are not defined yet are subpackages.
+def __getattr__(name: str) -> ModuleType | type:
+    if name == "TrainState":
+        state: type = import_module(f"{__name__}.train_state").TrainState
+        return state
+    # Other names in __all__ that are not defined yet are subpackages.
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

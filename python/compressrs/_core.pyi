@@ -19,10 +19,20 @@ __all__ = [
     "accumulate",
     "accumulate_inputs",
     "accumulate_products",
+    "activate",
+    "activate_backward",
+    "add_rows",
     "apply_mask",
+    "attend",
+    "attend_backward",
     "attention_loss",
+    "batch_norm_backward",
     "block_norms",
+    "channel_moments",
     "clamp",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_shape",
     "csr_from_dense",
     "decode_planes",
     "decode_state",
@@ -33,7 +43,11 @@ __all__ = [
     "get_num_threads",
     "hint_loss",
     "kd_loss",
+    "layer_norm",
+    "layer_norm_backward",
     "lerp",
+    "linear",
+    "linear_backward",
     "logsumexp",
     "magnitude_threshold",
     "mask_below",
@@ -43,6 +57,9 @@ __all__ = [
     "matmul_integer",
     "merge_positions",
     "norm",
+    "pool",
+    "pool_backward",
+    "pool_shape",
     "reconstruct",
     "refuse_nan",
     "rkd_loss",
@@ -50,11 +67,13 @@ __all__ = [
     "rule_scalars",
     "rules",
     "scale",
+    "scale_channels",
     "set_num_threads",
     "shutdown",
     "simd_level",
     "simd_levels",
     "softmax",
+    "softmax_backward",
     "split_positions",
     "top_k",
 ]
@@ -221,3 +240,97 @@ class Checksum:
     def __new__(cls) -> Checksum: ...
     def update(self, data: NDArray[np.uint8]) -> None: ...
     def digest(self) -> int: ...
+
+_Two = tuple[int, int]
+_Shape = tuple[int, ...]
+
+def linear(x: _Array, weight: _Array, bias: _Array | None, out: _Array) -> None: ...
+def linear_backward(x: _Array, weight: _Array, dy: _Array, dx: _Array, dw: _Array) -> None: ...
+def conv2d_shape(
+    x: _Shape, weight: _Shape, stride: _Two, padding: _Two, dilation: _Two, groups: int
+) -> list[int]: ...
+def conv2d(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    stride: _Two,
+    padding: _Two,
+    dilation: _Two,
+    groups: int,
+    out: _Array,
+) -> None: ...
+def conv2d_backward(
+    x: _Array,
+    weight: _Array,
+    dy: _Array,
+    stride: _Two,
+    padding: _Two,
+    dilation: _Two,
+    groups: int,
+    dx: _Array,
+    dw: _Array,
+    db: _Array | None,
+) -> None: ...
+def activate(of: str, x: _Array, out: _Array) -> None: ...
+def activate_backward(of: str, x: _Array, dy: _Array, dx: _Array) -> None: ...
+def softmax_backward(y: _Array, dy: _Array, dx: _Array) -> None: ...
+def layer_norm(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    eps: float,
+    out: _Array,
+    mean: _Array,
+    scale: _Array,
+) -> None: ...
+def layer_norm_backward(
+    x: _Array,
+    mean: _Array,
+    scale: _Array,
+    weight: _Array,
+    dy: _Array,
+    dx: _Array,
+    dw: _Array,
+    db: _Array,
+) -> None: ...
+def channel_moments(x: _Array, mean: _Array, var: _Array) -> None: ...
+def scale_channels(x: _Array, scale: _Array, shift: _Array, out: _Array) -> None: ...
+def batch_norm_backward(
+    x: _Array,
+    mean: _Array,
+    scale: _Array,
+    weight: _Array,
+    dy: _Array,
+    dx: _Array,
+    dw: _Array,
+    db: _Array,
+) -> None: ...
+def add_rows(ids: _Array, dy: _Array, out: _Array) -> None: ...
+def pool_shape(x: _Shape, kernel: _Two, stride: _Two, padding: _Two) -> list[int]: ...
+def pool(
+    x: _Array, kernel: _Two, stride: _Two, padding: _Two, out: _Array, places: _Array | None
+) -> None: ...
+def pool_backward(
+    dy: _Array, kernel: _Two, stride: _Two, padding: _Two, places: _Array | None, dx: _Array
+) -> None: ...
+def attend(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    heads: int,
+    causal: bool,
+    lengths: _Array | None,
+    probabilities: _Array,
+    out: _Array,
+) -> None: ...
+def attend_backward(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    heads: int,
+    probabilities: _Array,
+    dy: _Array,
+    dq: _Array,
+    dk: _Array,
+    dv: _Array,
+) -> None: ...

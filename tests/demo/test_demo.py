@@ -43,6 +43,8 @@ def test_the_whole_job(tmp_path):
         "sparse, CSR file",
         "student, distilled",
         "student, alone",
+        "convolutional",
+        "filters removed",
     ):
         assert name in done.stdout
         assert f"<td>{name}</td>" in page

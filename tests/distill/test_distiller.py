@@ -399,3 +399,72 @@ def test_progress_is_shown(capsys, tmp_path, data):
     assert "soft" in capsys.readouterr().out
     write(tmp_path / "t", data, progress=True)
     assert "teacher" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_pruner_averages_and_running_means_are_part_of_checkpoints(tmp_path, stop_after):
+    x, y, logits, _ = task()
+
+    def make(after_step=None, seed=0):
+        model = cr.nn.Sequential(
+            cr.nn.Linear(6, 8, rng=seed), cr.nn.BatchNorm(8), cr.nn.Dropout(0.1, rng=seed),
+            cr.nn.Linear(8, 4, rng=seed),
+        )  # fmt: skip
+        opt = cr.optim.Adam(model.params, lr=0.02)
+        ema = cr.optim.EMA(model.params, 0.9)
+        pruner = cr.prune.Pruner(
+            [model[3].weight, model[0].weight],
+            cr.prune.CubicSchedule(final=0.5, end=40),
+            cr.prune.Movement(),
+            optimizer=opt,
+        )
+        parts = {"pruner": pruner, "ema": ema, "after_step": after_step}
+        scheduler = cr.optim.lr_scheduler.CosineAnnealingLR(opt, 60)
+        distiller = cr.distill.Distiller(model, logits, opt, scheduler=scheduler, **parts)
+        return distiller, model, ema, pruner
+
+    fit = {"epochs": 3, "hard_epochs": 1, "validation": (x, y), "patience": 3}
+    whole, model, ema, pruner = make()
+    whole.fit(x, y, **fit)
+    assert pruner.sparsity > 0.4 and model.training
+
+    def crash(distiller):
+        if distiller.step_count == stop_after * 13 + 5:
+            raise KeyboardInterrupt
+
+    broken = make(crash)[0]
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(x, y, checkpoint=tmp_path / "run", **fit)
+    # Taken back to the epoch's start.
+    assert broken.step_count == stop_after * 13
+    seen = []
+    resumed, model2, ema2, pruner2 = make(seed=9)
+    resumed._after_epoch = lambda distiller, epoch: seen.append(epoch)
+    assert resumed.fit(x, y, checkpoint=tmp_path / "run", **fit) == whole.history
+    assert seen == whole.history[stop_after:]
+    for name, array in model.state_dict().items():
+        if not name.endswith("seed"):
+            np.testing.assert_array_equal(array, model2.state_dict()[name])
+    for a, b in zip(ema._averages + pruner.masks, ema2._averages + pruner2.masks, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_rows():
+    x, y, logits, _ = task()
+    weight = (np.arange(400) < 300).astype(float)
+    model, opt = student()
+    cr.distill.Distiller(model, logits, opt, batch_size=400).fit(
+        x, y, epochs=3, sample_weight=weight
+    )
+    other, opt = student()
+    cr.distill.Distiller(other, logits[:300], opt, batch_size=400).fit(x[:300], y[:300], epochs=3)
+    np.testing.assert_allclose(weights(model), weights(other), rtol=1e-4, atol=1e-6)
+    for bad in (weight[:-1], -weight):
+        with pytest.raises(ValueError, match="sample_weight must hold 400 numbers"):
+            cr.distill.Distiller(model, logits, opt).fit(x, y, epochs=1, sample_weight=bad)
+    for kwargs, message in (
+        ({"pruner": 3}, "pruner must have state_dict"),
+        ({"after_step": 3}, "after_step must be callable"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            cr.distill.Distiller(model, logits, opt, **kwargs)

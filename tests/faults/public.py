@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs import checkpoint, distill, nn, optim, prune, sparse
+from compressrs import TrainState, checkpoint, distill, nn, optim, prune, sparse
 from compressrs.optim import lr_scheduler
 
 
@@ -50,6 +50,8 @@ class Example(NamedTuple):
 
     make: Callable[[], Any]
     use: Callable[[Any], Any]
+    #: Of what a layer is given.
+    shape: tuple[int, ...] | None = None
 
 
 #: Abstract bases and protocols, which are not instantiated.
@@ -62,13 +64,13 @@ ABSTRACT = {
 }
 
 
-class Weights(nn.layer.Copyable):
+class Weights(nn.Layer):
     """Arrays in an object: of arrays in a dict joblib makes two where two hold them."""
 
     def __init__(self) -> None:
+        super().__init__()
         rng = np.random.default_rng(0)
         self.params = {"a": rng.standard_normal((8, 16)), "b": rng.standard_normal((4, 16))}
-        self.grads = {}
 
     def gradients(self) -> dict[str, Any]:
         return {name: np.cos(value) for name, value in self.params.items()}
@@ -121,20 +123,20 @@ def matrix(make: Callable[[], Any]) -> Example:
     return Example(make, use)
 
 
-def layer(make: Callable[[], Any]) -> Example:
+def layer(make: Callable[[], Any], shape: tuple[int, ...] = (2, 32)) -> Example:
     def both() -> Any:
         model = make()
         return model, optim.Adam(model.params) if model.params else None
 
     def use(objects: Any) -> Any:
         model, opt = objects
-        y = model.forward(np.linspace(-1, 1, 64, dtype=np.float64).reshape(2, 32))
+        y = model.forward(np.linspace(-1, 1, 64, dtype=np.float64).reshape(shape))
         dx = model.backward(np.sin(y))
         if opt is not None:
             opt.step(model.grads)
         return [y, dx]
 
-    return Example(both, use)
+    return Example(both, use, shape)
 
 
 def score(make: Callable[[], Any]) -> Example:
@@ -244,6 +246,50 @@ def use_classifier(found: Any) -> Any:
     return [found.predict_proba(dense()[:, 1:9:2]), found.classes_]
 
 
+def regressor() -> Any:
+    from sklearn.linear_model import Ridge
+
+    x = dense()[:, 1:9:2]
+    return distill.DistilledRegressor(Ridge(), (4,), epochs=2, random_state=0).fit(x, x[:, 0])
+
+
+def use_embedding(model: Any) -> Any:
+    y = model(np.array([1, 3, 1]))
+    model.backward(y)
+    model.weight -= model.grads["weight"]
+    return [y, model.weight.copy()]
+
+
+def perceptron() -> Any:
+    return nn.Sequential(nn.Linear(4, 8, rng=0), nn.ReLU(), nn.Linear(8, 3, rng=1))
+
+
+def group_pruner() -> Any:
+    return prune.GroupPruner(perceptron(), prune.CubicSchedule(end=3))
+
+
+def use_group_pruner(found: Any) -> Any:
+    found.step()
+    return [found.sparsity, *found.keep.values(), *found._model.state_dict().values()]
+
+
+def list_of_group(group: Any) -> Any:
+    return [group.name, group.size, *group.members, group.scores(perceptron())]
+
+
+def run() -> Any:
+    model = perceptron()
+    return TrainState(model=model, optimizer=optim.Adam(model.params), rng=np.random.default_rng(0))
+
+
+def use_run(found: Any) -> Any:
+    model = found.parts["model"]
+    x = found.parts["rng"].standard_normal((2, 4)).astype(np.float32)
+    model.backward(model(x))
+    found.parts["optimizer"].step(model.grads)
+    return [found.step, *(x.copy() for x in model.state_dict().values())]
+
+
 @functools.cache
 def folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
@@ -331,6 +377,23 @@ EXAMPLES: dict[str, Example] = {
     "sparse.TransposedMatrix": matrix(lambda: sparse.CSRMatrix.from_dense(dense()).T),
     "nn.Linear": layer(lambda: nn.Linear(32, 4, dtype=np.float64, rng=0)),
     "nn.ReLU": layer(nn.ReLU),
+    "nn.GELU": layer(nn.GELU),
+    "nn.SiLU": layer(nn.SiLU),
+    "nn.Softmax": layer(nn.Softmax),
+    "nn.Dropout": layer(lambda: nn.Dropout(0.5, rng=0)),
+    "nn.Flatten": layer(nn.Flatten, (2, 4, 8)),
+    "nn.BatchNorm": layer(lambda: nn.BatchNorm(32, dtype=np.float64)),
+    "nn.LayerNorm": layer(lambda: nn.LayerNorm(32, dtype=np.float64)),
+    "nn.Conv2d": layer(lambda: nn.Conv2d(2, 3, 3, dtype=np.float64, rng=0), (2, 2, 4, 4)),
+    "nn.MaxPool": layer(lambda: nn.MaxPool(2), (2, 2, 4, 4)),
+    "nn.AvgPool": layer(lambda: nn.AvgPool(2), (2, 2, 4, 4)),
+    "nn.MultiHeadAttention": layer(
+        lambda: nn.MultiHeadAttention(8, 2, dtype=np.float64, rng=0), (2, 4, 8)
+    ),
+    "nn.Residual": layer(lambda: nn.Residual(nn.Linear(32, 32, dtype=np.float64, rng=0))),
+    "nn.Embedding": Example(lambda: nn.Embedding(4, 3, rng=0), use_embedding),
+    "nn.Summary": Example(lambda: nn.Linear(3, 2, rng=0).summary(), str),
+    "TrainState": Example(run, use_run),
     "nn.SparseLinear": layer(
         lambda: nn.SparseLinear(sparse.CSRMatrix.from_dense(dense()), np.zeros(16))
     ),
@@ -356,6 +419,9 @@ EXAMPLES: dict[str, Example] = {
     "prune.LinearSchedule": Example(lambda: prune.LinearSchedule(end=3), call()),
     "prune.ExponentialSchedule": Example(lambda: prune.ExponentialSchedule(end=3), call()),
     "prune.IterativeSchedule": Example(lambda: prune.IterativeSchedule(frequency=2), call()),
+    "prune.GroupPruner": Example(group_pruner, use_group_pruner),
+    "prune.Group": Example(lambda: prune.groups(perceptron())[0], list_of_group),
+    "prune.Member": Example(lambda: prune.Member("0", "weight", 0), list),
     "prune.Score": Example(prune.Score, repr),
     "prune.Magnitude": score(prune.Magnitude),
     "prune.Random": score(lambda: prune.Random(0)),
@@ -380,5 +446,6 @@ EXAMPLES: dict[str, Example] = {
     "distill.TeacherCache": Example(cache, lambda found: [found[:], len(found)]),
     "distill.Distiller": Example(distiller, use_distiller),
     "distill.DistilledClassifier": Example(classifier, use_classifier),
+    "distill.DistilledRegressor": Example(regressor, lambda f: f.predict(dense()[:, 1:9:2])),
     "distill.Epoch": Example(lambda: distill.Epoch("soft", 1.0, None), list),
 }

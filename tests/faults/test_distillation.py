@@ -75,7 +75,7 @@ def test_classes_that_do_not_fit_the_probabilities_are_refused():
 def test_a_fitted_teacher_stays_itself_in_copies():
     x, y = blobs()
     fitted = RandomForestClassifier(10, random_state=0).fit(x, y)
-    small = D.DistilledClassifier(fitted, (8,), epochs=2, random_state=0)
+    small = D.DistilledClassifier(fitted, (8,), epochs=2, keep_teacher=True, random_state=0)
     assert clone(small).estimator is fitted
     assert clone(make_pipeline(StandardScaler(), small))[-1].estimator is fitted
     search = GridSearchCV(small, {"temperature": [1.0, 2.0]}, cv=2).fit(x, y)

@@ -188,4 +188,4 @@ def test_weights_of_layers_are_written_into():
             layer.weight = bad
     sparse = cr.nn.SparseLinear.from_linear(cr.nn.Linear(3, 2, rng=0))
     with pytest.raises(ValueError, match="weight must be a matrix over the same data"):
-        sparse.weight = cr.sparse.CSRMatrix.from_dense(np.ones((2, 3), np.float32))
+        sparse.weight = cr.sparse.CSRMatrix.from_dense(np.eye(2, 3, dtype=np.float32))

@@ -147,10 +147,10 @@ def test_what_cannot_be_shrunk():
     model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU(), SPARSE)
     keep = np.array([True, True, False, True])
     for position, error, message in (
-        (2, ValueError, "whose neurons are the model's outputs"),
+        (2, TypeError, "layer 2 must be a Linear or a Conv2d without groups, got SparseLinear"),
         (5, ValueError, "keep must be of layers 0 to 2"),
-        (0, TypeError, "layer 2 must be a Linear, got SparseLinear"),
-        (1, TypeError, "layer 1 must be a Linear, got ReLU"),
+        (0, TypeError, r"layer 0 makes units that cannot be removed: layer 2 \(SparseLinear\)"),
+        (1, TypeError, "layer 1 must be a Linear or a Conv2d without groups, got ReLU"),
     ):
         with pytest.raises(error, match=message):
             cr.prune.shrink(model, {position: keep})

@@ -69,6 +69,8 @@ def everything() -> str:
         w = rng.standard_normal((700, 900)).astype(dtype)
         mask = cr.prune.magnitude_mask(w, sparsity=0.9)
         digest.update(mask.tobytes())
+        for result in layers(dtype):
+            digest.update(result.tobytes())
         for result in pruning(w, rng.standard_normal(w.shape).astype(dtype)):
             digest.update(np.asarray(result).tobytes())
         a = cr.sparse.CSRMatrix.from_dense(np.where(mask, w, dtype(0)))
@@ -139,6 +141,34 @@ def distillation(z, t, labels):
     yield from d.rkd_angle_loss(z[:30], t[:30])
     half = z.astype(np.float16)
     yield from d.kd_loss(half, half[::-1], 3.0)
+
+
+def layers(dtype):
+    """Yield what all layers with kernels of their own give, forward and backward."""
+    nn, rng = cr.nn, np.random.default_rng(1)
+    images, rows = (rng.standard_normal(s).astype(dtype) for s in ((3, 6, 21, 18), (70, 40)))
+    tokens = rng.standard_normal((3, 11, 40)).astype(dtype)
+    for layer, x in (
+        (nn.Conv2d(6, 26, 3, padding=1, dtype=dtype, rng=0), images),
+        (nn.Conv2d(6, 4, (3, 2), stride=(2, 3), groups=2, dtype=dtype, rng=0), images),
+        (nn.BatchNorm(6, dtype=dtype), images),
+        (nn.BatchNorm(40, dtype=dtype), rows),
+        (nn.MaxPool(2), images),
+        (nn.AvgPool(3, stride=1, padding=1), images),
+        (nn.Linear(40, 70, dtype=dtype, rng=0), rows),
+        (nn.LayerNorm(40, dtype=dtype), rows),
+        (nn.GELU(), rows),
+        (nn.GELU("tanh"), rows),
+        (nn.SiLU(), rows),
+        (nn.Softmax(), rows),
+        (nn.MultiHeadAttention(40, 5, causal=True, dtype=dtype, rng=0), tokens),
+    ):
+        y = layer(x)
+        yield from (y, layer.backward(y), *layer.grads.values())
+    table = nn.Embedding(9, 40, dtype=dtype, rng=0)
+    table(np.arange(70) % 9)
+    table.backward(rows)
+    yield table.grads["weight"]
 
 
 def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -650,3 +650,21 @@ def test_what_is_not_n_of_m():
         sddmm(a, np.ones((1, 3)), np.ones((3, 4)), np.ones(2))
     with pytest.raises(TypeError, match=r"see NMMatrix\.to_csr"):
         save_npz("a.npz", a)
+
+
+def test_rows_by_their_numbers():
+    rng = np.random.default_rng(12)
+    dense = rng.standard_normal((9, 7)) * (rng.random((9, 7)) < 0.4)
+    dense[4] = 0
+    a = cr.sparse.CSRMatrix.from_dense(dense)
+    for rows in ([3, 3, -1, 4, 0], np.array([], int), slice(2, None, 3), dense[:, 0] > 0, [8]):
+        np.testing.assert_array_equal(a[rows].to_dense(), dense[rows])
+        assert not np.shares_memory(a[rows].data, a.data)
+    for bad, error in (
+        ([9], IndexError),
+        ([-10], IndexError),
+        ([0.5], TypeError),
+        ([[1]], TypeError),
+    ):
+        with pytest.raises(error):
+            a[bad]

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,19 @@ from compressrs._arrays import flatten
 from compressrs.demo import report
 from compressrs.demo.report import Report, Row
 from compressrs.distill import kd_loss
-from compressrs.nn import Linear, ReLU, Sequential, SparseLinear
+from compressrs.nn import (
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool,
+    ReLU,
+    Sequential,
+    SparseLinear,
+    fold_batch_norm,
+)
 from compressrs.optim import Adam, Optimizer
-from compressrs.prune import CubicSchedule, MagnitudePruner
+from compressrs.prune import CubicSchedule, GroupPruner, MagnitudePruner
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,6 +55,9 @@ DENSE_LR, SPARSE_LR, STUDENT_LR = 1e-3, 3e-4, 1e-2
 PRUNING_EPOCHS, SPARSE_EPOCHS, STUDENT_EPOCHS = 4, 2, 3
 #: Part of the pruning phase that the schedule takes; the rest is fine-tuning.
 PRUNING_PART = 0.7
+#: Filters of the convolutional network, and the share of them that is removed.
+FILTERS = (32, 64)
+REMOVED = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,14 @@ class Data:
 
     def accuracy(self, model: Sequential) -> float:
         """Return the share of the test rows that are classified right."""
-        return float(np.mean(model(self.x_test).argmax(axis=1) == self.y_test))
+        hits = model.eval()(self.x_test).argmax(axis=1) == self.y_test
+        model.train()
+        return float(np.mean(hits))
+
+    def images(self) -> Data:
+        """Return the same rows as images of one channel."""
+        shape = (-1, 1, 8, 8)
+        return replace(self, x=self.x.reshape(shape), x_test=self.x_test.reshape(shape))
 
 
 #: Loss and gradient of a batch, given the logits and the rows they are for.
@@ -150,6 +170,23 @@ def mlp(hidden: tuple[int, ...], rng: np.random.Generator) -> Sequential:
     return Sequential(*layers[:-1])
 
 
+def convnet(rng: np.random.Generator) -> Sequential:
+    """Return a network of two convolutions for images of 8 x 8 places, and 10 outputs."""
+    first, second = FILTERS
+    return Sequential(
+        Conv2d(1, first, 3, padding=1, bias=False, rng=rng),
+        BatchNorm(first),
+        ReLU(),
+        MaxPool(2),
+        Conv2d(first, second, 3, padding=1, bias=False, rng=rng),
+        BatchNorm(second),
+        ReLU(),
+        MaxPool(2),
+        Flatten(),
+        Linear(4 * second, 10, rng=rng),
+    )
+
+
 def weights(model: Sequential) -> list[Floats]:
     """Return the weight arrays of the dense layers."""
     return [layer.weight for layer in model if isinstance(layer, Linear)]
@@ -165,21 +202,6 @@ def sparsify(model: Sequential) -> Sequential:
     )
 
 
-def clone(model: Sequential) -> Sequential:
-    """Return the model with arrays of its own."""
-    copies: list[Linear | ReLU] = []
-    for layer in model:
-        if isinstance(layer, Linear):
-            out_features, in_features = layer.weight.shape
-            copy = Linear(in_features, out_features)
-            for name, value in layer.params.items():
-                copy.params[name][...] = value
-            copies.append(copy)
-        else:
-            copies.append(ReLU())
-    return Sequential(*copies)
-
-
 def stored_values(model: Sequential) -> int:
     """Return the number of weights and biases that are stored and not 0."""
     return sum(int(np.count_nonzero(array)) for _, array in flatten(model.params))
@@ -187,21 +209,20 @@ def stored_values(model: Sequential) -> int:
 
 def bytes_on_disk(model: Sequential, folder: Path) -> int:
     """Save a model as an uncompressed ``.npz`` file and return the file's size."""
-    arrays = {}
-    for i, layer in enumerate(model):
-        for name, array in layer.params.items():
-            arrays[f"{i}.{name}"] = array
-        if isinstance(layer, SparseLinear):
-            arrays[f"{i}.indices"] = layer.weight.indices
-            arrays[f"{i}.indptr"] = layer.weight.indptr
     path = folder / "model.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **model.state_dict())  # type: ignore[arg-type]
     return path.stat().st_size
+
+
+def rows_for(model: Sequential, data: Data) -> Data:
+    """Return the data as images, if the model begins with a convolution."""
+    return data.images() if isinstance(model[0], Conv2d) else data
 
 
 def latency(model: Sequential, rows: Floats) -> float:
     """Return the median time in milliseconds to predict 1,000 rows."""
-    batch = np.resize(rows, (1000, rows.shape[1]))
+    batch = np.resize(rows, (1000, *rows.shape[1:]))
+    model.eval()
     times = []
     for _ in range(50):
         start = time.perf_counter()
@@ -219,7 +240,7 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
     dense = mlp(HIDDEN, rng)
     training.run("dense", dense, epochs, training.hard_loss)
 
-    pruned = clone(dense)
+    pruned = dense.copy()
     accuracy_over_sparsity: list[tuple[float, float]] = []
     optimizer = Adam(pruned.params)
     steps = PRUNING_EPOCHS * epochs * training.batches
@@ -240,7 +261,7 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
     training.run("sparse", sparse, SPARSE_EPOCHS * epochs, training.hard_loss, lr=SPARSE_LR)
 
     student = mlp(STUDENT_HIDDEN, rng)
-    alone = clone(student)
+    alone = student.copy()
     teacher_logits = dense(data.x)
     student_epochs = STUDENT_EPOCHS * epochs
     for phase, model, loss in (
@@ -248,6 +269,25 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
         ("student, alone", alone, training.hard_loss),
     ):
         training.run(phase, model, student_epochs, loss, lr=STUDENT_LR)
+
+    images = replace(training, data=data.images())
+    network = convnet(rng)
+    images.run("convolutional", network, epochs, images.hard_loss)
+    smaller = network.copy()
+    optimizer = Adam(smaller.params)
+    end = max(1, int(PRUNING_PART * PRUNING_EPOCHS * epochs * images.batches))
+    schedule = CubicSchedule(final=REMOVED, begin=0, end=end, frequency=max(1, end // 20))
+    filters = GroupPruner(smaller, schedule, optimizer=optimizer, scope="layer")
+    images.run(
+        "filters",
+        smaller,
+        PRUNING_EPOCHS * epochs,
+        images.hard_loss,
+        optimizer=optimizer,
+        after_step=filters.step,
+    )
+    filters.shrink()
+    smaller = fold_batch_norm(smaller.eval())
 
     seconds = training.seconds
     before_sparse = seconds["dense"] + seconds["pruning"]
@@ -257,6 +297,8 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
         ("sparse, CSR file", sparse, before_sparse + seconds["sparse"]),
         ("student, distilled", student, seconds["dense"] + seconds["student, distilled"]),
         ("student, alone", alone, seconds["student, alone"]),
+        ("convolutional", network, seconds["convolutional"]),
+        ("filters removed", smaller, seconds["convolutional"] + seconds["filters"]),
     ]
     with tempfile.TemporaryDirectory() as folder:
         table = [
@@ -264,8 +306,8 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
                 name,
                 stored_values(model),
                 bytes_on_disk(model, Path(folder)),
-                data.accuracy(model),
-                latency(model, data.x_test),
+                rows_for(model, data).accuracy(model),
+                latency(model, rows_for(model, data).x_test),
                 duration,
             )
             for name, model, duration in models

@@ -147,7 +147,7 @@ class Report:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
         # Shapes that can be told apart where one lies on another.
-        for row, marker in zip(self.rows, "os^Dv", strict=True):
+        for row, marker in zip(self.rows, "os^Dv<>", strict=True):
             size, accuracy = row.bytes / 1024, 100 * row.accuracy
             axes.scatter(size, accuracy, label=row.name, s=80, marker=marker, alpha=0.7)
         axes.set(xlabel="size on disk, KiB", ylabel="test accuracy, %", xscale="log")

@@ -8,6 +8,7 @@
 - `Distiller`: the training, `DistilledClassifier`: the same for scikit-learn.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from compressrs.distill.cache import TeacherCache
@@ -25,9 +26,11 @@ from compressrs.distill.teachers import TopK, top_k
 
 if TYPE_CHECKING:
     from compressrs.distill.estimator import DistilledClassifier
+    from compressrs.distill.regressor import DistilledRegressor
 
 __all__ = [
     "DistilledClassifier",
+    "DistilledRegressor",
     "Distiller",
     "Epoch",
     "TeacherCache",
@@ -51,13 +54,14 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Only who asks for the estimator needs scikit-learn.
-    if name == "DistilledClassifier":
+    # Only who asks for the estimators needs scikit-learn.
+    modules = {"DistilledClassifier": "estimator", "DistilledRegressor": "regressor"}
+    if name in modules:
         try:
-            from compressrs.distill.estimator import DistilledClassifier
+            module = import_module(f"{__name__}.{modules[name]}")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"DistilledClassifier needs scikit-learn ({error}): pip install 'compressrs[demo]'"
+                f"{name} needs scikit-learn ({error}): pip install 'compressrs[demo]'"
             ) from None
-        return DistilledClassifier
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,19 +15,18 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, flatten
 from compressrs._checks import number, positive, share, whole
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
-from compressrs._state import all_or_nothing, checked_state
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
 from compressrs.distill.teachers import TopK
-from compressrs.optim import Optimizer
+from compressrs.optim import EMA, Optimizer
 from compressrs.optim._weights import Weights
 from compressrs.optim.lr_scheduler import LRScheduler
-from compressrs.optim.storage import pack, unpack
+from compressrs.train_state import TrainState, pack, unpack
 
 FORMAT = "compressrs.distiller"
 VERSION = "2"
@@ -87,6 +86,14 @@ class Distiller:
     scheduler : LRScheduler, optional
         A schedule of the optimizer's learning rate, whose ``step()`` is called after each
         step of the optimizer.
+    pruner : Pruner or GroupPruner, optional
+        Whose ``step`` is called then, with the gradients if its score needs them.
+    ema : EMA, optional
+        Whose ``update()`` is called then. Pruner and averages are part of checkpoints.
+    after_step : callable, optional
+        Called last after each step, with the distiller.
+    after_epoch : callable, optional
+        Called after each epoch, with the distiller and its `Epoch`.
     batch_size : int, default 32
     rng : int or Generator, default 0
         Seed of the order of the rows, which depends on it and the epoch alone; a generator
@@ -133,6 +140,10 @@ class Distiller:
         temperature: Schedule = 4.0,
         alpha: Schedule = 0.5,
         scheduler: LRScheduler | None = None,
+        pruner: Any = None,
+        ema: EMA | None = None,
+        after_step: Callable[[Distiller], object] | None = None,
+        after_epoch: Callable[[Distiller, Epoch], object] | None = None,
         batch_size: int = 32,
         rng: int | np.random.Generator = 0,
     ) -> None:
@@ -152,8 +163,16 @@ class Distiller:
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler must be an LRScheduler, got {type(scheduler).__name__}")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        for name, part in (("pruner", pruner), ("ema", ema)):
+            if part is not None and not hasattr(part, "state_dict"):
+                raise TypeError(f"{name} must have state_dict, got {type(part).__name__}")
+        for name, function in (
+            ("loss", loss),
+            ("after_step", after_step),
+            ("after_epoch", after_epoch),
+        ):
+            if not callable(function) and (function is not None or name == "loss"):
+                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
         self._members = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         if not self._members:
             raise ValueError("teacher must not be an empty list")
@@ -164,7 +183,10 @@ class Distiller:
                     "teacher must be callable, an array of logits, TopK or TeacherCache, got "
                     f"{type(member).__name__}"
                 )
+        self._student = None if isinstance(student, tuple) else student
         self._optimizer, self._scheduler = optimizer, scheduler
+        self._pruner, self._ema = pruner, ema
+        self._after_step, self._after_epoch = after_step, after_epoch
         self._loss = _five_arguments(loss)
         self._temperature, self._alpha = temperature, alpha
         # Fails now rather than in the middle.
@@ -177,7 +199,7 @@ class Distiller:
         #: Steps of the optimizer.
         self.step_count = 0
         self._phase_done = {"soft": False, "hard": False}
-        self._best: tuple[float, list[Array]] | None = None
+        self._best: tuple[float, dict[str, Array]] | None = None
         self._waited = 0
 
     def fit(
@@ -187,6 +209,7 @@ class Distiller:
         *,
         epochs: int,
         hard_epochs: int = 0,
+        sample_weight: Array | None = None,
         validation: tuple[Array, Array] | None = None,
         patience: int | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -204,6 +227,9 @@ class Distiller:
         epochs, hard_epochs : int
             Epochs of both phases, all counted from the first call on: a second call with
             more epochs goes on.
+        sample_weight : array, shape (n,), optional
+            What each row counts, at least 0, in means over a batch. The `loss` must take
+            an argument of this name.
         validation : pair of array, optional
             Rows and their labels, for `accuracy`.
         patience : int, optional
@@ -250,6 +276,10 @@ class Distiller:
                 raise ValueError(f"y must have the shape {(n,)} of the rows of x, got {y.shape}")
         elif hard_epochs:
             raise ValueError("y must be given to train on labels, got None")
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight, np.float64)
+            if sample_weight.shape != (n,) or not (sample_weight >= 0).all():
+                raise ValueError(f"sample_weight must hold {n} numbers of at least 0")
         for i, member in enumerate(self._members):
             if not callable(member) and len(member) != n:
                 name = f"teacher[{i}]" if self._ensemble else "teacher"
@@ -269,7 +299,7 @@ class Distiller:
                 with progress_bar(phase, count - done, progress) as advance:
                     for _ in range(done, count):
                         with self._all_or_nothing():
-                            self._epoch(phase, x, y, validation)
+                            self._epoch(phase, x, y, sample_weight, validation)
                         stop = self._judge(phase, patience)
                         if path is not None:
                             self.save(path)
@@ -291,11 +321,10 @@ class Distiller:
         OSError
             If it cannot be written; what was there before still is.
         """
-        arrays, optimizer = pack(self._optimizer.state_dict())
-        names = self._names()
-        arrays |= {f"param.{k}": p for k, p in zip(names, self._parameters(), strict=True)}
+        arrays: dict[str, Array] = {}
+        state = pack(self._state().state_dict(), "state", arrays)
         if self._best is not None:
-            arrays |= {f"best.{k}": p for k, p in zip(names, self._best[1], strict=True)}
+            arrays |= {f"best.{name}": x for name, x in self._best[1].items()}
         progress = {
             "history": self.history,
             "step_count": self.step_count,
@@ -304,8 +333,7 @@ class Distiller:
             "waited": self._waited,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "optimizer": optimizer,
-            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "state": state,
         }
         metadata = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
         save_tensors(Path(path), arrays, metadata)
@@ -326,21 +354,16 @@ class Distiller:
         try:
             progress = parse_json(metadata["progress"])
             history = [Epoch(*epoch) for epoch in progress["history"]]
-            own = ("state.", "mask.")
-            state = {name: x for name, x in arrays.items() if name.startswith(own)}
-            loaded = unpack(state, progress["optimizer"])
-            values = [arrays[f"param.{name}"] for name in self._names()]
+            state = unpack(progress["state"], arrays)
+            values = {name: state["parts"]["arrays"][f"[{name!r}]"] for name in self._arrays()}
             best = None
             if progress["best"] is not None:
-                copies = [arrays[f"best.{name}"].copy() for name in self._names()]
+                copies = {name: arrays[f"best.{name}"].copy() for name in self._arrays()}
                 best = (number(progress["best"], "best"), copies)
             step_count = whole(progress["step_count"], "step_count", 0)
             waited = whole(progress["waited"], "waited", 0)
-            scheduler = progress["scheduler"]
-            if (scheduler is None) != (self._scheduler is None):
-                raise ValueError("with a scheduler on one side only")
             phase_done = {phase: bool(progress["phase_done"][phase]) for phase in self._phase_done}
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no distillation of such a student: {error!r}") from None
         for name in ("seed", "batch_size"):
             if progress.get(name) != getattr(self, name):
@@ -348,23 +371,19 @@ class Distiller:
                     f"{file} must have {name} {getattr(self, name)}, got {progress.get(name)}"
                 )
         for given in [values, *([] if best is None else [best[1]])]:
-            for name, p, value in zip(self._names(), self._parameters(), given, strict=True):
+            for name, p in self._arrays().items():
+                value = given[name]
                 if p.shape != value.shape or p.dtype != value.dtype:
                     raise ValueError(
                         f"{file} must have {name} of {p.dtype} with shape {p.shape}, got "
                         f"{value.dtype} with shape {value.shape}"
                     )
-        takes = [checked_state(self._optimizer, loaded)]
-        if self._scheduler is not None:
-            takes.append(checked_state(self._scheduler, scheduler))
-        with all_or_nothing() as undo:
-            undo.remember_attributes(self)
-            undo.remember(*self._parameters())
-            for take in takes:
-                take(undo)
-            self._assign(values)
-            self.history, self.step_count, self._waited = history, step_count, waited
-            self._phase_done, self._best = phase_done, best
+        try:
+            self._state().load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{file} holds another distillation: {error}") from error
+        self.history, self.step_count, self._waited = history, step_count, waited
+        self._phase_done, self._best = phase_done, best
 
     def _at(self, step: int) -> tuple[float, float]:
         """Return temperature and alpha of a step."""
@@ -381,35 +400,68 @@ class Distiller:
         groups = self._optimizer.state_dict()["param_groups"]
         return [name for group in groups for name in group["param_names"]]
 
-    def _assign(self, values: list[Array]) -> None:
-        """Set the parameters, but for what an optimizer or a pruner removed."""
-        Weights("Distiller", self._names(), self._parameters()).assign(values)
+    def _assign(self, values: dict[str, Array]) -> None:
+        """Set what the student learns, but for what an optimizer or a pruner removed."""
+        own = self._arrays()
+        shared = Weights("Distiller", list(own), list(own.values()))
+        shared.assign([values[name] for name in own])
 
     def _parameters(self) -> list[Array]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
+    def _arrays(self) -> dict[str, Array]:
+        """Return parameters by name, and what else the student learns, as running means."""
+        named = getattr(self._student, "named_layers", None)
+        layers = [] if named is None else list(named())
+        buffers = {
+            f"{path}.{name}": x
+            for path, layer in layers
+            for name, x in getattr(layer, "buffers", {}).items()
+        }
+        return {**dict(zip(self._names(), self._parameters(), strict=True)), **buffers}
+
+    def _state(self) -> TrainState:
+        """Return all that an epoch changes."""
+        parts = {
+            "optimizer": self._optimizer,
+            "scheduler": self._scheduler,
+            "pruner": self._pruner,
+            "ema": self._ema,
+            "arrays": self._arrays(),
+        }
+        return TrainState(**{name: part for name, part in parts.items() if part is not None})
+
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Restore what an epoch changes if it raises."""
-        parameters = [p.copy() for p in self._parameters()]
-        state = copy.deepcopy(self._optimizer.state_dict())
-        schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
+        state = self._state()
+        before = copy.deepcopy(state.state_dict())
         steps, epochs = self.step_count, len(self.history)
         try:
             yield
         except BaseException:
-            self._optimizer.load_state_dict(state)
-            if self._scheduler is not None and schedule is not None:
-                self._scheduler.load_state_dict(schedule)
-            # A pruner may have removed weights in this epoch.
-            self._assign(parameters)
+            state.load_state_dict(before)
+            # A pruner that is not the distiller's may have removed weights in this epoch.
+            self._assign(self._arrays())
             self.step_count = steps
             del self.history[epochs:]
             raise
 
+    def _set_mode(self, training: bool) -> None:
+        """Set a student that knows the difference to training or to evaluation."""
+        train = getattr(self._student, "train", None)
+        if train is not None and hasattr(self._student, "eval"):
+            train(training)
+
     def _epoch(
-        self, phase: str, x: Array, y: Array | None, validation: tuple[Array, Array] | None
+        self,
+        phase: str,
+        x: Array,
+        y: Array | None,
+        weight: Array | None,
+        validation: tuple[Array, Array] | None,
     ) -> None:
+        self._set_mode(True)
         order = np.random.default_rng([self.seed, len(self.history)]).permutation(len(x))
         losses = []
         for start in range(0, len(x), self.batch_size):
@@ -417,15 +469,17 @@ class Distiller:
             batch = x[rows]
             logits = self._forward(batch)
             labels = None if y is None else y[rows]
+            counts = None if weight is None else weight[rows]
+            if counts is not None and not counts.any():
+                continue
             if phase == "soft":
                 t, alpha = self._at(self.step_count)
-                loss, gradient = self._loss(logits, self._targets(batch, rows), t, labels, alpha)
+                targets = self._targets(batch, rows)
+                options = {} if counts is None else {"sample_weight": counts}
+                loss, gradient = self._loss(logits, targets, t, labels, alpha, **options)
             else:
-                loss, gradient = kd_loss(logits, logits, 1.0, labels, 0.0)
-            self._optimizer.step(self._backward(gradient))
-            if self._scheduler is not None:
-                self._scheduler.step()
-            self.step_count += 1
+                loss, gradient = kd_loss(logits, logits, 1.0, labels, 0.0, sample_weight=counts)
+            self._step(self._backward(gradient))
             losses.append(float(loss))
         mean = float(np.mean(losses))
         if np.isnan(mean):
@@ -434,9 +488,31 @@ class Distiller:
             )
         accuracy = None
         if validation is not None:
+            self._set_mode(False)
             hits = self._forward(validation[0]).argmax(axis=1) == np.asarray(validation[1])
             accuracy = float(np.mean(hits))
+            self._set_mode(True)
         self.history.append(Epoch(phase, mean, accuracy))
+        if self._after_epoch is not None:
+            self._after_epoch(self, self.history[-1])
+
+    def _step(self, gradients: Any) -> None:
+        """Take a step of the optimizer and of all that follows it."""
+        self._optimizer.step(gradients)
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if self._pruner is not None:
+            if getattr(getattr(self._pruner, "score", None), "needs_gradients", False):
+                leaves = [leaf for _, leaf in flatten(gradients)]
+                indices = [self._optimizer._index_of(w) for w in self._pruner._weights]
+                self._pruner.step([None if i is None else leaves[i] for i in indices])
+            else:
+                self._pruner.step()
+        if self._ema is not None:
+            self._ema.update()
+        self.step_count += 1
+        if self._after_step is not None:
+            self._after_step(self)
 
     def _judge(self, phase: str, patience: int | None) -> bool:
         """Remember the best parameters; return whether the phase shall end."""
@@ -444,7 +520,7 @@ class Distiller:
         if patience is None or accuracy is None:
             return False
         if self._best is None or accuracy > self._best[0]:
-            self._best = accuracy, [p.copy() for p in self._parameters()]
+            self._best = accuracy, {name: x.copy() for name, x in self._arrays().items()}
             self._waited = 0
         else:
             self._waited += 1
@@ -489,12 +565,13 @@ def _mixed(
     temperature: float,
     labels: Array | None,
     alpha: float,
+    **options: Any,
 ) -> tuple[Any, Array]:
     """Return alpha times a loss, plus the cross-entropy times the rest."""
     given = {"temperature": temperature, "labels": labels}
-    soft, gradient = loss(logits, teacher, **{name: given[name] for name in names})
+    soft, gradient = loss(logits, teacher, **{name: given[name] for name in names}, **options)
     if alpha == 1:
         return soft, gradient
     # It says so where labels are missing.
-    hard, of_hard = kd_loss(logits, logits, 1.0, labels, 0.0)
+    hard, of_hard = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
     return alpha * soft + (1 - alpha) * hard, alpha * gradient + (1 - alpha) * of_hard

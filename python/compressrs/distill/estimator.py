@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from compressrs._checks import whole
-from compressrs.distill.distiller import Distiller
 from compressrs.distill.kd import kd_loss
 from compressrs.distill.probabilities import softmax
-from compressrs.nn import Linear, ReLU, Sequential
-from compressrs.optim import Adam
+from compressrs.distill.students import Distilled, Floats, weights_of
 
-Floats = npt.NDArray[np.float64]
+#: The label of a row that has none.
+UNLABELLED = -1
 
 
-class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
     """A small network that learns what a classifier says, through its `predict_proba`.
 
     Features are standardized first. Then a multi-layer perceptron with ReLU is trained
@@ -49,6 +44,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Epochs with soft targets, and then with labels alone.
     learning_rate : float, default 0.01
     batch_size : int, default 32
+    keep_teacher : bool, default False
+        Whether to keep the fitted teacher as `teacher_`, also in pickles.
     random_state : int, RandomState or None
         Of the initial weights, the order of the rows, and a teacher that is fitted here
         and has no `random_state` of its own.
@@ -58,7 +55,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : array
         Those of the teacher, sorted.
     teacher_ : classifier
-        The fitted teacher.
+        The fitted teacher, with `keep_teacher`.
     student_ : compressrs.nn.Sequential
         The network, on standardized features of float64.
     history_ : list of Epoch
@@ -87,6 +84,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         hard_epochs: int = 0,
         learning_rate: float = 0.01,
         batch_size: int = 32,
+        keep_teacher: bool = False,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -97,16 +95,22 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.hard_epochs = hard_epochs
         self.learning_rate = learning_rate
         self.batch_size = batch_size
+        self.keep_teacher = keep_teacher
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> DistilledClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> DistilledClassifier:
         """Fit the teacher if need be, and the student to it.
 
         Parameters
         ----------
         X : array, shape (n, features)
         y : array, shape (n,)
-            Labels, all of which the teacher must know.
+            Labels, all of which the teacher must know. Rows of label -1 have none, if a
+            fitted teacher knows no class -1, or else if there are at least two other labels:
+            the student learns from the teacher alone there.
+        sample_weight : array, shape (n,), optional
+            What each row counts, for the student and for a teacher that is fitted here and
+            takes it.
 
         Returns
         -------
@@ -121,16 +125,25 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
+        weight = weights_of(sample_weight, X)
         rng = check_random_state(self.random_state)
-        self.teacher_ = self._fitted_teacher(X, y, rng)
-        classes = np.asarray(self.teacher_.classes_)
+        teacher = RandomForestClassifier() if self.estimator is None else self.estimator
+        if not hasattr(teacher, "predict_proba"):
+            hint = "; SVC has it with probability=True" if hasattr(teacher, "probability") else ""
+            raise TypeError(
+                f"estimator must have predict_proba, got {type(teacher).__name__}{hint}"
+            )
+        labelled = self._labelled(teacher, y)
+        teacher = self._fitted(teacher, X, y, weight, labelled, rng)
+        classes = np.asarray(teacher.classes_)
         # Of the teacher's columns, whose classes may come in any order.
         self.classes_, columns = np.unique(classes, return_index=True)
-        unknown = np.setdiff1d(y, self.classes_)
+        unknown = np.setdiff1d(y[labelled], self.classes_)
         if len(unknown):
             raise ValueError(f"the estimator must know all labels of y, but not {unknown[0]!r}")
-        labels = np.searchsorted(self.classes_, y)
-        probabilities = np.asarray(self.teacher_.predict_proba(X), np.float64)
+        labels = np.full(len(y), -100)
+        labels[labelled] = np.searchsorted(self.classes_, y[labelled])
+        probabilities = np.asarray(teacher.predict_proba(X), np.float64)
         if len(columns) != len(classes) or probabilities.shape != (len(X), len(classes)):
             raise ValueError(
                 f"the estimator must give a probability for each of its different classes_, of "
@@ -138,41 +151,14 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"of shape {probabilities.shape}"
             )
         probabilities = np.ascontiguousarray(probabilities[:, columns])
-
-        self.mean_ = X.mean(axis=0)
-        scale = X.std(axis=0)
-        self.scale_ = np.where(scale > 0, scale, 1.0)
-        given = self.hidden_layer_sizes
-        # One number is one layer, as in scikit-learn.
-        listed = given if isinstance(given, Iterable) else [given]
-        hidden = [whole(size, "hidden_layer_sizes", 1) for size in listed]
-        sizes = [X.shape[1], *hidden, len(self.classes_)]
-        seeds = [int(seed) for seed in rng.randint(0, 2**31 - 1, len(sizes))]
-        layers: list[Any] = []
-        for (inputs, outputs), seed in zip(itertools.pairwise(sizes), seeds[1:], strict=True):
-            layers += [Linear(inputs, outputs, dtype=np.float64, rng=seed), ReLU()]
-        self.student_ = Sequential(*layers[:-1])
-        distiller = Distiller(
-            self.student_,
-            probabilities,
-            Adam(self.student_.params, lr=self.learning_rate),
-            loss=functools.partial(kd_loss, teacher_kind="probabilities"),
-            temperature=self.temperature,
-            alpha=self.alpha,
-            batch_size=self.batch_size,
-            rng=seeds[0],
-        )
-        self.history_ = distiller.fit(
-            self._standardized(X), labels, epochs=self.epochs, hard_epochs=self.hard_epochs
-        )
+        loss = functools.partial(kd_loss, teacher_kind="probabilities")
+        self._train(X, probabilities, labels, weight, len(self.classes_), loss, rng)
+        self._keep(teacher)
         return self
 
     def predict_proba(self, X: Any) -> Floats:
         """Return the student's probabilities, shape (n, classes)."""
-        check_is_fitted(self, "student_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        logits = self.student_(self._standardized(X))
-        return softmax(logits)
+        return softmax(self._outputs(X))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Return the likeliest class of each row."""
@@ -180,44 +166,36 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: npt.NDArray[Any] = self.classes_[best]
         return labels
 
-    def set_params(self, **params: Any) -> DistilledClassifier:
-        """Set parameters, by ``estimator__...`` those of the teacher, in a clone of it."""
-        of_teacher = any(name.startswith("estimator__") for name in params)
-        if of_teacher and "estimator" not in params and self.estimator is not None:
-            self.estimator = clone(self.estimator)
-        super().set_params(**params)
-        return self
+    def export(self, path: Any, *, show: bool = True) -> str:
+        """Write the student to an ``.npz`` file that a few lines of NumPy run.
 
-    def __sklearn_clone__(self) -> DistilledClassifier:
-        # A fitted teacher is used as it is: a clone of it would be fitted again.
-        params = self.get_params(deep=False)
-        teacher = params.pop("estimator")
-        kept = teacher if teacher is None or _is_fitted(teacher) else clone(teacher, safe=False)
-        return type(self)(kept, **{k: clone(value, safe=False) for k, value in params.items()})
+        Parameters
+        ----------
+        path : path
+        show : bool, default True
+            Whether to print the lines.
 
-    def _standardized(self, X: Floats) -> Floats:
-        standardized: Floats = (X - self.mean_) / self.scale_
-        return standardized
+        Returns
+        -------
+        str
+            The lines: a function ``predict(x, path)`` that gives the probabilities, in the
+            order of `classes_`. Neither compressrs nor scikit-learn is needed there.
 
-    def _fitted_teacher(self, X: Floats, y: npt.NDArray[Any], rng: Any) -> Any:
-        teacher = RandomForestClassifier() if self.estimator is None else self.estimator
-        if not hasattr(teacher, "predict_proba"):
-            hint = "; SVC has it with probability=True" if hasattr(teacher, "probability") else ""
-            raise TypeError(
-                f"estimator must have predict_proba, got {type(teacher).__name__}{hint}"
-            )
-        if not _is_fitted(teacher):
-            teacher = clone(teacher)
-            if teacher.get_params().get("random_state", 0) is None:
-                teacher.set_params(random_state=rng.randint(0, 2**31 - 1))
-            teacher.fit(X, y)
-        return teacher
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        return self._export(path, "softmax", show)
 
-
-def _is_fitted(estimator: Any) -> bool:
-    try:
-        check_is_fitted(estimator)
-    except (NotFittedError, TypeError):
-        # What is no estimator at all is refused by `fit`.
-        return False
-    return True
+    def _labelled(self, teacher: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return which rows have a label."""
+        if y.dtype.kind not in "iuf" or not (y == UNLABELLED).any():
+            return np.ones(len(y), np.bool_)
+        try:
+            check_is_fitted(teacher)
+            is_class = bool(np.isin(UNLABELLED, teacher.classes_))
+        except (AttributeError, TypeError, ValueError):
+            # Of labels -1 and 1 both are classes.
+            is_class = len(np.unique(y)) < 3
+        return np.ones(len(y), np.bool_) if is_class else y != UNLABELLED

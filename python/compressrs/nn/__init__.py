@@ -1,4 +1,4 @@
-"""The smallest layers that can be trained, pruned and distilled.
+"""Layers that can be trained, pruned, distilled, saved and shipped.
 
 A layer has ``forward(x)``, ``backward(dy)`` (which fills `grads` and returns the
 gradient with respect to `x`), and dicts of arrays `params` and `grads` of the
@@ -6,22 +6,47 @@ same structure, which is what the optimizers take::
 
     model = Sequential(Linear(64, 32), ReLU(), Linear(32, 10))
     opt = compressrs.optim.Adam(model.params)
-    loss, dy = compressrs.distill.kd_loss(model(x), teacher(x))
+    loss, dy = cross_entropy(model(x), y)
     model.backward(dy)
     opt.step(model.grads)
+    model.eval().save("model.safetensors")
 """
 
-from compressrs.nn.activations import ReLU
-from compressrs.nn.container import Sequential
+from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
+from compressrs.nn.attention import Embedding, MultiHeadAttention
+from compressrs.nn.container import Flatten, Residual, Sequential
+from compressrs.nn.conv import AvgPool, Conv2d, MaxPool
+from compressrs.nn.files import load
 from compressrs.nn.layer import Layer, RandomState
 from compressrs.nn.linear import Affine, Linear, SparseLinear
+from compressrs.nn.losses import cross_entropy, mse_loss
+from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
+from compressrs.nn.summary import Summary
 
 __all__ = [
+    "GELU",
     "Affine",
+    "AvgPool",
+    "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "Embedding",
+    "Flatten",
     "Layer",
+    "LayerNorm",
     "Linear",
+    "MaxPool",
+    "MultiHeadAttention",
     "RandomState",
     "ReLU",
+    "Residual",
     "Sequential",
+    "SiLU",
+    "Softmax",
     "SparseLinear",
+    "Summary",
+    "cross_entropy",
+    "fold_batch_norm",
+    "load",
+    "mse_loss",
 ]

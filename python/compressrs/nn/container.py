@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator
 from typing import Any
 
-from compressrs._arrays import Array
-from compressrs.nn.layer import Layer
+import numpy as np
+
+from compressrs._arrays import Array, as_array
+from compressrs.nn.layer import Layer, check_gradient
 
 
-class Sequential:
+class Container(Layer):
+    """A layer that is made of others, whose `params` and `grads` it gathers."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            for attribute in ("forward", "backward", "params", "grads"):
+                if not hasattr(layer, attribute):
+                    raise TypeError(
+                        f"layer {name} must be a layer, which has {attribute}, "
+                        f"got {type(layer).__name__}"
+                    )
+            if any(layer is other for other in list(layers.values())[: list(layers).index(name)]):
+                # It would keep the last of its inputs alone.
+                raise ValueError(f"layer {name} must not be in the model twice")
+        self._children = layers
+        self._gather()
+
+    def children(self) -> dict[str, Layer]:
+        """Return the layers that this one is made of, by name."""
+        return dict(self._children)
+
+    def _gather(self) -> None:
+        self.params = {n: layer.params for n, layer in self._children.items() if layer.params}
+        self.grads = {n: layer.grads for n, layer in self._children.items() if layer.params}
+
+    def _run(self, name: str, x: Array) -> Array:
+        layer = self._children[name]
+        try:
+            return layer.forward(x)
+        except (TypeError, ValueError) as error:
+            if type(error) not in (TypeError, ValueError):
+                raise
+            # Which of the layers, in a model with many.
+            kind = type(layer).__name__
+            inner = str(error).removeprefix("layer ") if isinstance(layer, Container) else None
+            message = f"{name}.{inner}" if inner else f"{name} ({kind}): {error}"
+            raise type(error)(f"layer {message}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parameters and gradients are those of the layers, and are gathered again.
+        left_out = ("_saved", "params", "grads")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._saved = None
+        self._gather()
+
+    def __repr__(self) -> str:
+        lines = (
+            f"  ({name}): {layer!r}".replace("\n", "\n  ") for name, layer in self._children.items()
+        )
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+class Sequential(Container):
     """Layers one after another.
 
     Attributes
@@ -18,6 +77,13 @@ class Sequential:
     layers : tuple of layer
     params, grads : dict of dict of array
         Those of the layers that have some, by their position as a string.
+
+    Raises
+    ------
+    TypeError
+        If something is not a layer.
+    ValueError
+        If a layer gives a number of features that the next does not take.
 
     Examples
     --------
@@ -30,46 +96,31 @@ class Sequential:
     """
 
     def __init__(self, *layers: Layer) -> None:
-        for i, layer in enumerate(layers):
-            for name in ("forward", "backward", "params", "grads"):
-                if not hasattr(layer, name):
-                    raise TypeError(
-                        f"layers[{i}] must have {name}, as the layers of compressrs.nn, "
-                        f"got {type(layer).__name__}"
-                    )
-            if any(layer is other for other in layers[:i]):
-                # It would keep the last of its inputs alone.
-                raise ValueError(f"layers[{i}] must not be in the model twice")
-        self.layers = layers
-        self._collect()
+        super().__init__({str(i): layer for i, layer in enumerate(layers)})
+        _check_chain(layers)
 
-    def _collect(self) -> None:
-        """Gather the dicts of the layers."""
-        layers = self.layers
-        self.params = {str(i): layer.params for i, layer in enumerate(layers) if layer.params}
-        self.grads = {str(i): layer.grads for i, layer in enumerate(layers) if layer.params}
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = self.__dict__.items()
-        return {key: value for key, value in own if key not in ("params", "grads")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._collect()
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, in order."""
+        return tuple(self._children.values())
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's output."""
-        for layer in self.layers:
-            x = layer.forward(x)
+        for name in self._children:
+            x = self._run(name, x)
         return x
-
-    __call__ = forward
 
     def backward(self, dy: Array) -> Array:
         """Fill all `grads` and return the gradient with respect to the input."""
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
         return dy
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -85,4 +136,119 @@ class Sequential:
             ) from None
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self._children)
+
+
+class Residual(Container):
+    r"""Adds what goes in to what layers make of it, :math:`y = x + f(x)`.
+
+    Parameters
+    ----------
+    *layers : layer
+        :math:`f`, one after another.
+    shortcut : layer, optional
+        :math:`y = s(x) + f(x)` where shapes change.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> block = cr.nn.Residual(cr.nn.Linear(3, 3, rng=0), cr.nn.ReLU())
+    >>> block(np.ones((2, 3), np.float32)).shape
+    (2, 3)
+    """
+
+    def __init__(self, *layers: Layer, shortcut: Layer | None = None) -> None:
+        children: dict[str, Layer] = {"body": Sequential(*layers)}
+        if shortcut is not None:
+            children["shortcut"] = shortcut
+        super().__init__(children)
+
+    @property
+    def body(self) -> Sequential:
+        """The layers whose output is added."""
+        body: Any = self._children["body"]
+        return body  # type: ignore[no-any-return]
+
+    @property
+    def shortcut(self) -> Layer | None:
+        """What the input goes through, if anything."""
+        return self._children.get("shortcut")
+
+    def forward(self, x: Array) -> Array:
+        """Return ``shortcut(x) + body(x)``."""
+        x = as_array(x, "x")
+        y = self._run("body", x)
+        side = x if self.shortcut is None else self._run("shortcut", x)
+        if y.shape != side.shape:
+            raise ValueError(
+                f"the body must give the shape {side.shape} of its input, got {y.shape}"
+            )
+        self._keep(y.shape, y.dtype)
+        total: Array = y + side
+        return total
+
+    def backward(self, dy: Array) -> Array:
+        """Fill all `grads` and return the gradient with respect to the input."""
+        dy = check_gradient(dy, *self._kept())
+        through = self.body.backward(dy)
+        side = dy if self.shortcut is None else self.shortcut.backward(dy)
+        dx: Array = through + side
+        return dx
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        return self.body.output_shape(shape)
+
+
+class Flatten(Layer):
+    """Makes one axis of all axes but the first.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> cr.nn.Flatten()(np.ones((2, 3, 4, 5))).shape
+    (2, 60)
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Return `x` as rows."""
+        x = as_array(x, "x")
+        if x.ndim < 2:
+            raise ValueError(f"x must have at least 2 axes, got shape {x.shape}")
+        self._keep(x.shape, x.dtype)
+        return x.reshape(len(x), int(np.prod(x.shape[1:])))
+
+    def backward(self, dy: Array) -> Array:
+        """Return `dy` in the shape of the input."""
+        shape, dtype = self._kept()
+        flat = (shape[0], int(np.prod(shape[1:])))
+        dx: Array = check_gradient(dy, flat, dtype).reshape(shape)
+        return dx
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        return (int(np.prod(shape)),)
+
+
+def _check_chain(layers: tuple[Layer, ...]) -> None:
+    """Raise a ValueError where a layer cannot take what the one before gives."""
+    numbered = [
+        (i, layer) for i, layer in enumerate(layers) if getattr(layer, "takes", None) is not None
+    ]
+    for (i, before), (k, after) in itertools.pairwise(numbered):
+        kind, gives = before.gives  # type: ignore[attr-defined]
+        other, takes = after.takes  # type: ignore[attr-defined]
+        # Between them only what leaves every element in its place.
+        passing = _PASSING | _POOLS if kind == "channels" else _PASSING
+        passes = all(type(layer).__name__ in passing for layer in layers[i + 1 : k])
+        if passes and kind == other and gives != takes:
+            raise ValueError(
+                f"layer {k} ({type(after).__name__}) must take the {gives} {kind} of layer {i} "
+                f"({type(before).__name__}), but takes {takes}"
+            )
+
+
+#: Layers that do not change which features there are.
+_PASSING = frozenset(("ReLU", "GELU", "SiLU", "Softmax", "Dropout"))
+#: Layers that leave channels as they are.
+_POOLS = frozenset(("MaxPool", "AvgPool"))

@@ -1,84 +1,401 @@
-"""What all layers have in common."""
+"""What all layers have in common: parameters, state, files, copies."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressrs._arrays import Array, Shared, as_array, flatten, rebuild
+from compressrs._arrays import Array, Shared, as_array, as_gradient
+from compressrs._checks import generator
+
+if TYPE_CHECKING:
+    from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
 RandomState: TypeAlias = int | np.random.Generator | None
 
+_L = TypeVar("_L", bound="Layer")
 
-_C = TypeVar("_C", bound="Copyable")
 
+class Layer:
+    """Base class of layers: what is done with any of them.
 
-class Copyable:
-    """Copies and pickles of a layer: its parameters, nothing of the data it was given.
+    A subclass has `forward` and `backward`, and fills `params` and `grads`.
 
-    What a layer keeps of the last batch for `backward` is left out, and gradients, from
-    which inputs could be told, are 0 in the copy.
+    Attributes
+    ----------
+    params, grads : dict of array, or of dicts of these
+        What the optimizers take; of the same structure.
+    buffers : dict of array
+        State that is not trained, as running means.
+    training : bool
+        True at first. `eval` makes it False: then `forward` keeps nothing for `backward`,
+        and layers that act differently in training (`Dropout`, `BatchNorm`) do not.
     """
 
-    #: Attributes that hold something of the last batch; None in a copy.
-    _of_batch: ClassVar[tuple[str, ...]] = ()
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+        self.grads: dict[str, Any] = {}
+        self.buffers: dict[str, Array] = {}
+        self.training = True
+        self._saved: Any = None
 
-    params: dict[str, Any]
-    grads: dict[str, Any]
+    def forward(self, x: Array) -> Array:
+        """Return the output for a batch."""
+        raise NotImplementedError
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        trained = self.__dict__.get("params", {}).get(name)
-        if not isinstance(trained, np.ndarray) or value is trained:
-            super().__setattr__(name, value)
-        elif isinstance(self.__dict__[name], np.ndarray):
-            # Into the array that an optimizer trains: another would be used, but not trained.
-            array = as_array(value, name)
-            if array.shape != trained.shape or array.dtype != trained.dtype:
-                raise ValueError(
-                    f"{name} must be {trained.dtype} of shape {trained.shape} to be written into "
-                    f"the array that is there, got {array.dtype} of shape {array.shape}"
-                )
-            trained[...] = array
-        elif getattr(value, "data", None) is trained:
-            super().__setattr__(name, value)  # another pattern of the same entries
-        else:
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return the gradient with respect to the last input.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward` in training mode.
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Array) -> Array:
+        """Return ``forward(x)``."""
+        return self.forward(x)
+
+    def children(self) -> dict[str, Layer]:
+        """Return the layers that this one is made of, by name."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer, but for the values of its arrays."""
+        return {}
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output for an input of a shape, both without the batch.
+
+        Raises
+        ------
+        ValueError
+            If the layer takes no such input.
+        """
+        return shape
+
+    def multiply_adds(self, shape: tuple[int, ...]) -> int:
+        """Return the multiplications for one input of a shape, without the batch."""
+        return 0
+
+    def train(self: _L, mode: bool = True) -> _L:
+        """Set this layer and those in it to training, or to evaluation; return the layer."""
+        self.training = bool(mode)
+        if not mode:
+            self._saved = None
+        for child in self.children().values():
+            if isinstance(child, Layer):
+                child.train(mode)
+        return self
+
+    def eval(self: _L) -> _L:
+        """Set this layer and those in it to evaluation: nothing of the data is kept."""
+        return self.train(False)
+
+    def copy(self: _L) -> _L:
+        """Return the same layer with arrays of its own, without what `forward` kept."""
+        return copy.deepcopy(self)
+
+    def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """Yield the name and layer of all that hold no other layers, in order."""
+        children = self.children()
+        if not children:
+            yield prefix, self
+        for name, child in children.items():
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(child, Layer):
+                yield from child.named_layers(path)
+            else:
+                yield path, child
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return all parameters and buffers by name, as ``"0.weight"``.
+
+        The arrays are the layer's own, not copies.
+        """
+        state = {**self.params, **self.buffers} if not self.children() else dict(self.buffers)
+        for name, child in self.children().items():
+            if isinstance(child, Layer):
+                of_child: Mapping[str, Array] = child.state_dict()
+            else:
+                of_child = child.params
+            state |= {f"{name}.{key}": array for key, array in of_child.items()}
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy values that `state_dict` returned into this layer's arrays.
+
+        Names are those of PyTorch's modules, whose state dicts are taken as well.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a shape differs; nothing is changed then.
+        TypeError
+            If a value is not an array of the same dtype.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+        own = self.state_dict()
+        if own.keys() != state_dict.keys():
+            missing = sorted(own.keys() - state_dict.keys())
+            unknown = sorted(map(str, state_dict.keys() - own.keys()))
             raise ValueError(
-                f"{name} must be a matrix over the same data, which an optimizer trains; make a "
-                f"new {type(self).__name__} of another matrix"
+                f"state_dict must have the names of this model; missing: {missing or 'none'}, "
+                f"unknown: {unknown or 'none'}"
             )
+        values = []
+        for name, array in own.items():
+            value = as_gradient(state_dict[name], f"state_dict[{name!r}]")
+            if value.shape != array.shape:
+                raise ValueError(
+                    f"state_dict[{name!r}] must have shape {array.shape}, got {value.shape}"
+                )
+            if value.dtype != array.dtype:
+                raise TypeError(
+                    f"state_dict[{name!r}] must have dtype {array.dtype}, got {value.dtype}"
+                )
+            if not array.flags.writeable and not np.array_equal(array, value):
+                raise ValueError(f"state_dict[{name!r}] must be the pattern of this model's weight")
+            # Copied, since it may be a view of another target.
+            values.append(value.copy())
+        for array, value in zip(own.values(), values, strict=True):
+            if array.flags.writeable:
+                array[...] = value
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one safetensors file: what it is made of, and all arrays.
+
+        The file is complete or what was there before still is. Needs the package
+        safetensors (``pip install 'compressrs[save]'``).
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        from compressrs.nn import files
+
+        files.save(Path(path), self)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the values of a file that `save` wrote; see also `compressrs.nn.load`.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is damaged, of another version, or of a model that is made of other layers;
+            nothing is changed then.
+        """
+        from compressrs.nn import files
+
+        files.load_into(Path(path), self)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        show: bool = True,
+        standardize: tuple[Array, Array] | None = None,
+    ) -> str:
+        """Write an ``.npz`` file that a few lines of NumPy run, and print these lines.
+
+        Parameters
+        ----------
+        path : path
+        show : bool, default True
+            Whether to print the lines.
+        standardize : pair of array, optional
+            Mean and scale of the features, which the lines subtract and divide by first.
+
+        Returns
+        -------
+        str
+            The lines: a function ``predict(x, path)`` that needs NumPy alone.
+
+        Raises
+        ------
+        TypeError
+            If the model has a layer that cannot be exported; it is named.
+        OSError
+            If the file cannot be written.
+        """
+        from compressrs.nn.export import export
+
+        code = export(self, Path(path), standardize)
+        if show:
+            print(code)
+        return code
+
+    def summary(self, input_shape: Sequence[int] | None = None) -> Summary:
+        """Return parameters, non-zeros, bytes and multiply-adds of each layer.
+
+        Parameters
+        ----------
+        input_shape : sequence of int, optional
+            The shape of one input, without the batch. Without it there are no shapes and
+            no multiply-adds.
+
+        Examples
+        --------
+        >>> import compressrs as cr
+        >>> model = cr.nn.Sequential(cr.nn.Linear(3, 4, rng=0), cr.nn.ReLU())
+        >>> model.summary((3,)).parameters, model.summary((3,)).multiply_adds
+        (16, 12)
+        """
+        from compressrs.nn.summary import summarize
+
+        return summarize(self, None if input_shape is None else tuple(input_shape))
+
+    def _keep(self, *saved: Any) -> None:
+        """Keep what `backward` needs, in training."""
+        self._saved = saved if self.training else None
+
+    def _kept(self) -> Any:
+        if self._saved is None:
+            raise RuntimeError("backward needs a forward before it, in training mode")
+        return self._saved
+
+    def _add(self, **arrays: Array | None) -> None:
+        """Add parameters, and room for their gradients; None is none."""
+        present = {name: array for name, array in arrays.items() if array is not None}
+        self._use(present)
+
+    def _use(self, params: Mapping[str, Array]) -> None:
+        """Train these arrays from now on; the dicts, which others hold, stay."""
+        self.params.update(params)
+        self.grads.update({name: np.zeros_like(value) for name, value in params.items()})
+        self._saved = None
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Copy values into the buffer of a parameter, which is trained on."""
+        own = self.params.get(name)
+        if own is None:
+            raise ValueError(f"{type(self).__name__} has no {name} to assign to")
+        value = as_array(value, name)
+        if value.shape != own.shape or value.dtype != own.dtype:
+            # Another array would be used, but not trained.
+            raise ValueError(
+                f"{name} must be {own.dtype} of shape {own.shape} to be written into the array "
+                f"that is trained, got {value.dtype} of shape {value.shape}"
+            )
+        own[...] = value
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("grads", *self._of_batch)
-        state = {key: value for key, value in self.__dict__.items() if key not in left_out}
-        for key, value in state.items():
-            if isinstance(value, np.ndarray):
-                state[key] = Shared.of(value)
-        state["params"] = rebuild(self.params, (Shared.of(x) for _, x in flatten(self.params)))
+        # Neither what forward kept nor gradients: both are made of data.
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_saved", "grads")}
+        for kind in ("params", "buffers"):
+            state[kind] = {name: Shared.of(value) for name, value in state[kind].items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for key in self._of_batch:
-            setattr(self, key, None)
         self.__dict__.update(state)
-        self.grads = rebuild(self.params, (np.zeros_like(x) for _, x in flatten(self.params)))
+        self._saved = None
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
 
-    def __copy__(self: _C) -> _C:
+    def __copy__(self: _L) -> _L:
         # Shares all, as copies of other objects that are not deep.
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
 
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return f"{type(self).__name__}({arguments})"
 
-class Layer(Protocol):
-    """What `Sequential` strings together."""
 
-    params: dict[str, Any]
-    grads: dict[str, Any]
+class Parameter:
+    """A parameter as an attribute: assigning copies into the buffer that is trained."""
 
-    def forward(self, x: Array) -> Array:
-        """Return the output for a batch of rows."""
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
 
-    def backward(self, dy: Array) -> Array:
-        """Return the gradient with respect to the last input."""
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        return layer.params.get(self._name)
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        layer._assign(self._name, value)
+
+
+def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Array:
+    """Return `x` as an array of a dtype, or of any that layers compute in.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    x = as_array(x, name)
+    if dtype is None and x.dtype not in (np.float32, np.float64):
+        raise TypeError(
+            f"{name} must have a floating-point dtype (float32, float64), got {x.dtype}"
+        )
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype} like the weight, got {x.dtype}")
+    return x
+
+
+def check_gradient(dy: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return `dy` as an array, if it is one of the output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not.
+    """
+    dy = as_array(dy, "dy")
+    if dy.shape != shape:
+        raise ValueError(f"dy must have shape {shape}, got {dy.shape}")
+    if dy.dtype != dtype:
+        raise TypeError(f"dy must have dtype {dtype} like the output, got {dy.dtype}")
+    return dy
+
+
+def uniform(rng: RandomState, bound: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Draw initial values in plus and minus a bound.
+
+    Raises
+    ------
+    MemoryError
+        If there are more than any memory holds.
+    """
+    try:
+        return generator(rng).uniform(-bound, bound, shape).astype(dtype)
+    except ValueError:
+        # What NumPy says of sizes that no address reaches.
+        raise MemoryError(f"an array of shape {shape} is more than memory can hold") from None
+
+
+def check_parameter(
+    x: object, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None
+) -> Array:
+    """Return an array that is to be trained in place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not of such a shape and dtype, or cannot be changed in place.
+    """
+    x = as_array(x, name)
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+    if x.dtype != (dtype or x.dtype) or x.dtype not in (np.float32, np.float64):
+        need = dtype or "float32 or float64"
+        raise TypeError(f"{name} must have dtype {need}, got {x.dtype}")
+    if not (x.flags.c_contiguous and x.flags.writeable):
+        raise ValueError(f"{name} must be C-contiguous and writable, since it is trained in place")
+    return x

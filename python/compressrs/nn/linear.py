@@ -7,68 +7,79 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from compressrs import _core
 from compressrs._arrays import Array, as_array
 from compressrs._checks import floating, generator, whole
-from compressrs.nn.layer import Copyable, RandomState
+from compressrs.nn.layer import (
+    Layer,
+    Parameter,
+    RandomState,
+    check_gradient,
+    check_input,
+    check_parameter,
+    uniform,
+)
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
 
-class Affine(Copyable):
-    """What `Linear` and `SparseLinear` share: all but the weight's own gradient."""
+class Affine(Layer):
+    """What layers of the form :math:`x W^T + b` share: all but the product itself.
 
-    _of_batch = ("_x", "_dy")
+    A subclass has `weight`, of which shape and dtype are asked, `bias`, and the parts of
+    `forward` and `backward` in which the weight's storage matters.
+    """
 
     weight: Any
-    bias: Array | None
-
-    def __init__(self, params: dict[str, Array]) -> None:
-        self.params: dict[str, Array] = {}
-        self.grads: dict[str, Array] = {}
-        self._use(params)
-
-    def _use(self, params: dict[str, Array]) -> None:
-        """Train these arrays from now on; the dicts, which others hold, stay."""
-        self.params.update(params)
-        self.grads.update({name: np.zeros_like(value) for name, value in params.items()})
-        self._x: Array | None = None
-        self._dy: Array | None = None
+    bias: Any
 
     def forward(self, x: Array) -> Array:
-        """Return ``x @ weight.T + bias`` for `x` of shape (batch, in_features)."""
-        x = as_array(x, "x")
+        """Return ``x @ weight.T + bias`` for `x` of shape (..., in_features)."""
         features = self.weight.shape[1]
-        if x.ndim != 2 or x.shape[1] != features:
+        x = check_input(x, "x", self.weight.dtype)
+        if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
-        if x.dtype != self.weight.dtype:
-            raise TypeError(f"x must have dtype {self.weight.dtype} like the weight, got {x.dtype}")
-        self._x = x
-        return self._affine(x)
-
-    __call__ = forward
+        rows = x.reshape(-1, features)
+        y = self._affine(rows)
+        self._keep(rows, (*x.shape[:-1], y.shape[1]))
+        return y.reshape(*x.shape[:-1], y.shape[1])
 
     def backward(self, dy: Array) -> Array:
         """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
-        if self._x is None:
-            raise RuntimeError("backward needs a forward before it")
-        dy = as_array(dy, "dy")
-        shape = (len(self._x), self.weight.shape[0])
-        if dy.shape != shape:
-            raise ValueError(f"dy must have shape {shape}, got {dy.shape}")
-        if dy.dtype != self.weight.dtype:
-            raise TypeError(
-                f"dy must have dtype {self.weight.dtype} like the weight, got {dy.dtype}"
-            )
-        self._dy = dy
-        self._weight_gradient(dy, self._x, self.grads["weight"])
+        x, shape = self._kept()[:2]
+        dy = check_gradient(dy, shape, self.weight.dtype)
+        rows = dy.reshape(-1, shape[-1])
+        self._saved = x, shape, rows
+        dx = self._gradients(rows, x, self.grads["weight"])
         if self.bias is not None:
-            np.sum(dy, axis=0, out=self.grads["bias"])
-        dx: Array = dy @ self.weight
-        return dx
+            np.sum(rows, axis=0, out=self.grads["bias"])
+        return dx.reshape(*shape[:-1], dx.shape[1])
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        out_features, in_features = self.weight.shape
+        if not shape or shape[-1] != in_features:
+            raise ValueError(f"the input must have shape (..., {in_features}), got {shape}")
+        return (*shape[:-1], out_features)
+
+    def multiply_adds(self, shape: tuple[int, ...]) -> int:
+        """Return the multiplications for one input of this shape."""
+        return int(np.prod(shape[:-1])) * int(self.params["weight"].size)
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """What the input has on its last axis, and how many."""
+        return "features", int(self.weight.shape[1])
+
+    @property
+    def gives(self) -> tuple[str, int]:
+        """What the output has on its last axis, and how many."""
+        return "features", int(self.weight.shape[0])
 
     def _affine(self, x: Array) -> Array:
         raise NotImplementedError
 
-    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
+    def _gradients(self, dy: Array, x: Array, out: Array) -> Array:
+        """Write the weight's gradient to `out` and return that of `x`."""
         raise NotImplementedError
 
 
@@ -90,6 +101,7 @@ class Linear(Affine):
     ----------
     weight : array, shape (out_features, in_features)
     bias : array, shape (out_features,), or None
+        Assigning to either copies into the buffer that is trained.
     params, grads : dict of array
         Keys ``"weight"`` and ``"bias"``.
 
@@ -101,6 +113,9 @@ class Linear(Affine):
     (5, 2)
     """
 
+    weight = Parameter("The matrix, of shape (out_features, in_features).")
+    bias = Parameter("The vector of shape (out_features,), or None.")
+
     def __init__(
         self,
         in_features: int,
@@ -110,31 +125,70 @@ class Linear(Affine):
         dtype: npt.DTypeLike = np.float32,
         rng: RandomState = None,
     ) -> None:
+        super().__init__()
         in_features = whole(in_features, "in_features", 1)
         out_features = whole(out_features, "out_features", 1)
         dtype = floating(dtype, "dtype")
-        draw = generator(rng).uniform
-        bound = in_features**-0.5
-        try:
-            weight = draw(-bound, bound, (out_features, in_features))
-        except ValueError:
-            # What NumPy says of sizes that no address reaches.
-            raise MemoryError(
-                f"in_features and out_features of {in_features} and {out_features} "
-                "are more than memory can hold"
-            ) from None
-        self.weight = weight.astype(dtype)
-        self.bias = draw(-bound, bound, out_features).astype(dtype) if bias else None
-        super().__init__(_present(weight=self.weight, bias=self.bias))
+        draw, bound = generator(rng), in_features**-0.5
+        weight = uniform(draw, bound, (out_features, in_features), dtype)
+        self._add(
+            weight=weight, bias=uniform(draw, bound, (out_features,), dtype) if bias else None
+        )
+
+    @classmethod
+    def from_arrays(cls, weight: Array, bias: Array | None = None) -> Linear:
+        """Return a layer that trains given arrays, which are used, not copied.
+
+        Parameters
+        ----------
+        weight : array, shape (out_features, in_features)
+            float32 or float64, C-contiguous and writable.
+        bias : array, shape (out_features,), optional
+            Of the weight's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not such arrays.
+
+        Examples
+        --------
+        >>> import numpy as np, compressrs as cr
+        >>> layer = cr.nn.Linear.from_arrays(np.eye(2), np.array([1.0, 2.0]))
+        >>> layer(np.array([[3.0, 4.0]]))
+        array([[4., 6.]])
+        """
+        weight = check_parameter(weight, "weight")
+        if weight.ndim != 2 or 0 in weight.shape:
+            raise ValueError(
+                f"weight must have shape (out_features, in_features), got {weight.shape}"
+            )
+        if bias is not None:
+            bias = check_parameter(bias, "bias", weight.shape[:1], weight.dtype)
+        layer = cls.__new__(cls)
+        Layer.__init__(layer)
+        layer._add(weight=weight, bias=bias)
+        return layer
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer."""
+        out_features, in_features = self.weight.shape
+        return {
+            "in_features": in_features,
+            "out_features": out_features,
+            "bias": self.bias is not None,
+            "dtype": self.weight.dtype.name,
+        }
 
     def _affine(self, x: Array) -> Array:
-        y: Array = x @ self.weight.T
-        if self.bias is not None:
-            y += self.bias
+        y = np.empty((len(x), self.weight.shape[0]), x.dtype)
+        _core.linear(x, self.weight, self.bias, y)
         return y
 
-    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
-        np.matmul(dy.T, x, out=out)
+    def _gradients(self, dy: Array, x: Array, out: Array) -> Array:
+        dx = np.empty(x.shape, x.dtype)
+        _core.linear_backward(x, self.weight, dy, dx, out)
+        return dx
 
 
 class SparseLinear(Affine):
@@ -152,6 +206,8 @@ class SparseLinear(Affine):
 
     Attributes
     ----------
+    weight : SparseMatrix
+        Assigning a matrix of the same pattern copies its values; another is refused.
     params, grads : dict of array
         Keys ``"weight"``, the weight's `data`, and ``"bias"``.
 
@@ -165,7 +221,10 @@ class SparseLinear(Affine):
     3
     """
 
+    bias = Parameter("The vector of shape (out_features,), or None.")
+
     def __init__(self, weight: SparseMatrix, bias: Array | None = None) -> None:
+        super().__init__()
         if not isinstance(weight, SparseMatrix):
             got = type(weight).__name__
             raise TypeError(f"weight must be a sparse matrix of compressrs, got {got}")
@@ -176,9 +235,32 @@ class SparseLinear(Affine):
                     f"bias must be {weight.dtype} of shape {weight.shape[:1]}, "
                     f"got {bias.dtype} of shape {bias.shape}"
                 )
-        self.weight = weight
-        self.bias = bias
-        super().__init__(_present(weight=weight.data, bias=bias))
+        self._weight = weight
+        self._add(weight=weight.data, bias=bias)
+
+    @property
+    def weight(self) -> Any:
+        """The matrix, of shape (out_features, in_features)."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: SparseMatrix) -> None:
+        own = self._weight
+        if isinstance(weight, SparseMatrix) and weight.data is own.data:
+            self._weight = weight  # another pattern of the same entries
+            return
+        same = (
+            type(weight) is type(own)
+            and weight.shape == own.shape
+            and np.array_equal(weight.indices, own.indices)
+            and np.array_equal(weight.indptr, own.indptr)
+        )
+        if not same:
+            raise ValueError(
+                "weight must be a matrix over the same data, which an optimizer trains, or one of "
+                "the same pattern; make a new SparseLinear of another"
+            )
+        self._assign("weight", weight.data)
 
     @classmethod
     def from_linear(
@@ -193,6 +275,20 @@ class SparseLinear(Affine):
         bias = None if layer.bias is None else layer.bias.copy()
         return cls(CSRMatrix.from_dense(layer.weight, threshold, mask=mask), bias)
 
+    def config(self) -> dict[str, Any]:
+        """Return what makes such a layer."""
+        return {
+            "format": type(self._weight).__name__,
+            "shape": list(self._weight.shape),
+            "bias": self.bias is not None,
+            "dtype": self._weight.dtype.name,
+        }
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return values, bias and the pattern, which cannot be written to."""
+        pattern = {"weight.indices": self._weight.indices, "weight.indptr": self._weight.indptr}
+        return {**self.params, **{k: _read_only(v) for k, v in pattern.items()}}
+
     def dense_gradient(self) -> Array:
         """Return the last backward's gradient of all weights, also of those not stored.
 
@@ -201,18 +297,29 @@ class SparseLinear(Affine):
         RuntimeError
             If there was no backward.
         """
-        if self._x is None or self._dy is None:
+        if self._saved is None or len(self._saved) < 3:
             raise RuntimeError("dense_gradient needs a backward before it")
-        gradient: Array = self._dy.T @ self._x
+        x, _, dy = self._saved
+        gradient: Array = dy.T @ x
         return gradient
 
+    def _adopt(self, weight: SparseMatrix) -> None:
+        """Train the values of a matrix with another pattern from now on."""
+        self._weight = weight
+        if self.params["weight"] is not weight.data:
+            self._use({"weight": weight.data})
+
     def _affine(self, x: Array) -> Array:
-        y: Array = self.weight.T.rmatmul(x, bias=self.bias)
+        y: Array = self._weight.T.rmatmul(x, bias=self.bias)
         return y
 
-    def _weight_gradient(self, dy: Array, x: Array, out: Array) -> None:
-        sddmm(self.weight, dy.T, x, out=out)
+    def _gradients(self, dy: Array, x: Array, out: Array) -> Array:
+        sddmm(self._weight, dy.T, x, out=out)
+        dx: Array = dy @ self._weight
+        return dx
 
 
-def _present(**arrays: Array | None) -> dict[str, Array]:
-    return {name: array for name, array in arrays.items() if array is not None}
+def _read_only(x: Array) -> Array:
+    view: Array = x.view()
+    view.flags.writeable = False
+    return view

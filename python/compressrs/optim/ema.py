@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,6 +148,16 @@ class EMA(Stateful):
             self.step_count = steps
 
         return take
+
+    def _replace(
+        self, find: Callable[[Array], tuple[int, Array] | None], cut: Callable[[int, Array], Array]
+    ) -> None:
+        """Average smaller arrays in the place of those that `find` has one for."""
+        for i, weight in enumerate(self._weights):
+            if (found := find(weight)) is not None:
+                self._weights[i] = found[1]
+                self._averages[i] = cut(found[0], self._averages[i])
+        self._shared = Weights("EMA", self._names, self._weights)
 
 
 def checked_arrays(

@@ -11,13 +11,16 @@ removed.
 - During training: `Pruner` and `MagnitudePruner` with schedules; `SET` and `RigL` for layers
   in CSR format; `LotteryTicket`.
 - One-shot: `sparsegpt`.
-- For real: `neurons` and `shrink`, and the layers of `compressrs.sparse`.
+- Removal: `groups` of dependent units, `GroupPruner`, `shrink` and `neurons`, and the layers
+  of `compressrs.sparse`.
 - Sensitivity of layers: `sensitivity`.
 """
 
 from compressrs.prune.allocation import erdos_renyi, erdos_renyi_kernel
+from compressrs.prune.dependencies import Group, Member, groups
 from compressrs.prune.dynamic import SET, RigL, rewire
 from compressrs.prune.granularity import NM, Blocks, Granularity, Neurons
+from compressrs.prune.group_pruner import GroupPruner
 from compressrs.prune.layer_sensitivity import Sensitivity, sensitivity
 from compressrs.prune.masking import (
     block_mask,
@@ -40,8 +43,9 @@ from compressrs.prune.schedules import (
 )
 from compressrs.prune.scores import Magnitude, Movement, Random, Score, Snip, Taylor, Wanda
 from compressrs.prune.selection import EmptyLayerWarning
+from compressrs.prune.shrinking import shrink
 from compressrs.prune.statistics import InputStatistics, input_statistics
-from compressrs.prune.structure import neurons, shrink
+from compressrs.prune.structure import neurons
 
 __all__ = [
     "NM",
@@ -52,12 +56,15 @@ __all__ = [
     "EmptyLayerWarning",
     "ExponentialSchedule",
     "Granularity",
+    "Group",
+    "GroupPruner",
     "InputStatistics",
     "IterativeSchedule",
     "LinearSchedule",
     "LotteryTicket",
     "Magnitude",
     "MagnitudePruner",
+    "Member",
     "Movement",
     "Neurons",
     "OneShot",
@@ -73,6 +80,7 @@ __all__ = [
     "block_mask",
     "erdos_renyi",
     "erdos_renyi_kernel",
+    "groups",
     "input_statistics",
     "magnitude_mask",
     "magnitude_threshold",

@@ -185,7 +185,7 @@ class _Dynamic(Stateful):
                 for layer in self.layers
             ]
             for layer, weight in zip(self.layers, _commit(changes, self.optimizer), strict=True):
-                layer.weight = weight
+                layer._adopt(weight)
         self.step_count = step
         return is_time
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -292,6 +292,19 @@ class Pruner(Stateful):
         else:
             masks = [None if mask.all() else mask for mask in self._masks]
             self._optimizer._set_masks(dict(zip(self._indices, masks, strict=True)), undo)
+
+    def _replace(
+        self, find: Callable[[Array], tuple[int, Array] | None], cut: Callable[[int, Array], Array]
+    ) -> None:
+        """Prune smaller arrays in the place of those that `find` has one for."""
+        numbers: dict[int, int] = {}
+        for i, weight in enumerate(self._weights):
+            if (found := find(weight)) is not None:
+                numbers[i], self._weights[i] = found
+                self._masks[i] = cut(numbers[i], self._masks[i])
+        self._shared = Weights(type(self).__name__, self._names, self._weights)
+        masks_changed()
+        self.score._replace(lambda i, x: cut(numbers[i], x) if i in numbers else x)
 
     def _apply(self) -> None:
         for name, w, mask in zip(self._names, self._weights, self._masks, strict=True):

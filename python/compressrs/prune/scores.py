@@ -3,7 +3,7 @@ r"""Pruning criteria: a larger score means a more important weight."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +51,9 @@ class Score(Stateful):
             return take
         require_keys(state_dict, ())
         return lambda undo: None
+
+    def _replace(self, change: Callable[[int, Array], Array]) -> None:
+        """Change what belongs to each array of weights, some of which have become smaller."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -217,6 +220,10 @@ class _Products(Score):
             self._sums = sums
 
         return take
+
+    def _replace(self, change: Callable[[int, Array], Array]) -> None:
+        """Change what belongs to each array of weights, some of which have become smaller."""
+        self._sums = [change(i, total) for i, total in enumerate(self._sums)]
 
 
 class Snip(_Products):

@@ -1,15 +1,14 @@
-"""Taking neurons away for real: fewer rows here, fewer inputs there."""
+"""Arrays without some neurons: fewer rows here, fewer inputs there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from compressrs._arrays import Array, as_array, same_memory
-from compressrs._checks import sequence, whole
-from compressrs.nn import Linear, ReLU, Sequential
+from compressrs._checks import sequence
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import structure_changed
 from compressrs.prune.optimizers import index_in
@@ -67,8 +66,8 @@ def neurons(
     >>> w1.shape, b1.shape, w2.shape, opt.state[2]["exp_avg"].shape
     ((2, 2), (2,), (1, 2), (1, 2))
     """
-    keep = _vector(keep, "keep")
-    cuts = _Cuts()
+    keep = as_unit_mask(keep, "keep")
+    cuts = Cuts()
     outputs, inputs = sequence(outputs, "outputs"), sequence(inputs, "inputs")
     for axis, name, given in ((0, "outputs", outputs), (1, "inputs", inputs)):
         for i, value in enumerate(given):
@@ -77,7 +76,7 @@ def neurons(
     return new[: len(outputs)], new[len(outputs) :]
 
 
-class _Cuts:
+class Cuts:
     """What is taken from arrays, along one axis or both."""
 
     def __init__(self) -> None:
@@ -103,8 +102,15 @@ class _Cuts:
         self._cuts[place][axis] = np.repeat(keep, each)
         self._places.append(place)
 
-    def make(self, optimizer: Optimizer | None) -> list[Array]:
-        """Return the new array for each `add`, having the optimizer train them."""
+    def make(
+        self, optimizer: Optimizer | None, followers: Sequence[Any] = (), *, replaced: bool = False
+    ) -> list[Array]:
+        """Return the new array for each `add`, having the optimizer train them.
+
+        With `replaced`, the arrays of a model are, so that others may not go on with the old
+        ones. A follower has ``_replace(find, cut)``, which is given what finds the number and the
+        new array for an old one, and what cuts values that belong to the one of a number.
+        """
         new = [_cut(array, cut) for array, cut in zip(self._arrays, self._cuts, strict=True)]
         if optimizer is not None:
             found = {}
@@ -116,10 +122,21 @@ class _Cuts:
                 {index: new[k] for index, k in found.items()},
                 lambda index, values, fill: _cut(values, self._cuts[found[index]]),
             )
+
+        if replaced:
+            structure_changed(self._arrays)
+
+        def find(array: Array) -> tuple[int, Array] | None:
+            places = (k for k, own in enumerate(self._arrays) if same_memory(own, array))
+            k = next(places, None)
+            return None if k is None else (k, new[k])
+
+        for follower in followers:
+            follower._replace(find, lambda k, values: _cut(values, self._cuts[k]))
         return [new[place] for place in self._places]
 
 
-def _vector(keep: object, name: str) -> Mask:
+def as_unit_mask(keep: object, name: str) -> Mask:
     """Return a mask of neurons, if it is one that keeps some."""
     mask = as_array(keep, name)
     if mask.dtype != np.bool_ or mask.ndim != 1:
@@ -138,88 +155,3 @@ def _cut(array: Array, cut: dict[int, Mask]) -> Array:
         if array.ndim > axis and array.shape[axis] == keep.size:
             array = np.compress(keep, array, axis=axis)
     return np.ascontiguousarray(array)
-
-
-def shrink(model: Sequential, keep: Mapping[int, Mask], optimizer: Optimizer | None = None) -> None:
-    """Take neurons of a model away, and what the next layer had for them.
-
-    Parameters
-    ----------
-    model : Sequential
-        Its dense layers get new, smaller arrays.
-    keep : dict of array of bool
-        By the position of a dense layer in the model, which of its neurons stay; see
-        `neuron_mask`.
-    optimizer : Optimizer, optional
-        The one that trains the model; it goes on with the new arrays.
-
-    Raises
-    ------
-    TypeError
-        If `model` is not a `Sequential`, `keep` not a dict, a mask not a boolean vector, or
-        a layer not a `Linear`.
-    ValueError
-        If a layer has no layer after it, no neuron would stay, or a shape does not fit;
-        nothing is changed then.
-
-    Examples
-    --------
-    >>> import numpy as np, compressrs as cr
-    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 8, rng=0), cr.nn.ReLU(), cr.nn.Linear(8, 2, rng=1))
-    >>> opt = cr.optim.Adam(model.params)
-    >>> keep = cr.prune.neuron_mask(model[0].weight, axis=0, sparsity=0.75).any(axis=1)
-    >>> cr.prune.shrink(model, {0: keep}, optimizer=opt)
-    >>> model[0].weight.shape, model[2].weight.shape
-    ((2, 3), (2, 2))
-    >>> model.backward(model(np.ones((5, 3), np.float32)))[0].shape
-    (3,)
-    >>> opt.step(model.grads)
-    """
-    if not isinstance(model, Sequential):
-        raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
-    if not isinstance(keep, Mapping):
-        raise TypeError(
-            f"keep must be a dict of masks by the layer's position, got {type(keep).__name__}"
-        )
-    cuts = _Cuts()
-    adopted: list[tuple[Linear, str]] = []
-    for position, mask in keep.items():
-        layer, following = _pair(model, position)
-        name = f"keep[{position}]"
-        mask = _vector(mask, name)
-        for owner, attribute, axis in (
-            (layer, "weight", 0),
-            (layer, "bias", 0),
-            (following, "weight", 1),
-        ):
-            array = getattr(owner, attribute)
-            if array is not None:
-                cuts.add(array, axis, mask, f"the {attribute} that {name} is for")
-                adopted.append((owner, attribute))
-    for (owner, attribute), array in zip(adopted, cuts.make(optimizer), strict=True):
-        structure_changed([getattr(owner, attribute)])
-        owner._use({attribute: array})
-        setattr(owner, attribute, array)
-
-
-def _pair(model: Sequential, position: int) -> tuple[Linear, Linear]:
-    """Return a layer and the one that it feeds."""
-    if whole(position, "the keys of keep", 0) >= len(model):
-        raise ValueError(f"keep must be of layers 0 to {len(model) - 1}, got {position}")
-    layer: Any = model[position]
-    after = next((i for i in range(position + 1, len(model)) if not _passes(model[i])), None)
-    if after is None:
-        raise ValueError(
-            f"keep must be of layers that feed another one, got {position}, whose neurons "
-            "are the model's outputs"
-        )
-    following: Any = model[after]
-    for i, found in ((position, layer), (after, following)):
-        if not isinstance(found, Linear):
-            raise TypeError(f"layer {i} must be a Linear, got {type(found).__name__}")
-    return layer, following
-
-
-def _passes(layer: object) -> bool:
-    """Whether a layer leaves a neuron that puts out 0 as it is."""
-    return isinstance(layer, ReLU)

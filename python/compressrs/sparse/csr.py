@@ -158,6 +158,53 @@ class CSRMatrix(SparseMatrix):
         mask[self.rows(), self.indices] = True
         return mask
 
+    def __getitem__(self, rows: npt.ArrayLike | slice) -> CSRMatrix:
+        """Return some rows, in the order of their numbers: an embedding that is stored sparse.
+
+        Parameters
+        ----------
+        rows : array of int or bool, or slice
+            Numbers may repeat; negative ones count from the end.
+
+        Returns
+        -------
+        CSRMatrix
+            A copy.
+
+        Raises
+        ------
+        TypeError
+            If they are no integers.
+        IndexError
+            If one names no row.
+
+        Examples
+        --------
+        >>> import numpy as np, compressrs as cr
+        >>> A = cr.sparse.CSRMatrix.from_dense(np.diag([1.0, 2.0, 3.0]))
+        >>> A[[2, 0, 2]].to_dense()
+        array([[0., 0., 3.],
+               [1., 0., 0.],
+               [0., 0., 3.]])
+        """
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            if rows.ndim != 1 or (rows.dtype.kind not in "iub" and rows.size):
+                raise TypeError(
+                    "rows must be a slice or an array of integers or booleans of one axis, got "
+                    f"{rows.dtype} of shape {rows.shape}"
+                )
+            rows = rows if rows.size else rows.astype(np.intp)
+        ids = np.arange(self.shape[0])[rows]
+        starts = self.indptr[ids].astype(np.int64)
+        lengths = self.indptr[ids + 1] - starts
+        indptr = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        places = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
+        kind = self.indptr.dtype if indptr[-1] <= np.iinfo(self.indptr.dtype).max else np.int64
+        parts = self.data[places], self.indices[places], indptr.astype(kind)
+        return CSRMatrix(parts, (len(ids), self.shape[1]))
+
     def rows(self) -> npt.NDArray[np.int64]:
         """Return the row of each entry."""
         indptr = self._checked_parts()[2]

@@ -15,6 +15,7 @@
 pub mod codec;
 pub mod distill;
 pub mod linalg;
+pub mod nn;
 pub mod numeric;
 pub mod optim;
 pub mod prune;

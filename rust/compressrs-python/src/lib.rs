@@ -10,6 +10,7 @@ mod buffers;
 mod codec;
 mod distill;
 mod errors;
+mod nn;
 mod operand;
 mod optim;
 mod overlap;
@@ -36,6 +37,12 @@ mod _core {
     };
     #[pymodule_export]
     use crate::errors::NonFiniteGradientError;
+    #[pymodule_export]
+    use crate::nn::{
+        activate, activate_backward, add_rows, attend, attend_backward, batch_norm_backward,
+        channel_moments, conv2d, conv2d_backward, conv2d_shape, layer_norm, layer_norm_backward,
+        linear, linear_backward, pool, pool_backward, pool_shape, scale_channels, softmax_backward,
+    };
     #[pymodule_export]
     use crate::optim::Stepper;
     #[pymodule_export]

@@ -6,6 +6,8 @@
 
 pub use half::{bf16, f16};
 
+use crate::numeric::vector::Vectors;
+
 /// A number.
 ///
 /// # Safety
@@ -30,7 +32,7 @@ unsafe impl<T: Number, const N: usize> Number for [T; N] {}
 /// Everything the formulas need comes from [`num_traits::Float`]; what is added
 /// here is conversion from and to `f64`, for hyperparameters and for totals.
 pub trait Float:
-    num_traits::Float + Element<Compute = Self> + core::ops::AddAssign + core::fmt::Debug
+    num_traits::Float + Element<Compute = Self> + Vectors + core::ops::AddAssign + core::fmt::Debug
 {
     /// Rounds a double to this type.
     fn from_f64(x: f64) -> Self;

@@ -7,3 +7,4 @@ pub mod exp;
 pub mod lanes;
 pub mod log;
 pub mod stochastic_rounding;
+pub mod vector;

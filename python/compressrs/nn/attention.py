@@ -1,0 +1,257 @@
+"""Attention of several heads, and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+from compressrs._checks import floating, generator, whole
+from compressrs.nn.layer import (
+    Layer,
+    Parameter,
+    RandomState,
+    check_gradient,
+    check_input,
+    uniform,
+)
+
+
+class MultiHeadAttention(Layer):
+    r"""Self-attention, :math:`\mathrm{softmax}(Q K^\top / \sqrt{d}) V` for each head.
+
+    Queries, keys and values are one product of the input with ``in_proj_weight``; the
+    heads' outputs, side by side, are multiplied by ``out_proj.weight``.
+
+    Parameters
+    ----------
+    features : int
+        Of the input and of the output.
+    heads : int
+        Divides `features`.
+    causal : bool, default False
+        Whether a place sees only those that are not behind it.
+    bias : bool, default True
+    dtype : dtype, default float32
+        float32 or float64.
+    rng : int, Generator or None
+        Seed or source of the initial values: Glorot's for the first product, uniform in
+        :math:`\pm 1 / \sqrt{\text{features}}` for the last; biases are 0. As in PyTorch.
+
+    Attributes
+    ----------
+    params, grads : dict of array
+        ``"in_proj_weight"`` (3 features, features), ``"in_proj_bias"``,
+        ``"out_proj.weight"`` and ``"out_proj.bias"``, as in
+        ``torch.nn.MultiheadAttention``.
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need", arXiv 1706.03762.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> layer = cr.nn.MultiHeadAttention(8, 2, rng=0)
+    >>> layer(np.ones((2, 5, 8), np.float32)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        bias: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: RandomState = None,
+    ) -> None:
+        super().__init__()
+        self.features = whole(features, "features", 1)
+        self.heads = whole(heads, "heads", 1)
+        if self.features % self.heads:
+            raise ValueError(f"heads must divide the {features} features, got {heads}")
+        self.causal = bool(causal)
+        dtype, draw = floating(dtype, "dtype"), generator(rng)
+        glorot, plain = (6 / (4 * features)) ** 0.5, features**-0.5
+        weight = uniform(draw, glorot, (3 * features, features), dtype)
+        out = uniform(draw, plain, (features, features), dtype)
+        params = {"in_proj_weight": weight, "out_proj.weight": out}
+        if bias:
+            params["in_proj_bias"] = np.zeros(3 * features, dtype)
+            params["out_proj.bias"] = np.zeros(features, dtype)
+        self._use(params)
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """What the input has on its last axis, and how many."""
+        return "features", self.features
+
+    gives = takes
+
+    def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
+        """Return the output for `x` of shape (batch, length, features).
+
+        Parameters
+        ----------
+        x : array
+        lengths : array of int, shape (batch,), optional
+            How many places of each sequence are there to be seen; the others are padding.
+        """
+        weight = self.params["in_proj_weight"]
+        x = check_input(x, "x", weight.dtype)
+        if x.ndim != 3 or x.shape[2] != self.features:
+            raise ValueError(f"x must have shape (batch, length, {self.features}), got {x.shape}")
+        batch, length, features = x.shape
+        if lengths is not None:
+            lengths = np.asarray(lengths)
+            if lengths.dtype.kind not in "iu":
+                raise TypeError(f"lengths must hold integers, got {lengths.dtype}")
+            lengths = lengths.astype(np.int64)
+        rows = x.reshape(-1, features)
+        q, k, v = parts = [np.empty((batch, length, features), x.dtype) for _ in range(3)]
+        biases = self.params.get("in_proj_bias")
+        for i, part in enumerate(parts):
+            own = slice(i * features, (i + 1) * features)
+            bias = None if biases is None else biases[own]
+            _core.linear(rows, weight[own], bias, part.reshape(rows.shape))
+        probabilities = np.empty((batch, self.heads, length, length), x.dtype)
+        mixed = np.empty(x.shape, x.dtype)
+        _core.attend(q, k, v, self.heads, self.causal, lengths, probabilities, mixed)
+        y = np.empty(rows.shape, x.dtype)
+        out = self.params["out_proj.weight"], self.params.get("out_proj.bias")
+        _core.linear(mixed.reshape(rows.shape), *out, y)
+        self._keep(rows, q, k, v, probabilities, mixed)
+        return y.reshape(x.shape)
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return the gradient with respect to the last input."""
+        rows, q, k, v, probabilities, mixed = self._kept()
+        dy = check_gradient(dy, q.shape, rows.dtype).reshape(rows.shape)
+        grads, features = self.grads, self.features
+        d_mixed = np.empty(rows.shape, rows.dtype)
+        out = self.params["out_proj.weight"]
+        mixed = mixed.reshape(rows.shape)
+        _core.linear_backward(mixed, out, dy, d_mixed, grads["out_proj.weight"])
+        parts = [np.empty(q.shape, rows.dtype) for _ in range(3)]
+        d_mixed = d_mixed.reshape(q.shape)
+        _core.attend_backward(q, k, v, self.heads, probabilities, d_mixed, *parts)
+        if "in_proj_bias" in grads:
+            np.sum(dy, axis=0, out=grads["out_proj.bias"])
+        dx = np.zeros(rows.shape, rows.dtype)
+        for i, part in enumerate(parts):
+            own, d_rows = slice(i * features, (i + 1) * features), np.empty_like(dx)
+            of_part = part.reshape(rows.shape)
+            weight, dw = self.params["in_proj_weight"][own], grads["in_proj_weight"][own]
+            _core.linear_backward(rows, weight, of_part, d_rows, dw)
+            if "in_proj_bias" in grads:
+                np.sum(of_part, axis=0, out=grads["in_proj_bias"][own])
+            dx += d_rows
+        result: Array = dx.reshape(q.shape)
+        return result
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        if len(shape) != 2 or shape[1] != self.features:
+            raise ValueError(f"the input must have shape (length, {self.features}), got {shape}")
+        return shape
+
+    def multiply_adds(self, shape: tuple[int, ...]) -> int:
+        """Return the multiplications for one input of this shape."""
+        length = shape[0]
+        return 4 * length * self.features**2 + 2 * length**2 * self.features
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer."""
+        return {
+            "features": self.features,
+            "heads": self.heads,
+            "causal": self.causal,
+            "bias": "in_proj_bias" in self.params,
+            "dtype": self.params["in_proj_weight"].dtype.name,
+        }
+
+
+class Embedding(Layer):
+    """Rows of a table, by their numbers.
+
+    Parameters
+    ----------
+    num_embeddings, features : int
+        Rows of the table, and their length.
+    dtype : dtype, default float32
+        float32 or float64.
+    rng : int, Generator or None
+        Seed or source of the initial values, normally distributed.
+
+    Attributes
+    ----------
+    weight : array, shape (num_embeddings, features)
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> layer = cr.nn.Embedding(10, 4, rng=0)
+    >>> layer(np.array([[1, 2, 1]])).shape
+    (1, 3, 4)
+    """
+
+    weight = Parameter("The table, of shape (num_embeddings, features).")
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: RandomState = None,
+    ) -> None:
+        super().__init__()
+        shape = whole(num_embeddings, "num_embeddings", 1), whole(features, "features", 1)
+        dtype = floating(dtype, "dtype")
+        try:
+            weight = generator(rng).standard_normal(shape).astype(dtype)
+        except ValueError:
+            raise MemoryError(f"a table of shape {shape} is more than memory can hold") from None
+        self._add(weight=weight)
+
+    def forward(self, x: Array) -> Array:
+        """Return the rows of integers `x`; shape (..., features).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` does not hold integers, or one names no row.
+        """
+        x = as_array(x, "x")
+        rows = len(self.weight)
+        if x.dtype.kind not in "iu":
+            raise TypeError(f"x must hold integers, got {x.dtype}")
+        if x.size and not 0 <= int(x.min()) <= int(x.max()) < rows:
+            raise ValueError(f"x must be from 0 to {rows - 1}, got {x.min()} to {x.max()}")
+        ids = x.astype(np.int64)
+        y: Array = np.take(self.weight, ids, axis=0)
+        self._keep(ids, y.shape)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return zeros, since integers have no gradient."""
+        ids, shape = self._kept()
+        dy = check_gradient(dy, shape, self.weight.dtype)
+        grad = self.grads["weight"]
+        grad.fill(0)
+        _core.add_rows(ids.reshape(-1), dy.reshape(-1, shape[-1]), grad)
+        return np.zeros(ids.shape, dy.dtype)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        return (*shape, self.weight.shape[1])
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer."""
+        rows, features = self.weight.shape
+        return {"num_embeddings": rows, "features": features, "dtype": self.weight.dtype.name}

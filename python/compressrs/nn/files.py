@@ -1,0 +1,153 @@
+"""Models in files: what they are made of, and their arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressrs._arrays import Array
+from compressrs._files import load_tensors, save_tensors
+from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
+from compressrs.nn.attention import Embedding, MultiHeadAttention
+from compressrs.nn.container import Flatten, Residual, Sequential
+from compressrs.nn.conv import AvgPool, Conv2d, MaxPool
+from compressrs.nn.layer import Layer
+from compressrs.nn.linear import Linear, SparseLinear
+from compressrs.nn.norm import BatchNorm, LayerNorm
+from compressrs.sparse import BSRMatrix, CSRMatrix, NMMatrix
+
+FORMAT = "compressrs.nn"
+VERSION = "1"
+
+#: Layers that are made from their `config` alone.
+_LAYERS: dict[str, Callable[..., Layer]] = {
+    layer.__name__: layer
+    for layer in (
+        AvgPool,
+        BatchNorm,
+        Conv2d,
+        Dropout,
+        Embedding,
+        Flatten,
+        GELU,
+        LayerNorm,
+        Linear,
+        MaxPool,
+        MultiHeadAttention,
+        ReLU,
+        SiLU,
+        Softmax,
+    )
+}
+
+_MATRICES: dict[str, Any] = {m.__name__: m for m in (CSRMatrix, BSRMatrix, NMMatrix)}
+
+
+def describe(layer: Layer) -> dict[str, Any]:
+    """Return what a layer is made of, as JSON can hold it."""
+    config = layer.config() if hasattr(layer, "config") else {}
+    children = layer.children() if hasattr(layer, "children") else {}
+    inner = {name: describe(child) for name, child in children.items()}
+    return {"type": type(layer).__name__, "config": config, "layers": inner}
+
+
+def save(path: Path, model: Layer) -> None:
+    """Write a model."""
+    metadata = {"format": FORMAT, "version": VERSION, "model": json.dumps(describe(model))}
+    save_tensors(path, model.state_dict(), metadata)
+
+
+def load_into(path: Path, model: Layer) -> None:
+    """Take over the arrays of a model that is made of the same layers."""
+    description, arrays = _read(path)
+    if (difference := _difference(describe(model), description)) is not None:
+        raise ValueError(f"{path} must hold a model of the same layers: {difference}")
+    try:
+        model.load_state_dict(arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds another model: {error}") from None
+
+
+def load(path: str | os.PathLike[str]) -> Layer:
+    """Return the model that a file holds, which `Layer.save` wrote.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is damaged, of another format or version, or has a layer that is none of
+        compressrs's; such a model is made first and then loads the file itself.
+
+    Examples
+    --------
+    >>> import compressrs as cr, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> cr.nn.Sequential(cr.nn.Linear(3, 2, rng=0), cr.nn.ReLU()).save(path)
+    >>> [type(layer).__name__ for layer in cr.nn.load(path)]
+    ['Linear', 'ReLU']
+    """
+    file = Path(path)
+    description, arrays = _read(file)
+    try:
+        model = _make(description, arrays, "")
+        model.load_state_dict(arrays)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds no model that can be made here: {error}") from None
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION})
+    try:
+        description = json.loads(metadata["model"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not say what its model is made of: {error!r}") from None
+    return description, arrays
+
+
+def _difference(own: Any, other: Any, path: str = "") -> str | None:
+    """Return in what two descriptions differ first, if they do."""
+    name = f"layer {path}" if path else "the model"
+    if not isinstance(other, dict) or own["type"] != other.get("type"):
+        got = other.get("type") if isinstance(other, dict) else other
+        return f"{name} is {own['type']} here, and {got} there"
+    if json.loads(json.dumps(own["config"])) != other.get("config"):
+        return f"{name} has {own['config']} here, and {other.get('config')} there"
+    layers = other.get("layers")
+    if not isinstance(layers, dict) or own["layers"].keys() != layers.keys():
+        return f"{name} has layers {list(own['layers'])} here, and {list(layers or ())} there"
+    for key, child in own["layers"].items():
+        found = _difference(child, layers[key], f"{path}.{key}" if path else key)
+        if found is not None:
+            return found
+    return None
+
+
+def _make(description: Mapping[str, Any], arrays: Mapping[str, Array], prefix: str) -> Layer:
+    """Return a layer of which `describe` made this; its arrays have any values."""
+    kind, config = description["type"], description["config"]
+    layers = {
+        name: _make(child, arrays, f"{prefix}{name}.")
+        for name, child in description["layers"].items()
+    }
+    if kind == "Sequential":
+        return Sequential(*layers.values())
+    if kind == "Residual":
+        body: Any = layers["body"]
+        return Residual(*body, shortcut=layers.get("shortcut"))
+    if kind == "SparseLinear":
+        parts = tuple(arrays[f"{prefix}weight{s}"].copy() for s in ("", ".indices", ".indptr"))
+        weight = _MATRICES[config["format"]](parts, tuple(config["shape"]))
+        bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
+        return SparseLinear(weight, bias)
+    if kind not in _LAYERS:
+        at = f"layer {prefix[:-1]}" if prefix else "the model"
+        raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return _LAYERS[kind](**arguments)

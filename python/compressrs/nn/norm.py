@@ -1,0 +1,273 @@
+"""Normalization of rows and of channels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array
+from compressrs._checks import floating, positive, share, whole
+from compressrs.nn.container import Residual, Sequential
+from compressrs.nn.conv import Conv2d
+from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input
+from compressrs.nn.linear import Linear
+
+
+class LayerNorm(Layer):
+    r"""Normalizes the last axis, :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+
+    Parameters
+    ----------
+    features : int
+        Length of the last axis.
+    eps : float, default 1e-5
+    bias : bool, default True
+    dtype : dtype, default float32
+        float32 or float64.
+
+    Attributes
+    ----------
+    weight, bias : array, shape (features,)
+        Ones and zeros at first; `bias` may be None.
+
+    References
+    ----------
+    Ba, Kiros & Hinton, "Layer Normalization", arXiv 1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> cr.nn.LayerNorm(2, dtype=np.float64)(np.array([[1.0, 3.0]])).round(3)
+    array([[-1.,  1.]])
+    """
+
+    weight = Parameter("The factors, of shape (features,).")
+    bias = Parameter("What is added, of shape (features,), or None.")
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        bias: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__()
+        self.eps = positive(eps, "eps")
+        features, dtype = whole(features, "features", 1), floating(dtype, "dtype")
+        self._add(weight=np.ones(features, dtype), bias=np.zeros(features, dtype) if bias else None)
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """What the input has on its last axis, and how many."""
+        return "features", self.weight.size
+
+    gives = takes
+
+    def forward(self, x: Array) -> Array:
+        """Return the normalized rows; `x` has shape (..., features)."""
+        x = check_input(x, "x", self.weight.dtype)
+        features = self.weight.size
+        if x.ndim < 2 or x.shape[-1] != features:
+            raise ValueError(f"x must have shape (batch, ..., {features}), got {x.shape}")
+        rows = x.reshape(-1, features)
+        y = np.empty(rows.shape, x.dtype)
+        mean, scale = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)
+        _core.layer_norm(rows, self.weight, self.bias, self.eps, y, mean, scale)
+        self._keep(x.shape, rows, mean, scale)
+        return y.reshape(x.shape)
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return the gradient with respect to the last input."""
+        shape, rows, mean, scale = self._kept()
+        dy = check_gradient(dy, shape, rows.dtype).reshape(rows.shape)
+        dx, dw = np.empty(rows.shape, rows.dtype), self.grads["weight"]
+        db = self.grads["bias"] if self.bias is not None else np.empty_like(dw)
+        _core.layer_norm_backward(rows, mean, scale, self.weight, dy, dx, dw, db)
+        result: Array = dx.reshape(shape)
+        return result
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer."""
+        return {
+            "features": self.weight.size,
+            "eps": self.eps,
+            "bias": self.bias is not None,
+            "dtype": self.weight.dtype.name,
+        }
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        if not shape or shape[-1] != self.weight.size:
+            raise ValueError(f"the input must have shape (..., {self.weight.size}), got {shape}")
+        return shape
+
+
+class BatchNorm(Layer):
+    r"""Normalizes each channel, :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+
+    In training, mean and variance are those of the batch, and running means of them are
+    kept, which are used in evaluation. Channels are the second axis, of images as of rows.
+
+    Parameters
+    ----------
+    channels : int
+    eps : float, default 1e-5
+    momentum : float, default 0.1
+        Weight of a batch in the running means.
+    dtype : dtype, default float32
+        float32 or float64.
+
+    Attributes
+    ----------
+    weight, bias : array, shape (channels,)
+    buffers : dict of array
+        ``"running_mean"``, ``"running_var"`` (with n - 1, as in PyTorch) and
+        ``"num_batches_tracked"``.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch Normalization", arXiv 1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> layer = cr.nn.BatchNorm(1, dtype=np.float64)
+    >>> layer(np.array([[1.0], [3.0]])).round(3)
+    array([[-1.],
+           [ 1.]])
+    """
+
+    weight = Parameter("The factors, of shape (channels,).")
+    bias = Parameter("What is added, of shape (channels,).")
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum = positive(eps, "eps"), share(momentum, "momentum")
+        channels, dtype = whole(channels, "channels", 1), floating(dtype, "dtype")
+        self._add(weight=np.ones(channels, dtype), bias=np.zeros(channels, dtype))
+        self.buffers["running_mean"] = np.zeros(channels, dtype)
+        self.buffers["running_var"] = np.ones(channels, dtype)
+        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """What the input has on its second axis, and how many."""
+        return "channels", self.weight.size
+
+    gives = takes
+
+    def forward(self, x: Array) -> Array:
+        """Return the normalized channels; `x` has shape (batch, channels, ...)."""
+        x = check_input(x, "x", self.weight.dtype)
+        channels = self.weight.size
+        if x.ndim < 2 or x.shape[1] != channels:
+            raise ValueError(f"x must have shape (batch, {channels}, ...), got {x.shape}")
+        y = np.empty(x.shape, x.dtype)
+        if not self.training:
+            scale, shift = self.affine()
+            _core.scale_channels(x, scale, shift, y)
+            return y
+        count = x.size // channels
+        if count < 2:
+            raise ValueError(f"x must have at least 2 values of each channel, got shape {x.shape}")
+        mean, var = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
+        _core.channel_moments(x, mean, var)
+        inverse = (1 / np.sqrt(var + x.dtype.type(self.eps))).astype(x.dtype)
+        scale = self.weight * inverse
+        _core.scale_channels(x, scale, self.bias - mean * scale, y)
+        for name, value in (("mean", mean), ("var", var * (count / (count - 1)))):
+            running = self.buffers[f"running_{name}"]
+            running += x.dtype.type(self.momentum) * (value.astype(x.dtype) - running)
+        self.buffers["num_batches_tracked"][...] += 1
+        self._keep(x, mean, inverse)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Fill `grads` and return the gradient with respect to the last input."""
+        x, mean, inverse = self._kept()
+        dy = check_gradient(dy, x.shape, x.dtype)
+        dx, dw, db = np.empty(x.shape, x.dtype), self.grads["weight"], self.grads["bias"]
+        _core.batch_norm_backward(x, mean, inverse, self.weight, dy, dx, dw, db)
+        return dx
+
+    def affine(self) -> tuple[Array, Array]:
+        """Return scale and shift of each channel in evaluation."""
+        inverse = 1 / np.sqrt(self.buffers["running_var"].astype(np.float64) + self.eps)
+        scale = self.weight * inverse
+        shift = self.bias - self.buffers["running_mean"] * scale
+        dtype = self.weight.dtype
+        return scale.astype(dtype), shift.astype(dtype)
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a layer."""
+        return {
+            "channels": self.weight.size,
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "dtype": self.weight.dtype.name,
+        }
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch."""
+        if not shape or shape[0] != self.weight.size:
+            raise ValueError(f"the input must have shape ({self.weight.size}, ...), got {shape}")
+        return shape
+
+
+def fold_batch_norm(model: Sequential) -> Sequential:
+    r"""Return a model whose normalizations of channels are part of the layers before.
+
+    After a `Linear` or `Conv2d`, scale and shift of evaluation become part of its weight
+    and bias, :math:`w' = s w,\; b' = s b + t`. Outputs in evaluation are the same to
+    rounding. The model itself stays as it is.
+
+    Parameters
+    ----------
+    model : Sequential
+        Residual bodies and shortcuts are folded, too. A `BatchNorm` that follows another
+        layer stays.
+
+    Raises
+    ------
+    TypeError
+        If it is not a `Sequential`.
+
+    Examples
+    --------
+    >>> import compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.Conv2d(1, 2, 3), cr.nn.BatchNorm(2), cr.nn.ReLU())
+    >>> [type(layer).__name__ for layer in cr.nn.fold_batch_norm(model)]
+    ['Conv2d', 'ReLU']
+    """
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
+    folded: list[Layer] = []
+    for layer in model:
+        before = folded[-1] if folded else None
+        if isinstance(layer, BatchNorm) and isinstance(before, (Linear, Conv2d)):
+            scale, shift = layer.affine()
+            weight = before.weight * scale.reshape(-1, *[1] * (before.weight.ndim - 1))
+            bias = shift if before.bias is None else before.bias * scale + shift
+            before._use({"weight": weight, "bias": bias})
+        elif isinstance(layer, Sequential):
+            folded.append(fold_batch_norm(layer))
+        elif isinstance(layer, Residual):
+            shortcut = layer.shortcut
+            if isinstance(shortcut, Sequential):
+                shortcut = fold_batch_norm(shortcut)
+            folded.append(Residual(*fold_batch_norm(layer.body), shortcut=copy.deepcopy(shortcut)))
+        else:
+            folded.append(copy.deepcopy(layer))
+    return Sequential(*folded).train(model.training)

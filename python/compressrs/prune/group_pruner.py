@@ -1,0 +1,237 @@
+"""Removes whole units along a schedule, with all that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array
+from compressrs._checks import choice, number, whole
+from compressrs._state import Undo, all_or_nothing
+from compressrs.nn import Sequential
+from compressrs.optim import EMA, Optimizer
+from compressrs.prune.dependencies import array_of, groups
+from compressrs.prune.optimizers import index_in
+from compressrs.prune.schedules import Schedule
+from compressrs.prune.selection import Mask
+from compressrs.prune.shrinking import shrink
+
+
+class GroupPruner:
+    """Sets whole neurons and filters to 0 along a schedule, until `shrink` takes them away.
+
+    Of a unit that is removed, weights, bias and normalization are 0, so that it puts out 0
+    whatever goes in: the shrunk model's outputs are the same to rounding. Units that make
+    the model's outputs stay.
+
+    Parameters
+    ----------
+    model : Sequential
+    schedule : callable
+        Share of the units to remove, in [0, 1), as a function of the step, counted from 0;
+        see `Pruner`.
+    optimizer : Optimizer, optional
+        The optimizer that trains the model, which then keeps removed units at 0. Without
+        one, `step` sets them to 0 again.
+    scope : {"global", "layer"}, default "global"
+        Whether the lowest are found among all units, or in each group.
+    norm : {1, 2}, default 2
+        By which norm of their weights.
+
+    Attributes
+    ----------
+    groups : list of Group
+    keep : dict of array of bool
+        By the name of each group, which units stay.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a `Sequential` or `schedule` not callable.
+    ValueError
+        If there are no units that can be removed, or an argument is none of those.
+
+    References
+    ----------
+    Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710;
+    Fang et al., "DepGraph: Towards Any Structural Pruning", arXiv 2301.12900.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 8, rng=0), cr.nn.ReLU(), cr.nn.Linear(8, 2, rng=1))
+    >>> opt = cr.optim.Adam(model.params)
+    >>> pruner = cr.prune.GroupPruner(model, cr.prune.OneShot(0.75), optimizer=opt)
+    >>> pruner.step()
+    >>> x = np.ones((1, 3), np.float32)
+    >>> masked = model(x)
+    >>> pruner.shrink()
+    >>> model[0].weight.shape, bool(np.allclose(model(x), masked))
+    ((2, 3), True)
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        schedule: Schedule,
+        optimizer: Optimizer | None = None,
+        *,
+        scope: Literal["global", "layer"] = "global",
+        norm: float = 2,
+    ) -> None:
+        if not callable(schedule):
+            raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
+        if norm not in (1, 2):
+            raise ValueError(f"norm must be 1 or 2, got {norm!r}")
+        self.groups = groups(model)
+        if not self.groups:
+            raise ValueError("model must have units that can be removed, got none; see groups()")
+        self._model, self._optimizer, self.schedule = model, optimizer, schedule
+        self.scope, self.norm = choice(scope, "scope", ("global", "layer")), norm
+        self.keep: dict[str, Mask] = {
+            group.name: np.ones(group.size, np.bool_) for group in self.groups
+        }
+        self.step_count = 0
+        self._target = 0.0
+        if optimizer is not None:
+            # Found out now whether it is one.
+            for array, _ in self._masks():
+                index_in(optimizer, array)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the units that are removed."""
+        total = sum(keep.size for keep in self.keep.values())
+        return 1 - sum(int(keep.sum()) for keep in self.keep.values()) / total
+
+    def step(self) -> None:
+        """Remove as many units as the schedule says; call once a training step.
+
+        Raises
+        ------
+        ValueError
+            If the schedule gives a share outside [0, 1), or a weight is NaN; nothing is
+            changed then.
+        """
+        target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
+        if target > self._target:
+            keep = self._chosen(target)
+            with all_or_nothing() as undo:
+                undo.remember_attributes(self)
+                self.keep, self._target = keep, target
+                self._put(undo)
+        else:
+            self._apply()
+        self.step_count += 1
+
+    def shrink(self, ema: EMA | None = None) -> None:
+        """Take removed units out of the model's arrays, of the optimizer's and the averages'.
+
+        The pruner goes on with what is left; its schedule's shares are of these.
+        """
+        removed: dict[int | str, Mask] = {
+            name: keep for name, keep in self.keep.items() if not keep.all()
+        }
+        shrink(self._model, removed, self._optimizer, ema=ema)
+        self.groups = groups(self._model)
+        self.keep = {group.name: np.ones(group.size, np.bool_) for group in self.groups}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which units stay, and the steps."""
+        return {
+            "keep": {name: keep.copy() for name, keep in self.keep.items()},
+            "step_count": self.step_count,
+            "target": self._target,
+            "made_with": self._made_with(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, and set removed units to 0.
+
+        Raises
+        ------
+        ValueError
+            If it is not of such a pruner of such a model; nothing is changed then.
+        """
+        try:
+            keep = {name: np.array(mask) for name, mask in state_dict["keep"].items()}
+            step_count = whole(state_dict["step_count"], "step_count", 0)
+            target = number(state_dict["target"], "target", 0, below=1)
+            made_with = state_dict["made_with"]
+        except (AttributeError, TypeError, LookupError) as error:
+            raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
+        if made_with != self._made_with():
+            raise ValueError(f"state_dict must be made with {self._made_with()}, got {made_with}")
+        wanted = {name: mask.shape for name, mask in self.keep.items()}
+        if {name: mask.shape for name, mask in keep.items()} != wanted or any(
+            mask.dtype != np.bool_ or not mask.any() for mask in keep.values()
+        ):
+            raise ValueError(f"state_dict['keep'] must hold boolean masks of shapes {wanted}")
+        with all_or_nothing() as undo:
+            undo.remember_attributes(self)
+            self.keep, self.step_count, self._target = keep, step_count, target
+            self._put(undo)
+
+    def _made_with(self) -> dict[str, Any]:
+        return {"schedule": repr(self.schedule), "scope": self.scope, "norm": self.norm}
+
+    def _chosen(self, sparsity: float) -> dict[str, Mask]:
+        """Return which units stay; of each group at least one does."""
+        scores = {}
+        for group in self.groups:
+            of_group = group.scores(self._model, self.norm)
+            if np.isnan(of_group).any():
+                raise ValueError(f"the weights of layer {group.name} must not be NaN")
+            # What is removed stays so.
+            of_group[~self.keep[group.name]] = -np.inf
+            scores[group.name] = of_group
+        if self.scope == "layer":
+            return {name: _largest(s, round(sparsity * s.size)) for name, s in scores.items()}
+        best = {name: int(np.argmax(s)) for name, s in scores.items()}
+        flat = np.concatenate(list(scores.values()))
+        ends = np.cumsum([s.size for s in scores.values()])
+        starts = ends - [s.size for s in scores.values()]
+        protected = [start + best[name] for name, start in zip(scores, starts, strict=True)]
+        flat[protected] = np.inf
+        kept = _largest(flat, min(round(sparsity * flat.size), flat.size - len(protected)))
+        parts = zip(scores, starts, ends, strict=True)
+        return {name: kept[start:end] for name, start, end in parts}
+
+    def _masks(self) -> list[tuple[Array, Mask]]:
+        """Return what makes and scales units, with masks of them."""
+        layers = dict(self._model.named_layers())
+        found = []
+        for group in self.groups:
+            for member in group.members:
+                layer = layers[member.layer]
+                array = array_of(layer, member)
+                if member.axis == 0 and array is not None and member.array in layer.params:
+                    keep = self.keep[group.name].reshape(-1, *[1] * (array.ndim - 1))
+                    found.append((array, np.broadcast_to(keep, array.shape).copy()))
+        return found
+
+    def _put(self, undo: Undo) -> None:
+        """Set removed units to 0 and have the optimizer keep them there."""
+        found = self._masks()
+        undo.remember(*(array for array, _ in found))
+        self._apply()
+        if self._optimizer is not None:
+            masks = {index_in(self._optimizer, array): mask for array, mask in found}
+            self._optimizer._set_masks({i: m for i, m in masks.items() if i is not None}, undo)
+
+    def _apply(self) -> None:
+        for array, mask in self._masks():
+            _core.apply_mask(array, mask, "a parameter of the model")
+
+    def __repr__(self) -> str:
+        return f"<GroupPruner of {len(self.groups)} groups; {self.sparsity:.0%} removed>"
+
+
+def _largest(scores: Array, remove: int) -> Mask:
+    """Return a mask without the lowest; at least one stays, and of equals the last."""
+    keep = np.ones(scores.size, np.bool_)
+    keep[np.argsort(scores, kind="stable")[: min(remove, scores.size - 1)]] = False
+    return keep

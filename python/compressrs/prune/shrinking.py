@@ -1,0 +1,136 @@
+"""Models without some units: all arrays that have to do with them, and who trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressrs._arrays import Array
+from compressrs.nn import Conv2d, Layer, Sequential
+from compressrs.optim import EMA, Optimizer
+from compressrs.prune.dependencies import Group, Member, Walk, array_of, group_of
+from compressrs.prune.pruner import Pruner
+from compressrs.prune.selection import Mask
+from compressrs.prune.structure import Cuts, as_unit_mask
+
+
+def shrink(
+    model: Sequential,
+    keep: Mapping[int | str, Mask],
+    optimizer: Optimizer | None = None,
+    *,
+    ema: EMA | None = None,
+    pruner: Pruner | None = None,
+    outputs: bool = False,
+) -> None:
+    """Take neurons or filters of a model away, and all that belongs to them.
+
+    What that is `groups` tells: rows of weights and biases, entries of normalizations, and
+    the inputs of layers that read them, through residuals and flattening. The outputs of
+    the model are those with masks on all arrays that make these units, to rounding.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its layers get new, smaller arrays.
+    keep : dict of array of bool
+        By the position or the name of a layer in the model, as ``"3.body.0"``, which of its
+        neurons or filters stay; see `neuron_mask`. Of several layers that make the same
+        units, one is to be named.
+    optimizer : Optimizer, optional
+        The one that trains the model; it goes on with the new arrays, and its state of them.
+    ema, pruner : EMA and Pruner, optional
+        Averages and masks that follow. A `GroupPruner` has a `shrink` of its own.
+    outputs : bool, default False
+        Whether units may be taken from the model's outputs.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a `Sequential`, `keep` not a dict, a mask not a boolean vector, or
+        a layer of another kind than whose units can be removed; the layer is named.
+    ValueError
+        If a layer has no layer after it, no neuron would stay, units are named twice, or a
+        shape does not fit. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.Linear(3, 8, rng=0), cr.nn.ReLU(), cr.nn.Linear(8, 2, rng=1))
+    >>> opt = cr.optim.Adam(model.params)
+    >>> keep = cr.prune.neuron_mask(model[0].weight, axis=0, sparsity=0.75).any(axis=1)
+    >>> cr.prune.shrink(model, {0: keep}, optimizer=opt)
+    >>> model[0].weight.shape, model[2].weight.shape
+    ((2, 3), (2, 2))
+    >>> model.backward(model(np.ones((5, 3), np.float32)))[0].shape
+    (3,)
+    >>> opt.step(model.grads)
+    """
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
+    if not isinstance(keep, Mapping):
+        raise TypeError(
+            f"keep must be a dict of masks by the layer's position, got {type(keep).__name__}"
+        )
+    for name, follower, kind in (("ema", ema, EMA), ("pruner", pruner, Pruner)):
+        if follower is not None and not isinstance(follower, kind):
+            got = type(follower).__name__
+            raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
+    walk, layers = Walk(model), dict(model.named_layers())
+    cuts = Cuts()
+    adopted: list[tuple[Any, Member]] = []
+    seen: dict[str, int | str] = {}
+    for key, mask in keep.items():
+        group = _group(walk, layers, model, key, outputs)
+        mask = as_unit_mask(mask, f"keep[{key!r}]")
+        if group.name in seen:
+            raise ValueError(f"keep must name units once, got {seen[group.name]!r} and {key!r}")
+        seen[group.name] = key
+        for member in group.members:
+            array = array_of(layers[member.layer], member)
+            if array is not None:
+                name = f"the {member.array} that keep[{key!r}] is for"
+                cuts.add(array, member.axis, mask, name)
+                adopted.append((layers[member.layer], member))
+    followers = [follower for follower in (ema, pruner) if follower is not None]
+    for (layer, member), array in zip(
+        adopted, cuts.make(optimizer, followers, replaced=True), strict=True
+    ):
+        _adopt(layer, member, array)
+
+
+def _adopt(layer: Any, member: Member, array: Array) -> None:
+    """Give a layer a new array."""
+    if member.array in layer.buffers:
+        layer.buffers[member.array] = array
+        return
+    if isinstance(layer, Conv2d) and layer.groups > 1:
+        layer.groups = len(array)
+    layer._use({member.array: array})
+
+
+def _group(
+    walk: Walk, layers: dict[str, Layer], model: Sequential, key: int | str, outputs: bool
+) -> Group:
+    """Return the units that a layer makes, if they can be removed."""
+    name = str(key)
+    if name not in layers:
+        if isinstance(key, int) and 0 <= key < len(model):
+            kind = type(model[key]).__name__
+            raise TypeError(f"layer {key} must be a Linear or a Conv2d, got {kind}; name one in it")
+        raise ValueError(
+            f"keep must be of layers 0 to {len(model) - 1}, or of names of layers in the model, "
+            f"got {key!r}"
+        )
+    space = walk.made_by.get(name)
+    if space is None:
+        kind = type(layers[name]).__name__
+        raise TypeError(f"layer {name} must be a Linear or a Conv2d without groups, got {kind}")
+    if space.is_output and not outputs:
+        raise ValueError(
+            f"keep must be of layers that feed another one, got {key!r}, whose neurons "
+            "are the model's outputs (outputs=True removes some of these)"
+        )
+    if space.fixed is not None:
+        raise TypeError(f"layer {name} makes units that cannot be removed: {space.fixed}")
+    return group_of(space)

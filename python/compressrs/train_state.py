@@ -1,0 +1,319 @@
+"""Whole training runs in one file: saved inside an epoch, resumed to the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressrs._arrays import Array, dtype_of, flatten, is_branch
+from compressrs._checks import whole
+from compressrs._files import load_tensors, save_tensors
+from compressrs.optim import EMA, Optimizer
+
+FORMAT = "compressrs.run"
+VERSION = "1"
+
+#: Dtypes that files hold as such; others are kept as their bytes.
+_AS_SUCH = frozenset(
+    ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+)
+
+
+class TrainState:
+    """The state of a training run: what must be saved to go on as if nothing had happened.
+
+    Parameters
+    ----------
+    **parts
+        By names of your choice, usually ``model=``, ``optimizer=``, ``scheduler=``,
+        ``ema=``, ``pruner=`` and ``rng=``. Each has `state_dict` and `load_state_dict`, as
+        all of these have; or is a ``numpy.random.Generator``; or an array, or lists and
+        dicts of arrays, which are restored in place.
+
+    Attributes
+    ----------
+    parts : dict
+    step : int
+        How often `every` was called; part of the state.
+
+    Raises
+    ------
+    TypeError
+        If a part is none of these.
+    ValueError
+        If there are no parts.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr, tempfile, pathlib
+    >>> def start():
+    ...     model = cr.nn.Sequential(cr.nn.Linear(3, 2, rng=0))
+    ...     optimizer = cr.optim.Adam(model.params)
+    ...     rng = np.random.default_rng(0)
+    ...     return cr.TrainState(model=model, optimizer=optimizer, rng=rng)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+    >>> run = start()
+    >>> run.save(path)
+    >>> expected = run.parts["rng"].random()
+    >>> resumed = start()
+    >>> resumed.load(path)
+    >>> resumed.parts["rng"].random() == expected
+    True
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        if not parts:
+            raise ValueError("a run must have at least one part, such as model=, got none")
+        for name, part in parts.items():
+            _access(name, part)
+        self.parts = parts
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all parts by name, and ``"step"``; arrays are not copied."""
+        states = {name: _access(name, part)[0]() for name, part in self.parts.items()}
+        return {"step": self.step, "parts": states}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it has other parts, or one does not fit; nothing is changed then.
+        """
+        try:
+            step, states = whole(state_dict["step"], "step", 0), dict(state_dict["parts"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
+        if states.keys() != self.parts.keys():
+            raise ValueError(
+                f"state_dict must have the parts {sorted(self.parts)}, got {sorted(states)}"
+            )
+        before = copy.deepcopy(self.state_dict()["parts"])
+        done: list[str] = []
+        try:
+            for name in self._order():
+                done.append(name)
+                _access(name, self.parts[name])[1](states[name])
+        except BaseException as error:
+            for name in self._order():
+                if name in done:
+                    _access(name, self.parts[name])[1](before[name])
+            if isinstance(error, (KeyError, TypeError, ValueError)):
+                raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
+            raise
+        self.step = step
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run to one safetensors file.
+
+        It is written under another name, synced to the disk and renamed: whenever the
+        process is killed, `path` holds a complete run, the new one or the one before. Needs
+        the package safetensors (``pip install 'compressrs[save]'``).
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        TypeError
+            If a state holds something that is neither an array, nor a number, a string, a
+            list or a dict of these.
+        """
+        arrays: dict[str, Array] = {}
+        structure = pack(self.state_dict(), "", arrays)
+        kinds = {name: type(part).__name__ for name, part in self.parts.items()}
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "parts": json.dumps(kinds),
+            "state": json.dumps(structure),
+        }
+        save_tensors(Path(path), arrays, metadata)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over a run that `save` wrote, or the latest that `every` wrote for this path.
+
+        Raises
+        ------
+        OSError
+            If there is no such file, or it cannot be read.
+        ValueError
+            If it is damaged, of another version, or of a run with other parts; nothing is
+            changed then.
+        """
+        file = Path(path)
+        if not file.exists() and (found := _series(file)):
+            file = found[-1][1]
+        arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
+        try:
+            kinds, structure = json.loads(metadata["parts"]), json.loads(metadata["state"])
+            state = unpack(structure, arrays)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} holds no state of a run: {error!r}") from None
+        own = {name: type(part).__name__ for name, part in self.parts.items()}
+        if kinds != own:
+            raise ValueError(f"{file} must hold a run with the parts {own}, got {kinds}")
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{file} holds another run: {error}") from error
+
+    def every(self, n: int, path: str | os.PathLike[str], keep: int = 3) -> Path | None:
+        """Count a step, and save the run after every `n` of them.
+
+        Call it at the end of each training step. ``run.load(path)`` takes the latest.
+
+        Parameters
+        ----------
+        n : int
+            At least 1.
+        path : path
+            Files are named after it, with the step before the ending:
+            ``run.safetensors`` makes ``run-00000100.safetensors``.
+        keep : int, default 3
+            So many of the latest files stay.
+
+        Returns
+        -------
+        path or None
+            That of the file, if one was written.
+
+        Raises
+        ------
+        ValueError
+            If `n` or `keep` is less than 1.
+        OSError
+            If the file cannot be written.
+        """
+        n, keep = whole(n, "n", 1), whole(keep, "keep", 1)
+        self.step += 1
+        if self.step % n:
+            return None
+        base = Path(path)
+        file = base.with_name(f"{base.stem}-{self.step:08d}{base.suffix}")
+        self.save(file)
+        # A run that went back to an earlier step has later files, which are of another past.
+        series = _series(base)
+        for step, other in series:
+            if step > self.step:
+                other.unlink(missing_ok=True)
+        for _, other in [entry for entry in series if entry[0] <= self.step][:-keep]:
+            other.unlink(missing_ok=True)
+        return file
+
+    def _order(self) -> list[str]:
+        """Return the names of the parts in the order in which they are restored.
+
+        Pruners come first, since they set masks in optimizers, whose own state says which
+        there are; then optimizers; then what is masked.
+        """
+
+        def rank(name: str) -> int:
+            part = self.parts[name]
+            if isinstance(part, Optimizer):
+                return 1
+            masked = isinstance(part, EMA) or hasattr(part, "named_layers")
+            return 2 if masked or not hasattr(part, "load_state_dict") else 0
+
+        return sorted(self.parts, key=rank)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{name}={type(part).__name__}" for name, part in self.parts.items())
+        return f"<TrainState({kinds}) at step {self.step}>"
+
+
+def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """Return what reads the state of a part, and what restores it."""
+    if hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
+        return part.state_dict, part.load_state_dict
+    if isinstance(part, np.random.Generator):
+        source: Any = part.bit_generator
+
+        def set_generator(state: Any) -> None:
+            source.state = state
+
+        return (lambda: source.state), set_generator
+    leaves = list(flatten(part)) if is_branch(part) else [("", part)]
+    if not leaves or not all(isinstance(leaf, np.ndarray) for _, leaf in leaves):
+        raise TypeError(
+            f"{name} must have state_dict and load_state_dict, be a numpy Generator, or hold "
+            f"arrays, got {type(part).__name__}"
+        )
+    arrays = dict(leaves)
+
+    def set_arrays(state: Mapping[str, Array]) -> None:
+        shapes = {key: (value.shape, value.dtype) for key, value in state.items()}
+        own = {key: (value.shape, value.dtype) for key, value in arrays.items()}
+        if shapes != own:
+            raise ValueError(f"arrays must be {own}, got {shapes}")
+        for key, value in state.items():
+            arrays[key][...] = value
+
+    return (lambda: dict(arrays)), set_arrays
+
+
+def _series(base: Path) -> list[tuple[int, Path]]:
+    """Return the files that `every` wrote for a path, with their steps, in order."""
+    pattern = re.compile(re.escape(base.stem) + r"-(\d{8,})" + re.escape(base.suffix))
+    if not base.parent.is_dir():
+        return []
+    found = [(pattern.fullmatch(file.name), file) for file in base.parent.iterdir()]
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
+def pack(value: Any, path: str, arrays: dict[str, Array]) -> Any:
+    """Return what JSON can hold of a state, and put its arrays aside."""
+    if isinstance(value, np.generic):
+        return pack(value.item(), path, arrays)
+    if isinstance(value, np.ndarray):
+        array = np.asarray(value, order="C")
+        # Keys may hold dots.
+        name = path if path not in arrays else f"{path}#{len(arrays)}"
+        arrays[name] = array
+        if array.dtype.name not in _AS_SUCH:
+            if array.dtype.kind not in "iuf":
+                raise TypeError(f"{name} must hold numbers to be saved, got {array.dtype}")
+            arrays[name] = np.frombuffer(array.tobytes(), np.uint8)
+        return {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    if isinstance(value, Mapping):
+        items = [
+            [_key(key, path), pack(item, f"{path}.{key}" if path else str(key), arrays)]
+            for key, item in value.items()
+        ]
+        return {"dict": items}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [pack(item, f"{path}.{i}", arrays) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{path} cannot be saved: it is a {type(value).__name__}")
+
+
+def _key(key: Any, path: str) -> Any:
+    if not isinstance(key, (str, int)):
+        raise TypeError(f"{path} has a key that is neither a string nor an integer: {key!r}")
+    return key
+
+
+def unpack(value: Any, arrays: Mapping[str, Array]) -> Any:
+    """Return the state of which `pack` made this."""
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        dtype, array = dtype_of(value["dtype"]), arrays[value["array"]]
+        if array.dtype != dtype:
+            array = np.frombuffer(array.tobytes(), dtype)
+        return array.reshape(value["shape"]).copy()
+    if "dict" in value:
+        return {key: unpack(item, arrays) for key, item in value["dict"]}
+    kind, items = next(iter(value.items()))
+    unpacked = [unpack(item, arrays) for item in items]
+    return tuple(unpacked) if kind == "tuple" else unpacked

@@ -1,0 +1,14 @@
+//! Layers of neural networks: forward and backward.
+//!
+//! Dense products are [`crate::linalg::gemm`]'s, softmax is [`crate::distill`]'s.
+
+pub mod activation;
+pub mod attention;
+pub mod conv;
+pub mod embedding;
+mod erf;
+pub mod norm;
+pub mod pool;
+
+/// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
+const GRAIN: usize = 16 * 1024;

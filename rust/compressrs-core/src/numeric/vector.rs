@@ -1,0 +1,165 @@
+//! Vectors in registers, for the kernels whose tile of sums must stay there.
+//!
+//! The compiler turns loops over arrays into vector instructions, but keeps an array of
+//! hundreds of sums in memory. A tile of [`Vector`]s it keeps in registers. The lanes of a
+//! vector are independent, so the width that a level of instructions takes does not show in
+//! the results.
+
+use crate::numeric::element::Float;
+use crate::runtime::simd::{self, Kernel, Level, dispatch};
+
+/// Some lanes of a type.
+pub trait Vector<T>: Copy {
+    /// Number of lanes.
+    const LANES: usize;
+    /// The same number in each lane.
+    fn splat(x: T) -> Self;
+    /// The first elements of a slice.
+    ///
+    /// # Safety
+    /// `x + LANES` elements from `x` on may be read.
+    unsafe fn load(x: *const T) -> Self;
+    /// Writes the lanes.
+    ///
+    /// # Safety
+    /// `LANES` elements from `x` on may be written.
+    unsafe fn store(self, x: *mut T);
+    /// `self + a b`, rounded once.
+    fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// The vectors of a type, by level.
+pub trait Vectors: Sized {
+    /// 512 bits where the machine has AVX-512.
+    type Avx512: Vector<Self>;
+    /// 256 bits where the machine has AVX2.
+    type Avx2: Vector<Self>;
+    /// 128 bits, as arrays.
+    type Portable: Vector<Self>;
+}
+
+macro_rules! portable {
+    ($t:ty, $n:literal) => {
+        impl Vector<$t> for [$t; $n] {
+            const LANES: usize = $n;
+            #[inline(always)]
+            fn splat(x: $t) -> Self {
+                [x; $n]
+            }
+            #[inline(always)]
+            unsafe fn load(x: *const $t) -> Self {
+                // SAFETY: the caller guarantees that the elements may be read.
+                unsafe { x.cast::<Self>().read_unaligned() }
+            }
+            #[inline(always)]
+            unsafe fn store(self, x: *mut $t) {
+                // SAFETY: the caller guarantees that the elements may be written.
+                unsafe { x.cast::<Self>().write_unaligned(self) }
+            }
+            #[inline(always)]
+            fn add_product(self, a: Self, b: Self) -> Self {
+                std::array::from_fn(|l| a[l].mul_add(b[l], self[l]))
+            }
+        }
+    };
+}
+portable!(f32, 4);
+portable!(f64, 2);
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    macro_rules! vector {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident) => {
+            impl Vector<$t> for $v {
+                const LANES: usize = $n;
+                #[inline(always)]
+                fn splat(x: $t) -> Self {
+                    // SAFETY: vectors of this width are used only where `by_level` found
+                    // that the machine has them.
+                    unsafe { $set(x) }
+                }
+                #[inline(always)]
+                unsafe fn load(x: *const $t) -> Self {
+                    // SAFETY: as above; the caller guarantees that the elements may be read.
+                    unsafe { $load(x) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, x: *mut $t) {
+                    // SAFETY: as above; the caller guarantees that they may be written.
+                    unsafe { $store(x, self) }
+                }
+                #[inline(always)]
+                fn add_product(self, a: Self, b: Self) -> Self {
+                    // SAFETY: as for `splat`.
+                    unsafe { $fma(a, b, self) }
+                }
+            }
+        };
+    }
+    vector!(f32, __m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+    vector!(f64, __m512d, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd);
+    vector!(f32, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+    vector!(f64, __m256d, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd);
+
+    impl super::Vectors for f32 {
+        type Avx512 = __m512;
+        type Avx2 = __m256;
+        type Portable = [f32; 4];
+    }
+    impl super::Vectors for f64 {
+        type Avx512 = __m512d;
+        type Avx2 = __m256d;
+        type Portable = [f64; 2];
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod others {
+    impl super::Vectors for f32 {
+        type Avx512 = [f32; 4];
+        type Avx2 = [f32; 4];
+        type Portable = [f32; 4];
+    }
+    impl super::Vectors for f64 {
+        type Avx512 = [f64; 2];
+        type Avx2 = [f64; 2];
+        type Portable = [f64; 2];
+    }
+}
+
+/// Work that is written once for vectors of any width.
+pub trait WithVector<T: Float> {
+    /// What the work returns.
+    type Output;
+    /// The work, with tiles of `R` rows of two vectors, or of `Q` rows of six. Implementations
+    /// must be `#[inline(always)]`.
+    fn run<V: Vector<T>, const R: usize, const Q: usize>(self) -> Self::Output;
+}
+
+/// Runs work with the widest vectors, and as many rows as the registers hold.
+#[inline]
+pub fn by_level<T: Float, W: WithVector<T>>(work: W) -> W::Output {
+    match simd::level() {
+        // 24 of 32 registers hold sums, of 16 registers 12.
+        Ok(Level::Avx512) => dispatch(At::<T, T::Avx512, W, 12, 4>(work, std::marker::PhantomData)),
+        Ok(Level::Avx2) => dispatch(At::<T, T::Avx2, W, 6, 2>(work, std::marker::PhantomData)),
+        // NEON has 32 registers; elsewhere the compiler does what it can.
+        _ => dispatch(At::<T, T::Portable, W, 12, 4>(work, std::marker::PhantomData)),
+    }
+}
+
+struct At<T, V, W, const R: usize, const Q: usize>(W, std::marker::PhantomData<(T, V)>);
+
+impl<T: Float, V: Vector<T>, W: WithVector<T>, const R: usize, const Q: usize> Kernel
+    for At<T, V, W, R, Q>
+{
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn run(self) -> W::Output {
+        self.0.run::<V, R, Q>()
+    }
+}
