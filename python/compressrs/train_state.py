@@ -91,7 +91,7 @@ class TrainState:
         """
         try:
             step, states = whole(state_dict["step"], "step", 0), dict(state_dict["parts"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
         if states.keys() != self.parts.keys():
             raise ValueError(
@@ -107,7 +107,7 @@ class TrainState:
             for name in self._order():
                 if name in done:
                     _access(name, self.parts[name])[1](before[name])
-            if isinstance(error, (KeyError, TypeError, ValueError)):
+            if isinstance(error, (AttributeError, LookupError, TypeError, ValueError)):
                 raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
             raise
         self.step = step
@@ -250,6 +250,10 @@ def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], No
     arrays = dict(leaves)
 
     def set_arrays(state: Mapping[str, Array]) -> None:
+        if not isinstance(state, Mapping) or not all(
+            isinstance(value, np.ndarray) for value in state.values()
+        ):
+            raise ValueError(f"arrays must be a dict of arrays, got {type(state).__name__}")
         shapes = {key: (value.shape, value.dtype) for key, value in state.items()}
         own = {key: (value.shape, value.dtype) for key, value in arrays.items()}
         if shapes != own:
