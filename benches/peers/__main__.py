@@ -8,7 +8,7 @@ import argparse
 import importlib.metadata
 
 import compressrs as cr
-from benches.peers import csr, distill, few_bytes, nn, optim, prune, quantize
+from benches.peers import csr, distill, few_bytes, nn, optim, prune, quantize, to_codes
 from benches.peers.measure import torch
 
 ALL = {
@@ -30,6 +30,8 @@ ALL = {
     "prune": prune.prune,
     "reconstruction": prune.reconstruction,
     "quantized_products": quantize.products,
+    "quantize": to_codes.quantize,
+    "gptq": to_codes.gptq,
 }
 
 

@@ -75,14 +75,16 @@ def share(value: Any, name: str) -> float:
     return x
 
 
-def whole(value: Any, name: str, low: int) -> int:
-    """Return `value` as an int after checking its type and that it is at least `low`."""
+def whole(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """Return `value` as an int after checking its type and that it is in [`low`, `high`]."""
     try:
         integer = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if integer < low:
         raise ValueError(f"{name} must be at least {low}, got {integer}")
+    if high is not None and integer > high:
+        raise ValueError(f"{name} must be at most {high}, got {integer}")
     return integer
 
 
@@ -100,6 +102,13 @@ def count(value: Any, name: str) -> int:
     if integer >= 2**53:
         raise ValueError(f"{name} must be below 2**53, got one of {integer.bit_length()} bits")
     return integer
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return `value`, if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return bool(value)
 
 
 def floating(value: Any, name: str) -> np.dtype[Any]:

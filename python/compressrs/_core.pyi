@@ -28,6 +28,7 @@ __all__ = [
     "attention_loss",
     "batch_norm_backward",
     "block_norms",
+    "block_ranges",
     "channel_moments",
     "clamp",
     "conv2d",
@@ -36,13 +37,18 @@ __all__ = [
     "csr_from_dense",
     "decode_planes",
     "decode_state",
+    "dequantize",
     "dist_loss",
     "encode_planes",
     "encode_state",
     "expand_blocks",
+    "fake_quantize",
+    "fake_quantize_backward",
     "get_num_threads",
+    "gptq",
     "hint_loss",
     "kd_loss",
+    "kmeans",
     "layer_norm",
     "layer_norm_backward",
     "lerp",
@@ -60,6 +66,7 @@ __all__ = [
     "pool",
     "pool_backward",
     "pool_shape",
+    "quantize",
     "reconstruct",
     "refuse_nan",
     "rkd_loss",
@@ -68,6 +75,7 @@ __all__ = [
     "rules",
     "scale",
     "scale_channels",
+    "scales",
     "set_num_threads",
     "shutdown",
     "simd_level",
@@ -83,6 +91,7 @@ CODE_BLOCK: int
 CODE_VERSION: int
 
 _Array = NDArray[Any]
+_Kind = tuple[str, int, bool, _Array | None]
 _Parts = tuple[_Array, _Array, _Array]
 
 def get_num_threads() -> int: ...
@@ -184,6 +193,61 @@ class PackedWeights:
 
 def matmul_integer(a: _Array, b: _Array, out: _Array) -> None: ...
 def refuse_nan(w: _Array, name: str) -> None: ...
+def block_ranges(
+    x: _Array, name: str, block: tuple[int, int], low: _Array, high: _Array
+) -> None: ...
+def scales(low: _Array, high: _Array, kind: _Kind, scale: _Array, zero: _Array) -> None: ...
+def quantize(
+    x: _Array,
+    name: str,
+    block: tuple[int, int],
+    kind: _Kind,
+    own_range: bool,
+    scale: _Array,
+    zero: _Array,
+    codes: _Array,
+) -> None: ...
+def dequantize(
+    codes: _Array,
+    block: tuple[int, int],
+    kind: _Kind,
+    scale: _Array,
+    zero: _Array,
+    out: _Array,
+) -> None: ...
+def fake_quantize(
+    x: _Array,
+    block: tuple[int, int],
+    kind: _Kind,
+    scale: _Array,
+    zero: _Array,
+    y: _Array,
+) -> None: ...
+def fake_quantize_backward(
+    x: _Array,
+    dy: _Array,
+    block: tuple[int, int],
+    kind: _Kind,
+    scale: _Array,
+    zero: _Array,
+    dx: _Array,
+    dscale: _Array,
+) -> None: ...
+def kmeans(
+    x: _Array, block: tuple[int, int], keep_zero: bool, rounds: int, levels: _Array
+) -> None: ...
+def gptq(
+    w: _Array,
+    u: _Array,
+    step: int,
+    block: tuple[int, int],
+    kind: _Kind,
+    find: bool,
+    scale: _Array,
+    zero: _Array,
+    codes: _Array,
+    removal: tuple[tuple[int, int | None], _Array] | None,
+) -> bool: ...
 def apply_mask(w: _Array, mask: _Array, name: str) -> None: ...
 
 @final

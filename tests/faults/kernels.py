@@ -93,7 +93,16 @@ def _replaced(tree: Any, path: Path, arrays: dict[Path, np.ndarray]) -> Any:
 
 def cases(size: int) -> list[Case]:
     """Return the table, for matrices of 8 times `size` rows and columns."""
-    families = (_distill, _around_the_step, _steps, _prune, _sparse, _codec, _quantized)
+    families = (
+        _distill,
+        _around_the_step,
+        _steps,
+        _prune,
+        _sparse,
+        _codec,
+        _quantized,
+        _codes,
+    )
     return [case for family in families for case in family(size)]
 
 
@@ -467,6 +476,66 @@ def _quantized(size: int) -> Iterator[Case]:
         _core.matmul_integer,
         {"a": codes, "b": codes.copy(), "out": np.empty((n, n), np.int32)},
         ("out",),
+    )
+
+
+def _codes(size: int) -> Iterator[Case]:
+    n, across = 16 * size, 2 * size
+    x = _numbers(n, n, dtype=np.float32)
+    block, kind = (1, 8), ("int", 4, False, None)
+    scale, zero = np.full((n, across), 0.2, np.float32), np.zeros((n, across), np.uint8)
+    codes = (np.arange(n * n).reshape(n, n) % 8).astype(np.uint8)
+    levels = np.sort(_numbers(n * across, 4, dtype=np.float32), axis=1)
+    of_blocks = {"scale": scale, "zero": zero}
+    one = {"x": x, "name": "w", "block": block}
+    ranges = {"low": scale.copy(), "high": scale.copy()}
+    yield Case("block_ranges", _core.block_ranges, {**one, **ranges}, ("low", "high"))
+    fixed = ("name", "block", "kind", "own_range")
+    yield Case(
+        "scales",
+        _core.scales,
+        {"low": -scale, "high": scale.copy(), "kind": kind, **of_blocks},
+        ("scale", "zero"),
+        fixed,
+    )
+    for own_range in (True, False):
+        yield Case(
+            f"quantize[{own_range}]",
+            _core.quantize,
+            {**one, "kind": kind, "own_range": own_range, **of_blocks, "codes": codes.copy()},
+            ("scale", "zero", "codes") if own_range else ("codes",),
+            fixed,
+        )
+    for name, of in (("int", kind), ("codebook", ("codebook", 2, True, levels))):
+        given = {"codes": codes % 4, "block": block, "kind": of, **of_blocks}
+        yield Case(
+            f"dequantize[{name}]", _core.dequantize, {**given, "out": x.copy()}, ("out",), fixed
+        )
+    rounded = {"x": x, "block": block, "kind": kind, **of_blocks}
+    yield Case("fake_quantize", _core.fake_quantize, {**rounded, "y": x.copy()}, ("y",), fixed)
+    yield Case(
+        "fake_quantize_backward",
+        _core.fake_quantize_backward,
+        {**rounded, "dy": x[::-1].copy(), "dx": x.copy(), "dscale": scale.copy()},
+        ("dx", "dscale"),
+        fixed,
+    )
+    yield Case(
+        "kmeans",
+        _core.kmeans,
+        {"x": x, "block": block, "keep_zero": False, "rounds": 9, "levels": levels.copy()},
+        ("levels",),
+        ("block", "keep_zero", "rounds"),
+    )
+    wide = x.astype(np.float64)
+    swept = {"w": wide, "u": np.eye(n).reshape(-1), "step": 8, "block": block, "kind": kind}
+    out = {**of_blocks, "codes": codes.copy()}
+    yield Case(
+        "gptq",
+        lambda mask, **given: _core.gptq(**given, removal=((n, None), mask)),
+        {**swept, "find": True, **out, "mask": np.empty((n, n), np.bool_)},
+        ("w", "scale", "zero", "codes", "mask"),
+        ("step", "block", "kind", "find", "removal"),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs import TrainState, checkpoint, distill, nn, optim, prune, sparse
+from compressrs import TrainState, checkpoint, distill, nn, optim, prune, quantize, sparse
 from compressrs.optim import lr_scheduler
 
 
@@ -60,6 +60,7 @@ ABSTRACT = {
     "nn.Layer",
     "optim.Optimizer",
     "optim.lr_scheduler.LRScheduler",
+    "quantize.Observer",
     "sparse.SparseMatrix",
 }
 
@@ -320,6 +321,26 @@ def sensitivity() -> Any:
     return prune.sensitivity(w, lambda: float(w["a"].sum()), [0.5])
 
 
+def quantized(**scheme: Any) -> Example:
+    def make() -> Any:
+        found = quantize.Scheme(**scheme)
+        return (quantize.kmeans if found.dtype == "codebook" else quantize.quantize)(dense(), found)
+
+    def use(q: Any) -> Any:
+        q.scale *= 2
+        return [q.codes, q.scale, q.zero_point, q.dequantize(), repr(q)]
+
+    return Example(make, use)
+
+
+def observer(make: Callable[[], Any]) -> Example:
+    def use(found: Any) -> Any:
+        found.update((found.count + 1) * dense())
+        return [found.count, *found.range()]
+
+    return Example(make, use)
+
+
 EXAMPLES: dict[str, Example] = {
     # Every subclass of Optimizer, so that new rules need no entry here.
     **{
@@ -403,6 +424,32 @@ EXAMPLES: dict[str, Example] = {
             nn.ReLU(),
             nn.Linear(16, 3, dtype=np.float64, rng=0),
         )
+    ),
+    "nn.QuantizedLinear": layer(
+        lambda: nn.QuantizedLinear.from_linear(
+            nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=4), input="int8"
+        )
+    ),
+    "nn.FakeQuantizedLinear": layer(
+        lambda: nn.FakeQuantizedLinear(
+            nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=2)
+        )
+    ),
+    "quantize.Scheme": Example(lambda: quantize.Scheme(bits=4), repr),
+    "quantize.QuantizedTensor": quantized(bits=4, symmetric=False),
+    "quantize.QuantizedMatrix": Example(
+        lambda: quantize.QuantizedMatrix(quantize.quantize(dense(), quantize.Scheme(bits=4))),
+        lambda found: [found.codes, found.scale, found.linear(np.ones((2, 32), np.float32))],
+    ),
+    "quantize.Scaled": Example(lambda: quantize.Scaled(dense(), dense()[0]), list),
+    "quantize.MinMax": observer(lambda: quantize.MinMax(32)),
+    "quantize.MovingAverage": observer(quantize.MovingAverage),
+    "quantize.Histogram": observer(quantize.Histogram),
+    "quantize.Percentile": observer(lambda: quantize.Percentile(32, percentile=90)),
+    "quantize.MSE": observer(quantize.MSE),
+    "quantize.Entropy": observer(lambda: quantize.Entropy(bits=4, bins=64)),
+    "quantize.HadamardRotation": Example(
+        lambda: quantize.HadamardRotation(32, rng=0), lambda found: found(dense())
     ),
     "prune.Pruner": pruner(
         lambda params, schedule, optimizer: prune.Pruner(

@@ -140,6 +140,26 @@ def _public_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     single = t.astype(np.float32)
     calls["QuantizedMatrix.linear"] = (packed.linear, {"x": single, "bias": single[0].copy()})
     calls["matmul_integer"] = (q.matmul_integer, {"a": codes, "b": codes.T.copy()})
+    tensor = q.quantize(z, q.Scheme(bits=4, granularity="group", group_size=4))
+    parts = {"codes": tensor.codes, "scale": tensor.scale}
+
+    def of(codes: Any, scale: Any) -> Any:
+        return q.QuantizedTensor(codes, scale, scheme=tensor.scheme, dtype=np.float64)
+
+    calls["QuantizedTensor.dequantize"] = (
+        lambda codes, scale, **kw: of(codes, scale).dequantize(**kw),
+        parts,
+    )
+    calls["QuantizedTensor.rows"] = (
+        lambda codes, scale, **kw: of(codes, scale).rows(np.arange(N), **kw),
+        parts,
+    )
+    rounded = {"x": z, "scale": tensor.scale}
+    calls["fake_quantize"] = (lambda **kw: q.fake_quantize(scheme=tensor.scheme, **kw), rounded)
+    calls["fake_quantize_backward"] = (
+        lambda **kw: q.fake_quantize_backward(scheme=tensor.scheme, **kw)[0],
+        {**rounded, "dy": t},
+    )
     for name, matrix in matrices.items():
         for method, key in (("matmul", "x"), ("rmatmul", "y")):
             for suffix, turn in (("", lambda a: a), (".T", lambda a: a.T)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import compressrs as cr
-from compressrs import distill, nn, optim, prune, sparse
+from compressrs import distill, nn, optim, prune, quantize, sparse
 from tests.faults.public import names
 
 pytest.importorskip("scipy")
@@ -66,6 +66,18 @@ def model() -> Any:
 def withopt(make: Callable[[Any, Any], Any]) -> Any:
     layer = nn.SparseLinear(A())
     return make(layer, optim.Adam(layer.params))
+
+
+def scheme() -> Any:
+    return quantize.Scheme(bits=4)
+
+
+def codebook() -> Any:
+    return quantize.kmeans(w(), quantize.Scheme(bits=2, dtype="codebook"))
+
+
+def ones() -> Any:
+    return np.ones((8, 1))
 
 
 #: Valid arguments of public functions and classes.
@@ -136,6 +148,84 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "nn.SparseLinear": lambda: dict(weight=A(), bias=None),
     "nn.SparseLinear.from_linear": lambda: dict(layer=nn.Linear(3, 2), threshold=0.0, mask=None),
+    "nn.QuantizedLinear": lambda: dict(
+        weight=quantize.quantize(w(), scheme()), bias=None, input="int8", input_scale=None
+    ),
+    "nn.QuantizedLinear.from_linear": lambda: dict(
+        layer=nn.Linear(3, 2), scheme=scheme(), input="int8"
+    ),
+    "nn.FakeQuantizedLinear": lambda: dict(layer=nn.Linear(3, 2), scheme=scheme(), input="float32"),
+    "quantize.Scheme": lambda: dict(
+        bits=4, symmetric=True, granularity="group", group_size=4, dtype="int"
+    ),
+    "quantize.QuantizedTensor": lambda: dict(
+        codes=np.zeros((8, 16), np.int8),
+        scale=ones(),
+        zero_point=None,
+        scheme=scheme(),
+        codebook=None,
+        group_index=None,
+        dtype="f4",
+    ),
+    "quantize.quantize": lambda: dict(w=w(), scheme=scheme(), scale=ones(), zero_point=None),
+    "quantize.parameters": lambda: dict(low=-ones(), high=ones(), scheme=scheme()),
+    "quantize.kmeans": lambda: dict(w=w(), scheme=codebook().scheme, keep_zero=False, rounds=10),
+    "quantize.codebook_gradient": lambda: dict(q=codebook(), dw=w()),
+    "quantize.fake_quantize": lambda: dict(
+        x=w(), scheme=scheme(), scale=ones(), zero_point=None, out=None
+    ),
+    "quantize.fake_quantize_backward": lambda: dict(
+        x=w(), dy=w(), scheme=scheme(), scale=ones(), zero_point=None, lsq=True, out=None
+    ),
+    "quantize.lsq_scale": lambda: dict(w=w(), scheme=scheme()),
+    "quantize.mse_scale": lambda: dict(w=w(), scheme=scheme(), steps=2, least=0.5),
+    "quantize.hqq": lambda: dict(w=w(), scheme=scheme(), p=0.7, beta=10.0, kappa=1.01, rounds=2),
+    "quantize.gptq": lambda: dict(
+        w=w(),
+        statistics=st(),
+        scheme=scheme(),
+        scale=None,
+        zero_point=None,
+        act_order=False,
+        static_groups=False,
+        damping=0.01,
+        block=4,
+    ),
+    "quantize.prune_and_quantize": lambda: dict(
+        w=w(), statistics=st(), scheme=scheme(), sparsity=0.5, damping=0.01, block=4
+    ),
+    "quantize.adaround": lambda: dict(
+        w=w(),
+        statistics=st(),
+        scheme=scheme(),
+        scale=None,
+        zero_point=None,
+        steps=3,
+        lr=0.01,
+        strength=1.0,
+    ),
+    "quantize.awq": lambda: dict(w=w(), statistics=st(), scheme=scheme(), steps=2),
+    "quantize.smooth_scale": lambda: dict(weights=w(), ranges=np.ones(16), alpha=0.5),
+    "quantize.equalize": lambda: dict(first=w(), bias=None, second=w().T.copy()),
+    "quantize.bias_correction": lambda: dict(
+        w=w(), q=quantize.quantize(w(), scheme()), mean=np.ones(16), bias=None
+    ),
+    "quantize.quantize_model": lambda: dict(
+        model=model(),
+        scheme=scheme(),
+        calibration=np.ones((3, 16), "f"),
+        method="nearest",
+        input="int8",
+        correct_bias=True,
+    ),
+    "quantize.HadamardRotation": lambda: dict(n=4, rng=0),
+    "quantize.Observer": lambda: dict(channels=3),
+    "quantize.MinMax": lambda: dict(channels=3),
+    "quantize.MovingAverage": lambda: dict(channels=3, momentum=0.1),
+    "quantize.Histogram": lambda: dict(channels=3, bins=64),
+    "quantize.Percentile": lambda: dict(channels=3, percentile=99.0, bins=64),
+    "quantize.MSE": lambda: dict(channels=3, bits=4, symmetric=True, bins=64),
+    "quantize.Entropy": lambda: dict(channels=3, bits=4, bins=64),
     "distill.top_k": lambda: dict(z=w(), k=2, temperature=1.0),
     "distill.softmax": lambda: dict(z=w(), temperature=1.0, axis=-1),
     "distill.log_softmax": lambda: dict(z=w(), temperature=1.0, axis=-1),
@@ -189,6 +279,25 @@ METHODS: dict[str, tuple[Callable[[], Any], str, Callable[[], dict[str, Any]]]] 
         lambda: dict(state_dict=prune.SET(**CALLS["prune.SET"]()).state_dict()),
     ),
     "Ticket.rewind": (lambda: prune.LotteryTicket(w()), "rewind", lambda: dict(masks=None)),
+    "Quantized.dequantize": (codebook, "dequantize", lambda: dict(out=None)),
+    "Quantized.rows": (codebook, "rows", lambda: dict(indices=[0, 1], out=None)),
+    "QuantizedLinear.forward": (
+        lambda: nn.QuantizedLinear(codebook()),
+        "forward",
+        lambda: dict(x=np.ones((2, 16))),
+    ),
+    "FakeQuantizedLinear.forward": (
+        lambda: nn.FakeQuantizedLinear(nn.Linear(3, 2), scheme()),
+        "forward",
+        lambda: dict(x=np.ones((2, 3), "f")),
+    ),
+    "Rotation()": (lambda: quantize.HadamardRotation(16), "__call__", lambda: dict(x=w())),
+    "Observer.update": (
+        lambda: quantize.MSE(16),
+        "update",
+        lambda: dict(x=w(), mask=np.ones(8, bool)),
+    ),
+    "Observer.merge": (quantize.MinMax, "merge", lambda: dict(other=quantize.MinMax())),
     "OneShot()": (prune.OneShot, "__call__", lambda: dict(step=0)),
 }
 
@@ -224,6 +333,9 @@ LEFT_OUT = {
     "prune.Sensitivity",
     "prune.Snip",
     "prune.Taylor",
+    "quantize.QuantizedMatrix",
+    "quantize.Scaled",
+    "quantize.matmul_integer",
     "sparse.SparseMatrix",
     "sparse.TransposedMatrix",
     "sparse.load_npz",
@@ -235,7 +347,7 @@ def test_every_public_name_is_tried() -> None:
     public = {
         name
         for name, value in names().items()
-        if name.split(".")[0] in ("nn", "prune", "sparse")
+        if name.split(".")[0] in ("nn", "prune", "quantize", "sparse")
         and (inspect.isclass(value) or inspect.isroutine(value))
     }
     assert public == {name for name in CALLS if name in public} | LEFT_OUT

@@ -21,6 +21,7 @@ from compressrs.nn.layer import Layer, RandomState
 from compressrs.nn.linear import Affine, Linear, SparseLinear
 from compressrs.nn.losses import cross_entropy, mse_loss
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
+from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.summary import Summary
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "Embedding",
+    "FakeQuantizedLinear",
     "Flatten",
     "Layer",
     "LayerNorm",
     "Linear",
     "MaxPool",
     "MultiHeadAttention",
+    "QuantizedLinear",
     "RandomState",
     "ReLU",
     "Residual",

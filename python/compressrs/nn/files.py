@@ -146,6 +146,12 @@ def _make(description: Mapping[str, Any], arrays: Mapping[str, Array], prefix: s
         weight = _MATRICES[config["format"]](parts, tuple(config["shape"]))
         bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
         return SparseLinear(weight, bias)
+    if kind == "QuantizedLinear":
+        # Its module needs those of this package that import this one.
+        from compressrs.nn.quantized import QuantizedLinear
+
+        state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        return QuantizedLinear._of_state(config, state)
     if kind not in _LAYERS:
         at = f"layer {prefix[:-1]}" if prefix else "the model"
         raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")

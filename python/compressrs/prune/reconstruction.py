@@ -99,8 +99,6 @@ def sparsegpt(
     w = as_array(w, "w")
     if not isinstance(statistics, InputStatistics):
         raise TypeError(f"statistics must be InputStatistics, got {type(statistics).__name__}")
-    if (sparsity is None) == (nm is None):
-        raise ValueError("give either sparsity or nm, not both and not none")
     features = statistics.features
     if w.ndim < 2 or w.size == 0 or w.size // len(w) != features:
         raise ValueError(f"w must have shape (outputs, {features}), got {w.shape}")
@@ -112,18 +110,8 @@ def sparsegpt(
         raise ValueError("w must be finite, got NaN or infinity")
     damping = number(damping, "damping", 0)
     block = whole(block, "block", 1)
-    if nm is None:
-        choice: tuple[int, int | None] = (
-            round(number(sparsity, "sparsity", 0, below=1) * w.size),
-            None,
-        )
-    else:
-        n, m = whole(nm[0], "nm", 1), whole(nm[1], "nm", 1)
-        if n > m or features % m:
-            raise ValueError(f"nm must be (n, m), n <= m, m a divisor of {features}, got {nm}")
-        choice = n, m
-        block = -(-block // m) * m
-    factor, idle = _factor(statistics, damping)
+    choice, block = removal(sparsity, nm, w.size, features, block)
+    factor, idle = inverse_factor(statistics, damping)
     wide = np.array(w, np.float64).reshape(len(w), features)
     wide[:, idle] = 0
     mask = np.empty(wide.shape, np.bool_)
@@ -133,10 +121,43 @@ def sparsegpt(
     return mask.reshape(w.shape)
 
 
-def _factor(
-    statistics: InputStatistics, damping: float
+def removal(
+    sparsity: float | None, nm: tuple[int, int] | None, size: int, features: int, block: int
+) -> tuple[tuple[int, int | None], int]:
+    """Return what the Rust module removes, and columns of a block that fit it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If both or none are given, or one is out of range.
+    """
+    if (sparsity is None) == (nm is None):
+        raise ValueError("give either sparsity or nm, not both and not none")
+    if nm is None:
+        return (round(number(sparsity, "sparsity", 0, below=1) * size), None), block
+    n, m = whole(nm[0], "nm", 1), whole(nm[1], "nm", 1)
+    if n > m or features % m:
+        raise ValueError(f"nm must be (n, m), n <= m, m a divisor of {features}, got {nm}")
+    return (n, m), -(-block // m) * m
+
+
+def inverse_factor(
+    statistics: InputStatistics, damping: float, order: npt.NDArray[np.intp] | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return the factor of the inverse Hessian, and which inputs were always 0."""
+    """Return the factor of the inverse Hessian, and which inputs were always 0.
+
+    The factor is of the inputs in `order`, if that is given.
+
+    Raises
+    ------
+    ValueError
+        If `statistics` has seen nothing, or has no `gram`.
+
+    Warns
+    -----
+    CalibrationWarning
+        See `sparsegpt`.
+    """
     gram = statistics.gram
     if gram is None or statistics.count == 0:
         raise ValueError(
@@ -151,6 +172,8 @@ def _factor(
     hessian = gram * 0.25 ** max(-500, min(exponent // 2, 500))
     diagonal = np.diagonal(hessian).copy()
     hessian[idle, idle] = 1
+    if order is not None:
+        hessian = np.ascontiguousarray(hessian[np.ix_(order, order)])
     features = statistics.features
     least = np.finfo(np.float64).eps * features * float(diagonal.max(initial=0))
     if statistics.count < features:

@@ -3,9 +3,9 @@
 use compressrs_core::linalg::cholesky::Factor;
 use compressrs_core::numeric::element::Element;
 use compressrs_core::prune::{
-    Choice, Form, HasNan, Magnitude, Norm, Order, Value, accumulate_gram, accumulate_products,
-    accumulate_squares, apply_mask, block_norms, expand_blocks, find_nan, mask_below, mask_n_of_m,
-    mask_rows, mask_smallest, rank, reconstruct,
+    Choice, Form, HasNan, Magnitude, Norm, Order, Unchanged, Value, accumulate_gram,
+    accumulate_products, accumulate_squares, apply_mask, block_norms, expand_blocks, find_nan,
+    mask_below, mask_n_of_m, mask_rows, mask_smallest, rank, reconstruct,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -265,7 +265,7 @@ fn what_stays_makes_up_for_what_goes() {
         (Choice::NOfM { n: 2, m: 4 }, 8),
     ] {
         let (mut w, mut mask) = (before.clone(), vec![9; before.len()]);
-        reconstruct(&mut w, columns, &u, choice, block, &mut mask).unwrap();
+        reconstruct(&mut w, columns, &u, choice, block, &mut mask, &mut Unchanged).unwrap();
         let removed = mask.iter().filter(|keep| **keep == 0).count();
         assert_eq!(removed, if let Choice::Total(k) = choice { k } else { 30 });
         for (i, (w, before)) in w.chunks(columns).zip(before.chunks(columns)).enumerate() {

@@ -15,6 +15,7 @@ mod operand;
 mod optim;
 mod overlap;
 mod prune;
+mod quantize;
 mod quantized_matrix;
 mod rules;
 mod sparse;
@@ -50,6 +51,11 @@ mod _core {
         Factor, accumulate_inputs, accumulate_products, apply_mask, block_norms, expand_blocks,
         magnitude_threshold, mask_below, mask_n_of_m, mask_rows, mask_smallest, reconstruct,
         refuse_nan,
+    };
+    #[pymodule_export]
+    use crate::quantize::{
+        block_ranges, dequantize, fake_quantize, fake_quantize_backward, gptq, kmeans, quantize,
+        scales,
     };
     #[pymodule_export]
     use crate::quantized_matrix::{PackedWeights, matmul_integer};

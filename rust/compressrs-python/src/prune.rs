@@ -398,17 +398,22 @@ pub fn reconstruct(
     let columns = w.array.shape()[1];
     let u = check::<f64>(u, "u", &[columns * columns])?;
     let mut mask = check::<bool>(mask, "mask", w.array.shape())?;
-    let choice = match choice {
-        (k, None) => Choice::Total(k),
-        (n, Some(m)) => Choice::NOfM { n, m },
-    };
+    let choice = removal(choice);
     if block == 0 {
         return Err(PyValueError::new_err("block must be at least 1, got 0"));
     }
     require_disjoint(&mut [&mut w, &mut mask], [&u])?;
     // SAFETY: as in `mask_smallest`.
     let (w, u, mask) = unsafe { (w.slice_mut::<f64>()?, u.slice::<f64>()?, mask.slice_mut()?) };
-    run(py, || core::reconstruct(w, columns, u, choice, block, mask).is_ok())
+    run(py, || core::reconstruct(w, columns, u, choice, block, mask, &mut core::Unchanged).is_ok())
+}
+
+/// How many weights go: so many, or all but `n` of `m`.
+pub fn removal(choice: (usize, Option<usize>)) -> Choice {
+    match choice {
+        (k, None) => Choice::Total(k),
+        (n, Some(m)) => Choice::NOfM { n, m },
+    }
 }
 
 /// Sets to 0, in place, what a mask does not keep.

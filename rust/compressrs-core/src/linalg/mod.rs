@@ -2,3 +2,4 @@
 
 pub mod cholesky;
 pub mod gemm;
+pub mod obs;

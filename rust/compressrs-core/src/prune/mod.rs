@@ -15,7 +15,7 @@ mod threshold;
 pub use groups::{Norm, block_norms, expand_blocks, mask_n_of_m, mask_rows};
 pub use mask::{apply_mask, mask_below, mask_smallest};
 pub use order::{Magnitude, Order, Value};
-pub use reconstruct::{Choice, reconstruct};
+pub use reconstruct::{Choice, Unchanged, reconstruct};
 pub use score::{Form, accumulate_products};
 pub use statistics::{Overflow, accumulate_gram, accumulate_squares};
 pub use threshold::{HasNan, Rank, find_nan, rank};
