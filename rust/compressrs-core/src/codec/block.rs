@@ -1,6 +1,6 @@
 //! Blocks: up to [`MAX_SYMBOLS`] bytes, in the smallest of several forms.
 //!
-//! A block is its [`Form`] as one byte, the number of its symbols, the number of the bytes
+//! A block is its `Form` as one byte, the number of its symbols, the number of the bytes
 //! that follow (both in groups of 7 bits, the lowest first), and those bytes.
 
 use super::rans::{self, NARROW, Table, WIDE};

@@ -3,7 +3,7 @@
 //! The bytes of trained weights differ in kind: an exponent takes few values, the low bits
 //! of a mantissa all of them alike. Up to [`MAX_SYMBOLS`] elements are therefore split into
 //! planes, one for each byte of an element, the highest first, and each plane is a
-//! [`block`](super::block). Floating-point numbers are rotated by one bit to the left before,
+//! [`block`]. Floating-point numbers are rotated by one bit to the left before,
 //! so that the sign, which is a coin's toss, leaves the byte of the exponent; single bytes
 //! are not.
 //!

@@ -191,7 +191,7 @@ pub(super) fn require(
     if ok { Ok(()) } else { Err(OutOfRange { name, index, value, need }) }
 }
 
-/// What [`hyperparameters!`] gives a rule.
+/// What `hyperparameters!` gives a rule.
 pub trait Hyperparameters: Copy + Default {
     /// The rule's name.
     const NAME: &'static str;
@@ -220,7 +220,7 @@ pub trait Hyperparameters: Copy + Default {
     fn values(&self) -> Vec<(&'static str, Value)>;
 }
 
-/// Whether a rule ascends; part of what [`hyperparameters!`] gives it.
+/// Whether a rule ascends; part of what `hyperparameters!` gives it.
 pub trait Maximize {
     /// Whether the objective is to be maximized: the gradient's sign is flipped.
     fn maximize(&self) -> bool;

@@ -26,7 +26,7 @@ pub struct Codes<'a, C> {
 /// the first weight of a group is reached, from the group's range at that time; the blocks of
 /// the layout are one row high then, and `block` is a multiple of their width. Otherwise they
 /// are given. With `removal`, weights are removed in the same sweep, see
-/// [`reconstruct`](crate::prune::reconstruct); their codes are unspecified.
+/// [`reconstruct`]; their codes are unspecified.
 ///
 /// # Errors
 /// If a weight or an error is NaN; `w` has been written to then.

@@ -4,9 +4,9 @@
 //! Nothing of the size of im2col is made. A band of rows of one image is copied to padded
 //! planes, one for each remainder of a place modulo the stride; then each place of the
 //! kernel is an offset into a plane, and a tile of results, filters by neighbouring places,
-//! is summed in registers straight from there ([`correlate`]). The gradient of the input is
+//! is summed in registers straight from there (`correlate`). The gradient of the input is
 //! the same with the kernel turned round, once for each remainder of the stride. The
-//! gradient of the kernel sums products of planes over places ([`weight`]).
+//! gradient of the kernel sums products of planes over places (`weight`).
 //!
 //! Each result is one chain of fused multiply-adds over channels and places of the kernel;
 //! of the gradient of the kernel each sum over a band runs in lanes of 64 bytes. Neither

@@ -1,6 +1,6 @@
 //! Products of rows of activations with quantized weights, packed once.
 //!
-//! [`integer`] multiplies codes exactly, on any instruction set; [`float`] multiplies
+//! `integer` multiplies codes exactly, on any instruction set; `float` multiplies
 //! numbers by what the codes stand for. Both have the same bits at every level and for any
 //! number of threads.
 
