@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::GRAIN;
-pub use super::erf::Erf;
 use crate::numeric::element::Float;
+pub use crate::numeric::erf::Erf;
+use crate::numeric::erf::normal_cdf;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
@@ -41,11 +42,8 @@ fn value<T: Float + Erf>(of: Activation, x: T) -> T {
 /// What `x` is multiplied with.
 #[inline(always)]
 fn gate<T: Float + Erf>(of: Activation, x: T) -> T {
-    let half = T::from_f64(0.5);
     match of {
-        Activation::Gelu => {
-            half.mul_add((x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).error_function(), half)
-        }
+        Activation::Gelu => normal_cdf(x),
         // (1 + tanh u) / 2 is the sigmoid of 2 u.
         Activation::GeluTanh => sigmoid(inner(x)),
         Activation::Silu => sigmoid(x),

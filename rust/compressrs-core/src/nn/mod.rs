@@ -6,7 +6,6 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod embedding;
-mod erf;
 pub mod norm;
 pub mod pool;
 
