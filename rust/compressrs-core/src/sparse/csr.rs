@@ -105,9 +105,9 @@ impl<I: Index> Indices<'_, I> {
     #[inline(always)]
     pub fn get(&self, i: usize) -> usize {
         assert!(i < self.len);
-        // SAFETY: within the slice that it was made from, whose borrow lasts. Volatile, so
-        // that it is read once.
-        unsafe { self.start.add(i).read_volatile() }.get()
+        // SAFETY: within the slice that it was made from, whose borrow lasts.
+        let index = unsafe { &*self.start.add(i) };
+        read_once(index)
     }
 
     /// Some of them.
@@ -142,6 +142,34 @@ impl<I: Index> Indices<'_, I> {
     #[inline(always)]
     pub(super) fn prefetch(&self, i: usize) {
         simd::prefetch(self.start.wrapping_add(i));
+    }
+}
+
+/// Reads an index once: the compiler cannot replace the number by a second look at the
+/// memory.
+///
+/// A volatile read would say as much, but to the optimizer it is an access to any memory,
+/// so that what kernels have in registers would be read again after each index.
+#[inline(always)]
+fn read_once<I: Index>(index: &I) -> usize {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut number = index.get();
+        // SAFETY: no instruction; the number comes out as it went in, from where nobody
+        // but the compiler of this block sees.
+        unsafe {
+            std::arch::asm!(
+                "/* {0} */",
+                inout(reg) number,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        number
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        // SAFETY: a reference can be read.
+        unsafe { std::ptr::from_ref(index).read_volatile() }.get()
     }
 }
 
