@@ -176,7 +176,88 @@ def rebuild(tree: ArrayTree, leaves: Iterator[Any]) -> ArrayTree:
     return next(leaves)
 
 
-class Views(list[Array]):
+def read_only(x: Array) -> Array:
+    """Return a read-only view."""
+    view: Array = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def fitting(value: object, own: Array, name: str) -> Array:
+    """Return a copy of `value` that can be written into `own`.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not an array.
+    ValueError
+        If it has another shape or dtype, or `own` is read-only.
+    """
+    array = as_gradient(value, name)
+    if array.shape != own.shape or array.dtype != own.dtype:
+        # Another array would be used, but not trained.
+        raise ValueError(
+            f"{name} must be {own.dtype} of shape {own.shape} to be written into the array "
+            f"that is trained, got {array.dtype} of shape {array.shape}"
+        )
+    if not own.flags.writeable:
+        raise ValueError(f"{name} is read-only and cannot be assigned to")
+    copied: Array = array.copy()
+    return copied
+
+
+def write_tree(own: ArrayTree, given: ArrayTree, name: str) -> None:
+    """Copy the arrays of one tree into those of another with the same branches, all or none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a branch or an array does not fit; nothing is written in that case.
+    """
+    leaves = list(flatten(own, name))
+    values = flatten_like(own, given, name)
+    new = [
+        (array, fitting(value, array, path))
+        for (path, array), value in zip(leaves, values, strict=True)
+        # Augmented assignment, as in ``params["weight"] *= 2``, has written already.
+        if value is not array
+    ]
+    for array, value in new:
+        array[...] = value
+
+
+class FixedList(list[Any]):
+    """A list of fixed length and order."""
+
+    #: What to do instead of adding to the list, removing from it or sorting it.
+    _instead: ClassVar[str] = "write into its arrays"
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"entries cannot be added, removed or moved here; {self._instead}")
+
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+    __delitem__ = __iadd__ = __imul__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+class ArrayList(FixedList):
+    """A list of arrays, or of trees of them; assigning to a position copies into its arrays."""
+
+    def __init__(self, values: Iterable[Any], names: Sequence[str]) -> None:
+        super().__init__(values)
+        self.names = list(names)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        positions = range(len(self))[index]
+        if isinstance(positions, int):
+            write_tree(self[index], value, self.names[positions])
+        else:
+            write_tree(self[index], list(value), f"the slice of {len(positions)}")
+
+
+class Views(ArrayList):
     """A list of views of the memory of given objects.
 
     A deep copy refers to the copies of these objects: if a PyTorch tensor is copied together
@@ -191,8 +272,8 @@ class Views(list[Array]):
     """
 
     def __init__(self, sources: Iterable[object], names: Iterable[str]) -> None:
-        self.sources, self.names = list(sources), list(names)
-        super().__init__(map(as_array, self.sources, self.names))
+        self.sources, given = list(sources), list(names)
+        super().__init__(map(as_array, self.sources, given), given)
 
     def replaced(self, new: Mapping[int, Array]) -> Views:
         """Return a list with the arrays at some positions replaced."""

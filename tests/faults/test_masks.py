@@ -1,6 +1,8 @@
 """Masked weights stay 0 in every operation that writes weights."""
 
 import copy
+import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -170,3 +172,37 @@ def test_a_schedule_that_is_a_function():
     other = cr.prune.Pruner(second, copy.copy(schedule))
     other.load_state_dict(pruner.state_dict())
     np.testing.assert_array_equal(first, second)
+
+
+@removals
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_averages_know_the_masks_of_who_is_gone(remove, wrapped):
+    w, other = weights(), weights()
+    ema = cr.optim.EMA([w])
+    holder = remove(w, opt := cr.optim.SGD(w, lr=1e-3))
+    if wrapped:
+        ema.update()
+    del holder, opt
+    gc.collect()
+    w[~MASK] = 7
+    # Another mask changes.
+    cr.optim.SGD(other, lr=1e-3).set_masks(~MASK)
+    with ema.applied():
+        assert gone(w)
+    ema.update()
+    assert gone(ema.average[0])
+    copied = pickle.loads(pickle.dumps(ema))
+    w[~MASK] = 7
+    copied.copy_to_params()
+    assert gone(copied._weights[0], copied.average[0])
+    # An optimizer that is only made lifts nothing; one that sets masks does.
+    new = cr.optim.SGD(w, lr=1e-3)
+    ema.update()
+    assert gone(ema.average[0])
+    with pytest.raises(ValueError, match="shape"):
+        new.set_masks(MASK[:1])
+    ema.update()
+    assert gone(ema.average[0])
+    new.set_masks(None)
+    ema.update()
+    assert (ema.average[0] != 0).all()

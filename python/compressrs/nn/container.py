@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, write_tree
+from compressrs._assignment import ArrayDict
 from compressrs.nn.layer import Layer, check_gradient
 
 
@@ -36,8 +37,18 @@ class Container(Layer):
         return dict(self._children)
 
     def _gather(self) -> None:
-        self.params = {n: layer.params for n, layer in self._children.items() if layer.params}
-        self.grads = {n: layer.grads for n, layer in self._children.items() if layer.params}
+        trained = {n: layer for n, layer in self._children.items() if layer.params}
+        self._params = ArrayDict({n: layer.params for n, layer in trained.items()}, "params")
+        self._grads = ArrayDict({n: layer.grads for n, layer in trained.items()}, "grads")
+
+    @property
+    def grads(self) -> dict[str, Any]:
+        """The layers' gradients; assigning copies into the layers' arrays."""
+        return self._grads
+
+    @grads.setter
+    def grads(self, grads: dict[str, Any]) -> None:
+        write_tree(self._grads, grads, "grads")
 
     def _run(self, name: str, x: Array) -> Array:
         layer = self._children[name]
@@ -54,7 +65,7 @@ class Container(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters and gradients are those of the layers, and are gathered again.
-        left_out = ("_saved", "params", "grads")
+        left_out = ("_saved", "_params", "_grads")
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressrs._arrays import Array, Shared, as_array, as_gradient
+from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
+from compressrs._assignment import ArrayDict
 from compressrs._checks import generator
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Layer:
     Attributes
     ----------
     params, grads : dict of array, or of dicts of these
-        What the optimizers take; of the same structure.
+        What the optimizers take; of the same structure. Assigning to `params`, or to an
+        entry, copies into the arrays that are trained.
     buffers : dict of array
         State that is not trained, as running means.
     training : bool
@@ -39,11 +41,38 @@ class Layer:
     """
 
     def __init__(self) -> None:
-        self.params: dict[str, Any] = {}
-        self.grads: dict[str, Any] = {}
+        self._params = self._own({})
+        self._grads: dict[str, Any] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
         self._saved: Any = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name; assigning copies into the arrays that are trained."""
+        return self._params
+
+    @params.setter
+    def params(self, params: dict[str, Any]) -> None:
+        self._params.assign(params)
+
+    @property
+    def grads(self) -> dict[str, Any]:
+        """The gradients by name, in the structure of `params`."""
+        return self._grads
+
+    @grads.setter
+    def grads(self, grads: dict[str, Any]) -> None:
+        if not isinstance(grads, dict) or (self._grads and grads.keys() != self._grads.keys()):
+            got = list(grads) if isinstance(grads, dict) else type(grads).__name__
+            raise ValueError(f"grads must be a dict with the keys {list(self._grads)}, got {got}")
+        # The dict stays, since models that this layer is in refer to it.
+        self._grads.update(grads)
+
+    def _own(self, params: Mapping[str, Any]) -> ArrayDict:
+        # A user's subclass may add parameters of its own.
+        fixed = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        return ArrayDict(params, "params", fixed=fixed)
 
     def forward(self, x: Array) -> Array:
         """Return the output for a batch."""
@@ -272,8 +301,8 @@ class Layer:
 
     def _use(self, params: Mapping[str, Array]) -> None:
         """Train these arrays from now on; the dicts, which others hold, stay."""
-        self.params.update(params)
-        self.grads.update({name: np.zeros_like(value) for name, value in params.items()})
+        self._params.replace(params)
+        self._grads.update({name: np.zeros_like(value) for name, value in params.items()})
         self._saved = None
 
     def _assign(self, name: str, value: Any) -> None:
@@ -281,26 +310,20 @@ class Layer:
         own = self.params.get(name)
         if own is None:
             raise ValueError(f"{type(self).__name__} has no {name} to assign to")
-        value = as_array(value, name)
-        if value.shape != own.shape or value.dtype != own.dtype:
-            # Another array would be used, but not trained.
-            raise ValueError(
-                f"{name} must be {own.dtype} of shape {own.shape} to be written into the array "
-                f"that is trained, got {value.dtype} of shape {value.shape}"
-            )
-        own[...] = value
+        write_tree(own, value, name)
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither what forward kept nor gradients: both are made of data.
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_saved", "grads")}
-        for kind in ("params", "buffers"):
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_saved", "_grads")}
+        for kind in ("_params", "buffers"):
             state[kind] = {name: Shared.of(value) for name, value in state[kind].items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._saved = None
-        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self._params = self._own(self._params)
+        self._grads = {name: np.zeros_like(value) for name, value in self._params.items()}
 
     def __copy__(self: _L) -> _L:
         # Shares all, as copies of other objects that are not deep.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, read_only
 from compressrs._checks import floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
@@ -287,7 +287,7 @@ class SparseLinear(Affine):
     def state_dict(self) -> dict[str, Array]:
         """Return values, bias and the pattern, which cannot be written to."""
         pattern = {"weight.indices": self._weight.indices, "weight.indptr": self._weight.indptr}
-        return {**self.params, **{k: _read_only(v) for k, v in pattern.items()}}
+        return {**self.params, **{k: read_only(v) for k, v in pattern.items()}}
 
     def dense_gradient(self) -> Array:
         """Return the last backward's gradient of all weights, also of those not stored.
@@ -317,9 +317,3 @@ class SparseLinear(Affine):
         sddmm(self._weight, dy.T, x, out=out)
         dx: Array = dy @ self._weight
         return dx
-
-
-def _read_only(x: Array) -> Array:
-    view: Array = x.view()
-    view.flags.writeable = False
-    return view

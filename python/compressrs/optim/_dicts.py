@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, Views, is_number
+from compressrs._arrays import Array, FixedList, Views, is_number
+from compressrs._assignment import CheckedDict
 
 #: Keys of a group that are not hyperparameters of the rule.
 OF_GROUPS = frozenset(("params", "frozen", "initial_lr"))
@@ -19,39 +20,7 @@ def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None
         raise ValueError(f"{name} must have keys among {sorted(known)}, got {unknown[0]!r}")
 
 
-class _Checked(dict[Any, Any]):
-    """A dict with fixed keys whose every change goes through `__setitem__`."""
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for key, value in dict(*args, **kwargs).items():
-            self[key] = value
-
-    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
-        self.update(other)
-        return self
-
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def __delitem__(self, key: Any) -> None:
-        raise TypeError(f"{key!r} cannot be removed from a {type(self).__name__}")
-
-    def pop(self, key: Any, *default: Any) -> Any:
-        raise TypeError(f"{key!r} cannot be removed from a {type(self).__name__}")
-
-    def popitem(self) -> Any:
-        raise TypeError(f"nothing can be removed from a {type(self).__name__}")
-
-    def clear(self) -> None:
-        raise TypeError(f"nothing can be removed from a {type(self).__name__}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-class ParamGroup(_Checked):
+class ParamGroup(CheckedDict):
     """Parameters with their hyperparameters."""
 
     def __init__(self, values: Mapping[str, Any], known: frozenset[str]) -> None:
@@ -78,7 +47,18 @@ class ParamGroup(_Checked):
         super().__setitem__("params", params)
 
 
-class ParameterState(_Checked):
+class ParamGroups(FixedList):
+    """The groups of an optimizer."""
+
+    _instead = "use add_param_group, or change values, as in param_groups[0]['lr'] = 0.1"
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        # Augmented assignment, as in ``param_groups[0] |= {"lr": 0.1}``, has written already.
+        if value is not self[index]:
+            self._refuse()
+
+
+class ParameterState(CheckedDict):
     """The state of a parameter; assignments copy into its arrays."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
@@ -95,7 +75,7 @@ class ParameterState(_Checked):
         return array
 
 
-class State(_Checked):
+class State(CheckedDict):
     """The states of all parameters."""
 
     def __init__(self, states: Mapping[int, ParameterState]) -> None:

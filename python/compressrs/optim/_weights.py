@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, Views
+from compressrs._state import Undo
 
 
 class _Holder(Protocol):
@@ -18,8 +20,15 @@ class _Holder(Protocol):
         """Yield arrays and their masks, True where a weight is kept."""
 
 
+#: What tells arrays apart, whichever views they are.
+_Place: TypeAlias = tuple[Any, ...]
+#: A mask and the holder that set it, None in a copy.
+_Known: TypeAlias = "tuple[weakref.ref[Any] | None, Array]"
+
 #: Optimizers and pruners.
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
+#: All `Weights`.
+_observers: weakref.WeakSet[Weights] = weakref.WeakSet()
 #: Replaced by a new object after every change of a mask.
 _version = object()
 #: Arrays, by identity, that a change of structure replaced or rearranged, and when.
@@ -38,6 +47,15 @@ def masks_changed() -> None:
     """Invalidate cached masks."""
     global _version
     _version = object()
+
+
+def masks_set(arrays: Iterable[Array], undo: Undo) -> None:
+    """Have the new masks of arrays known, instead of those that holders now gone had set."""
+    places = set(map(_place, arrays))
+    undo.on_failure(masks_changed)
+    masks_changed()
+    for weights in list(_observers):
+        weights._masks_set(places, undo)
 
 
 def structure_changed(arrays: Iterable[Array]) -> None:
@@ -68,6 +86,10 @@ class Weights:
         self._since = _now
         self._version: object = None
         self._masks: list[Array | None] = []
+        # Of each array, the masks and who holds them. A mask stays when its holder is gone,
+        # until another one sets a mask of that array.
+        self._known: list[list[_Known]] = [[] for _ in arrays]
+        _observers.add(self)
 
     def require_unchanged(self) -> None:
         """Raise a ValueError if an array was replaced or rearranged since construction."""
@@ -80,17 +102,38 @@ class Weights:
                 )
 
     def masks(self) -> list[Array | None]:
-        """Return the active masks, which combine those of all optimizers and pruners."""
+        """Return the active masks, which combine those of all optimizers and pruners.
+
+        The last mask of an optimizer or a pruner that does not exist any more stays active.
+        """
         if self._version is not _version:
             version = _version
-            held: dict[tuple[Any, ...], Array] = {}
+            held: dict[_Place, list[_Known]] = {}
             for holder in list(_holders):
                 for array, mask in holder._held_masks():
-                    key = _place(array)
-                    held[key] = held[key] & mask if key in held else mask
-            self._masks = [held.get(_place(array)) for array in self.arrays]
+                    held.setdefault(_place(array), []).append((weakref.ref(holder), mask))
+            self._known = [
+                held.get(_place(array), []) + [one for one in known if _is_orphan(one)]
+                for array, known in zip(self.arrays, self._known, strict=True)
+            ]
+            self._masks = [
+                functools.reduce(np.logical_and, [mask for _, mask in known]) if known else None
+                for known in self._known
+            ]
             self._version = version
         return self._masks
+
+    def _masks_set(self, places: set[_Place], undo: Undo) -> None:
+        own = [_place(array) for array in self.arrays]
+        if places.isdisjoint(own):
+            return
+        undo.on_failure(functools.partial(setattr, self, "_known", self._known))
+        self._known = [
+            [one for one in known if not _is_orphan(one)] if place in places else known
+            for place, known in zip(own, self._known, strict=True)
+        ]
+        # Now, since the holder may be gone before the next use.
+        self.masks()
 
     def apply_masks(self, arrays: list[Array]) -> None:
         """Set masked elements of arrays with the weights' shapes to 0."""
@@ -104,9 +147,15 @@ class Weights:
             array[...] = value
         self.apply_masks(self.arrays)
 
+    def __getstate__(self) -> dict[str, Any]:
+        masks = self.masks()
+        known = [[] if mask is None else [(None, mask)] for mask in masks]
+        return {**self.__dict__, "_known": known, "_version": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy starts from the current weights and looks up masks again.
-        self.__dict__.update(state, _since=_now, _version=None)
+        # A copy starts from the current weights, and from the masks that were known.
+        self.__dict__.update(state, _since=_now)
+        _observers.add(self)
 
 
 def unpacked(bits: Array, shape: tuple[int, ...]) -> Array:
@@ -115,5 +164,10 @@ def unpacked(bits: Array, shape: tuple[int, ...]) -> Array:
     return np.unpackbits(bits, count=size, bitorder="little").reshape(shape).astype(np.bool_)
 
 
-def _place(array: Array) -> tuple[Any, ...]:
+def _is_orphan(known: _Known) -> bool:
+    """Whether a mask's holder does not exist any more, or was not copied."""
+    return known[0] is None or known[0]() is None
+
+
+def _place(array: Array) -> _Place:
     return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype

@@ -23,7 +23,7 @@ from compressrs._arrays import (
 )
 from compressrs._state import Stateful, Take, Undo, all_or_nothing
 from compressrs.optim import storage as files
-from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, State
+from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, ParamGroups, State
 from compressrs.optim._guard import Guarded
 from compressrs.optim._loading import plan
 from compressrs.optim._moments import (
@@ -33,7 +33,13 @@ from compressrs.optim._moments import (
     narrowed,
     widened,
 )
-from compressrs.optim._weights import holds_masks, masks_changed, structure_changed, unpacked
+from compressrs.optim._weights import (
+    holds_masks,
+    masks_changed,
+    masks_set,
+    structure_changed,
+    unpacked,
+)
 from compressrs.sparse import CSRMatrix
 
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -91,7 +97,9 @@ class Optimizer(Guarded, Stateful):
     param_groups : list of dict
         Each has ``"params"``, a list of arrays, and the hyperparameters, which may be
         changed between steps: ``opt.param_groups[0]["lr"] = 1e-4``. A group whose
-        ``"frozen"`` is True is not updated, nor is its state.
+        ``"frozen"`` is True is not updated, nor is its state. Assigning to an entry of
+        ``"params"`` copies into the array that is trained; groups and arrays can be added
+        by `add_param_group` only.
     state : dict of dict of array
         By index of the parameter: ``"step"``, the number of steps taken, and the
         rule's buffers, named as in PyTorch. The arrays may be written to.
@@ -125,7 +133,7 @@ class Optimizer(Guarded, Stateful):
         self.defaults = defaults = {**defaults, **_STORAGE, **(storage or {})}
         self._scalar_names = _core.rule_scalars(self._rule, defaults)
         self._known = frozenset(defaults) | frozenset(self._fixed) | OF_GROUPS
-        self.param_groups: list[ParamGroup] = []
+        self._groups = ParamGroups()
         self._state: dict[int, dict[str, Array]] = {}
         self._paths: list[str] = []
         self._masks: list[Array | None] = []
@@ -146,6 +154,11 @@ class Optimizer(Guarded, Stateful):
             raise ValueError("params must hold at least one array, got none")
         self._prepare()
         holds_masks(self)
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The groups; values of theirs may be assigned to, groups only added."""
+        return self._groups
 
     @property
     def state(self) -> dict[int, dict[str, Array]]:
@@ -213,7 +226,7 @@ class Optimizer(Guarded, Stateful):
                     flat = flatten_like(structure, grads, "grads")
                 return self._stepper.step(
                     flat,
-                    self.param_groups,
+                    self._groups,
                     max_grad_norm,
                     grad_scale,
                     nonfinite,
@@ -256,7 +269,6 @@ class Optimizer(Guarded, Stateful):
         for group in self.param_groups:
             undo.on_failure(functools.partial(group.replace, dict(group)))
         undo.remember_attributes(self, without=("_doing",))
-        self.param_groups = list(self.param_groups)
         self._state = dict(self._state)
         self._masks, self._paths = list(self._masks), list(self._paths)
 
@@ -300,6 +312,7 @@ class Optimizer(Guarded, Stateful):
                 self._masks[i] = _packed(mask)
             self._prepare()
             self._apply_masks(masked, undo)
+            masks_set([arrays[i] for i in checked], undo)
 
     def _apply_masks(self, indices: Iterable[int], undo: Undo) -> None:
         """Set masked elements of these parameters, and their state, to 0."""
@@ -504,6 +517,8 @@ class Optimizer(Guarded, Stateful):
                 for name, i, value in copies:
                     undo.write(self._state[i][name], value)
                 self._apply_masks(range(len(arrays)), undo)
+                if masks is not None:
+                    masks_set(arrays, undo)
 
         return take
 
@@ -552,7 +567,7 @@ class Optimizer(Guarded, Stateful):
             self._state[len(self._paths)] = narrowed(wanted, {})
             self._paths.append(leaf_path)
             self._masks.append(None)
-        self.param_groups.append(group)
+        self._groups = ParamGroups([*self._groups, group])
 
     def _arrays(self) -> list[Array]:
         return [array for group in self.param_groups for array in group["params"]]
@@ -601,7 +616,7 @@ class Optimizer(Guarded, Stateful):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.param_groups = [ParamGroup(group, self._known) for group in self.param_groups]
+        self._groups = ParamGroups(ParamGroup(group, self._known) for group in self._groups)
         self._prepare()
         holds_masks(self)
 

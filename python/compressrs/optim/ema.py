@@ -17,6 +17,7 @@ from compressrs._arrays import (
     named_arrays,
     rebuild,
 )
+from compressrs._assignment import assignable
 from compressrs._checks import count, number
 from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._weights import Weights
@@ -91,8 +92,8 @@ class EMA(Stateful):
 
     @property
     def average(self) -> ArrayTree:
-        """The averages in the structure of the parameters."""
-        return rebuild(self._structure, iter(self._averages))
+        """The averages in the structure of the parameters; assigning to an entry copies."""
+        return assignable(rebuild(self._structure, iter(self._averages)), "average")
 
     def update(self) -> None:
         """Update the average with the current weights; call once after each step."""
@@ -155,7 +156,7 @@ class EMA(Stateful):
         """Average smaller arrays in the place of those that `find` has one for."""
         for i, weight in enumerate(self._weights):
             if (found := find(weight)) is not None:
-                self._weights[i] = found[1]
+                self._weights = self._weights.replaced({i: found[1]})
                 self._averages[i] = cut(found[0], self._averages[i])
         self._shared = Weights("EMA", self._names, self._weights)
 

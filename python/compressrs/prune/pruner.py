@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild, require_in_place
+from compressrs._arrays import (
+    Array,
+    ArrayTree,
+    named_arrays,
+    read_only,
+    rebuild,
+    require_in_place,
+)
+from compressrs._assignment import assignable
 from compressrs._checks import count, number
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim import Optimizer
-from compressrs.optim._weights import Weights, holds_masks, masks_changed
+from compressrs.optim._weights import Weights, holds_masks, masks_changed, masks_set
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
@@ -141,8 +149,8 @@ class Pruner(Stateful):
 
     @property
     def masks(self) -> ArrayTree:
-        """The masks in the structure of the weights, True where a weight is kept."""
-        return rebuild(self._structure, iter(self._masks))
+        """The masks in the structure of the weights, read-only, True where a weight is kept."""
+        return assignable(rebuild(self._structure, map(read_only, self._masks)), "masks")
 
     @property
     def sparsity(self) -> float:
@@ -289,6 +297,7 @@ class Pruner(Stateful):
         if self._optimizer is None:
             undo.remember(*self._weights)
             self._apply()
+            masks_set(self._weights, undo)
         else:
             masks = [None if mask.all() else mask for mask in self._masks]
             self._optimizer._set_masks(dict(zip(self._indices, masks, strict=True)), undo)
@@ -300,7 +309,8 @@ class Pruner(Stateful):
         numbers: dict[int, int] = {}
         for i, weight in enumerate(self._weights):
             if (found := find(weight)) is not None:
-                numbers[i], self._weights[i] = found
+                numbers[i], array = found
+                self._weights = self._weights.replaced({i: array})
                 self._masks[i] = cut(numbers[i], self._masks[i])
         self._shared = Weights(type(self).__name__, self._names, self._weights)
         masks_changed()

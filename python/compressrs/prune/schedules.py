@@ -233,10 +233,18 @@ class IterativeSchedule:
         self.final = number(final, "final", 0, below=1)
         self.begin = whole(begin, "begin", 0)
         self.frequency = whole(frequency, "frequency", 1)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds until the final sparsity is reached."""
         # Tolerates rounding errors in quotients that are mathematically whole.
         exact = math.log1p(-self.final) / math.log1p(-self.rate)
-        self.rounds = max(1, math.ceil(exact - 1e-9))
-        self.end = self.begin + (self.rounds - 1) * self.frequency
+        return max(1, math.ceil(exact - 1e-9))
+
+    @property
+    def end(self) -> int:
+        """Step of the last round."""
+        return self.begin + (self.rounds - 1) * self.frequency
 
     def __call__(self, step: int) -> float:
         """Return the sparsity at training step `step`, counted from 0."""
