@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,43 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def function(value: Any, name: str) -> Callable[..., Any]:
+    """Return `value` after checking that it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+    checked: Callable[..., Any] = value
+    return checked
+
+
+def converted(value: Any, name: str, dtype: Any = None) -> np.ndarray[Any, Any]:
+    """Return `value`, such as a list of numbers, as an array.
+
+    Raises
+    ------
+    TypeError
+        If it is not rectangular, or cannot be converted to `dtype`.
+    """
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}") from None
+
+
+def length(value: Any, name: str) -> int:
+    """Return the number of rows of an array or a sequence."""
+    try:
+        if not hasattr(value, "__getitem__") or isinstance(value, dict):
+            raise TypeError
+        return len(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an array or a sequence, got {value!r}") from None
+
+
+def file_path(value: Any, name: str = "path") -> Path:
+    """Return `value` as a path after checking its type."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a string or a path, got {type(value).__name__}") from None

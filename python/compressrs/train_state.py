@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, dtype_of, flatten, is_branch
-from compressrs._checks import whole
+from compressrs._checks import file_path, whole
 from compressrs._files import load_tensors, save_tensors
 from compressrs.optim import EMA, Optimizer
 
@@ -136,7 +136,7 @@ class TrainState:
             "parts": json.dumps(kinds),
             "state": json.dumps(structure),
         }
-        save_tensors(Path(path), arrays, metadata)
+        save_tensors(file_path(path), arrays, metadata)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over a run that `save` wrote, or the latest that `every` wrote for this path.
@@ -149,7 +149,7 @@ class TrainState:
             If it is damaged, of another version, or of a run with other parts; nothing is
             changed then.
         """
-        file = Path(path)
+        file = file_path(path)
         if not file.exists() and (found := _series(file)):
             file = found[-1][1]
         arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
@@ -197,7 +197,7 @@ class TrainState:
         self.step += 1
         if self.step % n:
             return None
-        base = Path(path)
+        base = file_path(path)
         file = base.with_name(f"{base.stem}-{self.step:08d}{base.suffix}")
         self.save(file)
         # A run that went back to an earlier step has later files, which are of another past.

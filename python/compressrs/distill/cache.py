@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, positive, whole
+from compressrs._checks import choice, file_path, length, positive, whole
 from compressrs._files import (
     map_tensors,
     parse_json,
@@ -83,7 +83,7 @@ class TeacherCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = file_path(path)
         plan = _read_index(self.path)
         try:
             self._rows, self._classes, self._shard_rows = (
@@ -160,12 +160,12 @@ class TeacherCache:
             If safetensors, or rich for progress, is not installed.
         """
         require_safetensors()
-        folder = Path(path)
+        folder = file_path(path)
         choice(dtype, "dtype", _LOGITS)
         batch_size = whole(batch_size, "batch_size", 1)
         shard_rows = whole(shard_rows, "shard_rows", 1)
         temperature = positive(temperature, "temperature")
-        rows = len(x)
+        rows = length(x, "x")
         if rows == 0:
             raise ValueError("x must have at least one row, got none")
         ask = _Teacher(teacher, x, None if k is None else whole(k, "k", 1), temperature, dtype)

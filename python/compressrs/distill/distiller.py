@@ -9,14 +9,13 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, flatten
-from compressrs._checks import number, positive, share, whole
+from compressrs._checks import converted, file_path, length, number, positive, share, whole
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
 from compressrs.distill.cache import TeacherCache
@@ -264,12 +263,12 @@ class Distiller:
         parameters, the optimizer's state, the schedule. Another call goes on from there
         with the same result as if nothing had happened.
         """
-        n = len(x)
+        n = length(x, "x")
         if n == 0:
             raise ValueError("x must have at least one row, got none")
         epochs, hard_epochs = whole(epochs, "epochs", 0), whole(hard_epochs, "hard_epochs", 0)
         if y is not None:
-            y = np.asarray(y)
+            y = converted(y, "y")
             if y.dtype.kind not in "iu":
                 raise TypeError(f"y must hold integers, got {y.dtype}")
             if y.shape != (n,):
@@ -277,18 +276,20 @@ class Distiller:
         elif hard_epochs:
             raise ValueError("y must be given to train on labels, got None")
         if sample_weight is not None:
-            sample_weight = np.asarray(sample_weight, np.float64)
+            sample_weight = converted(sample_weight, "sample_weight", np.float64)
             if sample_weight.shape != (n,) or not (sample_weight >= 0).all():
                 raise ValueError(f"sample_weight must hold {n} numbers of at least 0")
         for i, member in enumerate(self._members):
             if not callable(member) and len(member) != n:
                 name = f"teacher[{i}]" if self._ensemble else "teacher"
                 raise ValueError(f"{name} must have the {n} rows of x, got {len(member)}")
+        if validation is not None:
+            validation = _validation(validation)
         if patience is not None:
             patience = whole(patience, "patience", 1)
             if validation is None:
                 raise ValueError("patience needs validation rows, got None")
-        path = None if checkpoint is None else Path(checkpoint)
+        path = None if checkpoint is None else file_path(checkpoint, "checkpoint")
         if path is not None:
             require_safetensors()
         if path is not None and not self.history and path.exists():
@@ -336,7 +337,7 @@ class Distiller:
             "state": state,
         }
         metadata = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
-        save_tensors(Path(path), arrays, metadata)
+        save_tensors(file_path(path), arrays, metadata)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over what `save` wrote, into the arrays of the optimizer's parameters.
@@ -349,7 +350,7 @@ class Distiller:
             If it is damaged, of another student or optimizer, or of another seed or batch
             size; nothing is changed then.
         """
-        file = Path(path)
+        file = file_path(path)
         arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
         try:
             progress = parse_json(metadata["progress"])
@@ -489,7 +490,7 @@ class Distiller:
         accuracy = None
         if validation is not None:
             self._set_mode(False)
-            hits = self._forward(validation[0]).argmax(axis=1) == np.asarray(validation[1])
+            hits = self._forward(validation[0]).argmax(axis=1) == validation[1]
             accuracy = float(np.mean(hits))
             self._set_mode(True)
         self.history.append(Epoch(phase, mean, accuracy))
@@ -575,3 +576,23 @@ def _mixed(
     # It says so where labels are missing.
     hard, of_hard = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
     return alpha * soft + (1 - alpha) * hard, alpha * gradient + (1 - alpha) * of_hard
+
+
+def _validation(given: Any) -> tuple[Any, Array]:
+    """Return the rows for validation and their labels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not a pair, or of different lengths.
+    """
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f"validation must be a pair (x, y), got {type(given).__name__}")
+    x, y = given
+    rows, labels = length(x, "validation[0]"), converted(y, "validation[1]")
+    if isinstance(x, (str, bytes)) or labels.shape != (rows,) or rows == 0:
+        raise ValueError(
+            f"validation must hold rows and one label for each, got {rows} rows and labels of "
+            f"shape {labels.shape}"
+        )
+    return x, labels

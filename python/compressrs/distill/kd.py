@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, gradient_like
-from compressrs._checks import choice, number, share, whole
+from compressrs._checks import choice, converted, flag, number, share, whole
 from compressrs._warnings import warn
 from compressrs.distill.probabilities import temperatures
 from compressrs.distill.teachers import TopK, as_teacher, name_rows
@@ -189,7 +189,7 @@ def kd_loss(
     """
     choice(divergence, "divergence", _DIVERGENCES)
     choice(teacher_kind, "teacher_kind", ("logits", "probabilities"))
-    standardize = bool(standardize)
+    standardize = flag(standardize, "standardize")
     if isinstance(teacher, TopK) and divergence != "forward_kl":
         raise ValueError(f"divergence must be 'forward_kl' for TopK, got {divergence!r}")
     if standardize and (teacher_kind != "logits" or not hasattr(teacher, "dtype")):
@@ -206,7 +206,7 @@ def kd_loss(
         label_smoothing=number(label_smoothing, "label_smoothing", 0, below=1),
         class_weight=class_weight,
         sample_weight=sample_weight,
-        ignore_index=whole(ignore_index, "ignore_index", -(2**63)),
+        ignore_index=_ignored(ignore_index),
         reduction=reduction,
         out=out,
     )
@@ -361,8 +361,15 @@ def _rows(z: Array) -> Array:
     return z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
 
+def _ignored(given: int) -> int:
+    index = whole(given, "ignore_index", -(2**63))
+    if index >= 2**63:
+        raise ValueError(f"ignore_index must be below 2**63, got {index}")
+    return index
+
+
 def _labels(given: Any, batch: tuple[int, ...]) -> Array:
-    labels: Array = np.asarray(given)
+    labels = converted(given, "labels")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != batch:
@@ -374,7 +381,7 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
 
 
 def _weights(given: Any, name: str, shape: tuple[int, ...]) -> Array:
-    weights: Array = np.asarray(given)
+    weights = converted(given, name)
     if weights.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, got {weights.dtype}")
     if weights.shape != shape:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from compressrs._checks import whole
+from compressrs._checks import file_path, whole
 from compressrs.distill.distiller import Distiller
 from compressrs.nn import Linear, ReLU, Sequential
 from compressrs.nn.export import export
@@ -146,7 +145,7 @@ class Distilled(BaseEstimator):  # type: ignore[misc]
 
     def _export(self, path: Any, after: str | None, show: bool) -> str:
         check_is_fitted(self, "student_")
-        code = export(self.student_, Path(path), (self.mean_, self.scale_), after)
+        code = export(self.student_, file_path(path), (self.mean_, self.scale_), after)
         if show:
             print(code)
         return code

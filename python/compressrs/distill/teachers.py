@@ -177,6 +177,10 @@ def indices_of(rows: slice | Array, count: int) -> npt.NDArray[np.intp]:
         indices: npt.NDArray[np.intp] = np.arange(count)[rows]
     except IndexError as error:
         raise IndexError(f"rows must select some of {count} rows: {error}") from None
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"rows must be a slice or an array of indices, got {type(rows).__name__}"
+        ) from None
     if indices.ndim != 1:
         raise TypeError("rows must be a slice or a one-dimensional array of indices")
     return indices

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import floating, generator, whole
+from compressrs._checks import converted, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -75,13 +75,13 @@ class MultiHeadAttention(Layer):
         self.heads = whole(heads, "heads", 1)
         if self.features % self.heads:
             raise ValueError(f"heads must divide the {features} features, got {heads}")
-        self.causal = bool(causal)
+        self.causal = flag(causal, "causal")
         dtype, draw = floating(dtype, "dtype"), generator(rng)
         glorot, plain = (6 / (4 * features)) ** 0.5, features**-0.5
         weight = uniform(draw, glorot, (3 * features, features), dtype)
         out = uniform(draw, plain, (features, features), dtype)
         params = {"in_proj_weight": weight, "out_proj.weight": out}
-        if bias:
+        if flag(bias, "bias"):
             params["in_proj_bias"] = np.zeros(3 * features, dtype)
             params["out_proj.bias"] = np.zeros(features, dtype)
         self._use(params)
@@ -108,7 +108,7 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"x must have shape (batch, length, {self.features}), got {x.shape}")
         batch, length, features = x.shape
         if lengths is not None:
-            lengths = np.asarray(lengths)
+            lengths = converted(lengths, "lengths")
             if lengths.dtype.kind not in "iu":
                 raise TypeError(f"lengths must hold integers, got {lengths.dtype}")
             lengths = lengths.astype(np.int64)
@@ -213,8 +213,9 @@ class Embedding(Layer):
         super().__init__()
         shape = whole(num_embeddings, "num_embeddings", 1), whole(features, "features", 1)
         dtype = floating(dtype, "dtype")
+        draw = generator(rng)
         try:
-            weight = generator(rng).standard_normal(shape).astype(dtype)
+            weight = draw.standard_normal(shape).astype(dtype)
         except ValueError:
             raise MemoryError(f"a table of shape {shape} is more than memory can hold") from None
         self._add(weight=weight)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import floating, generator, whole
+from compressrs._checks import flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -94,8 +94,9 @@ class Conv2d(Layer):
         shape = (out_channels, in_channels // self.groups, *kernel)
         bound = float(np.prod(shape[1:])) ** -0.5
         weight = uniform(draw, bound, shape, dtype)
+        has_bias = flag(bias, "bias")
         self._add(
-            weight=weight, bias=uniform(draw, bound, (out_channels,), dtype) if bias else None
+            weight=weight, bias=uniform(draw, bound, (out_channels,), dtype) if has_bias else None
         )
 
     @classmethod

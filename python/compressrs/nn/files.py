@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array
+from compressrs._checks import file_path
 from compressrs._files import load_tensors, save_tensors
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
 from compressrs.nn.attention import Embedding, MultiHeadAttention
@@ -92,7 +93,7 @@ def load(path: str | os.PathLike[str]) -> Layer:
     >>> [type(layer).__name__ for layer in cr.nn.load(path)]
     ['Linear', 'ReLU']
     """
-    file = Path(path)
+    file = file_path(path)
     description, arrays = _read(file)
     try:
         model = _make(description, arrays, "")

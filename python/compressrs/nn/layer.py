@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
-from compressrs._checks import generator
+from compressrs._checks import file_path, generator, sequence, whole
 
 if TYPE_CHECKING:
     from compressrs.nn.summary import Summary
@@ -212,7 +211,7 @@ class Layer:
         """
         from compressrs.nn import files
 
-        files.save(Path(path), self)
+        files.save(file_path(path), self)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the values of a file that `save` wrote; see also `compressrs.nn.load`.
@@ -227,7 +226,7 @@ class Layer:
         """
         from compressrs.nn import files
 
-        files.load_into(Path(path), self)
+        files.load_into(file_path(path), self)
 
     def export(
         self,
@@ -260,7 +259,7 @@ class Layer:
         """
         from compressrs.nn.export import export
 
-        code = export(self, Path(path), standardize)
+        code = export(self, file_path(path), standardize)
         if show:
             print(code)
         return code
@@ -283,7 +282,7 @@ class Layer:
         """
         from compressrs.nn.summary import summarize
 
-        return summarize(self, None if input_shape is None else tuple(input_shape))
+        return summarize(self, None if input_shape is None else _shape(input_shape))
 
     def _keep(self, *saved: Any) -> None:
         """Keep what `backward` needs, in training."""
@@ -354,6 +353,12 @@ class Parameter:
         layer._assign(self._name, value)
 
 
+def _shape(given: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input after checking its lengths."""
+    lengths = enumerate(sequence(given, "input_shape"))
+    return tuple(whole(n, f"input_shape[{i}]", 0) for i, n in lengths)
+
+
 def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Array:
     """Return `x` as an array of a dtype, or of any that layers compute in.
 
@@ -396,11 +401,26 @@ def uniform(rng: RandomState, bound: float, shape: tuple[int, ...], dtype: np.dt
     MemoryError
         If there are more than any memory holds.
     """
+    draw = generator(rng)
     try:
-        return generator(rng).uniform(-bound, bound, shape).astype(dtype)
+        return draw.uniform(-bound, bound, shape).astype(dtype)
     except ValueError:
         # What NumPy says of sizes that no address reaches.
         raise MemoryError(f"an array of shape {shape} is more than memory can hold") from None
+
+
+def constant(value: float, size: int, dtype: np.dtype[Any]) -> Array:
+    """Return an array of `size` equal values.
+
+    Raises
+    ------
+    MemoryError
+        If there are more than any memory holds.
+    """
+    try:
+        return np.full(size, value, dtype)
+    except (OverflowError, ValueError):
+        raise MemoryError(f"an array of {size} elements is more than memory can hold") from None
 
 
 def check_parameter(

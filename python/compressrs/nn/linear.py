@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, read_only
-from compressrs._checks import floating, generator, whole
+from compressrs._checks import flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -131,8 +131,9 @@ class Linear(Affine):
         dtype = floating(dtype, "dtype")
         draw, bound = generator(rng), in_features**-0.5
         weight = uniform(draw, bound, (out_features, in_features), dtype)
+        has_bias = flag(bias, "bias")
         self._add(
-            weight=weight, bias=uniform(draw, bound, (out_features,), dtype) if bias else None
+            weight=weight, bias=uniform(draw, bound, (out_features,), dtype) if has_bias else None
         )
 
     @classmethod

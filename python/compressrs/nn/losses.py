@@ -44,6 +44,11 @@ def cross_entropy(logits: Array, labels: Array, **options: Any) -> tuple[float, 
     >>> round(loss, 4), grad
     (0.6931, array([[-0.5,  0.5]]))
     """
+    logits = as_array(logits, "logits")
+    if logits.dtype.kind != "f" and logits.dtype.name != "bfloat16":
+        raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
+    if logits.ndim < 2:
+        raise ValueError(f"logits must have shape (n, classes), got {logits.shape}")
     loss, grad = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
     return loss, grad
 

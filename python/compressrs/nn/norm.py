@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import floating, positive, share, whole
+from compressrs._checks import flag, floating, positive, share, whole
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
-from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input
+from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input, constant
 from compressrs.nn.linear import Linear
 
 
@@ -59,7 +59,8 @@ class LayerNorm(Layer):
         super().__init__()
         self.eps = positive(eps, "eps")
         features, dtype = whole(features, "features", 1), floating(dtype, "dtype")
-        self._add(weight=np.ones(features, dtype), bias=np.zeros(features, dtype) if bias else None)
+        weight, zeros = constant(1, features, dtype), constant(0, features, dtype)
+        self._add(weight=weight, bias=zeros if flag(bias, "bias") else None)
 
     @property
     def takes(self) -> tuple[str, int]:
@@ -156,9 +157,9 @@ class BatchNorm(Layer):
         super().__init__()
         self.eps, self.momentum = positive(eps, "eps"), share(momentum, "momentum")
         channels, dtype = whole(channels, "channels", 1), floating(dtype, "dtype")
-        self._add(weight=np.ones(channels, dtype), bias=np.zeros(channels, dtype))
-        self.buffers["running_mean"] = np.zeros(channels, dtype)
-        self.buffers["running_var"] = np.ones(channels, dtype)
+        self._add(weight=constant(1, channels, dtype), bias=constant(0, channels, dtype))
+        self.buffers["running_mean"] = constant(0, channels, dtype)
+        self.buffers["running_var"] = constant(1, channels, dtype)
         self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
 
     @property

@@ -83,7 +83,9 @@ class GradientAccumulator:
             leaves = [leaf for _, leaf in flatten(grads)]
             arrays = self._arrays(leaves, paths)
             if any(a is None for a in arrays):
-                raise ValueError("the first gradients must all be arrays, which define the shapes")
+                raise ValueError(
+                    "grads must all be arrays in the first call, which defines the shapes, got None"
+                )
             sums = [np.zeros(a.shape, compute_dtype(a.dtype)) for a in arrays if a is not None]
             structure = rebuild(grads, iter([None] * len(leaves)))
         else:

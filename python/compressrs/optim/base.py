@@ -7,7 +7,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -21,6 +20,7 @@ from compressrs._arrays import (
     flatten_like,
     same_memory,
 )
+from compressrs._checks import converted, file_path
 from compressrs._state import Stateful, Take, Undo, all_or_nothing
 from compressrs.optim import storage as files
 from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, ParamGroups, State
@@ -213,6 +213,10 @@ class Optimizer(Guarded, Stateful):
             parameter or its state, or a hyperparameter is out of range. After any
             exception all parameters and states are unchanged.
         """
+        if not isinstance(nonfinite, str):
+            raise TypeError(
+                f"nonfinite must be 'raise', 'skip' or 'ignore', got {type(nonfinite).__name__}"
+            )
         with self._lock:
             self._require_idle("step")
             try:
@@ -247,6 +251,8 @@ class Optimizer(Guarded, Stateful):
         TypeError, ValueError
             As for the constructor; nothing is added in that case.
         """
+        if not isinstance(group, Mapping):
+            raise TypeError(f"group must be a dict, got {type(group).__name__}")
         with self._changing("add_param_group"), self._transaction():
             self._paths = [p if self._grouped else f"[0]{p}" for p in self._paths]
             if "params" in group:
@@ -537,7 +543,7 @@ class Optimizer(Guarded, Stateful):
             If a group holds a value that JSON cannot represent.
         """
         with self._reading("save"):
-            files.save(Path(path), type(self).__name__, self.state_dict())
+            files.save(file_path(path), type(self).__name__, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load state, hyperparameters and masks from a file that `save` wrote.
@@ -550,7 +556,7 @@ class Optimizer(Guarded, Stateful):
             If it is corrupt, of another format, rule or version, or does not match the
             parameters; nothing is changed in that case.
         """
-        self.load_state_dict(files.load(Path(path), type(self).__name__))
+        self.load_state_dict(files.load(file_path(path), type(self).__name__))
 
     def _append_group(self, path: str, group: Mapping[str, Any]) -> None:
         if "params" not in group:
@@ -655,7 +661,7 @@ def _skeleton(tree: ArrayTree) -> ArrayTree:
 
 
 def _as_mask(mask: object, path: str, shape: tuple[int, ...]) -> Array:
-    array = mask.pattern() if isinstance(mask, CSRMatrix) else np.asarray(mask)
+    array = mask.pattern() if isinstance(mask, CSRMatrix) else converted(mask, f"masks{path}")
     if array.dtype != np.bool_:
         raise TypeError(f"masks{path} must be boolean, got {array.dtype}")
     if array.shape != shape:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, flatten
-from compressrs._checks import number
+from compressrs._checks import flag, number
 from compressrs._core import NonFiniteGradientError
 
 
@@ -58,15 +60,18 @@ def clip_grad_norm_(
     >>> [a.round(3).tolist() for a in g]
     [[0.6], [0.8]]
     """
+    must_be_finite = flag(error_if_nonfinite, "error_if_nonfinite")
     names, arrays = _gradients(grads)
-    max_norm = float("inf") if max_norm == float("inf") else number(max_norm, "max_norm", 0)
-    order = float("inf") if norm_type == float("inf") else number(norm_type, "norm_type")
-    if order <= 0:
+    limit = number(max_norm, "max_norm", finite=False)
+    if limit != math.inf:
+        limit = number(max_norm, "max_norm", 0)
+    order = number(norm_type, "norm_type", finite=False)
+    if not order > 0:
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
     # Changes nothing; rejects arrays that cannot be changed in place.
     _core.clamp(arrays, names, float("inf"))
-    norm, factor = _core.norm(arrays, names, order, max_norm)
-    if error_if_nonfinite and not 0 <= norm < float("inf"):
+    norm, factor = _core.norm(arrays, names, order, limit)
+    if must_be_finite and not 0 <= norm < float("inf"):
         raise NonFiniteGradientError(
             f"the norm of the gradients is {norm}; nothing was changed "
             "(error_if_nonfinite=False scales them regardless)"

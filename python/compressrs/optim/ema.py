@@ -18,7 +18,7 @@ from compressrs._arrays import (
     rebuild,
 )
 from compressrs._assignment import assignable
-from compressrs._checks import count, number
+from compressrs._checks import count, flag, number
 from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._weights import Weights
 
@@ -78,17 +78,17 @@ class EMA(Stateful):
 
     def __init__(self, params: ArrayTree, decay: float = 0.999, *, warmup: bool = False) -> None:
         self.decay = number(decay, "decay", 0, below=1)
-        self.warmup = warmup
+        self.warmup = flag(warmup, "warmup")
         self.step_count = 0
         if isinstance(params, Iterator):
             params = list(params)
         self._names, self._weights = named_arrays(params, "params")
         self._shared = Weights("EMA", self._names, self._weights)
+        # Changes nothing; rejects arrays that cannot be changed in place.
+        _core.clamp(self._weights, self._names, np.inf)
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._average_names = [f"the average of {name}" for name in self._names]
         self._structure = rebuild(params, iter([None] * len(self._weights)))
-        # Changes nothing; rejects arrays that cannot be changed in place.
-        _core.clamp(self._weights, self._names, np.inf)
 
     @property
     def average(self) -> ArrayTree:

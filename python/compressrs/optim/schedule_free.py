@@ -9,7 +9,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild, same_memory
-from compressrs._checks import number
+from compressrs._checks import function, number
 from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import Weights
@@ -79,6 +79,7 @@ class ScheduleFree(Guarded, Stateful):
     ) -> None:
         self.momentum = number(momentum, "momentum", 0, below=1)
         self.weight_lr_power = number(weight_lr_power, "weight_lr_power", 0)
+        function(make, "make")
         super().__init__()
         self._names, self._weights = named_arrays(params, "params")
         self._shared = Weights("ScheduleFree", self._names, self._weights)

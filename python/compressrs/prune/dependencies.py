@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array
+from compressrs._checks import flag, number
 from compressrs.nn import (
     GELU,
     AvgPool,
@@ -77,8 +78,18 @@ class Group:
             The model that the group is of.
         norm : float, default 2
             1 or 2.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `model` is not one with the layers of the group, or `norm` another number.
         """
+        if not isinstance(model, Sequential):
+            raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
+        norm = one_or_two(norm)
         layers = dict(model.named_layers())
+        if missing := [name for name in self.makers if name not in layers]:
+            raise ValueError(f"model must have the layers {list(self.makers)}, lacks {missing}")
         total, count = np.zeros(self.size), 0
         for name in self.makers:
             weight = layers[name].params["weight"]
@@ -193,6 +204,14 @@ class Walk:
         return space
 
 
+def one_or_two(norm: float) -> float:
+    """Return the order of a norm after checking that it is 1 or 2."""
+    order = number(norm, "norm")
+    if order not in (1, 2):
+        raise ValueError(f"norm must be 1 or 2, got {norm!r}")
+    return order
+
+
 def group_of(space: Space) -> Group:
     """Return a space whose units can be removed as a group."""
     assert space.size is not None
@@ -242,6 +261,7 @@ def groups(model: Sequential, *, outputs: bool = False) -> list[Group]:
     """
     if not isinstance(model, Sequential):
         raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
+    outputs = flag(outputs, "outputs")
     return [group for group in Walk(model).groups() if outputs or not group.is_output]
 
 

@@ -13,7 +13,7 @@ from compressrs._checks import choice, number, whole
 from compressrs._state import Undo, all_or_nothing
 from compressrs.nn import Sequential
 from compressrs.optim import EMA, Optimizer
-from compressrs.prune.dependencies import array_of, groups
+from compressrs.prune.dependencies import array_of, groups, one_or_two
 from compressrs.prune.optimizers import index_in
 from compressrs.prune.schedules import Schedule
 from compressrs.prune.selection import Mask
@@ -84,8 +84,7 @@ class GroupPruner:
     ) -> None:
         if not callable(schedule):
             raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
-        if norm not in (1, 2):
-            raise ValueError(f"norm must be 1 or 2, got {norm!r}")
+        norm = one_or_two(norm)
         self.groups = groups(model)
         if not self.groups:
             raise ValueError("model must have units that can be removed, got none; see groups()")

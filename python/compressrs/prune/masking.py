@@ -8,7 +8,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
-from compressrs._checks import number
+from compressrs._checks import flag, number
 from compressrs.prune.granularity import (
     NM,
     Blocks,
@@ -122,7 +122,7 @@ def magnitude_mask(
         return _one(w, sparsity, Granularity(), allow_empty)
     mask = np.empty(w.shape, np.bool_)
     _core.mask_below(w, number(threshold, "threshold", 0), mask)
-    if not allow_empty:
+    if not flag(allow_empty, "allow_empty"):
         keep_one(mask, w, "w", by_value=False)
     return mask
 
@@ -318,11 +318,18 @@ def masks(
     """
     names, arrays = named_arrays(scores, "scores")
     selection = Selection(
-        arrays, names, sparsity, check_scope(scope), by_value=True, allow_empty=allow_empty
+        arrays,
+        names,
+        sparsity,
+        check_scope(scope),
+        by_value=True,
+        allow_empty=flag(allow_empty, "allow_empty"),
     )
     return rebuild(scores, iter(as_granularity(granularity).select(selection)))
 
 
 def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:
     """Return the mask that removes the smallest magnitudes of one array."""
-    return granularity.select(Selection([w], ["w"], sparsity, allow_empty=allow_empty))[0]
+    return granularity.select(
+        Selection([w], ["w"], sparsity, allow_empty=flag(allow_empty, "allow_empty"))
+    )[0]

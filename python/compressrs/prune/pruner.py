@@ -19,7 +19,7 @@ from compressrs._arrays import (
     require_in_place,
 )
 from compressrs._assignment import assignable
-from compressrs._checks import count, number
+from compressrs._checks import count, flag, number
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights, holds_masks, masks_changed, masks_set
@@ -134,7 +134,7 @@ class Pruner(Stateful):
         self.score = as_score(score)
         self.scope = scope
         self.granularity = as_granularity(granularity)
-        self.allow_empty = allow_empty
+        self.allow_empty = flag(allow_empty, "allow_empty")
         self.step_count = 0
         self._target = 0.0
         holds_masks(self)

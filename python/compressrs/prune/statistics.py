@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
-from compressrs._checks import whole
+from compressrs._checks import flag, whole
 from compressrs.nn import Affine, Sequential
 
 
@@ -49,7 +49,7 @@ class InputStatistics:
 
     def __init__(self, features: int, *, gram: bool = False) -> None:
         self.features = whole(features, "features", 1)
-        shape = (self.features, self.features) if gram else (self.features,)
+        shape = (self.features, self.features) if flag(gram, "gram") else (self.features,)
         try:
             self._sums = np.zeros(shape)
         except ValueError:

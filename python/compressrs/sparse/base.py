@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, Shared, as_array
-from compressrs._checks import floating
+from compressrs._checks import flag, floating
 
 _M = TypeVar("_M", bound="SparseMatrix")
 
@@ -92,7 +92,7 @@ class Products:
             raise ValueError(f"X must have shape {need}, got {x.shape}")
         shape = (self.shape[0], *x.shape[1:])
         if out is None:
-            if accumulate:
+            if flag(accumulate, "accumulate"):
                 raise ValueError("accumulate=True needs out, the array to add to")
             # In X's memory order, so that the transpose of the result has that of X's transpose.
             turned = x.flags.f_contiguous and not x.flags.c_contiguous
@@ -104,7 +104,7 @@ class Products:
         if bias is not None:
             bias = as_array(bias, "bias")
         x2, out2 = (x, out) if x.ndim == 2 else (x[:, None], out[:, None])
-        self._multiply(x2, out2, (bool(accumulate), bias, bool(relu)))
+        self._multiply(x2, out2, (flag(accumulate, "accumulate"), bias, flag(relu, "relu")))
         return out
 
     def __matmul__(self, x: Array) -> npt.NDArray[Any]:
@@ -417,12 +417,12 @@ def sddmm(
         )
     u, v = as_array(u, "U"), as_array(v, "V")
     if out is None:
-        if accumulate:
+        if flag(accumulate, "accumulate"):
             raise ValueError("accumulate=True needs out, the array to add to")
         out = np.empty(pattern.data.shape, pattern.dtype)
     else:
         out = as_array(out, "out")
-    pattern._core.sddmm(u, v, pattern._flat(out), bool(accumulate))
+    pattern._core.sddmm(u, v, pattern._flat(out), flag(accumulate, "accumulate"))
     return out
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 
+from compressrs._checks import file_path
 from compressrs._files import write_atomically
 from compressrs.sparse.bsr import BSRMatrix
 from compressrs.sparse.csr import CSRMatrix
@@ -51,7 +51,7 @@ def save_npz(
     if not isinstance(matrix, (CSRMatrix, BSRMatrix)):
         got = type(matrix).__name__
         raise TypeError(f"matrix must be a CSRMatrix or BSRMatrix (see NMMatrix.to_csr), got {got}")
-    path = Path(file)
+    path = file_path(file, "file")
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
     data, indices, indptr = matrix._checked_parts()

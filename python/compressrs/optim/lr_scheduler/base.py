@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from compressrs._checks import number, numbers, whole
+from compressrs._checks import count, number, numbers, whole
 from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim.base import Optimizer
 
@@ -60,7 +60,7 @@ class LRScheduler(Stateful):
         groups = optimizer.param_groups
         initial = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self.base_lrs = initial if _base_lrs is None else _base_lrs
-        self.last_epoch: float = whole(last_epoch, "last_epoch", -1) + 1
+        self.last_epoch: float = count(whole(last_epoch, "last_epoch", -1) + 1, "last_epoch")
         #: What `base_lrs` are for a schedule that multiplies the groups' rates.
         self._starts = [float(group["lr"]) for group in groups] if last_epoch == -1 else initial
         self._last_lrs = [float(group["lr"]) for group in groups]

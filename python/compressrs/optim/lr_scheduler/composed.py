@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from compressrs._checks import whole
+from compressrs._checks import sequence, whole
 from compressrs._state import Undo
 from compressrs.optim.base import Optimizer
-from compressrs.optim.lr_scheduler.base import LRScheduler
+from compressrs.optim.lr_scheduler.base import LRScheduler, require_optimizer
 
 Whole = TypeVar("Whole", bound="Composed")
 
@@ -68,7 +68,7 @@ class SequentialLR(Composed):
         last_epoch: int = -1,
     ) -> None:
         self.schedulers = _schedulers(schedulers, optimizer)
-        self.milestones = [whole(m, "milestones", 0) for m in milestones]
+        self.milestones = [whole(m, "milestones", 0) for m in sequence(milestones, "milestones")]
         if len(self.milestones) != len(self.schedulers) - 1:
             raise ValueError(
                 f"milestones must be one less than the {len(self.schedulers)} schedulers, "
@@ -164,6 +164,8 @@ def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LR
         raise TypeError(
             f"schedulers must be a list of LRScheduler, got {type(schedulers).__name__}"
         ) from None
+    if optimizer is not None:
+        require_optimizer(optimizer)
     if not checked:
         raise ValueError("schedulers must hold at least one, got none")
     for i, scheduler in enumerate(checked):
@@ -172,6 +174,6 @@ def _schedulers(schedulers: Sequence[LRScheduler], optimizer: object) -> list[LR
             raise TypeError(
                 f"schedulers[{i}] must be an LRScheduler, got {type(scheduler).__name__}"
             )
-        if scheduler.optimizer is not (optimizer or checked[0].optimizer):
+        if scheduler.optimizer is not (checked[0].optimizer if optimizer is None else optimizer):
             raise ValueError(f"schedulers[{i}] must be of the same optimizer as the others")
     return checked

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from compressrs._checks import choice, number, whole
+from compressrs._checks import choice, flag, function, number, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import LRScheduler, cosine, one_each
 
@@ -66,9 +66,10 @@ class CyclicLR(LRScheduler):
         down = step_size_up if step_size_down is None else step_size_down
         self.step_size_down = whole(down, "step_size_down", 1)
         self.mode, self.gamma = mode, number(gamma, "gamma", 0)
-        self.scale_fn, self.scale_mode = scale_fn, scale_mode
-        self.cycle_momentum = cycle_momentum
-        _require_momentum(optimizer, cycle_momentum)
+        self.scale_fn = None if scale_fn is None else function(scale_fn, "scale_fn")
+        self.scale_mode = scale_mode
+        self.cycle_momentum = flag(cycle_momentum, "cycle_momentum")
+        _require_momentum(optimizer, self.cycle_momentum)
         self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
         self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
         super().__init__(optimizer, last_epoch, _base_lrs=low)
@@ -94,7 +95,8 @@ class CyclicLR(LRScheduler):
         else:
             height = (total - position) / self.step_size_down
         if self.scale_fn is not None:
-            return height * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else step)
+            at = cycle + 1 if self.scale_mode == "cycle" else step
+            return float(height * self.scale_fn(at))
         if self.mode == "triangular2":
             return math.ldexp(height, -int(cycle))
         return float(height * self.gamma**step) if self.mode == "exp_range" else height
@@ -167,15 +169,15 @@ class OneCycleLR(LRScheduler):
         )
         if div <= 0 or final_div <= 0:
             raise ValueError("div_factor and final_div_factor must be greater than 0")
-        self.cycle_momentum = cycle_momentum
-        _require_momentum(optimizer, cycle_momentum)
+        self.cycle_momentum = flag(cycle_momentum, "cycle_momentum")
+        _require_momentum(optimizer, self.cycle_momentum)
         self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
         self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
         self._final_div = final_div
         # Each phase: its last step, and the names of the endpoints of rate and momentum.
         up = ("first", "max"), ("high", "low")
         last = float(self.total_steps - 1)
-        if three_phase:
+        if flag(three_phase, "three_phase"):
             self._phases = [
                 (share * self.total_steps - 1, *up),
                 (2 * share * self.total_steps - 2, ("max", "first"), ("low", "high")),

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from compressrs._checks import number, numbers, share, whole
+from compressrs._checks import function, number, numbers, sequence, share, whole
 from compressrs.optim.base import Optimizer
 from compressrs.optim.lr_scheduler.base import FactorLR, LRScheduler, one_each
 
@@ -32,7 +32,8 @@ class LambdaLR(LRScheduler):
         lr_lambda: Callable[[float], float] | Sequence[Callable[[float], float]],
         last_epoch: int = -1,
     ) -> None:
-        self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
+        given = one_each(lr_lambda, "lr_lambda", optimizer)
+        self.lr_lambdas = [function(one, "lr_lambda") for one in given]
         super().__init__(optimizer, last_epoch)
 
     def rate(self, step: float, group: int) -> float:
@@ -59,7 +60,8 @@ class MultiplicativeLR(LRScheduler):
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
-        self.lr_lambdas = one_each(lr_lambda, "lr_lambda", optimizer)
+        given = one_each(lr_lambda, "lr_lambda", optimizer)
+        self.lr_lambdas = [function(one, "lr_lambda") for one in given]
         #: For each group, a step and the product of the factors up to it.
         self._products = [(0, 1.0) for _ in self.lr_lambdas]
         super().__init__(optimizer, last_epoch)
@@ -150,7 +152,9 @@ class MultiStepLR(FactorLR):
         gamma: float = 0.1,
         last_epoch: int = -1,
     ) -> None:
-        self.milestones = sorted(whole(m, "milestones", 0) for m in milestones)
+        self.milestones = sorted(
+            whole(m, "milestones", 0) for m in sequence(milestones, "milestones")
+        )
         self.gamma = number(gamma, "gamma", 0)
         super().__init__(optimizer, last_epoch)
 

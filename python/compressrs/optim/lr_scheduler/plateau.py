@@ -93,8 +93,13 @@ class ReduceLROnPlateau(Stateful):
         """Record the metric, and reduce the rate if it has stopped improving.
 
         NaN counts as no improvement.
+
+        Raises
+        ------
+        TypeError
+            If `metrics` is not a number.
         """
-        metric = float(metrics)
+        metric = number(metrics, "metrics", finite=False)
         groups = self.optimizer.param_groups
         if len(groups) > len(self.min_lrs):
             if self._each:
