@@ -17,7 +17,9 @@ from compressrs import _core
 
 #: Take no arrays.
 WITHOUT_ARRAYS = {
+    "conv2d_shape",
     "get_num_threads",
+    "pool_shape",
     "rule_scalars",
     "rules",
     "set_num_threads",
@@ -93,6 +95,8 @@ def _replaced(tree: Any, path: Path, arrays: dict[Path, np.ndarray]) -> Any:
 
 def cases(size: int) -> list[Case]:
     """Return the table, for matrices of 8 times `size` rows and columns."""
+    from tests.faults import nn_kernels
+
     families = (
         _distill,
         _around_the_step,
@@ -102,6 +106,7 @@ def cases(size: int) -> list[Case]:
         _codec,
         _quantized,
         _codes,
+        nn_kernels.cases,
     )
     return [case for family in families for case in family(size)]
 

@@ -1,0 +1,137 @@
+"""The kernels of layers, for the table of `kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from compressrs import _core
+from tests.faults.kernels import Case, _numbers
+
+
+def cases(size: int) -> Iterator[Case]:
+    n = 8 * size
+    x, dy, w = (_numbers(n, n, dtype=np.float32, seed=seed) for seed in range(3))
+    square, vector = np.empty((n, n), np.float32), np.ones(n, np.float32)
+    one = {"x": x, "out": square}
+    yield Case("linear", _core.linear, {**one, "weight": w, "bias": vector}, ("out",))
+    back = {"x": x, "dy": dy, "dx": square}
+    yield Case(
+        "linear_backward",
+        _core.linear_backward,
+        {**back, "weight": w, "dw": square.copy()},
+        ("dx", "dw"),
+    )
+    yield Case("activate", _core.activate, {**one, "of": "gelu"}, ("out",))
+    yield Case("activate_backward", _core.activate_backward, {**back, "of": "gelu"}, ("dx",))
+    yield Case(
+        "softmax_backward", _core.softmax_backward, {"y": x, "dy": dy, "dx": square}, ("dx",)
+    )
+    yield Case(
+        "layer_norm",
+        _core.layer_norm,
+        {
+            **one,
+            "weight": vector,
+            "bias": vector.copy(),
+            "eps": 1e-5,
+            "mean": np.empty(n, np.float32),
+            "scale": np.empty(n, np.float32),
+        },
+        ("out", "mean", "scale"),
+    )
+    norm = {
+        "mean": np.zeros(n, np.float32),
+        "scale": vector,
+        "weight": vector.copy(),
+        "dw": np.empty(n, np.float32),
+        "db": np.empty(n, np.float32),
+    }
+    written = ("dx", "dw", "db")
+    yield Case("layer_norm_backward", _core.layer_norm_backward, {**back, **norm}, written)
+    yield from _channels(n, norm)
+    yield from _windows(n)
+    yield Case(
+        "add_rows",
+        _core.add_rows,
+        {"ids": np.arange(n) % 3, "dy": dy, "out": np.zeros((n, n), np.float32)},
+        ("out",),
+    )
+    yield from _attention(n)
+
+
+def _channels(n: int, norm: dict[str, np.ndarray]) -> Iterator[Case]:
+    x, dy = (_numbers(2, n, 3, n, dtype=np.float32, seed=seed) for seed in range(2))
+    each = {"mean": np.empty(n, np.float32), "var": np.empty(n, np.float32)}
+    yield Case("channel_moments", _core.channel_moments, {"x": x, **each}, ("mean", "var"))
+    shift = {"scale": norm["scale"], "shift": norm["mean"]}
+    out = {"x": x, **shift, "out": np.empty_like(x)}
+    yield Case("scale_channels", _core.scale_channels, out, ("out",))
+    back = {"x": x, "dy": dy, "dx": np.empty_like(x), **norm}
+    yield Case("batch_norm_backward", _core.batch_norm_backward, back, ("dx", "dw", "db"))
+
+
+def _windows(n: int) -> Iterator[Case]:
+    x = _numbers(2, 4, n, n, dtype=np.float32)
+    weight = _numbers(4, 4, 3, 3, dtype=np.float32)
+    each = np.ones(4, np.float32)
+    two = {"stride": (1, 1), "padding": (1, 1)}
+    conv = {**two, "dilation": (1, 1), "groups": 1}
+    yield Case(
+        "conv2d",
+        _core.conv2d,
+        {"x": x, "weight": weight, "bias": each, **conv, "out": np.empty_like(x)},
+        ("out",),
+    )
+    gradients = {"dx": np.empty_like(x), "dw": np.empty_like(weight), "db": each.copy()}
+    yield Case(
+        "conv2d_backward",
+        _core.conv2d_backward,
+        {"x": x, "weight": weight, "dy": x.copy(), **conv, **gradients},
+        ("dx", "dw", "db"),
+    )
+    pool = {"kernel": (3, 3), **two}
+    for name in ("largest", "mean"):
+        places = np.empty(x.shape, np.uint32) if name == "largest" else None
+        yield Case(
+            f"pool[{name}]",
+            _core.pool,
+            {"x": x, **pool, "out": np.empty_like(x), "places": places},
+            ("out", "places"),
+        )
+        if places is not None:
+            _core.pool(x, (3, 3), (1, 1), (1, 1), np.empty_like(x), places)
+            places = places.copy()
+        yield Case(
+            f"pool_backward[{name}]",
+            _core.pool_backward,
+            {"dy": x.copy(), **pool, "places": places, "dx": np.empty_like(x)},
+            ("dx",),
+        )
+
+
+def _attention(n: int) -> Iterator[Case]:
+    length = min(n, 32)
+    q, k, v, dy = (_numbers(2, length, 8, dtype=np.float32, seed=seed) for seed in range(4))
+    inputs = {"q": q, "k": k, "v": v, "heads": 2}
+    probabilities = np.full((2, 2, length, length), 1 / length, np.float32)
+    yield Case(
+        "attend",
+        _core.attend,
+        {
+            **inputs,
+            "causal": False,
+            "lengths": np.array([length, 3]),
+            "probabilities": probabilities,
+            "out": np.empty_like(q),
+        },
+        ("probabilities", "out"),
+    )
+    gradients = {name: np.empty_like(q) for name in ("dq", "dk", "dv")}
+    yield Case(
+        "attend_backward",
+        _core.attend_backward,
+        {**inputs, "probabilities": probabilities, "dy": dy, **gradients},
+        ("dq", "dk", "dv"),
+    )
