@@ -61,7 +61,10 @@ def test_a_seed_is_called_rng() -> None:
     for name, function in functions().items():
         for parameter in inspect.signature(function).parameters:
             if parameter == "random_state":
-                assert name == "distill.DistilledClassifier.__init__"
+                assert name in (
+                    "distill.DistilledClassifier.__init__",
+                    "distill.DistilledRegressor.__init__",
+                )
             # For optimizers it is a hyperparameter, stored in groups and files.
             assert parameter not in ("seed", "generator"), name
 

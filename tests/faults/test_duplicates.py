@@ -87,5 +87,5 @@ def test_layers_whose_pattern_changes_are_given_once(kind: Any, how: str) -> Non
 
 def test_a_model_holds_a_layer_once() -> None:
     layer = nn.Linear(4, 4, rng=0)
-    with pytest.raises(ValueError, match=r"layers\[2\] must not be in the model twice"):
+    with pytest.raises(ValueError, match=r"layer 2 must not be in the model twice"):
         nn.Sequential(layer, nn.ReLU(), layer)

@@ -160,7 +160,7 @@ def test_dynamic_training_goes_on_from_a_state():
     train(half, opt, again, 5)
     np.testing.assert_array_equal(half.weight.to_dense(), whole.weight.to_dense())
     for bad in ({}, {"step_count": 1}, {"step_count": "x"}, {"step_count": 1, "rng": 3}):
-        with pytest.raises(ValueError, match="state_dict must"):
+        with pytest.raises(ValueError, match="state_dict"):
             again.load_state_dict(bad)
 
 
