@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, dtype_of, flatten, is_branch
-from compressrs._checks import file_path, whole
+from compressrs._checks import count, file_path, whole
 from compressrs._files import load_tensors, save_tensors
+from compressrs._state import Undo, checked_generator
 from compressrs.optim import EMA, Optimizer
 
 FORMAT = "compressrs.run"
@@ -90,7 +91,7 @@ class TrainState:
             If it has other parts, or one does not fit; nothing is changed then.
         """
         try:
-            step, states = whole(state_dict["step"], "step", 0), dict(state_dict["parts"])
+            step, states = count(state_dict["step"], "step"), dict(state_dict["parts"])
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
         if states.keys() != self.parts.keys():
@@ -107,7 +108,9 @@ class TrainState:
             for name in self._order():
                 if name in done:
                     _access(name, self.parts[name])[1](before[name])
-            if isinstance(error, (AttributeError, LookupError, TypeError, ValueError)):
+            if isinstance(
+                error, (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+            ):
                 raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
             raise
         self.step = step
@@ -238,7 +241,7 @@ def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], No
         source: Any = part.bit_generator
 
         def set_generator(state: Any) -> None:
-            source.state = state
+            checked_generator(part, state, name)(Undo())
 
         return (lambda: source.state), set_generator
     leaves = list(flatten(part)) if is_branch(part) else [("", part)]

@@ -212,6 +212,6 @@ def test_group_pruners_go_on_from_their_state():
             other_pruner.step()
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, other.state_dict()[name])
-    with pytest.raises(ValueError, match="made with"):
+    with pytest.raises(ValueError, match="made_with"):
         state = pruner.state_dict()
         other_pruner.load_state_dict({**state, "made_with": {**state["made_with"], "norm": 1}})

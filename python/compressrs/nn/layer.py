@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
 from compressrs._checks import file_path, generator, sequence, whole
-
-if TYPE_CHECKING:
-    from compressrs.nn.summary import Summary
+from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
 RandomState: TypeAlias = int | np.random.Generator | None
@@ -280,7 +278,7 @@ class Layer:
         >>> model.summary((3,)).parameters, model.summary((3,)).multiply_adds
         (16, 12)
         """
-        from compressrs.nn.summary import summarize
+        from compressrs.nn.summarizing import summarize
 
         return summarize(self, None if input_shape is None else _shape(input_shape))
 

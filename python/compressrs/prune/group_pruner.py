@@ -9,8 +9,8 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import choice, number, whole
-from compressrs._state import Undo, all_or_nothing
+from compressrs._checks import choice, count, number
+from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.nn import Sequential
 from compressrs.optim import EMA, Optimizer
 from compressrs.prune.dependencies import array_of, groups, one_or_two
@@ -20,7 +20,7 @@ from compressrs.prune.selection import Mask
 from compressrs.prune.shrinking import shrink
 
 
-class GroupPruner:
+class GroupPruner(Stateful):
     """Sets whole neurons and filters to 0 along a schedule, until `shrink` takes them away.
 
     Of a unit that is removed, weights, bias and normalization are 0, so that it puts out 0
@@ -147,32 +147,31 @@ class GroupPruner:
             "made_with": self._made_with(),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, and set removed units to 0.
-
-        Raises
-        ------
-        ValueError
-            If it is not of such a pruner of such a model; nothing is changed then.
-        """
+    def _checked(self, state_dict: Mapping[str, Any]) -> Take:
+        require_keys(state_dict, ("keep", "step_count", "target", "made_with"))
+        if repr(state_dict["made_with"]) != repr(self._made_with()):
+            raise ValueError(
+                f"state_dict['made_with'] must be {self._made_with()}, got "
+                f"{state_dict['made_with']}"
+            )
+        step_count = count(state_dict["step_count"], "state_dict['step_count']")
+        target = number(state_dict["target"], "state_dict['target']", 0, below=1)
+        wanted = {name: mask.shape for name, mask in self.keep.items()}
         try:
             keep = {name: np.array(mask) for name, mask in state_dict["keep"].items()}
-            step_count = whole(state_dict["step_count"], "step_count", 0)
-            target = number(state_dict["target"], "target", 0, below=1)
-            made_with = state_dict["made_with"]
-        except (AttributeError, TypeError, LookupError) as error:
-            raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
-        if made_with != self._made_with():
-            raise ValueError(f"state_dict must be made with {self._made_with()}, got {made_with}")
-        wanted = {name: mask.shape for name, mask in self.keep.items()}
+        except (AttributeError, TypeError, ValueError):
+            keep = {}
         if {name: mask.shape for name, mask in keep.items()} != wanted or any(
             mask.dtype != np.bool_ or not mask.any() for mask in keep.values()
         ):
             raise ValueError(f"state_dict['keep'] must hold boolean masks of shapes {wanted}")
-        with all_or_nothing() as undo:
+
+        def take(undo: Undo) -> None:
             undo.remember_attributes(self)
             self.keep, self.step_count, self._target = keep, step_count, target
             self._put(undo)
+
+        return take
 
     def _made_with(self) -> dict[str, Any]:
         return {"schedule": repr(self.schedule), "scope": self.scope, "norm": self.norm}
