@@ -144,8 +144,12 @@ pub trait WithVector<T: Float> {
 pub fn by_level<T: Float, W: WithVector<T>>(work: W) -> W::Output {
     match simd::level() {
         // 24 of 32 registers hold sums, of 16 registers 12.
-        Ok(Level::Avx512) => dispatch(At::<T, T::Avx512, W, 12, 4>(work, std::marker::PhantomData)),
-        Ok(Level::Avx2) => dispatch(At::<T, T::Avx2, W, 6, 2>(work, std::marker::PhantomData)),
+        Ok(Level::Avx512 | Level::Avx512Vnni) => {
+            dispatch(At::<T, T::Avx512, W, 12, 4>(work, std::marker::PhantomData))
+        }
+        Ok(Level::Avx2 | Level::AvxVnni) => {
+            dispatch(At::<T, T::Avx2, W, 6, 2>(work, std::marker::PhantomData))
+        }
         // NEON has 32 registers; elsewhere the compiler does what it can.
         _ => dispatch(At::<T, T::Portable, W, 12, 4>(work, std::marker::PhantomData)),
     }

@@ -99,9 +99,13 @@ pub fn decode_at<const N: usize>(
     if let Ok(states) = <&mut [u32; WIDE]>::try_from(&mut states[..]) {
         match level {
             // SAFETY: the level is supported, as asserted, so the machine has AVX-512.
-            Level::Avx512 => done = unsafe { x86::decode_avx512(slots, states, &mut words, out) },
+            Level::Avx512 | Level::Avx512Vnni => {
+                done = unsafe { x86::decode_avx512(slots, states, &mut words, out) }
+            }
             // SAFETY: the level is supported, as asserted, so the machine has AVX2.
-            Level::Avx2 => done = unsafe { x86::decode_avx2(slots, states, &mut words, out) },
+            Level::Avx2 | Level::AvxVnni => {
+                done = unsafe { x86::decode_avx2(slots, states, &mut words, out) }
+            }
             _ => {}
         }
     }
