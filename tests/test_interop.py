@@ -71,9 +71,9 @@ def test_read_only_gradients_are_fine():
 @pytest.mark.parametrize("value", [[1.0, 2.0], 1.0, "text", None, object(), {1, 2}])
 def test_what_gives_no_view_is_refused(value):
     if not isinstance(value, list):
-        with pytest.raises(TypeError, match="params must be a NumPy array or give a view"):
+        with pytest.raises(TypeError, match="params must be a NumPy array or export a view"):
             cr.optim.SGD(value)
-    with pytest.raises(TypeError, match="z must be a NumPy array or give a view"):
+    with pytest.raises(TypeError, match="z must be a NumPy array or export a view"):
         cr.distill.softmax(value)
 
 
