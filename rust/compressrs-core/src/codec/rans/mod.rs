@@ -98,12 +98,12 @@ pub fn decode_at<const N: usize>(
     #[cfg(target_arch = "x86_64")]
     if let Ok(states) = <&mut [u32; WIDE]>::try_from(&mut states[..]) {
         match level {
-            // SAFETY: the level is supported, as asserted, so the machine has AVX-512.
             Level::Avx512 | Level::Avx512Vnni => {
+                // SAFETY: the level is supported, as asserted, so the machine has AVX-512.
                 done = unsafe { x86::decode_avx512(slots, states, &mut words, out) }
             }
-            // SAFETY: the level is supported, as asserted, so the machine has AVX2.
             Level::Avx2 | Level::AvxVnni => {
+                // SAFETY: the level is supported, as asserted, so the machine has AVX2.
                 done = unsafe { x86::decode_avx2(slots, states, &mut words, out) }
             }
             _ => {}
