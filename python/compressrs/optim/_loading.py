@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from compressrs.optim._moments import (
     narrowed,
     widened,
 )
+from compressrs.optim._parameters import Parameters
 
 #: What to write: buffer name, index of the parameter, value.
 Copy: TypeAlias = tuple[str, int, Array]
 
 
 def plan(
-    optimizer: Optimizer, state_dict: Mapping[str, Any]
+    optimizer: Parameters, state_dict: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Copy], list[Array | None] | None]:
     """Return what an optimizer loads from a state dict, after checking all of it.
 
@@ -146,7 +147,7 @@ def _order(
 
 
 def _masks(
-    optimizer: Optimizer, state_dict: Mapping[str, Any], order: list[int]
+    optimizer: Parameters, state_dict: Mapping[str, Any], order: list[int]
 ) -> list[Array | None] | None:
     """Return the mask of each parameter, or None if the state dict has no masks."""
     if "masks" not in state_dict:
@@ -165,9 +166,6 @@ def _masks(
         result.append(mask)
     return result
 
-
-if TYPE_CHECKING:
-    from compressrs.optim.base import Optimizer
 
 #: Keys of PyTorch's groups that choose an implementation, not a result.
 _TORCH_SWITCHES = frozenset(

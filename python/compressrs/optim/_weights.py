@@ -158,6 +158,11 @@ class Weights:
         _observers.add(self)
 
 
+def packed(mask: Array | None) -> Array | None:
+    """Return a boolean mask packed to one bit per weight, or None."""
+    return None if mask is None else np.packbits(mask, bitorder="little")
+
+
 def unpacked(bits: Array, shape: tuple[int, ...]) -> Array:
     """Return a boolean mask from its packed bits."""
     size = int(np.prod(shape, dtype=np.int64))
