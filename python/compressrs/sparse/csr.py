@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
-from compressrs.sparse.patterns import Places, carried, intersection, require_shape, union
+from compressrs.sparse.patterns import FlatIndex, carried
 
 
 class CSRMatrix(SparseMatrix):
@@ -200,9 +201,9 @@ class CSRMatrix(SparseMatrix):
         lengths = self.indptr[ids + 1] - starts
         indptr = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])
-        places = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
+        positions = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
         kind = self.indptr.dtype if indptr[-1] <= np.iinfo(self.indptr.dtype).max else np.int64
-        parts = self.data[places], self.indices[places], indptr.astype(kind)
+        parts = self.data[positions], self.indices[positions], indptr.astype(kind)
         return CSRMatrix(parts, (len(ids), self.shape[1]))
 
     def rows(self) -> npt.NDArray[np.int64]:
@@ -213,14 +214,17 @@ class CSRMatrix(SparseMatrix):
     @property
     def has_sorted_indices(self) -> bool:
         """Whether the columns of each row ascend, which many other libraries require."""
-        order = Places(self).keys(self)
-        return bool(np.all(order[:-1] <= order[1:]))
+        flat = self._flat_indices()
+        return bool(np.all(flat[:-1] <= flat[1:]))
 
     @property
     def has_canonical_format(self) -> bool:
         """Whether the columns of each row ascend without repetition."""
-        order = Places(self).keys(self)
-        return bool(np.all(order[:-1] < order[1:]))
+        flat = self._flat_indices()
+        return bool(np.all(flat[:-1] < flat[1:]))
+
+    def _flat_indices(self) -> npt.NDArray[np.int64]:
+        return FlatIndex(self._shape, self.indices).ravel(self.rows(), self.indices)
 
     def canonical(self) -> CSRMatrix:
         """Return the matrix with ascending columns and repeated entries summed.
@@ -229,12 +233,12 @@ class CSRMatrix(SparseMatrix):
         """
         if self.has_canonical_format:
             return self
-        places = Places(self)
-        keys = places.keys(self)
-        order = np.argsort(keys, kind="stable")
-        key, first = np.unique(keys[order], return_index=True)
+        index = FlatIndex(self._shape, self.indices)
+        flat = index.ravel(self.rows(), self.indices)
+        order = np.argsort(flat, kind="stable")
+        unique, first = np.unique(flat[order], return_index=True)
         data = np.add.reduceat(self.data[order], first) if first.size else self.data[:0]
-        return _of(places, key, data.astype(self.dtype, copy=False), self)
+        return _from_flat(index, unique, data.astype(self.dtype, copy=False), self)
 
     def transpose(self) -> CSRMatrix:
         """Return the transpose as a new CSR matrix with ascending indices.
@@ -242,9 +246,9 @@ class CSRMatrix(SparseMatrix):
         `T` costs nothing and is as fast in most products. Use this one for many products with
         the same values, or to pass the transpose to another library.
         """
-        indices, indptr, places = self._core.transpose()
+        indices, indptr, positions = self._core.transpose()
         rows, columns = self._shape
-        return CSRMatrix((self.data[places], indices, indptr), (columns, rows))
+        return CSRMatrix((self.data[positions], indices, indptr), (columns, rows))
 
     def scale_rows(self, factors: Array) -> CSRMatrix:
         """Return the matrix with row ``i`` scaled by ``factors[i]``; the pattern is shared."""
@@ -291,13 +295,13 @@ class CSRMatrix(SparseMatrix):
         """Return the union of both patterns, with this matrix's values and 0 elsewhere."""
         _require_csr(other, "other")
         a = self.canonical()
-        return a.with_pattern(_of(*union(a, other), None, a))
+        return a.with_pattern(_combined(a, other, np.union1d))
 
     def intersection(self, other: CSRMatrix) -> CSRMatrix:
         """Return the intersection of both patterns, with this matrix's values."""
         _require_csr(other, "other")
         a = self.canonical()
-        return a.with_pattern(_of(*intersection(a, other), None, a))
+        return a.with_pattern(_combined(a, other, np.intersect1d))
 
 
 def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> npt.NDArray[Any]:
@@ -336,7 +340,7 @@ def carry(values: Array, old: CSRMatrix, new: CSRMatrix, fill: float = 0.0) -> n
     _require_csr(old, "old")
     _require_csr(new, "new")
     fill = number(fill, "fill", finite=False)
-    require_shape(old, new)
+    _require_shape(old, new)
     if values.shape != (old.nnz,):
         raise ValueError(f"values must have shape {(old.nnz,)}, got {values.shape}")
     return carried(values, old._core.locate(new._core), fill)
@@ -347,14 +351,28 @@ def _require_csr(matrix: object, name: str) -> None:
         raise TypeError(f"{name} must be a CSRMatrix, got {type(matrix).__name__}")
 
 
-def _of(
-    places: Places, key: npt.NDArray[np.int64], data: Array | None, like: CSRMatrix
+def _require_shape(a: CSRMatrix, b: CSRMatrix) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes must agree, got {a.shape} and {b.shape}")
+
+
+def _combined(
+    a: CSRMatrix, b: CSRMatrix, operation: Callable[[Array, Array], npt.NDArray[np.int64]]
 ) -> CSRMatrix:
-    """Return a matrix with the shape of `like` whose entries have these ascending keys."""
-    row, column = places.split(key)
+    """Return the pattern of a set operation on the flat indices of two patterns."""
+    _require_shape(a, b)
+    index = FlatIndex(a.shape, a.indices, b.indices)
+    flat = operation(index.ravel(a.rows(), a.indices), index.ravel(b.rows(), b.indices))
+    return _from_flat(index, flat, np.zeros(flat.size, a.dtype), a)
+
+
+def _from_flat(
+    index: FlatIndex, flat: npt.NDArray[np.int64], data: Array, like: CSRMatrix
+) -> CSRMatrix:
+    """Return a matrix with the shape of `like` whose entries have these ascending indices."""
+    row, column = index.unravel(flat)
     counts = np.bincount(row, minlength=like.shape[0])
-    width = like.indptr.dtype if key.size < 2**31 else np.dtype(np.int64)
+    width = like.indptr.dtype if flat.size < 2**31 else np.dtype(np.int64)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(width)
     indices = column.astype(like.indices.dtype)
-    data = np.zeros(key.size, like.dtype) if data is None else data
     return CSRMatrix((data, immutable(indices), immutable(indptr)), like.shape)

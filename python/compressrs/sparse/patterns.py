@@ -1,78 +1,55 @@
-"""Set operations on sparsity patterns, and moving values between them."""
+"""Flat indices of the entries of sparsity patterns, and moving values between patterns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array
 
-if TYPE_CHECKING:
-    from compressrs.sparse.csr import CSRMatrix
 
+class FlatIndex:
+    """Flat indices of entries of matrices of one shape, which ascend in row-major order.
 
-class Places:
-    """Keys of the entries of matrices of one shape, which ascend in row-major order.
-
-    The key is the flat index, ``row * columns + column``. Where that overflows int64,
-    columns are replaced by their ranks among the columns that occur.
+    The flat index is ``row * columns + column``. Where that overflows int64, columns are
+    replaced by their ranks among the columns that occur.
 
     Parameters
     ----------
-    *matrices : CSRMatrix
+    shape : (int, int)
+    *columns : array of int
+        The columns of the entries of each matrix.
     """
 
-    def __init__(self, *matrices: CSRMatrix) -> None:
-        rows, columns = matrices[0].shape
-        self._width = max(columns, 1)
+    def __init__(self, shape: tuple[int, int], *columns: Array) -> None:
+        self._width = max(shape[1], 1)
         self._columns: npt.NDArray[Any] | None = None
-        if rows * self._width > np.iinfo(np.int64).max:
-            self._columns = np.unique(np.concatenate([matrix.indices for matrix in matrices]))
+        if shape[0] * self._width > np.iinfo(np.int64).max:
+            self._columns = np.unique(np.concatenate(columns))
             self._width = max(self._columns.size, 1)
 
-    def keys(self, matrix: CSRMatrix) -> npt.NDArray[np.int64]:
-        """Return the key of each entry."""
-        column: Array = matrix.indices
+    def ravel(self, rows: npt.NDArray[np.int64], columns: Array) -> npt.NDArray[np.int64]:
+        """Return the flat index of each entry."""
         if self._columns is not None:
-            column = np.searchsorted(self._columns, column)
-        key: npt.NDArray[np.int64] = matrix.rows() * self._width + column
-        return key
+            columns = np.searchsorted(self._columns, columns)
+        flat: npt.NDArray[np.int64] = rows * self._width + columns
+        return flat
 
-    def split(
-        self, key: npt.NDArray[np.int64]
+    def unravel(
+        self, flat: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the rows and columns of keys."""
-        row, column = np.divmod(key, self._width)
+        """Return the rows and columns of flat indices."""
+        row, column = np.divmod(flat, self._width)
         return row, column if self._columns is None else self._columns[column].astype(np.int64)
 
 
-def union(a: CSRMatrix, b: CSRMatrix) -> tuple[Places, npt.NDArray[np.int64]]:
-    """Return the ascending keys of the union of two patterns."""
-    require_shape(a, b)
-    places = Places(a, b)
-    return places, np.union1d(places.keys(a), places.keys(b))
-
-
-def intersection(a: CSRMatrix, b: CSRMatrix) -> tuple[Places, npt.NDArray[np.int64]]:
-    """Return the ascending keys of the intersection of two patterns."""
-    require_shape(a, b)
-    places = Places(a, b)
-    return places, np.intersect1d(places.keys(a), places.keys(b))
-
-
-def require_shape(a: CSRMatrix, b: CSRMatrix) -> None:
-    """Raise ValueError unless the shapes agree."""
-    if a.shape != b.shape:
-        raise ValueError(f"shapes must agree, got {a.shape} and {b.shape}")
-
-
-def carried(values: Array, places: npt.NDArray[np.int64], fill: float) -> npt.NDArray[Any]:
-    """Return ``values[places]``, with `fill` where the index is -1."""
+def carried(values: Array, positions: npt.NDArray[np.int64], fill: float) -> npt.NDArray[Any]:
+    """Return ``values[positions]``, with `fill` where the position is -1."""
     if values.size == 0:
-        return np.full(places.shape, fill, values.dtype)
+        return np.full(positions.shape, fill, values.dtype)
     # -1 is clipped to 0; `fill` replaces what it reads.
-    out: Array = values.take(places, mode="clip")
-    out[places < 0] = fill
+    out: Array = values.take(positions, mode="clip")
+    out[positions < 0] = fill
     return out
