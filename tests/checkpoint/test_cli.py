@@ -48,6 +48,17 @@ def test_json(plain, tmp_path, capsys):
     assert run("diff", plain, small, "--quiet") == 1
 
 
+def test_export(plain, tmp_path, capsys):
+    small, arrays = tmp_path / "small.safetensors", tmp_path / "arrays.npz"
+    assert run("compress", plain, "-o", small) == 0
+    assert run("export", small, "-o", arrays, "--to", "npz") == 0
+    assert str(arrays) in capsys.readouterr().out
+    with np.load(arrays) as found:
+        np.testing.assert_array_equal(found["dense"], load_file(plain)["dense"])
+    assert run("export", small, "-o", tmp_path / "x", "--to", "zip") == 1
+    assert "compressed-tensors" in capsys.readouterr().err
+
+
 def test_recipes_and_reports(plain, tmp_path, capsys):
     small, recipe, page = (tmp_path / n for n in ("s.safetensors", "r.toml", "r.html"))
     options = ["--set", "re:dense|shared=codebook,entries=16", "--ignore", "extremes"]

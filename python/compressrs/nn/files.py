@@ -20,7 +20,7 @@ from compressrs.nn.conv import AvgPool, Conv2d, MaxPool
 from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.nn.norm import BatchNorm, LayerNorm
-from compressrs.sparse import BSRMatrix, CSRMatrix, NMMatrix
+from compressrs.sparse.formats import FORMATS
 
 FORMAT = "compressrs.nn"
 VERSION = "1"
@@ -46,7 +46,7 @@ _LAYERS: dict[str, Callable[..., Layer]] = {
     )
 }
 
-_MATRICES: dict[str, Any] = {m.__name__: m for m in (CSRMatrix, BSRMatrix, NMMatrix)}
+_MATRICES: dict[str, Any] = {matrix.__name__: matrix for matrix in FORMATS.values()}
 
 
 def describe(layer: Layer) -> dict[str, Any]:

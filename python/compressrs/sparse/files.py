@@ -12,6 +12,7 @@ from compressrs._files import write_atomically
 from compressrs.sparse.bsr import BSRMatrix
 from compressrs.sparse.csr import CSRMatrix
 
+#: The formats that SciPy has too.
 _FORMATS: dict[str, type[CSRMatrix] | type[BSRMatrix]] = {"csr": CSRMatrix, "bsr": BSRMatrix}
 
 
