@@ -90,19 +90,42 @@ def awq(w: Array, statistics: InputStatistics, scheme: Scheme, *, steps: int = 2
     w, _ = checked_weight(w, scheme)
     steps = whole(steps, "steps", 1, 1000)
     gram = checked_gram(w, statistics)
+    scales = awq_scales(statistics, steps)
+    errors = awq_errors(w, gram, scheme, scales)
+    return scaled(w, scheme, scales[int(np.argmin(errors))])
+
+
+def awq_scales(statistics: InputStatistics, steps: int) -> list[npt.NDArray[np.float64]]:
+    """Return the scales of inputs that AWQ tries."""
     magnitudes = statistics.norms / np.sqrt(statistics.count)
     magnitudes = np.maximum(magnitudes, 1e-4 * (magnitudes.max() or 1.0))
-    wide = w.astype(np.float64)
-    best: tuple[float, Scaled] | None = None
+    found = []
     for step in range(steps + 1):
         scale = magnitudes ** (step / steps)
-        scale /= np.sqrt(scale.max() * scale.min())
-        q = quantize((wide * scale).astype(w.dtype), scheme)
-        error = output_error(q.dequantize().astype(np.float64) / scale - wide, gram)
-        if best is None or error < best[0]:
-            best = error, Scaled(q, scale.astype(q.scale.dtype))
-    assert best is not None
-    return best[1]
+        found.append(scale / np.sqrt(scale.max() * scale.min()))
+    return found
+
+
+def awq_errors(
+    w: npt.NDArray[Any],
+    gram: npt.NDArray[np.float64],
+    scheme: Scheme,
+    scales: list[npt.NDArray[np.float64]],
+) -> npt.NDArray[np.float64]:
+    """Return the squared error of the outputs for each of these scales of inputs."""
+    wide = w.astype(np.float64)
+
+    def error(scale: npt.NDArray[np.float64]) -> float:
+        q = scaled(w, scheme, scale).q
+        return output_error(q.dequantize().astype(np.float64) / scale - wide, gram)
+
+    return np.array([error(scale) for scale in scales])
+
+
+def scaled(w: npt.NDArray[Any], scheme: Scheme, scale: npt.NDArray[np.float64]) -> Scaled:
+    """Quantize a weight for inputs that are divided by `scale` before."""
+    q = quantize((w.astype(np.float64) * scale).astype(w.dtype), scheme)
+    return Scaled(q, scale.astype(q.scale.dtype))
 
 
 def smooth_scale(

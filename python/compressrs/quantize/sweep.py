@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -109,9 +109,64 @@ def gptq(
     w, _ = checked_weight(w, scheme)
     act_order = flag(act_order, "act_order")
     static_groups = flag(static_groups, "static_groups")
-    task = _Sweep(w, statistics, scheme, damping, block, act_order)
+    checked_layer(w, statistics, scheme)
+    task = _Sweep(w, factored(statistics, damping, act_order), scheme, block)
     task.start(scale, zero_point, static_groups)
     return task.run(None)[0]
+
+
+class Factored(NamedTuple):
+    """What the sweep needs of calibration inputs: the same for all rows of a layer."""
+
+    #: Of the inverse Hessian, its columns in `order`.
+    factor: npt.NDArray[np.float64]
+    #: Inputs that were always 0.
+    idle: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.intp] | None
+
+
+def factored(statistics: InputStatistics, damping: float, act_order: bool) -> Factored:
+    """Factor the inverse Hessian of calibration inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `gptq`.
+    """
+    damping = number(damping, "damping", 0)
+    order = np.argsort(-(statistics.norms**2), kind="stable") if act_order else None
+    return Factored(*inverse_factor(statistics, damping, order), order)
+
+
+def gptq_rows(
+    w: npt.NDArray[Any], found: Factored, scheme: Scheme, scale: npt.NDArray[Any]
+) -> QuantizedTensor:
+    """Round some rows of a layer as `gptq` does, with given scales.
+
+    Raises
+    ------
+    ValueError
+        If something overflows.
+    """
+    task = _Sweep(w, found, scheme, 128)
+    task.start(scale, None, static_groups=True)
+    return task.run(None)[0]
+
+
+def checked_layer(w: npt.NDArray[Any], statistics: InputStatistics, scheme: Scheme) -> None:
+    """Raise an error unless a weight is finite and has the inputs of its statistics.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    columns = scheme.matrix(w.shape)[1]
+    if not isinstance(statistics, InputStatistics):
+        raise TypeError(f"statistics must be InputStatistics, got {type(statistics).__name__}")
+    if w.size == 0 or columns != statistics.features:
+        raise ValueError(f"w must have shape (outputs, {statistics.features}), got {w.shape}")
+    if not np.isfinite(w).all():
+        raise ValueError("w must be finite, got NaN or infinity")
 
 
 def prune_and_quantize(
@@ -173,7 +228,8 @@ def prune_and_quantize(
     if scheme.dtype == "codebook":
         raise ValueError("scheme must have a code for 0, which a codebook need not have")
     choice, block = removal(sparsity, nm, matrix.size, matrix.shape[1], whole(block, "block", 1))
-    task = _Sweep(w, statistics, scheme, damping, block, act_order=False, multiple=choice[1])
+    checked_layer(w, statistics, scheme)
+    task = _Sweep(w, factored(statistics, damping, False), scheme, block, multiple=choice[1])
     task.start(*task.scales_after_pruning(choice), static_groups=False)
     q, mask = task.run(choice)
     assert mask is not None
@@ -186,23 +242,13 @@ class _Sweep:
     def __init__(
         self,
         w: npt.NDArray[Any],
-        statistics: InputStatistics,
+        found: Factored,
         scheme: Scheme,
-        damping: float,
         block: int,
-        act_order: bool,
         multiple: int | None = None,
     ) -> None:
         self.w, self.scheme = w, scheme
         rows, columns = scheme.matrix(w.shape)
-        if not isinstance(statistics, InputStatistics):
-            got = type(statistics).__name__
-            raise TypeError(f"statistics must be InputStatistics, got {got}")
-        if w.size == 0 or columns != statistics.features:
-            raise ValueError(f"w must have shape (outputs, {statistics.features}), got {w.shape}")
-        if not np.isfinite(w).all():
-            raise ValueError("w must be finite, got NaN or infinity")
-        damping = number(damping, "damping", 0)
         block = min(whole(block, "block", 1), columns)
         width = scheme.block(w.shape)[1]
         # A group lies in one block, from whose start its range is known.
@@ -210,10 +256,7 @@ class _Sweep:
         if multiple is not None:
             self.step = int(np.lcm(self.step, multiple))
         self.step = min(self.step, columns)
-        self.order = None
-        if act_order:
-            self.order = np.argsort(-(statistics.norms**2), kind="stable")
-        self.factor, idle = inverse_factor(statistics, damping, self.order)
+        self.factor, idle, self.order = found
         self.matrix = np.array(w, np.float64).reshape(rows, columns)
         self.matrix[:, idle] = 0
 
