@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -258,8 +258,16 @@ def require(path: Path, metadata: Mapping[str, Any], need: Mapping[str, str]) ->
             )
 
 
-def require_checksum(path: Path, data: bytes | memoryview, metadata: Mapping[str, str]) -> None:
-    """Raise a ValueError if a file's bytes do not match the checksum in its metadata."""
+def require_checksum(
+    path: Path,
+    data: bytes | memoryview,
+    metadata: Mapping[str, str],
+    rest: Iterable[memoryview] = (),
+) -> None:
+    """Raise a ValueError if a file's bytes do not match the checksum in its metadata.
+
+    `data` is the file, or its header if `rest` is what follows.
+    """
     try:
         start, end = _checksum_place(data, metadata[CHECKSUM])
     except (KeyError, TypeError, ValueError):
@@ -268,6 +276,8 @@ def require_checksum(path: Path, data: bytes | memoryview, metadata: Mapping[str
     digest = hashlib.blake2b(view[:start], digest_size=16)
     digest.update(_NO_CHECKSUM.encode())
     digest.update(view[end:])
+    for part in rest:
+        digest.update(part)
     if digest.hexdigest() != metadata[CHECKSUM]:
         raise ValueError(f"{path} is damaged: its checksum is another")
 

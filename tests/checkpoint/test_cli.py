@@ -79,7 +79,7 @@ def test_recipes_and_reports(plain, tmp_path, capsys):
     [
         (["compress", "no.safetensors", "-o", "x"], 1, "No such file"),
         (["compress", "PLAIN", "-o", "PLAIN"], 1, "is the source itself"),
-        (["compress", "PLAIN", "-o", "x", "--quantize", "int3"], 1, "quantize must be one of"),
+        (["compress", "PLAIN", "-o", "x", "--quantize", "int9"], 1, "quantize must be one of"),
         (["compress", "PLAIN", "-o", "x", "--lossless", "--prune", "0.5"], 1, "lossless keeps"),
         (["compress", "PLAIN", "-o", "x", "--memory-limit", "much"], 2, "must be a size"),
         (["compress", "PLAIN", "-o", "x", "--memory-limit", "1KiB"], 1, "memory_limit must be"),

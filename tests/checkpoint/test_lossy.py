@@ -153,7 +153,7 @@ def test_predictions_are_near(path, weights):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"quantize": "int3"}, "quantize must be one of"),
+        ({"quantize": "int9"}, "quantize must be one of"),
         ({"quantize": "codebook", "group_size": 32}, "group_size needs quantize"),
         ({"group_size": 0, "quantize": "int8"}, "group_size must be at least 1"),
         ({"entries": 1}, "entries must be at least 2"),
@@ -182,9 +182,10 @@ def test_recipes_round_trip(tmp_path):
     assert Recipe.load(tmp_path / "recipe.toml") == recipe
     for text, message in [
         ("x = [", "not TOML"),
-        ("other = 1", "a recipe has default, set and ignore"),
+        ("other = 1", "a recipe has default, set, ignore and calibration"),
         ("[default]\nbits = 3", "got bits"),
         ("default = 3", "must be a table"),
+        ("calibration = 3", "calibration must be a path"),
         ("set = 3", "must be a list of tables"),
         ("[[set]]\nprune = 0.5", "must have names"),
         ('ignore = "x"', "must be a list"),
@@ -193,7 +194,7 @@ def test_recipes_round_trip(tmp_path):
         with pytest.raises(ValueError, match=message):
             Recipe.from_toml(text)
     assert Recipe().with_rule("re:a=b.*=int8").rules == (("re:a=b.*", Rule(quantize="int8")),)
-    for text in ("x", "x=int3", "=", "x=int8,bits=3", "re:(=int8"):
+    for text in ("x", "x=int9", "=", "x=int8,bits=3", "re:(=int8"):
         with pytest.raises(ValueError):
             Recipe().with_rule(text)
 
@@ -205,6 +206,7 @@ def test_what_a_recipe_cannot_do_is_said(path, weights, tmp_path):
     save_file({"w": np.full((64, 64), 1e6, np.float32)}, tmp_path / "large.safetensors")
     for source, recipe, message in [
         (path, Recipe(Rule(pattern="3:7")), "not a multiple of the pattern"),
+        (path, Recipe(rules=[("a.bias", Rule("int8"))]), "no rows that share scales"),
         (path, Recipe(ignore=["re:nothing.*"]), "matches no tensor"),
         (path, Recipe(rules=[("nothing", Rule())]), "matches no tensor"),
         (tmp_path / "nan.safetensors", Recipe(Rule(prune=0.5)), "NaN or infinity"),

@@ -16,6 +16,11 @@ RULES = [
     Rule("nf4", 64),
     Rule("int4", 24),
     Rule("int4", 32, "hqq"),
+    Rule("int5", 32, "mse"),
+    Rule("int7", 32, "hqq"),
+    Rule("int2", 16),
+    Rule("int3", 32, prune=0.5),
+    Rule("nf4", 32, "mse"),
     Rule("int8", prune=0.5),
     Rule("int4", 64, prune=0.9),
     Rule("nf4", prune=0.5),
@@ -59,10 +64,12 @@ def test_what_is_decoded_is_what_was_quantized(rule, tile, weights, tmp_path, mo
             w = weights[name].astype(got.dtype).astype(np.float32)
             if not rule.prunes:
                 # Row by row, so that tiles do not show.
-                own = _quantized.quantize(w.reshape(len(w), -1), rule)
+                own = _quantized.Quantizer(rule)(w.reshape(len(w), -1))
                 assert np.array_equal(own.codes.reshape(w.shape), q.codes)
                 assert np.array_equal(own.scale, q.scale)
-                most = {"int8": 0.01, "int4": 0.2, "nf4": 0.2}[rule.quantize]
+                most = {"int8": 0.01, "int7": 0.02, "int5": 0.1, "int2": 0.9}.get(
+                    rule.quantize, 0.2
+                )
                 assert errors[name] < most
             elif rule.prune:
                 assert (got == 0).mean() >= rule.prune - 0.01
@@ -75,7 +82,7 @@ def test_what_is_decoded_is_what_was_quantized(rule, tile, weights, tmp_path, mo
 
 def test_scales_have_eleven_significant_bits():
     x = np.random.default_rng(0).normal(0, 1, (50, 64)).astype(np.float32)
-    scale = _quantized.quantize(x, Rule("int4", 32)).scale
+    scale = _quantized.Quantizer(Rule("int4", 32))(x).scale
     assert np.array_equal(scale, scale.astype(np.float16))
     assert np.allclose(scale, np.abs(x).reshape(50, 2, 32).max(-1) / 7.5, rtol=2**-11)
 

@@ -24,6 +24,12 @@ def st() -> Any:
     return found
 
 
+def saved_statistics() -> Path:
+    path = Path(tempfile.mkdtemp()) / "a.safetensors"
+    prune.save_statistics(path, {"a": st()})
+    return path
+
+
 def model() -> Any:
     return nn.Sequential(nn.Linear(16, 8, rng=0), nn.ReLU(), nn.Linear(8, 2, rng=1))
 
@@ -149,6 +155,10 @@ CALLS: dict[str, Arguments] = {
     "prune.LotteryTicket": lambda: dict(params=w(), optimizer=None),
     "prune.Random": lambda: dict(rng=0),
     "prune.Wanda": lambda: dict(statistics=st()),
+    "prune.save_statistics": lambda: dict(
+        path=Path(tempfile.mkdtemp()) / "a.safetensors", statistics={"a": st()}
+    ),
+    "prune.load_statistics": lambda: dict(path=saved_statistics()),
     "prune.InputStatistics": lambda: dict(features=4, gram=True),
     "prune.OneShot": lambda: dict(final=0.5, begin=0),
     "prune.CubicSchedule": lambda: dict(initial=0.0, final=0.5, begin=0, end=10, frequency=1),

@@ -34,6 +34,10 @@ def matrix(path):
     cr.sparse.save_npz(path, cr.sparse.CSRMatrix.from_dense(np.eye(3)))
 
 
+def statistics(path):
+    cr.prune.save_statistics(path, {"layer": cr.prune.InputStatistics(3)})
+
+
 def figure(path):
     pytest.importorskip("matplotlib")
     sensitivity = cr.prune.sensitivity({"w": np.ones((4, 4))}, lambda: 1.0, [0.5])
@@ -41,7 +45,13 @@ def figure(path):
 
 
 #: By file suffix, for every function that writes a file.
-WRITERS = {"safetensors": optimizer, "distiller": distiller, "npz": matrix, "svg": figure}
+WRITERS = {
+    "safetensors": optimizer,
+    "distiller": distiller,
+    "npz": matrix,
+    "statistics": statistics,
+    "svg": figure,
+}
 writers = pytest.mark.parametrize("ending", WRITERS)
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions, links and devices of POSIX")
 

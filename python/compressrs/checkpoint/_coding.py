@@ -27,7 +27,12 @@ CODINGS: dict[str, tuple[str, ...]] = {
     "quantized": ("codes", "scales"),
     # With zero points.
     "shifted": ("codes", "scales", "zeros"),
+    # Of weights times the scales of their inputs.
+    "scaled": ("codes", "scales", "inputs"),
 }
+
+#: Those of codes of few bits with scales.
+QUANTIZED = ("quantized", "shifted", "scaled")
 
 #: Streams that say which elements are not zero; a tensor has one of them in front, or none.
 POSITIONS = ("bits", "gaps")

@@ -8,8 +8,7 @@ from compressrs.checkpoint._coding import Bytes, Description, Parts
 _DECODERS = {
     "planes": _coding.decode_planes,
     "codebook": _codebook.decode,
-    "quantized": _quantized.decode,
-    "shifted": _quantized.decode,
+    **dict.fromkeys(_coding.QUANTIZED, _quantized.decode),
 }
 
 

@@ -15,7 +15,7 @@ from compressrs.checkpoint import _codebook, _coding, _quantized
 from compressrs.checkpoint._coding import Bytes, Parts, Tile
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES
-from compressrs.checkpoint._plan import Step
+from compressrs.checkpoint._plan import Step, row_elements
 
 #: Number of elements from which size and error of a tensor are predicted.
 PREDICTED = 1 << 18
@@ -41,6 +41,14 @@ class Encoder:
         self._threshold: float | None = None
         if step.rule.prune and step.tiles > 1:
             self._threshold = _threshold_of_tiles(step)
+        self._quantizer: _quantized.Quantizer | None = None
+        if step.coding in _coding.QUANTIZED:
+            statistics = None if step.inputs is None else step.inputs.load()
+            self._quantizer = _quantized.Quantizer(step.rule, statistics, self._tiles)
+
+    def _tiles(self) -> Iterator[NDArray[Any]]:
+        for begin, end in read_tiles(self.step):
+            yield self.transform(self.step.located.file.read(begin, end))
 
     def encode(self, data: Bytes) -> Tile:
         """Encode the bytes of a tile."""
@@ -50,8 +58,8 @@ class Encoder:
         x = self.transform(data)
         if step.coding == "codebook":
             tile = _codebook.encode(x.reshape(-1), step.dtype, step.streams, step.rule.entries)
-        elif step.coding in ("quantized", "shifted"):
-            tile = _quantized.encode(x, step.streams, step.rule)
+        elif self._quantizer is not None:
+            tile = _quantized.encode(x, step.streams, self._quantizer)
         else:
             tile = _coding.encode_planes(x.reshape(-1).view(np.uint8), step.dtype, step.streams)
         self._measure(data, tile, x.size)
@@ -78,7 +86,7 @@ class Encoder:
         """Return the pruned and rounded weights of a tile as rows."""
         step = self.step
         entry = step.located.entry
-        row = entry.size // entry.shape[0] if entry.shape else 1
+        row = row_elements(step.located)
         x = data.view(dtype_of(DTYPES[entry.dtype].numpy or "")).reshape(-1, row)
         if (step.rule.prunes or step.rule.quantize) and not np.isfinite(x).all():
             raise ValueError(f"{step.name!r} holds NaN or infinity; ignore it to keep it as it is")
@@ -119,7 +127,7 @@ def predict(step: Step) -> tuple[int, float | None]:
     entry = step.located.entry
     if step.rule.lossless:
         return step.predicted, None
-    row = entry.size // entry.shape[0] if entry.shape else 1
+    row = row_elements(step.located)
     size = max(min(entry.size, PREDICTED) // row, 1) * row
     width = DTYPES[entry.dtype].bits // 8
     first = (entry.size - size) // 2 // row * row * width

@@ -9,9 +9,10 @@ import numpy as np
 
 from compressrs._arrays import dtype_of
 from compressrs.checkpoint import _coding, _quantized
+from compressrs.checkpoint._calibration import PER_NUMBER, Calibration, Inputs
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description
 from compressrs.checkpoint._format import DTYPES, FLOATS
-from compressrs.checkpoint._source import Files, Located
+from compressrs.checkpoint._source import Files, Located, equal
 from compressrs.checkpoint.recipe import Recipe, Rule
 
 #: Elements of a tile at most, and at least where memory is short.
@@ -47,6 +48,8 @@ class Step:
     tile: int
     #: Bytes that it will take, estimated from the samples.
     predicted: int
+    #: Statistics of its inputs, for calibrated methods.
+    inputs: Inputs | None = None
 
     @property
     def tiles(self) -> int:
@@ -58,7 +61,7 @@ class Step:
         options: dict[str, Any] = {}
         if self.coding == "codebook":
             options = {"entries": self.rule.entries}
-        elif self.coding in ("quantized", "shifted"):
+        elif self.coding in _coding.QUANTIZED:
             options = _quantized.options(self.rule)
         shape = self.located.entry.shape
         return Description(self.dtype, shape, self.coding, self.streams, self.tile, options=options)
@@ -101,7 +104,9 @@ def tile_elements(memory_limit: int) -> int:
     return int(min(MAX_TILE, 1 << (allowed.bit_length() - 1)))
 
 
-def plan(files: Files, recipe: Recipe, memory_limit: int) -> list[Step]:
+def plan(
+    files: Files, recipe: Recipe, memory_limit: int, calibration: Calibration | None = None
+) -> list[Step]:
     """Return the step of each tensor, in file order.
 
     Raises
@@ -112,22 +117,95 @@ def plan(files: Files, recipe: Recipe, memory_limit: int) -> list[Step]:
     unused = recipe.unused(files.tensors)
     if unused:
         raise ValueError(f"{', '.join(map(repr, unused))} matches no tensor of {files.path}")
-    most = tile_elements(memory_limit)
+    inputs = _inputs(files, recipe, calibration)
     ordered = sorted(
         files.tensors.items(),
         key=lambda item: (files.files.index(item[1].file), item[1].entry.begin),
     )
-    return [_step(name, located, recipe, most) for name, located in ordered]
+    tile_elements(memory_limit)
+    return [
+        _step(name, located, recipe, memory_limit, inputs.get(name)) for name, located in ordered
+    ]
 
 
-def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
+def _inputs(files: Files, recipe: Recipe, calibration: Calibration | None) -> dict[str, Inputs]:
+    """Return the statistics of the inputs of each tensor whose method needs them.
+
+    A tensor without any has those of a tensor with the same bytes, to which it may be tied.
+
+    Raises
+    ------
+    ValueError
+        If some are missing, or of another number of inputs.
+    """
+    needed = [
+        name
+        for name, located in files.tensors.items()
+        if located.entry.dtype in FLOATS
+        and located.entry.size
+        and recipe.rule(name, len(located.entry.shape)).calibrated
+    ]
+    if needed and calibration is None:
+        raise ValueError(
+            "calibration must be given for the methods gptq and awq: a file of "
+            "prune.save_statistics, got None"
+        )
+    found, missing = {}, []
+    for name in needed:
+        assert calibration is not None
+        located = files.tensors[name]
+        others = (
+            other
+            for other, at in files.tensors.items()
+            if other != name
+            and (at.entry.dtype, at.entry.shape) == (located.entry.dtype, located.entry.shape)
+            and calibration.find(other) is not None
+            and equal(at, located)
+        )
+        statistics = calibration.find(name) or calibration.find(next(others, ""))
+        if statistics is None:
+            missing.append(name)
+            continue
+        row = row_elements(located)
+        if calibration.features(statistics) != row:
+            raise ValueError(
+                f"calibration must have {row} inputs for {name!r}, "
+                f"got {calibration.features(statistics)}"
+            )
+        found[name] = Inputs(calibration, statistics)
+    if missing:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"calibration must have statistics of {shown}; ignore what has none, or set a rule "
+            f"with another method for it, as --set 'NAME=int8' does"
+        )
+    return found
+
+
+def row_elements(located: Located) -> int:
+    """Return the number of elements of a tensor for each index of its first axis."""
+    entry = located.entry
+    return entry.size // entry.shape[0] if entry.shape and entry.shape[0] else 1
+
+
+def _step(
+    name: str, located: Located, recipe: Recipe, memory_limit: int, inputs: Inputs | None
+) -> Step:
     entry = located.entry
     floating = entry.dtype in FLOATS
     rule = recipe.rule(name, len(entry.shape)) if floating else Rule()
     dtype = {"float16": "F16", "bfloat16": "BF16", None: entry.dtype}[rule.dtype]
     if entry.size == 0 or DTYPES[entry.dtype].bits < 8:
         return Step(name, located, Rule(), dtype, PLAIN, (), 0, entry.nbytes)
-    row = entry.size // entry.shape[0] if entry.shape else 1
+    row = row_elements(located)
+    # What a calibrated method holds besides tiles.
+    held = 0 if inputs is None else PER_NUMBER * row * row
+    if memory_limit - held < MIN_MEMORY:
+        raise ValueError(
+            f"{name!r} has rows of {row} elements; to calibrate them takes a memory_limit of "
+            f"{MIN_MEMORY + held} bytes"
+        )
+    most = tile_elements(memory_limit - held)
     tile = max(most // row, 1) * row
     if rule.lossless:
         # Elements stand for themselves: any number of them is a tile.
@@ -135,7 +213,11 @@ def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
     elif tile > 4 * most:
         raise ValueError(
             f"{name!r} has rows of {row} elements; to {_what(rule)} it takes a memory_limit of "
-            f"{BASE + row * PER_ELEMENT} bytes"
+            f"{BASE + held + row * PER_ELEMENT} bytes"
+        )
+    if rule.quantize not in (None, "codebook") and len(entry.shape) < 2:
+        raise ValueError(
+            f"{name!r} has no rows that share scales; ignore it, or set codebook or float16 for it"
         )
     if rule.pattern is not None and row % rule.kept_of()[1]:
         raise ValueError(
@@ -151,14 +233,16 @@ def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
         zeros = max(zeros, 1 - n / m if m else rule.prune or 0)
     positions = () if zeros < 1 / 16 else ("gaps",) if zeros > 7 / 8 else ("bits",)
     if rule.quantize is not None:
-        coding = "shifted" if rule.method == "hqq" else "quantized"
+        coding = {"hqq": "shifted", "awq": "scaled"}.get(rule.method, "quantized")
         coding = "codebook" if rule.quantize == "codebook" else coding
         # The code of 0 is another in each group there.
         positions = () if coding == "shifted" else positions
-        bits = {"int8": 8, "codebook": (rule.entries - 1).bit_length()}.get(rule.quantize, 4)
+        bits = {"nf4": 4, "codebook": (rule.entries - 1).bit_length()}.get(rule.quantize)
+        bits = int(rule.quantize[3:]) if bits is None else bits
         kept = bits * (1 - zeros) + (_entropy(zeros) if positions else 0)
         predicted = int(entry.size * kept / 8)
         predicted += 2 * entry.size // (rule.group_size or row) if coding != "codebook" else 0
+        predicted += 4 * row if coding == "scaled" else 0
     else:
         coding = "planes"
         width = DTYPES[dtype].bits
@@ -171,7 +255,7 @@ def _step(name: str, located: Located, recipe: Recipe, most: int) -> Step:
         if rule.lossless and entry.nbytes - predicted < max(OVERHEAD, WORTHWHILE * entry.nbytes):
             return Step(name, located, rule, entry.dtype, PLAIN, (), 0, entry.nbytes)
     streams = (*positions, *_coding.CODINGS[coding])
-    return Step(name, located, rule, dtype, coding, streams, tile, predicted)
+    return Step(name, located, rule, dtype, coding, streams, tile, predicted, inputs)
 
 
 def _what(rule: Rule) -> str:

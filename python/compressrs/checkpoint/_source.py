@@ -14,6 +14,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from compressrs._checks import file_path
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._format import Entry, Header
 
@@ -125,6 +126,18 @@ class Located:
     entry: Entry
 
 
+def equal(a: Located, b: Located) -> bool:
+    """Whether two tensors have the same bytes."""
+    n, step = a.entry.nbytes, 1 << 24
+    return n == b.entry.nbytes and all(
+        np.array_equal(
+            a.file.read(a.entry.begin + i, a.entry.begin + min(n, i + step)),
+            b.file.read(b.entry.begin + i, b.entry.begin + min(n, i + step)),
+        )
+        for i in range(0, n, step)
+    )
+
+
 class Files:
     """The open safetensors files of a checkpoint, and its side files.
 
@@ -134,6 +147,8 @@ class Files:
         A file, the index of a sharded checkpoint, or a folder that contains either. Weight
         files in the folder that the index does not name are an error.
     mapped : bool, default False
+    name : str, default "path"
+        What the argument is called in errors.
 
     Raises
     ------
@@ -143,8 +158,10 @@ class Files:
         If a file is damaged, or files, index and folder contradict each other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mapped: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str], mapped: bool = False, name: str = "path"
+    ) -> None:
+        self.path = file_path(path, name)
         self.files: list[File] = []
         self.index: Path | None = None
         #: Metadata of the index.

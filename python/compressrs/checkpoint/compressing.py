@@ -7,12 +7,15 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from compressrs._checks import file_path
 from compressrs._files import write_atomically
 from compressrs.checkpoint import _format
+from compressrs.checkpoint._calibration import Calibration, Given
 from compressrs.checkpoint._coding import PLAIN, Description
 from compressrs.checkpoint._container import (
     CANONICAL,
@@ -23,7 +26,7 @@ from compressrs.checkpoint._container import (
 )
 from compressrs.checkpoint._encoding import predict
 from compressrs.checkpoint._plan import Step, plan
-from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files
+from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files, equal
 from compressrs.checkpoint._work import Work, disk_full_said, new_mode
 from compressrs.checkpoint.reader import VERSION, container_info
 from compressrs.checkpoint.recipe import Recipe
@@ -75,6 +78,7 @@ def compress(
     dst: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
+    calibration: Given | None = None,
     memory_limit: int = MEMORY_LIMIT,
     max_shard_size: int | None = None,
     dry_run: bool = False,
@@ -96,6 +100,11 @@ def compress(
         A file if it ends in ``.safetensors``, else a folder, which must not exist.
     recipe : Recipe, optional
         How tensors are compressed. Lossless by default.
+    calibration : path or dict of str to prune.InputStatistics, optional
+        What the methods "gptq" and "awq" need: the statistics of the inputs of layers, by the
+        name of the layer or its weight, or a file of `compressrs.prune.save_statistics`. By
+        default the recipe's. A tensor without statistics has those of a tensor with the same
+        bytes, to which it may be tied.
     memory_limit : int, default 1,000,000,000
         Maximum memory of the process in bytes.
     max_shard_size : int, optional
@@ -137,8 +146,9 @@ def compress(
     True
     """
     recipe = Recipe() if recipe is None else recipe
-    target = Path(os.path.realpath(dst))
-    with Files(src) as files:
+    target = Path(os.path.realpath(file_path(dst, "dst")))
+    with ExitStack() as opened:
+        files = opened.enter_context(Files(src, name="src"))
         for file in files.files:
             if container_info(file) is not None:
                 raise ValueError(f"{file.path} is compressed already; decompress it first")
@@ -149,8 +159,12 @@ def compress(
                 "max_shard_size must be at least 1, and dst a folder, "
                 f"got {max_shard_size} and {target.name}"
             )
-        steps = plan(files, recipe, memory_limit)
-        run = _Run(files, target, recipe, steps, single, max_shard_size, memory_limit, progress)
+        given = recipe.calibration if calibration is None else calibration
+        found = None if given is None else opened.enter_context(Calibration(given))
+        steps = plan(files, recipe, memory_limit, found)
+        run = _Run(
+            files, target, recipe, steps, single, max_shard_size, memory_limit, found, progress
+        )
         return run.predict() if dry_run else run.write(resume)
 
 
@@ -178,11 +192,14 @@ class _Run:
         single: bool,
         max_shard_size: int | None,
         memory_limit: int,
+        calibration: Calibration | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.files, self.target, self.recipe, self.steps = files, target, recipe, steps
         self.single, self.max_shard_size = single, max_shard_size
+        self.by_name = {step.name: step for step in steps}
         self.memory_limit = memory_limit
+        self.calibration = calibration
         self.total = sum(step.located.entry.nbytes for step in steps)
         self.done = 0
         self.progress = progress
@@ -253,6 +270,7 @@ class _Run:
             "version": VERSION,
             "source": [[str(f.path.resolve()), *f.fingerprint] for f in self.files.files],
             "recipe": self.recipe.to_toml(),
+            "calibration": self.calibration and self.calibration.fingerprint(),
             "tile": [step.tile for step in self.steps],
             "max_shard_size": self.max_shard_size,
         }
@@ -283,7 +301,7 @@ class _Run:
                         continue
                     stored = shard.add(step, self.advance)
                     same = known.get((stored.source, self._kind(step.name)))
-                    if same is not None and self._equal(same.name, step.name):
+                    if same is not None and equal(self.files.tensors[same.name], step.located):
                         shard.drop_last()
                         d = Description(same.description.dtype, same.description.shape, PLAIN)
                         stored = Stored(
@@ -310,21 +328,9 @@ class _Run:
 
     def _kind(self, name: str) -> tuple[Any, ...]:
         """Return what must be equal for two tensors to be stored once."""
-        entry = self.files.tensors[name].entry
-        rule = self.recipe.rule(name, len(entry.shape))
-        return entry.dtype, entry.shape, rule
-
-    def _equal(self, one: str, other: str) -> bool:
-        """Whether two tensors with the same checksum have the same bytes."""
-        a, b = self.files.tensors[one], self.files.tensors[other]
-        step = 1 << 24
-        return all(
-            (
-                a.file.read(a.entry.begin + i, min(a.entry.end, a.entry.begin + i + step))
-                == b.file.read(b.entry.begin + i, min(b.entry.end, b.entry.begin + i + step))
-            ).all()
-            for i in range(0, a.entry.nbytes, step)
-        )
+        step = self.by_name[name]
+        entry = step.located.entry
+        return entry.dtype, entry.shape, step.rule, step.inputs
 
     def _restore(
         self, work: Work, output: Path, reserves: list[int]

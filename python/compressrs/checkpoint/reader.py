@@ -424,6 +424,8 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def quantized(self, name: str) -> Any:
         """Read the codes and scales of a tensor, as a `quantize.QuantizedTensor`.
 
+        They are of the weight times `input_scale`, if it has one.
+
         Raises
         ------
         KeyError
@@ -432,11 +434,30 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             If it is not stored as codes and scales, or is damaged.
         """
         d = self.description(name)
-        if d.coding not in ("quantized", "shifted"):
+        parts = [_quantized.tensor(d, part) for part in self._quantized_parts(name)]
+        return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
+
+    def input_scale(self, name: str) -> NDArray[np.float32] | None:
+        """Read what the inputs of a quantized weight are divided by, if it is of method "awq".
+
+        The weight is ``quantized(name).dequantize() / input_scale(name)``.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of this name.
+        ValueError
+            If it is not stored as codes and scales, or is damaged.
+        """
+        first = next(self._quantized_parts(name))
+        return _quantized.input_scale(self.description(name), first)
+
+    def _quantized_parts(self, name: str) -> Iterator[Parts]:
+        d = self.description(name)
+        if d.coding not in _coding.QUANTIZED:
             raise ValueError(f"{name!r} must be stored quantized, got {d.coding}")
         self.check(name)
-        parts = [_quantized.tensor(d, part) for part in self._parts(name)]
-        return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
+        yield from self._parts(name)
 
     def close(self) -> None:
         """Close the files."""

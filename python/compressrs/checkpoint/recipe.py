@@ -15,9 +15,12 @@ from typing import Any
 
 from compressrs._checks import choice, share, whole
 
-QUANTIZE = ("int8", "int4", "nf4", "codebook")
+INTEGERS = tuple(f"int{bits}" for bits in range(8, 1, -1))
+QUANTIZE = (*INTEGERS, "nf4", "codebook")
 DTYPES = ("float16", "bfloat16")
-METHODS = ("rtn", "hqq")
+#: Those that need the statistics of a layer's inputs.
+CALIBRATED = ("gptq", "awq")
+METHODS = ("rtn", "mse", "hqq", *CALIBRATED)
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -27,13 +30,17 @@ class Rule:
 
     Parameters
     ----------
-    quantize : {'int8', 'int4', 'nf4', 'codebook'}, optional
+    quantize : {'int8', ..., 'int2', 'nf4', 'codebook'}, optional
         Store codes with this number of bits, or indices into a codebook of `entries` values.
+        Codes are entropy-coded: they take fewer bits than these.
     group_size : int, optional
         Elements of a row that share a scale; by default all of a row.
-    method : {'rtn', 'hqq'}, default 'rtn'
-        How scales are found: from the largest magnitude, or by half-quadratic splitting,
-        with zero points (`compressrs.quantize.hqq`).
+    method : {'rtn', 'mse', 'hqq', 'gptq', 'awq'}, default 'rtn'
+        Rounding to nearest, with scales from the largest magnitude or of the least squared
+        error (`compressrs.quantize.mse_scale`); half-quadratic splitting, with zero points
+        (`compressrs.quantize.hqq`); with calibration, GPTQ in the order of activations with
+        scales of the least squared error (`compressrs.quantize.gptq`), and scaled inputs
+        (`compressrs.quantize.awq`).
     entries : int, default 32
         Size of the codebook, up to 256.
     prune : float, optional
@@ -57,13 +64,19 @@ class Rule:
             choice(self.quantize, "quantize", QUANTIZE)
         if self.group_size is not None:
             whole(self.group_size, "group_size", 1)
-            if self.quantize not in ("int8", "int4", "nf4"):
+            if self.quantize not in (*INTEGERS, "nf4"):
                 raise ValueError(
-                    f"group_size needs quantize to be int8, int4 or nf4, got {self.quantize!r}"
+                    f"group_size needs quantize to be int2 to int8 or nf4, got {self.quantize!r}"
                 )
         choice(self.method, "method", METHODS)
-        if self.method == "hqq" and (self.quantize not in ("int8", "int4") or self.prunes):
-            raise ValueError("method 'hqq' needs quantize to be int8 or int4, without pruning")
+        if self.method == "hqq" and (self.quantize not in INTEGERS or self.prunes):
+            raise ValueError("method 'hqq' needs quantize to be int2 to int8, without pruning")
+        if self.method == "mse" and self.quantize not in (*INTEGERS, "nf4"):
+            raise ValueError("method 'mse' needs quantize to be int2 to int8 or nf4")
+        if self.calibrated and (self.quantize not in (*INTEGERS, "nf4") or self.prunes):
+            raise ValueError(
+                f"method {self.method!r} needs quantize to be int2 to int8 or nf4, without pruning"
+            )
         if whole(self.entries, "entries", 2) > 256:
             raise ValueError(f"entries must be at most 256, got {self.entries}")
         if self.prune is not None and share(self.prune, "prune") == 1:
@@ -97,6 +110,11 @@ class Rule:
     def prunes(self) -> bool:
         """Whether weights are set to 0."""
         return bool(self.prune) or self.pattern is not None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method needs the statistics of inputs."""
+        return self.method in CALIBRATED
 
     @staticmethod
     def from_text(text: str) -> Rule:
@@ -139,6 +157,8 @@ class Recipe:
         or ``re:`` and a regular expression that must match the whole name.
     ignore : sequence of str, optional
         Patterns of tensors that are always stored losslessly.
+    calibration : path, optional
+        A file of `compressrs.prune.save_statistics`, which the methods "gptq" and "awq" need.
 
     Raises
     ------
@@ -158,10 +178,13 @@ class Recipe:
     default: Rule = Rule()
     rules: tuple[tuple[str, Rule], ...] = ()
     ignore: tuple[str, ...] = ()
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple((str(p), rule) for p, rule in self.rules))
         object.__setattr__(self, "ignore", tuple(self.ignore))
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", os.fspath(self.calibration))
         for pattern in (*self.ignore, *(pattern for pattern, _ in self.rules)):
             matches(pattern, "")
 
@@ -185,6 +208,8 @@ class Recipe:
         lines = []
         if self.ignore:
             lines += [f"ignore = {json.dumps(list(self.ignore))}", ""]
+        if self.calibration is not None:
+            lines += [f"calibration = {json.dumps(self.calibration)}", ""]
         lines += ["[default]", *_assignments(self.default), ""]
         for pattern, rule in self.rules:
             lines += ["[[set]]", f"names = {json.dumps(pattern)}"]
@@ -206,9 +231,14 @@ class Recipe:
             content: dict[str, Any] = _toml().loads(text)
         except ValueError as error:
             raise ValueError(f"the recipe is not TOML: {error}") from None
-        unknown = set(content) - {"default", "set", "ignore"}
+        unknown = set(content) - {"default", "set", "ignore", "calibration"}
         if unknown:
-            raise ValueError(f"a recipe has default, set and ignore, got {sorted(unknown)}")
+            raise ValueError(
+                f"a recipe has default, set, ignore and calibration, got {sorted(unknown)}"
+            )
+        calibration = content.get("calibration")
+        if calibration is not None and not isinstance(calibration, str):
+            raise ValueError(f"calibration must be a path, got {calibration!r}")
         default, rules = content.get("default", {}), content.get("set", [])
         ignore = content.get("ignore", [])
         if not isinstance(ignore, list) or not all(isinstance(p, str) for p in ignore):
@@ -221,13 +251,20 @@ class Recipe:
             if not isinstance(pattern, str):
                 raise ValueError(f"[[set]] must have names, got {pattern!r}")
             pairs.append((pattern, _rule(given, f"[[set]] of {pattern!r}")))
-        return Recipe(_rule(default, "[default]"), tuple(pairs), tuple(ignore))
+        return Recipe(_rule(default, "[default]"), tuple(pairs), tuple(ignore), calibration)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Recipe:
-        """Load a recipe from a TOML file; see `from_toml`."""
+        """Load a recipe from a TOML file; see `from_toml`.
+
+        A relative path of the calibration is relative to the file's folder.
+        """
         try:
-            return Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
+            recipe = Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
+            if recipe.calibration is None:
+                return recipe
+            found = os.path.join(os.path.dirname(os.fspath(path)), recipe.calibration)
+            return replace(recipe, calibration=found)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 

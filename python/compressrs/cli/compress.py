@@ -28,9 +28,15 @@ def run(
     lossless: Annotated[
         bool, typer.Option("--lossless", help="Compress without loss (the default).")
     ] = False,
-    quantize: Annotated[str | None, typer.Option(help="int8, int4, nf4 or codebook.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 to int2, nf4 or codebook.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Elements that share a scale.")] = None,
-    method: Annotated[str, typer.Option(help="rtn or hqq.")] = "rtn",
+    method: Annotated[
+        str, typer.Option(help="rtn, mse or hqq; with calibration, gptq or awq.")
+    ] = "rtn",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Statistics of inputs, of prune.save_statistics."),
+    ] = None,
     entries: Annotated[int, typer.Option(help="Values of a codebook, 2 to 256.")] = 32,
     prune: Annotated[
         float | None, typer.Option(help="Fraction of weights to set to 0, by magnitude.")
@@ -80,6 +86,9 @@ def run(
         compressrs compress model/ -o small/ --quantize int4 --group-size 32
 
         compressrs compress model/ -o small/ --prune 0.5 --dry-run
+
+        compressrs compress model/ -o small/ --quantize int4 --group-size 32 --method gptq
+        --calibration statistics.safetensors --set 're:.*embed.*=int5,group_size=64'
     """
     from compressrs import checkpoint, set_num_threads
     from compressrs._files import write_atomically
@@ -99,6 +108,8 @@ def run(
     for assignment in set_ or []:
         whole = whole.with_rule(assignment)
     whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
+    if calibration is not None:
+        whole = replace(whole, calibration=str(calibration.absolute()))
     if save_recipe is not None:
         write_atomically(save_recipe, whole.to_toml().encode())
     if threads is not None:

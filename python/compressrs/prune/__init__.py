@@ -44,7 +44,12 @@ from compressrs.prune.schedules import (
 from compressrs.prune.scores import Magnitude, Movement, Random, Score, Snip, Taylor, Wanda
 from compressrs.prune.selection import EmptyLayerWarning
 from compressrs.prune.shrinking import shrink
-from compressrs.prune.statistics import InputStatistics, input_statistics
+from compressrs.prune.statistics import (
+    InputStatistics,
+    input_statistics,
+    load_statistics,
+    save_statistics,
+)
 from compressrs.prune.structure import neurons
 
 __all__ = [
@@ -82,6 +87,7 @@ __all__ = [
     "erdos_renyi_kernel",
     "groups",
     "input_statistics",
+    "load_statistics",
     "magnitude_mask",
     "magnitude_threshold",
     "masks",
@@ -89,6 +95,7 @@ __all__ = [
     "neurons",
     "nm_mask",
     "rewire",
+    "save_statistics",
     "sensitivity",
     "shrink",
     "sparsegpt",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,12 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
-from compressrs._checks import flag, whole
+from compressrs._checks import file_path, flag, whole
+from compressrs._files import load_tensors, parse_json, save_tensors
 from compressrs.nn import Affine, Sequential
+
+#: What the metadata of a file of statistics must have.
+KIND = {"compressrs": "InputStatistics"}
 
 
 class InputStatistics:
@@ -82,6 +88,13 @@ class InputStatistics:
         _core.accumulate_inputs(rows, self._sums)
         self.count += len(rows)
 
+    @classmethod
+    def _of(cls, sums: npt.NDArray[np.float64], count: int) -> InputStatistics:
+        """Return statistics with these sums, of as many rows."""
+        found = cls.__new__(cls)
+        found.features, found._sums, found.count = sums.shape[0], sums, count
+        return found
+
     @property
     def gram(self) -> npt.NDArray[np.float64] | None:
         """The Gram matrix :math:`X^T X`, or None without ``gram=True``."""
@@ -148,3 +161,131 @@ def input_statistics(
                 found[i].update(x)
             x = layer.forward(x)
     return list(found.values())
+
+
+def save_statistics(
+    path: str | os.PathLike[str], statistics: Mapping[str, InputStatistics]
+) -> None:
+    """Write statistics of several layers to a safetensors file.
+
+    `compressrs.checkpoint.compress` takes the file as calibration for "gptq" and "awq", if the
+    names are those of weights in the checkpoint, with or without ``.weight``.
+
+    Parameters
+    ----------
+    path : path
+    statistics : dict of str to InputStatistics
+        By layer. What several layers share, such as queries, keys and values, is written once.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an existing file is then unchanged.
+    TypeError, ValueError
+        If `statistics` is no such dict, or empty.
+    ModuleNotFoundError
+        If safetensors is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "calibration.safetensors"
+    >>> found = cr.prune.InputStatistics(2, gram=True)
+    >>> found.update(np.array([[3.0, 1.0], [4.0, 0.0]]))
+    >>> cr.prune.save_statistics(path, {"query.weight": found, "key.weight": found})
+    >>> cr.prune.load_statistics(path)
+    {'query.weight': <InputStatistics(2, gram=True) of 2 rows>, \
+'key.weight': <InputStatistics(2, gram=True) of 2 rows>}
+    """
+    path = file_path(path)
+    require_statistics(statistics, "statistics")
+    first: dict[int, str] = {}
+    same = {name: first.setdefault(id(each), name) for name, each in statistics.items()}
+    arrays = {name: statistics[name]._sums for name in first.values()}
+    counts = {name: statistics[name].count for name in arrays}
+    metadata = {**KIND, "counts": json.dumps(counts), "names": json.dumps(same)}
+    save_tensors(path, arrays, metadata)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> dict[str, InputStatistics]:
+    """Return the statistics that `save_statistics` wrote.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is damaged, or of another kind.
+    ModuleNotFoundError
+        If safetensors is not installed.
+    """
+    path = file_path(path)
+    arrays, metadata = load_tensors(path, KIND)
+    names, counts = described(path, metadata, arrays)
+    found = {name: restored(path, name, arrays[name], counts[name]) for name in arrays}
+    return {name: found[stored] for name, stored in names.items()}
+
+
+def require_statistics(statistics: Any, name: str) -> None:
+    """Raise an error unless an argument is a dict of names to statistics, not empty.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if not isinstance(statistics, Mapping):
+        raise TypeError(f"{name} must be a dict, got {type(statistics).__name__}")
+    for key, value in statistics.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have names of layers as keys, got {key!r}")
+        if not isinstance(value, InputStatistics):
+            got = type(value).__name__
+            raise TypeError(f"{name}[{key!r}] must be InputStatistics, got {got}")
+    if not statistics:
+        raise ValueError(f"{name} must hold the statistics of a layer at least, got none")
+
+
+def described(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], stored: Iterable[str]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Return the names of layers with those of their arrays in a file, and rows of each array.
+
+    Raises
+    ------
+    ValueError
+        If the metadata are not those of the arrays `stored`.
+    """
+    names, counts = (parse_json(metadata.get(key, "")) for key in ("names", "counts"))
+    known = set(stored)
+    valid = (
+        isinstance(names, dict)
+        and isinstance(counts, dict)
+        and set(counts) == known
+        and all(type(count) is int and count >= 0 for count in counts.values())
+        and set(map(str, names.values())) == known
+    )
+    if not valid:
+        raise ValueError(f"{os.fspath(path)} is damaged: it describes other statistics")
+    return names, counts
+
+
+def restored(
+    path: str | os.PathLike[str], name: str, sums: npt.NDArray[Any], count: int
+) -> InputStatistics:
+    """Return statistics with these sums, of as many rows.
+
+    Raises
+    ------
+    ValueError
+        If they are no sums of squares or of products.
+    """
+    square = sums.ndim in (1, 2) and sums.size > 0 and sums.shape[0] == sums.shape[-1]
+    if not square or sums.dtype != np.float64:
+        raise ValueError(
+            f"{os.fspath(path)}, {name!r}: must be float64 of shape (features,) or "
+            f"(features, features), got {sums.dtype} of {sums.shape}"
+        )
+    squares = sums if sums.ndim == 1 else np.diagonal(sums)
+    if not np.isfinite(sums).all() or (squares < 0).any():
+        raise ValueError(f"{os.fspath(path)}, {name!r}: must hold finite sums of squares")
+    return InputStatistics._of(sums.copy(), count)

@@ -28,6 +28,7 @@ def _is_packable(name: str, d: Description) -> bool:
     return (
         d.coding == "quantized"
         and d.options.get("codes") == "int"
+        and d.options["bits"] in (4, 8)
         and len(d.shape) == 2
         and name.endswith(_SUFFIX)
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressrs.checkpoint._coding import Bytes
+from compressrs.checkpoint._coding import QUANTIZED, Bytes
 from compressrs.checkpoint._format import FLOATS
 from compressrs.checkpoint.export._staging import staged
 from compressrs.checkpoint.reader import Checkpoint
@@ -56,13 +56,13 @@ def q4_0(x: NDArray[np.float32]) -> Bytes:
 def _type(c: Checkpoint, name: str) -> int:
     """Return the type that a tensor is written as: as many bits as it is stored in."""
     d = c.description(name)
-    if d.dtype in _INTEGERS and d.coding not in ("quantized", "shifted"):
+    if d.dtype in _INTEGERS and d.coding not in QUANTIZED:
         return _INTEGERS[d.dtype]
     if d.dtype not in FLOATS:
         raise ValueError(f"{name!r} is of {d.dtype}, for which GGUF has no type")
     rows = d.shape[-1] if d.shape else 1
-    if d.coding in ("quantized", "shifted") and rows % _BLOCK == 0:
-        return _Q8_0 if d.options["bits"] == 8 else _Q4_0
+    if d.coding in QUANTIZED and rows % _BLOCK == 0:
+        return _Q8_0 if d.options["bits"] > 4 else _Q4_0
     return _F16 if d.dtype == "F16" else _F32
 
 
