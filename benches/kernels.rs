@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, kd_loss, softmax};
+use compressrs_core::distill::{Axis, KdLoss, PerRow, SoftmaxOutput, Teacher, kd_loss, softmax};
 use compressrs_core::linalg::cholesky::Factor;
 use compressrs_core::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
 use compressrs_core::numeric::element::Float;
@@ -246,7 +246,15 @@ fn distill(c: &mut Criterion) {
         });
         let axis = Axis::last(rows, classes);
         group.bench_function("softmax", |b| {
-            b.iter(|| softmax(axis, Form::Probability, PerRow::All(1.0), Some(&student), &mut out));
+            b.iter(|| {
+                softmax(
+                    axis,
+                    SoftmaxOutput::Probability,
+                    PerRow::All(1.0),
+                    Some(&student),
+                    &mut out,
+                )
+            });
         });
         group.bench_function("copy", |b| {
             b.iter(|| {
@@ -314,7 +322,7 @@ fn exp(c: &mut Criterion) {
     group.throughput(Throughput::Elements(4096));
     group.bench_function("softmax row", |b| {
         let axis = Axis::last(1, 4096);
-        b.iter(|| softmax(axis, Form::Probability, PerRow::All(1.0), Some(&x), &mut out));
+        b.iter(|| softmax(axis, SoftmaxOutput::Probability, PerRow::All(1.0), Some(&x), &mut out));
     });
     group.bench_function("ours, not vectorized", |b| {
         b.iter(|| x.iter().map(|x| black_box(*x).exp_fast()).sum::<f32>());

@@ -286,7 +286,7 @@ def test_what_follows_a_product(matrix, n, relu, accumulate, layout, seed):
         left.matmul(x, out, bias=bias, relu=relu, accumulate=accumulate)
         truth = reference.matmul(w, x, old if accumulate else 0.0, bias, relu)
         np.testing.assert_allclose(out, truth, rtol=tol, atol=100 * tol)
-        y = left._turned().rmatmul(x.T, bias=bias, relu=relu)
+        y = left._transposed().rmatmul(x.T, bias=bias, relu=relu)
         truth = reference.matmul(w, x, 0.0, bias, relu)
         np.testing.assert_allclose(y, truth.T, rtol=tol, atol=100 * tol)
         if n:

@@ -181,7 +181,7 @@ class _Dynamic(Stateful):
         if is_time:
             part = self._share(step)
             changes = [
-                _plan(layer.weight, self._growth(layer), _room(layer.weight, part))
+                _plan(layer.weight, self._growth(layer), _free_positions(layer.weight, part))
                 for layer in self.layers
             ]
             for layer, weight in zip(self.layers, _commit(changes, self.optimizer), strict=True):
@@ -212,7 +212,7 @@ class _Dynamic(Stateful):
         return take
 
 
-def _room(matrix: CSRMatrix, part: float) -> int:
+def _free_positions(matrix: CSRMatrix, part: float) -> int:
     """Return a fraction of the entries as a count, at most the number of free positions."""
     free = matrix.shape[0] * matrix.shape[1] - matrix.nnz
     return min(int(part * matrix.nnz), free)

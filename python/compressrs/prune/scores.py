@@ -121,7 +121,7 @@ class _Products(Score):
 
     needs_gradients = True
     #: The term that a step adds; see `Form` in the core.
-    _form: ClassVar[str]
+    _term: ClassVar[str]
 
     def __init__(self) -> None:
         self._sums: list[Array] = []
@@ -166,7 +166,7 @@ class _Products(Score):
             wide.append(g.astype(compute_dtype(w.dtype), copy=False))
         sums = self._sums or [np.zeros(w.shape, compute_dtype(w.dtype)) for w in arrays]
         for total, w, g, name in zip(sums, arrays, wide, names, strict=True):
-            _core.accumulate_products(total, w, g, name, self._form)
+            _core.accumulate_products(total, w, g, name, self._term)
         self._sums = sums
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
@@ -247,7 +247,7 @@ class Snip(_Products):
     array([1., 4.])
     """
 
-    _form = "product"
+    _term = "product"
 
     def _score(self, total: Array) -> Array:
         return np.asarray(np.abs(total))
@@ -273,7 +273,7 @@ class Taylor(_Products):
     array([13.,  8.])
     """
 
-    _form = "square"
+    _term = "square"
 
 
 class Movement(_Products):
@@ -296,7 +296,7 @@ class Movement(_Products):
     array([-3.,  2.])
     """
 
-    _form = "opposite"
+    _term = "opposite"
 
 
 class Wanda(Score):

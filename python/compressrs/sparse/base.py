@@ -144,12 +144,12 @@ class Products:
         shape = (*y.shape[:-1], self.shape[1])
         if out is not None and out.shape != shape:
             raise ValueError(f"out must have shape {shape}, got {out.shape}")
-        product = self._turned().matmul(
+        product = self._transposed().matmul(
             y.T, None if out is None else out.T, bias=bias, relu=relu, accumulate=accumulate
         )
         return np.asarray(product.T) if out is None else out
 
-    def _turned(self) -> Products:
+    def _transposed(self) -> Products:
         """Return the transpose."""
         raise NotImplementedError
 
@@ -223,7 +223,7 @@ class SparseMatrix(Products):
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
         self._core.matmul(False, x, out, epilogue)
 
-    def _turned(self) -> Products:
+    def _transposed(self) -> Products:
         return self.T
 
     def _checked_parts(self) -> tuple[Array, Array, Array]:
@@ -333,7 +333,7 @@ class TransposedMatrix(Products):
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
         self.T._core.matmul(True, x, out, epilogue)
 
-    def _turned(self) -> Products:
+    def _transposed(self) -> Products:
         return self.T
 
     def to_dense(self) -> npt.NDArray[Any]:

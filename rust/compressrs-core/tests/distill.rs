@@ -1,18 +1,26 @@
 //! Softmax and the distillation loss against the formulas, term by term.
 
-use compressrs_core::distill::{Axis, Form, KdLoss, PerRow, Teacher, TopK, kd_loss, top_k};
+use compressrs_core::distill::{
+    Axis, KdLoss, PerRow, SoftmaxOutput, Teacher, TopK, kd_loss, top_k,
+};
 use compressrs_core::numeric::element::{Element, Float, f16};
 use proptest::prelude::*;
 
 fn softmax<C: Float>(z: &[C], classes: usize, temperature: f64, out: &mut [C]) {
-    apply(Form::Probability, z, classes, temperature, out);
+    apply(SoftmaxOutput::Probability, z, classes, temperature, out);
 }
 
 fn log_softmax<C: Float>(z: &[C], classes: usize, temperature: f64, out: &mut [C]) {
-    apply(Form::Log, z, classes, temperature, out);
+    apply(SoftmaxOutput::Log, z, classes, temperature, out);
 }
 
-fn apply<T: Element>(form: Form, z: &[T], classes: usize, temperature: f64, out: &mut [T]) {
+fn apply<T: Element>(
+    form: SoftmaxOutput,
+    z: &[T],
+    classes: usize,
+    temperature: f64,
+    out: &mut [T],
+) {
     let (axis, t) = (Axis::last(z.len() / classes, classes), PerRow::All(temperature));
     compressrs_core::distill::softmax(axis, form, t, Some(z), out);
     let mut in_place = z.to_vec();
@@ -124,13 +132,13 @@ fn half_precision_is_that_of_what_it_stores() {
         let z: Vec<f16> = (0..2 * classes).map(|i| f16::from_f32((i as f32).sin() * 4.0)).collect();
         let wide: Vec<f32> = z.iter().map(|x| x.to_f32()).collect();
         let (mut p, mut q) = (z.clone(), wide.clone());
-        apply(Form::Log, &z, classes, 2.0, &mut p);
-        apply(Form::Log, &wide, classes, 2.0, &mut q);
+        apply(SoftmaxOutput::Log, &z, classes, 2.0, &mut p);
+        apply(SoftmaxOutput::Log, &wide, classes, 2.0, &mut q);
         assert!(p.iter().zip(&q).all(|(p, &q)| *p == f16::store(q)));
         let what = KdLoss::soft(classes, 2.0);
-        let (turned, wide_turned): (Vec<f16>, Vec<f32>) =
+        let (transposed, wide_turned): (Vec<f16>, Vec<f32>) =
             (z.iter().rev().copied().collect(), wide.iter().rev().copied().collect());
-        let (a, grad) = loss(what, &z, &turned);
+        let (a, grad) = loss(what, &z, &transposed);
         let (b, wide_grad) = loss(what, &wide, &wide_turned);
         assert_eq!(a, b);
         assert!(grad.iter().zip(&wide_grad).all(|(g, &w)| *g == f16::store(w)));
@@ -143,7 +151,13 @@ fn all_axes_have_the_same_numbers() {
     let z: Vec<f32> = (0..outer * classes * inner).map(|i| ((i * i) as f32).sin()).collect();
     let mut out = vec![0.0; z.len()];
     let axis = Axis { outer, classes, inner };
-    compressrs_core::distill::softmax(axis, Form::Log, PerRow::All(0.5), Some(&z), &mut out);
+    compressrs_core::distill::softmax(
+        axis,
+        SoftmaxOutput::Log,
+        PerRow::All(0.5),
+        Some(&z),
+        &mut out,
+    );
     for o in 0..outer {
         for i in 0..inner {
             let at = |j: usize| (o * classes + j) * inner + i;

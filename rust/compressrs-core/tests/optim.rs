@@ -27,12 +27,12 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|n| n.set(n.get() + 1));
         BYTES.with(|n| n.set(n.get() + layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc::alloc`, which `System` shares.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `System` allocated it, and the caller keeps to the contract of `GlobalAlloc::dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -273,7 +273,7 @@ fn codes_keep_what_is_not_finite() {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
-    let _turn = THREADS.lock();
+    let _guard = THREADS.lock();
     let rule = Lamb { lr: 0.1, betas: [0.9, 0.99], weight_decay: 0.1, ..Default::default() };
     let before = parallel::num_threads().unwrap();
     let results = [1, 2, 3, 8].map(|threads| {
@@ -289,7 +289,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn a_step_allocates_nothing() {
-    let _turn = THREADS.lock();
+    let _guard = THREADS.lock();
     let before = parallel::num_threads().unwrap();
     for threads in [1, 2] {
         parallel::set_num_threads(threads).unwrap();

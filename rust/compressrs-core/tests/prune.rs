@@ -3,7 +3,7 @@
 use compressrs_core::linalg::cholesky::Factor;
 use compressrs_core::numeric::element::Element;
 use compressrs_core::prune::{
-    Choice, Form, HasNan, Magnitude, Norm, Order, Unchanged, Value, accumulate_gram,
+    HasNan, Magnitude, Norm, Order, Target, Term, Unchanged, Value, accumulate_gram,
     accumulate_products, accumulate_squares, apply_mask, block_norms, expand_blocks, find_nan,
     mask_below, mask_n_of_m, mask_rows, mask_smallest, rank, reconstruct,
 };
@@ -221,7 +221,7 @@ fn norms_of_blocks() {
 fn scores_add_up() {
     let (w, g) = ([2.0f32, -3.0], [0.5f32, 1.0]);
     for (form, truth) in
-        [(Form::Product, [11.0, 7.0]), (Form::Opposite, [9.0, 13.0]), (Form::Square, [11.0, 19.0])]
+        [(Term::Product, [11.0, 7.0]), (Term::Opposite, [9.0, 13.0]), (Term::Square, [11.0, 19.0])]
     {
         let mut scores = [10.0f32; 2];
         accumulate_products(&mut scores, &w, &g, form);
@@ -257,17 +257,17 @@ fn what_stays_makes_up_for_what_goes() {
     accumulate_gram(&x, columns, &mut gram).unwrap();
     let u = Factor::new(&gram, columns).unwrap().inverse();
     let before: Vec<f64> = (0..rows * columns).map(|i| mixed(i + 1000)).collect();
-    for (choice, block) in [
-        (Choice::Total(30), 4),
-        (Choice::Total(30), 12),
-        (Choice::Total(0), 5),
-        (Choice::Total(60), 5),
-        (Choice::NOfM { n: 2, m: 4 }, 8),
+    for (target, block) in [
+        (Target::Total(30), 4),
+        (Target::Total(30), 12),
+        (Target::Total(0), 5),
+        (Target::Total(60), 5),
+        (Target::NOfM { n: 2, m: 4 }, 8),
     ] {
         let (mut w, mut mask) = (before.clone(), vec![9; before.len()]);
-        reconstruct(&mut w, columns, &u, choice, block, &mut mask, &mut Unchanged).unwrap();
+        reconstruct(&mut w, columns, &u, target, block, &mut mask, &mut Unchanged).unwrap();
         let removed = mask.iter().filter(|keep| **keep == 0).count();
-        assert_eq!(removed, if let Choice::Total(k) = choice { k } else { 30 });
+        assert_eq!(removed, if let Target::Total(k) = target { k } else { 30 });
         for (i, (w, before)) in w.chunks(columns).zip(before.chunks(columns)).enumerate() {
             let keep = &mask[i * columns..][..columns];
             assert!(w.iter().zip(keep).all(|(w, keep)| *keep == 1 || *w == 0.0));
@@ -276,7 +276,7 @@ fn what_stays_makes_up_for_what_goes() {
             for j in last..columns {
                 let slope: f64 =
                     (0..columns).map(|c| gram[j * columns + c] * (w[c] - before[c])).sum();
-                assert!(slope.abs() < 1e-9, "{choice:?}: {slope}");
+                assert!(slope.abs() < 1e-9, "{target:?}: {slope}");
             }
         }
     }

@@ -67,7 +67,7 @@ fn naive(a: &[f64], b: &[f64], (m, k, n): (usize, usize, usize)) -> Vec<f64> {
     c
 }
 
-fn turned(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+fn transpose_dense(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|j| (0..rows).map(move |i| a[i * columns + j])).collect()
 }
 
@@ -152,7 +152,7 @@ fn check_products<I: Index, const R: usize, const C: usize>(
                 matmul(a, x, y, epilogue)
             }
         });
-        let left = if transposed { turned(&dense, m, k) } else { dense.clone() };
+        let left = if transposed { transpose_dense(&dense, m, k) } else { dense.clone() };
         let truth = finish(&naive(&left, &x, (rows, inner, n)), &old, bias, n, epilogue);
         assert_eq!(y, truth, "transposed: {transposed}");
     }
@@ -252,8 +252,8 @@ proptest! {
         let flipped = Owned { data, indices: t.indices, offsets: t.offsets, columns: m };
         let mut back = vec![f64::NAN; m * k];
         to_dense(flipped.csr::<1, 1>(), &mut back);
-        prop_assert_eq!(&back, &turned(&w, m, k));
-        let again = Owned::<i64>::new(&turned(&w, m, k), k, m, Keep::AtLeast(0.0));
+        prop_assert_eq!(&back, &transpose_dense(&w, m, k));
+        let again = Owned::<i64>::new(&transpose_dense(&w, m, k), k, m, Keep::AtLeast(0.0));
         prop_assert_eq!(flipped.indices, again.indices);
 
         let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
@@ -344,7 +344,7 @@ fn long_rows_are_cut_up() {
     }
 }
 
-/// An index that has become bad since it was checked is a panic, which the door turns
+/// An index that has become bad since it was checked is a panic, which the bindings turn
 /// into an exception.
 #[test]
 fn changed_indices_are_noticed() {

@@ -35,14 +35,14 @@ pub fn softmax(
     let same = z.data() == out.data() && z.is_contiguous();
     let z = if same { None } else { Some(z.contiguous()?) };
     require_disjoint(&mut [&mut out], z.iter().chain(temperature.array()))?;
-    let form = if log { core::Form::Log } else { core::Form::Probability };
+    let output = if log { core::SoftmaxOutput::Log } else { core::SoftmaxOutput::Probability };
     with_dtype!(dtype, T => {
         // SAFETY: the GIL is held; nothing else of this call uses `out`.
         let (z, out, temperature) = unsafe {
             let z = z.as_ref().map(|z| z.slice::<T>()).transpose()?;
             (z, out.slice_mut::<T>()?, temperature.get()?)
         };
-        run(py, || core::softmax(axis, form, temperature, z, out))
+        run(py, || core::softmax(axis, output, temperature, z, out))
     })
 }
 

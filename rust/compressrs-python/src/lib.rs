@@ -1,4 +1,4 @@
-//! `compressrs._core`: the door between NumPy arrays and the arithmetic of
+//! `compressrs._core`: the bindings between NumPy arrays and the arithmetic of
 //! [`compressrs_core`].
 //!
 //! Functions here check their arguments, give up the GIL, call the core, and

@@ -17,7 +17,7 @@ use crate::buffers::{Array, Compute, Dtype, Kept, Layout, Name, data, number, re
 use crate::errors::{NonFiniteGradientError, run};
 use crate::overlap::Regions;
 use crate::rules::{Group, read};
-use crate::storage::{RawBuffer, Storage, values};
+use crate::storage::{RawBuffer, StorageFormat, values};
 
 /// An array that was checked, and what it was then.
 struct Checked {
@@ -69,7 +69,7 @@ struct Slot {
     dtype: Dtype,
     group: usize,
     param: Checked,
-    storage: Storage,
+    storage: StorageFormat,
     states: Vec<State>,
     /// Of the states, and of what the parameter's precision needs.
     buffers: Vec<Checked>,
@@ -121,7 +121,7 @@ impl Stepper {
     ) -> PyResult<Self> {
         let rules = groups
             .iter()
-            .map(|g| Ok((read(kind, &Group(g))?, Storage::new(g)?)))
+            .map(|g| Ok((read(kind, &Group(g))?, StorageFormat::new(g)?)))
             .collect::<PyResult<Vec<_>>>()?;
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
@@ -207,7 +207,11 @@ impl Stepper {
             let group = group.cast::<PyDict>()?;
             let rule = read(&self.kind, &Group(group))?;
             let frozen = Group(group).is_frozen()?;
-            rules.push((!frozen).then_some((rule, Storage::new(group)?, Group(group).seed()?)));
+            rules.push((!frozen).then_some((
+                rule,
+                StorageFormat::new(group)?,
+                Group(group).seed()?,
+            )));
         }
         // What is not an array yet, or not in C order, first: that may run Python code or
         // give up the GIL. Until the kernel runs nothing does any more, so that what is
@@ -253,8 +257,8 @@ impl Stepper {
         }
 
         let (factor, norm) = match scaling.factor(py, &jobs)? {
-            Factor::Skip(norm) => return Ok(Some(norm)),
-            Factor::Take(factor, norm) => (factor, norm),
+            GradientScale::Skip(norm) => return Ok(Some(norm)),
+            GradientScale::Apply(factor, norm) => (factor, norm),
         };
         if norm.is_some() {
             // The kernels of the norm gave up the GIL.
@@ -287,7 +291,7 @@ impl Stepper {
 
 fn check_slot<'py>(
     (path, param, buffers, mask, group): SlotArguments<'py>,
-    rules: &[(Box<dyn Rule>, Storage)],
+    rules: &[(Box<dyn Rule>, StorageFormat)],
     mut owns: impl FnMut(std::ops::Range<usize>),
 ) -> PyResult<Slot> {
     let name = Name("params", &path);
@@ -363,7 +367,7 @@ impl Slot {
     }
 
     /// Requires that the rule's states are those that this slot has, stored so.
-    fn require_states_of(&self, rule: &dyn Rule, storage: Storage) -> PyResult<()> {
+    fn require_states_of(&self, rule: &dyn Rule, storage: StorageFormat) -> PyResult<()> {
         let needed = rule.states(self.shape().len());
         let names = |states: &[State]| states.iter().map(|s| s.name).collect::<Vec<_>>();
         if names(&needed) != names(&self.states) {
@@ -523,11 +527,11 @@ struct Scaling {
 }
 
 /// The outcome of [`Scaling::factor`].
-enum Factor {
+enum GradientScale {
     /// Take no step; the norm.
     Skip(f64),
     /// Take the step with the gradients times a factor; the norm, if known.
-    Take(f64, Option<f64>),
+    Apply(f64, Option<f64>),
 }
 
 impl Scaling {
@@ -558,9 +562,9 @@ impl Scaling {
         Ok(Scaling { max_norm, scale, nonfinite })
     }
 
-    fn factor(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<Factor> {
+    fn factor(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<GradientScale> {
         if self.max_norm.is_none() && self.nonfinite == NonFinite::Ignore {
-            return Ok(Factor::Take(self.scale, None));
+            return Ok(GradientScale::Apply(self.scale, None));
         }
         let gradients = jobs
             .iter()
@@ -600,12 +604,12 @@ impl Scaling {
                         slot.path
                     )));
                 }
-                NonFinite::Skip if too_large => return Ok(Factor::Skip(f64::INFINITY)),
-                NonFinite::Skip => return Ok(Factor::Skip(norm.get())),
+                NonFinite::Skip if too_large => return Ok(GradientScale::Skip(f64::INFINITY)),
+                NonFinite::Skip => return Ok(GradientScale::Skip(norm.get())),
                 NonFinite::Ignore => {}
             }
         }
         let scaled = core::Norm { value: norm.value * self.scale.abs(), ..norm };
-        Ok(Factor::Take(factor, Some(scaled.get())))
+        Ok(GradientScale::Apply(factor, Some(scaled.get())))
     }
 }

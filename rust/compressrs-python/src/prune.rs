@@ -3,7 +3,7 @@
 use compressrs_core::linalg::cholesky;
 use compressrs_core::numeric::element::{Element, Float};
 use compressrs_core::prune::{
-    self as core, Choice, Form, HasNan, Magnitude, Norm, Overflow, Value,
+    self as core, HasNan, Magnitude, Norm, Overflow, Target, Term, Value,
 };
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -287,11 +287,11 @@ pub fn accumulate_products(
     name: String,
     form: &str,
 ) -> PyResult<()> {
-    let form = match form {
-        "product" => Form::Product,
-        "opposite" => Form::Opposite,
-        "square" => Form::Square,
-        other => return Err(PyValueError::new_err(format!("no form is called {other:?}"))),
+    let term = match form {
+        "product" => Term::Product,
+        "opposite" => Term::Opposite,
+        "square" => Term::Square,
+        other => return Err(PyValueError::new_err(format!("no term is called {other:?}"))),
     };
     let names = [name];
     let weights = Weights::new(&[w], &names)?;
@@ -309,7 +309,7 @@ pub fn accumulate_products(
         // SAFETY: as in `mask_smallest`.
         let (w, scores, g) =
             unsafe { (weights.slice::<T>()?, scores.slice_mut::<C>()?, g.slice::<C>()?) };
-        run(py, || core::accumulate_products(scores, w, g, form))
+        run(py, || core::accumulate_products(scores, w, g, term))
     })
 }
 
@@ -398,21 +398,21 @@ pub fn reconstruct(
     let columns = w.array.shape()[1];
     let u = check::<f64>(u, "u", &[columns * columns])?;
     let mut mask = check::<bool>(mask, "mask", w.array.shape())?;
-    let choice = removal(choice);
+    let target = removal(choice);
     if block == 0 {
         return Err(PyValueError::new_err("block must be at least 1, got 0"));
     }
     require_disjoint(&mut [&mut w, &mut mask], [&u])?;
     // SAFETY: as in `mask_smallest`.
     let (w, u, mask) = unsafe { (w.slice_mut::<f64>()?, u.slice::<f64>()?, mask.slice_mut()?) };
-    run(py, || core::reconstruct(w, columns, u, choice, block, mask, &mut core::Unchanged).is_ok())
+    run(py, || core::reconstruct(w, columns, u, target, block, mask, &mut core::Unchanged).is_ok())
 }
 
 /// How many weights go: so many, or all but `n` of `m`.
-pub fn removal(choice: (usize, Option<usize>)) -> Choice {
-    match choice {
-        (k, None) => Choice::Total(k),
-        (n, Some(m)) => Choice::NOfM { n, m },
+pub fn removal(target: (usize, Option<usize>)) -> Target {
+    match target {
+        (k, None) => Target::Total(k),
+        (n, Some(m)) => Target::NOfM { n, m },
     }
 }
 

@@ -422,12 +422,12 @@ pub fn gptq(
     }
     let mut mask = match &removal {
         None => None,
-        Some((choice, mask)) => {
+        Some((target, mask)) => {
             let mask = Array::new(mask, Name("mask", ""))?;
             mask.require_element::<bool>()?;
             mask.require_in_place()?;
             mask.require_shape(w.array.shape(), w.name)?;
-            Some((crate::prune::removal(*choice), mask))
+            Some((crate::prune::removal(*target), mask))
         }
     };
     let grid = Grid::new(&kind, dtype, layout)?;
@@ -443,7 +443,7 @@ pub fn gptq(
         let removal = match &mut mask {
             None => None,
             // SAFETY: as above; False and True are the bytes 0 and 1.
-            Some((choice, mask)) => Some((*choice, unsafe { mask.slice_mut::<u8>()? })),
+            Some((target, mask)) => Some((*target, unsafe { mask.slice_mut::<u8>()? })),
         };
         with_grid!(&grid, C, grid => run(py, || {
             let out = core::Codes { scale, zero, codes };

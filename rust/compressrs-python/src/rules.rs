@@ -10,7 +10,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 
 use crate::buffers::{Array, Name, Shape, flag, number};
-use crate::storage::Storage;
+use crate::storage::StorageFormat;
 
 /// The hyperparameters of a parameter group.
 pub struct Group<'a, 'py>(pub &'a Bound<'py, PyDict>);
@@ -173,7 +173,7 @@ pub fn rule_buffers<'py>(
     let axes = shape.len();
     rule.accepts(axes)
         .map_err(|need| param.name.value_error(need, format_args!("shape {}", Shape(shape))))?;
-    let buffers = Storage::new(group)?.buffers(&rule.states(axes), dtype, shape)?;
+    let buffers = StorageFormat::new(group)?.buffers(&rule.states(axes), dtype, shape)?;
     let tuple = |shape| PyTuple::new(group.py(), shape);
     buffers.into_iter().map(|b| Ok((b.name, tuple(b.shape)?, b.dtype, b.initial))).collect()
 }
@@ -184,6 +184,6 @@ pub fn rule_buffers<'py>(
 pub fn rule_scalars(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
     Group(group).is_frozen()?;
     Group(group).seed()?;
-    Storage::new(group)?;
+    StorageFormat::new(group)?;
     Ok(read(kind, &Group(group))?.scalars().to_vec())
 }

@@ -35,7 +35,7 @@ enum Precision {
 
 /// What a group says of how its tensors are stored.
 #[derive(Clone, Copy, PartialEq)]
-pub struct Storage {
+pub struct StorageFormat {
     state_dtype: StateDtype,
     precision: Precision,
 }
@@ -57,7 +57,7 @@ enum Kept {
     Int8 { divisor: bool },
 }
 
-impl Storage {
+impl StorageFormat {
     pub fn new(group: &Bound<'_, PyDict>) -> PyResult<Self> {
         let py = group.py();
         let state_dtype = match choice(group, intern!(py, "state_dtype"))?.as_str() {
@@ -76,7 +76,7 @@ impl Storage {
                 return Err(refused("precision", need, other));
             }
         };
-        Ok(Storage { state_dtype, precision })
+        Ok(StorageFormat { state_dtype, precision })
     }
 
     fn kept(self, state: &State, elements: usize) -> Kept {
@@ -158,7 +158,8 @@ impl Storage {
         let mut moments: [Moments<'a, C>; MAX_STATES] = Default::default();
         for (slot, state) in moments.iter_mut().zip(states) {
             let mut next = || buffers.next().expect("as many as are listed");
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that the buffers are those listed, which
+            // nothing else uses.
             *slot = unsafe {
                 match self.kept(state, elements) {
                     Kept::Full => Moments::Full(next().shared()),
@@ -183,7 +184,8 @@ impl Storage {
         param: RawBuffer,
         buffers: &mut impl Iterator<Item = RawBuffer>,
     ) -> Weights<'a, C> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the buffers are those listed, the
+        // parameter is of this dtype, and nothing else uses them.
         unsafe {
             match dtype {
                 Dtype::F32 | Dtype::F64 => Weights::Full(param.shared()),
@@ -201,7 +203,8 @@ impl Storage {
         buffers: &mut impl Iterator<Item = RawBuffer>,
     ) -> Halves<'a, H> {
         let mut next = || buffers.next().expect("as many as are listed");
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the buffers are those listed, the
+        // parameter is of this type, and nothing else uses them.
         unsafe {
             Halves {
                 values: param.shared(),
@@ -245,7 +248,8 @@ impl RawBuffer {
         if self.len == 0 {
             return SharedMut::new(&mut []);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that there are so many aligned elements,
+        // which nothing else uses.
         SharedMut::new(unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.len) })
     }
 }

@@ -1,6 +1,6 @@
-//! Blocks: up to [`MAX_SYMBOLS`] bytes, in the smallest of several forms.
+//! Blocks: up to [`MAX_SYMBOLS`] bytes, in the smallest of several encodings.
 //!
-//! A block is its `Form` as one byte, the number of its symbols, the number of the bytes
+//! A block is its `Encoding` as one byte, the number of its symbols, the number of the bytes
 //! that follow (both in groups of 7 bits, the lowest first), and those bytes.
 
 use super::rans::{self, NARROW, Table, WIDE};
@@ -15,7 +15,7 @@ const WIDE_FROM: usize = 1 << 15;
 /// How the symbols of a block are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Form {
+enum Encoding {
     /// As they are.
     Raw = 0,
     /// The one symbol that all are.
@@ -32,22 +32,22 @@ enum Form {
     Bits4 = 6,
 }
 
-impl Form {
-    fn of(byte: u8) -> Result<Form, Damaged> {
-        use Form::*;
+impl Encoding {
+    fn of(byte: u8) -> Result<Encoding, Damaged> {
+        use Encoding::*;
         [Raw, Constant, Narrow, Wide, Bits1, Bits2, Bits4]
             .into_iter()
-            .find(|&form| form as u8 == byte)
-            .ok_or(Damaged("a block has an unknown form"))
+            .find(|&encoding| encoding as u8 == byte)
+            .ok_or(Damaged("a block has an unknown encoding"))
     }
 
-    /// The smallest of the forms without a table for symbols up to `max`, and its bits.
-    fn packed(max: u8) -> (Form, usize) {
+    /// The smallest of the encodings without a table for symbols up to `max`, and its bits.
+    fn packed(max: u8) -> (Encoding, usize) {
         match max {
-            0..2 => (Form::Bits1, 1),
-            2..4 => (Form::Bits2, 2),
-            4..16 => (Form::Bits4, 4),
-            16.. => (Form::Raw, 8),
+            0..2 => (Encoding::Bits1, 1),
+            2..4 => (Encoding::Bits2, 2),
+            4..16 => (Encoding::Bits4, 4),
+            16.. => (Encoding::Raw, 8),
         }
     }
 }
@@ -77,16 +77,16 @@ pub fn encode(symbols: &[u8], out: &mut Vec<u8>) {
     assert!(n <= MAX_SYMBOLS, "a block of {n} symbols");
     let counts = histogram(symbols);
     let max = counts.iter().rposition(|&count| count > 0).unwrap_or(0) as u8;
-    let (form, bits) = Form::packed(max);
+    let (encoding, bits) = Encoding::packed(max);
     let packed = (n * bits).div_ceil(8);
-    let head = |out: &mut Vec<u8>, form: Form, payload: usize| {
-        out.push(form as u8);
+    let head = |out: &mut Vec<u8>, encoding: Encoding, payload: usize| {
+        out.push(encoding as u8);
         push_number(out, n);
         push_number(out, payload);
     };
     match Table::new(&counts) {
         None if n > 0 => {
-            head(out, Form::Constant, 1);
+            head(out, Encoding::Constant, 1);
             out.push(max);
             return;
         }
@@ -97,13 +97,13 @@ pub fn encode(symbols: &[u8], out: &mut Vec<u8>) {
             let estimate = coded.len() + 4 * states + (table.cost(&counts) >> 19) as usize;
             // What saves less than a hundredth is not worth the time to decode it.
             if estimate + packed / 128 < packed {
-                let form = if states == WIDE { Form::Wide } else { Form::Narrow };
-                match form {
-                    Form::Wide => rans::encode::<WIDE>(&table, symbols, &mut coded),
+                let encoding = if states == WIDE { Encoding::Wide } else { Encoding::Narrow };
+                match encoding {
+                    Encoding::Wide => rans::encode::<WIDE>(&table, symbols, &mut coded),
                     _ => rans::encode::<NARROW>(&table, symbols, &mut coded),
                 }
                 if coded.len() < packed {
-                    head(out, form, coded.len());
+                    head(out, encoding, coded.len());
                     out.extend_from_slice(&coded);
                     return;
                 }
@@ -111,7 +111,7 @@ pub fn encode(symbols: &[u8], out: &mut Vec<u8>) {
         }
         None => {}
     }
-    head(out, form, packed);
+    head(out, encoding, packed);
     if bits == 8 {
         out.extend_from_slice(symbols);
         return;
@@ -125,7 +125,7 @@ pub fn encode(symbols: &[u8], out: &mut Vec<u8>) {
 /// A block that was found in a stream, its payload not yet looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    form: Form,
+    encoding: Encoding,
     symbols: usize,
     payload: &'a [u8],
 }
@@ -136,13 +136,13 @@ impl<'a> Block<'a> {
     /// # Errors
     /// The stream ends early, or does not begin with a block.
     pub fn take(stream: &mut &'a [u8]) -> Result<Block<'a>, Damaged> {
-        let form = Form::of(take_byte(stream)?)?;
+        let encoding = Encoding::of(take_byte(stream)?)?;
         let symbols = take_number(stream)?;
         if symbols > MAX_SYMBOLS {
             return Err(Damaged("a block has too many symbols"));
         }
         let payload = take_number(stream)?;
-        Ok(Block { form, symbols, payload: take(stream, payload)? })
+        Ok(Block { encoding, symbols, payload: take(stream, payload)? })
     }
 
     /// Number of its symbols.
@@ -152,7 +152,8 @@ impl<'a> Block<'a> {
 
     /// Its symbols, where they stand in the stream as they are.
     pub fn raw(&self) -> Option<&'a [u8]> {
-        (self.form == Form::Raw && self.payload.len() == self.symbols).then_some(self.payload)
+        (self.encoding == Encoding::Raw && self.payload.len() == self.symbols)
+            .then_some(self.payload)
     }
 
     /// Decodes it into as many bytes as it has symbols.
@@ -164,30 +165,30 @@ impl<'a> Block<'a> {
             return Err(Damaged("a block has another number of symbols than is needed"));
         }
         let mut payload = self.payload;
-        match self.form {
-            Form::Raw => {
+        match self.encoding {
+            Encoding::Raw => {
                 if payload.len() != out.len() {
                     return Err(Damaged("a block's bytes are not as many as its symbols"));
                 }
                 out.copy_from_slice(payload);
             }
-            Form::Constant => {
+            Encoding::Constant => {
                 out.fill(take_byte(&mut payload)?);
                 if !payload.is_empty() {
                     return Err(Damaged("a block goes on behind its end"));
                 }
             }
-            Form::Narrow => {
+            Encoding::Narrow => {
                 let table = Table::read(&mut payload)?;
                 rans::decode::<NARROW>(&table, payload, out)?;
             }
-            Form::Wide => {
+            Encoding::Wide => {
                 let table = Table::read(&mut payload)?;
                 rans::decode::<WIDE>(&table, payload, out)?;
             }
-            Form::Bits1 => unpack::<1>(payload, out)?,
-            Form::Bits2 => unpack::<2>(payload, out)?,
-            Form::Bits4 => unpack::<4>(payload, out)?,
+            Encoding::Bits1 => unpack::<1>(payload, out)?,
+            Encoding::Bits2 => unpack::<2>(payload, out)?,
+            Encoding::Bits4 => unpack::<4>(payload, out)?,
         }
         Ok(())
     }

@@ -141,13 +141,13 @@ impl<'a> Group<'a> {
         }
         let mut decoded = Scratch::<u8>::new(n * elements.width);
         let mut planes: [&[u8]; 8] = [&[]; 8];
-        let rooms = decoded.chunks_exact_mut(n);
-        for ((plane, block), room) in planes.iter_mut().zip(blocks).zip(rooms) {
+        let buffers = decoded.chunks_exact_mut(n);
+        for ((plane, block), buffer) in planes.iter_mut().zip(blocks).zip(buffers) {
             *plane = match block.raw() {
                 Some(raw) => raw,
                 None => {
-                    block.decode(room)?;
-                    room
+                    block.decode(buffer)?;
+                    buffer
                 }
             };
         }

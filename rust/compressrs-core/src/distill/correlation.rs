@@ -1,9 +1,9 @@
 //! DIST (Huang et al., arXiv 2205.10536): the student's probabilities shall be
 //! correlated with the teacher's, in each row and in each column.
 
-use super::GRAIN;
-use super::sheet::{LANES, spread, sweep, update};
-use super::softmax::{Axis, Form, PerRow, softmax};
+use super::GRAIN_ELEMENTS;
+use super::softmax::{Axis, PerRow, SoftmaxOutput, softmax};
+use super::tile::{LANES, broadcast, map_reduce, update};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -46,7 +46,7 @@ pub fn dist<C: Float>(what: Dist, student: &[C], teacher: &[C], grad: &mut [C]) 
     let probabilities = |z: &[C]| {
         let mut p = memory::zeroed(z.len());
         let (axis, t) = (Axis::last(rows, classes), PerRow::All(temperature));
-        softmax(axis, Form::Probability, t, Some(z), &mut p);
+        softmax(axis, SoftmaxOutput::Probability, t, Some(z), &mut p);
         p
     };
     let (q, p) = (probabilities(student), probabilities(teacher));
@@ -67,7 +67,7 @@ pub fn dist<C: Float>(what: Dist, student: &[C], teacher: &[C], grad: &mut [C]) 
     let mut of_rows = memory::zeroed::<f64>(rows);
     let (shared, grad) = (SharedMut::new(&mut of_rows), SharedMut::new(grad));
     let weight = -squared * beta / rows as f64;
-    parallel::for_each(0..rows, GRAIN.div_ceil(2 * classes), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(2 * classes), 1, |part| {
         for i in part {
             let cells = i * classes..(i + 1) * classes;
             // SAFETY: rows do not overlap.
@@ -161,8 +161,8 @@ impl<C: Float> Kernel for Row<'_, C> {
     fn run(self) -> f64 {
         let Row { q, p, means, by_column, weight, scale, grad } = self;
         // Probabilities of a row have this mean.
-        let mean = spread([C::from_f64((q.len() as f64).recip())]);
-        let sums = sweep::<C, 1, 2, 0, 3>([q, p], [], mean[0], |[q, p], [uu, vv, uv], []| {
+        let mean = broadcast([C::from_f64((q.len() as f64).recip())]);
+        let sums = map_reduce::<C, 1, 2, 0, 3>([q, p], [], mean[0], |[q, p], [uu, vv, uv], []| {
             for l in 0..LANES {
                 let (u, v) = (q[l] - mean[l], p[l] - mean[l]);
                 uu[l] = u.mul_add(u, uu[l]);
@@ -171,10 +171,10 @@ impl<C: Float> Kernel for Row<'_, C> {
             }
         });
         let (r, factors) = correlation(sums.map(|[sum]| sum));
-        let [own, other] = factors.map(|factor| spread([C::from_f64(weight * factor)]));
+        let [own, other] = factors.map(|factor| broadcast([C::from_f64(weight * factor)]));
         let inputs = [q, p, &means[0], &means[1], &by_column[0], &by_column[1]];
         // The gradient with respect to q, and through the softmax.
-        let [[dot]] = sweep::<C, 1, 6, 1, 1>(inputs, [&mut *grad], C::zero(), {
+        let [[dot]] = map_reduce::<C, 1, 6, 1, 1>(inputs, [&mut *grad], C::zero(), {
             |[q, p, mean_q, mean_p, of_q, of_p], [sum], [g]| {
                 for l in 0..LANES {
                     let row = own[l] * (q[l] - mean[l]) + other[l] * (p[l] - mean[l]);
@@ -184,7 +184,7 @@ impl<C: Float> Kernel for Row<'_, C> {
                 }
             }
         });
-        let (dot, scale) = (spread([C::from_f64(dot)]), spread([C::from_f64(scale)]));
+        let (dot, scale) = (broadcast([C::from_f64(dot)]), broadcast([C::from_f64(scale)]));
         update(grad, [q], |g, [q]| {
             for l in 0..LANES {
                 g[l] = scale[l] * q[l] * (g[l] - dot[l]);

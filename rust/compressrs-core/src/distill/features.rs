@@ -1,8 +1,8 @@
 //! Losses on what layers in the middle give: hints and attention maps.
 
-use super::GRAIN;
+use super::GRAIN_ELEMENTS;
 use super::range::{multiply, of_largest, times};
-use super::sheet::{LANES, spread, sweep, update};
+use super::tile::{LANES, broadcast, map_reduce, update};
 use crate::numeric::element::Float;
 use crate::numeric::lanes;
 use crate::runtime::memory;
@@ -28,7 +28,8 @@ pub fn hint<C: Float>(rows: usize, student: &[C], teacher: &[C], grad: &mut [C])
         let grad = unsafe { grad.slice(part.clone()) };
         simd::dispatch(Hint { s: &student[part.clone()], t: &teacher[part], grad, share })
     };
-    let mut total = parallel::reduce(student.len(), GRAIN, block, |a, b| a + b).unwrap_or(0.0);
+    let mut total =
+        parallel::reduce(student.len(), GRAIN_ELEMENTS, block, |a, b| a + b).unwrap_or(0.0);
     if total == f64::INFINITY {
         // Squares may be in the range of double precision.
         [total] = lanes::total(student.len(), |i| {
@@ -54,7 +55,7 @@ impl<C: Float> Kernel for Hint<'_, C> {
         let share = C::from_f64(self.share);
         let inputs = [self.s, self.t];
         let [[sum]] =
-            sweep::<C, 1, 2, 1, 1>(inputs, [self.grad], C::zero(), |[s, t], [sum], [g]| {
+            map_reduce::<C, 1, 2, 1, 1>(inputs, [self.grad], C::zero(), |[s, t], [sum], [g]| {
                 for l in 0..LANES {
                     let difference = s[l] - t[l];
                     sum[l] = difference.mul_add(difference, sum[l]);
@@ -99,7 +100,7 @@ pub fn attention<C: Float>(
     let share = ((samples * places) as f64).recip();
     let mut losses = memory::zeroed::<f64>(samples);
     let (shared, grad) = (SharedMut::new(&mut losses), SharedMut::new(grad));
-    parallel::for_each(0..samples, GRAIN.div_ceil(size_s + size_t), 1, |part| {
+    parallel::for_each(0..samples, GRAIN_ELEMENTS.div_ceil(size_s + size_t), 1, |part| {
         for i in part {
             let range = i * size_s..(i + 1) * size_s;
             // SAFETY: samples do not overlap.
@@ -140,7 +141,7 @@ impl<C: Float> Kernel for Attention<'_, C> {
         let in_range = length.max(direction(self.t, &mut a_t)) < f64::INFINITY;
         // Of the loss: the sum, and what the gradient has along `a_s`.
         let inputs = [&*a_s, &*a_t];
-        let [[sum], [along]] = sweep::<C, 1, 2, 0, 2>(inputs, [], C::zero(), {
+        let [[sum], [along]] = map_reduce::<C, 1, 2, 0, 2>(inputs, [], C::zero(), {
             |[s, t], [sum, along], []| {
                 for l in 0..LANES {
                     let difference = s[l] - t[l];
@@ -152,7 +153,7 @@ impl<C: Float> Kernel for Attention<'_, C> {
         // Below EPSILON the length does not depend on the maps.
         let along = if length > EPSILON { along } else { 0.0 };
         let (factor, along) = (4.0 * self.share / length.max(EPSILON), C::from_f64(along));
-        let (factor, along) = (spread([C::from_f64(factor)]), spread([along]));
+        let (factor, along) = (broadcast([C::from_f64(factor)]), broadcast([along]));
         update(&mut a_t, [&a_s], |t, [s]| {
             for l in 0..LANES {
                 t[l] = factor[l] * ((s[l] - t[l]) - along[l] * s[l]);
@@ -181,13 +182,13 @@ fn direction<C: Float>(maps: &[C], out: &mut [C]) -> f64 {
             }
         });
     }
-    let [[squares]] = sweep::<C, 1, 1, 0, 1>([&*out], [], C::zero(), |[x], [sum], []| {
+    let [[squares]] = map_reduce::<C, 1, 1, 0, 1>([&*out], [], C::zero(), |[x], [sum], []| {
         for l in 0..LANES {
             sum[l] = x[l].mul_add(x[l], sum[l]);
         }
     });
     let length = squares.sqrt();
-    let factor = spread([C::from_f64(length.max(EPSILON).recip())]);
+    let factor = broadcast([C::from_f64(length.max(EPSILON).recip())]);
     update(out, [], |x, []| {
         for l in 0..LANES {
             x[l] = x[l] * factor[l];

@@ -4,7 +4,7 @@
 //! those of a sample with itself included.
 
 use super::range::{multiply, times, unit};
-use super::sheet::{LANES, spread, sweep, update};
+use super::tile::{LANES, broadcast, map_reduce, update};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -12,7 +12,7 @@ use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 128 * 1024;
+const GRAIN_MULTIPLY_ADDS: usize = 128 * 1024;
 
 /// Rows of so many features.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +99,7 @@ pub fn distance<C: Float>(
         *slope = if *s > 0.0 { down } else { 0.0 };
     }
     let grad = SharedMut::new(grad);
-    parallel::for_each(0..rows, GRAIN.div_ceil(rows * student.width), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_MULTIPLY_ADDS.div_ceil(rows * student.width), 1, |part| {
         for i in part {
             // SAFETY: rows do not overlap.
             let grad = unsafe { grad.slice(i * student.width..(i + 1) * student.width) };
@@ -113,7 +113,7 @@ pub fn distance<C: Float>(
 fn distances<C: Float>(rows: usize, x: Features<'_, C>) -> (Vec<f64>, f64, f64) {
     let mut all = memory::zeroed::<f64>(memory::product(rows, rows));
     let shared = SharedMut::new(&mut all);
-    parallel::for_each(0..rows, GRAIN.div_ceil(rows * x.width), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_MULTIPLY_ADDS.div_ceil(rows * x.width), 1, |part| {
         for i in part {
             // SAFETY: rows do not overlap.
             let out = unsafe { shared.slice(i * rows..(i + 1) * rows) };
@@ -139,12 +139,13 @@ impl<C: Float> Kernel for Distances<'_, C> {
         let from = self.x.row(self.i);
         for (j, out) in self.out.iter_mut().enumerate() {
             let inputs = [from, self.x.row(j)];
-            let [[squares]] = sweep::<C, 1, 2, 0, 1>(inputs, [], C::zero(), |[x, y], [sum], []| {
-                for l in 0..LANES {
-                    let difference = x[l] - y[l];
-                    sum[l] = difference.mul_add(difference, sum[l]);
-                }
-            });
+            let [[squares]] =
+                map_reduce::<C, 1, 2, 0, 1>(inputs, [], C::zero(), |[x, y], [sum], []| {
+                    for l in 0..LANES {
+                        let difference = x[l] - y[l];
+                        sum[l] = difference.mul_add(difference, sum[l]);
+                    }
+                });
             *out = squares.sqrt();
         }
     }
@@ -167,7 +168,7 @@ impl<C: Float> Kernel for Pull<'_, C> {
         self.grad.fill(C::zero());
         for (j, &slope) in self.slopes.iter().enumerate() {
             if slope != 0.0 {
-                let slope = spread([C::from_f64(slope)]);
+                let slope = broadcast([C::from_f64(slope)]);
                 update(self.grad, [from, self.student.row(j)], |g, [x, y]| {
                     for l in 0..LANES {
                         g[l] = slope[l].mul_add(x[l] - y[l], g[l]);
@@ -257,7 +258,7 @@ impl<C: Float> Kernel for Angles<'_, C> {
                 let (value, derivative) = huber(x - y);
                 loss += share * value;
                 // Of this triple, and of that with the others exchanged.
-                let factor = spread([C::from_f64(2.0 * share * derivative)]);
+                let factor = broadcast([C::from_f64(2.0 * share * derivative)]);
                 update(&mut down, [e_s.row(k)], |d, [e]| {
                     for l in 0..LANES {
                         d[l] = factor[l].mul_add(e[l], d[l]);
@@ -268,8 +269,8 @@ impl<C: Float> Kernel for Angles<'_, C> {
                 continue;
             }
             let e = e_s.row(j);
-            let along = spread([C::from_f64(dot(&down, e))]);
-            let factor = spread([C::from_f64(lengths[j].recip())]);
+            let along = broadcast([C::from_f64(dot(&down, e))]);
+            let factor = broadcast([C::from_f64(lengths[j].recip())]);
             update(&mut down, [e], |d, [e]| {
                 for l in 0..LANES {
                     d[l] = factor[l] * (d[l] - along[l] * e[l]);
@@ -295,7 +296,7 @@ fn directions<C: Float>(x: Features<'_, C>, anchor: usize, out: &mut [C], length
     let from = x.row(anchor);
     for (j, (out, length)) in out.chunks_exact_mut(x.width).zip(lengths).enumerate() {
         let inputs = [x.row(j), from];
-        let [[squares]] = sweep::<C, 1, 2, 1, 1>(inputs, [&mut *out], C::zero(), {
+        let [[squares]] = map_reduce::<C, 1, 2, 1, 1>(inputs, [&mut *out], C::zero(), {
             |[x, y], [sum], [out]| {
                 for l in 0..LANES {
                     out[l] = x[l] - y[l];
@@ -305,7 +306,7 @@ fn directions<C: Float>(x: Features<'_, C>, anchor: usize, out: &mut [C], length
         });
         *length = squares.sqrt();
         let factor = if *length > 0.0 { length.recip() } else { 0.0 };
-        let factor = spread([C::from_f64(factor)]);
+        let factor = broadcast([C::from_f64(factor)]);
         update(out, [], |x, []| {
             for l in 0..LANES {
                 x[l] = x[l] * factor[l];
@@ -316,7 +317,7 @@ fn directions<C: Float>(x: Features<'_, C>, anchor: usize, out: &mut [C], length
 
 #[inline(always)]
 fn dot<C: Float>(x: &[C], y: &[C]) -> f64 {
-    let [[sum]] = sweep::<C, 1, 2, 0, 1>([x, y], [], C::zero(), |[x, y], [sum], []| {
+    let [[sum]] = map_reduce::<C, 1, 2, 0, 1>([x, y], [], C::zero(), |[x, y], [sum], []| {
         for l in 0..LANES {
             sum[l] = x[l].mul_add(y[l], sum[l]);
         }

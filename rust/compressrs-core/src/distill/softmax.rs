@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::GRAIN;
-use super::sheet::{
-    LANES, MAX_TURNED, TURNED, by_row, max_of, spread, sweep, turn, turn_back, update,
+use super::GRAIN_ELEMENTS;
+use super::tile::{
+    LANES, MAX_TRANSPOSED, TILE_ROWS, broadcast, by_row, map_reduce, max_of, transpose,
+    transpose_back, update,
 };
 use super::wide::wide_len;
 use crate::numeric::element::{Element, Float};
@@ -70,7 +71,7 @@ impl PerRow<'_> {
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum SoftmaxOutput {
     /// `exp(z_j / T) / sum_k exp(z_k / T)`
     Probability,
     /// `(z_j - max z) / T - ln sum_k exp((z_k - max z) / T)`, which is exact where the
@@ -88,7 +89,7 @@ pub enum Form {
 /// If lengths disagree.
 pub fn softmax<T: Element>(
     axis: Axis,
-    form: Form,
+    output: SoftmaxOutput,
     temperature: PerRow<'_>,
     z: Option<&[T]>,
     out: &mut [T],
@@ -96,8 +97,8 @@ pub fn softmax<T: Element>(
     assert_eq!(out.len(), axis.len());
     assert!(z.is_none_or(|z| z.len() == out.len()) && temperature.fits(axis.rows()));
     let out = SharedMut::new(out);
-    for_sheets(axis, |sheets| {
-        simd::dispatch(Softmax { axis, form, temperature, z, out: &out, sheets });
+    for_each_tile(axis, |tiles| {
+        simd::dispatch(Softmax { axis, output, temperature, z, out: &out, tiles });
     });
 }
 
@@ -114,53 +115,53 @@ pub fn logsumexp<T: Element>(axis: Axis, temperature: PerRow<'_>, z: &[T], out: 
         return out.fill(T::store(T::Compute::from_f64(f64::NEG_INFINITY)));
     }
     let out = SharedMut::new(out);
-    for_sheets(axis, |sheets| {
-        simd::dispatch(LogSumExp { axis, temperature, z, out: &out, sheets });
+    for_each_tile(axis, |tiles| {
+        simd::dispatch(LogSumExp { axis, temperature, z, out: &out, tiles });
     });
 }
 
-/// Whether rows are turned: short ones, and those whose elements lie apart, which are
+/// Whether rows are transposed: short ones, and those whose elements lie apart, which are
 /// read and written by lines of rows beside one another.
-fn is_turned(axis: Axis) -> bool {
-    axis.inner > 1 || axis.classes <= MAX_TURNED
+fn is_transposed(axis: Axis) -> bool {
+    axis.inner > 1 || axis.classes <= MAX_TRANSPOSED
 }
 
-/// Calls `body` in parallel with parts of the sheets that the rows make: those of
-/// [`TURNED`] rows with the same `o`, or all of one row.
-fn for_sheets(axis: Axis, body: impl Fn(Range<usize>) + Sync) {
+/// Calls `body` in parallel with parts of the tiles that the rows make: those of
+/// [`TILE_ROWS`] rows with the same `o`, or all of one row.
+fn for_each_tile(axis: Axis, body: impl Fn(Range<usize>) + Sync) {
     if axis.len() == 0 {
         return;
     }
-    let (sheets, size) = if !is_turned(axis) {
+    let (tiles, size) = if !is_transposed(axis) {
         (axis.rows(), axis.classes)
     } else if axis.inner == 1 {
-        (axis.outer.div_ceil(TURNED), TURNED * axis.classes)
+        (axis.outer.div_ceil(TILE_ROWS), TILE_ROWS * axis.classes)
     } else {
-        (axis.outer * axis.inner.div_ceil(TURNED), TURNED.min(axis.inner) * axis.classes)
+        (axis.outer * axis.inner.div_ceil(TILE_ROWS), TILE_ROWS.min(axis.inner) * axis.classes)
     };
-    parallel::for_each(0..sheets, GRAIN.div_ceil(size), 1, body);
+    parallel::for_each(0..tiles, GRAIN_ELEMENTS.div_ceil(size), 1, body);
 }
 
-/// A sheet of turned rows.
+/// A tile of transposed rows.
 #[derive(Clone, Copy)]
-struct Turned {
+struct TransposedTile {
     axis: Axis,
     /// The first row.
     first: usize,
     rows: usize,
 }
 
-impl Turned {
+impl TransposedTile {
     #[inline(always)]
-    fn new(axis: Axis, sheet: usize) -> Self {
+    fn new(axis: Axis, tile: usize) -> Self {
         let (first, beside) = if axis.inner == 1 {
-            (sheet * TURNED, axis.outer)
+            (tile * TILE_ROWS, axis.outer)
         } else {
-            let sheets = axis.inner.div_ceil(TURNED);
-            let (o, i) = (sheet / sheets, sheet % sheets * TURNED);
+            let tiles = axis.inner.div_ceil(TILE_ROWS);
+            let (o, i) = (tile / tiles, tile % tiles * TILE_ROWS);
             (o * axis.inner + i, (o + 1) * axis.inner)
         };
-        Turned { axis, first, rows: TURNED.min(beside - first) }
+        TransposedTile { axis, first, rows: TILE_ROWS.min(beside - first) }
     }
 
     /// Where the rows lie, one after another.
@@ -182,12 +183,12 @@ impl Turned {
     fn load<'a, T: Element + 'a>(
         self,
         read: impl Fn(Range<usize>) -> &'a [T],
-        sheet: &mut [T::Compute],
+        tile: &mut [T::Compute],
     ) {
         if self.axis.inner == 1 {
-            return turn(read(self.range()), self.axis.classes, sheet);
+            return transpose(read(self.range()), self.axis.classes, tile);
         }
-        for (j, line) in sheet.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        for (j, line) in tile.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             for (to, from) in line.iter_mut().zip(read(self.line(j))) {
                 *to = from.load();
             }
@@ -197,13 +198,13 @@ impl Turned {
     #[inline(always)]
     fn store<'a, T: Element + 'a>(
         self,
-        sheet: &[T::Compute],
+        tile: &[T::Compute],
         write: impl Fn(Range<usize>) -> &'a mut [T],
     ) {
         if self.axis.inner == 1 {
-            return turn_back(sheet, self.axis.classes, write(self.range()));
+            return transpose_back(tile, self.axis.classes, write(self.range()));
         }
-        for (j, line) in sheet.as_chunks::<LANES>().0.iter().enumerate() {
+        for (j, line) in tile.as_chunks::<LANES>().0.iter().enumerate() {
             for (to, from) in write(self.line(j)).iter_mut().zip(line) {
                 *to = T::store(*from);
             }
@@ -212,18 +213,18 @@ impl Turned {
 
     /// `1 / T` of each row.
     #[inline(always)]
-    fn scales<C: Float>(self, temperature: PerRow<'_>) -> [C; TURNED] {
+    fn scales<C: Float>(self, temperature: PerRow<'_>) -> [C; TILE_ROWS] {
         std::array::from_fn(|r| C::from_f64(temperature.of(self.first + r).recip()))
     }
 }
 
 struct Softmax<'a, T> {
     axis: Axis,
-    form: Form,
+    output: SoftmaxOutput,
     temperature: PerRow<'a>,
     z: Option<&'a [T]>,
     out: &'a SharedMut<'a, T>,
-    sheets: Range<usize>,
+    tiles: Range<usize>,
 }
 
 impl<T: Element> Kernel for Softmax<'_, T> {
@@ -231,25 +232,25 @@ impl<T: Element> Kernel for Softmax<'_, T> {
 
     #[inline(always)]
     fn run(self) {
-        let Softmax { axis, form, temperature, z, out, sheets } = self;
+        let Softmax { axis, output, temperature, z, out, tiles } = self;
         let classes = axis.classes;
         let read = |range: Range<usize>| match z {
             Some(z) => &z[range],
-            // SAFETY: each element belongs to one sheet, and what is read of a sheet has
-            // been copied before the sheet is written.
+            // SAFETY: each element belongs to one tile, and what is read of a tile has
+            // been copied before the tile is written.
             None => unsafe { out.read(range) },
         };
         // SAFETY: as above.
         let write = |range: Range<usize>| unsafe { out.slice(range) };
-        if is_turned(axis) {
+        if is_transposed(axis) {
             let mut x = Scratch::<T::Compute>::new(classes * LANES);
             let mut y = Scratch::<T::Compute>::new(classes * LANES);
             // Lanes without a row hold numbers, not what was left there.
             x.fill(T::Compute::from_f64(0.0));
-            for sheet in sheets {
-                let rows = Turned::new(axis, sheet);
+            for tile in tiles {
+                let rows = TransposedTile::new(axis, tile);
                 rows.load(read, &mut x);
-                softmax_sheet::<_, TURNED>(form, rows.scales(temperature), &x, &mut y);
+                softmax_tile::<_, TILE_ROWS>(output, rows.scales(temperature), &x, &mut y);
                 rows.store(&y, write);
             }
             return;
@@ -257,7 +258,7 @@ impl<T: Element> Kernel for Softmax<'_, T> {
         let copies = if z.is_some() { 0 } else { classes };
         let mut copy = Scratch::<T>::new(copies);
         let mut wide = [(); 2].map(|()| Scratch::<T::Compute>::new(wide_len::<T>(classes)));
-        for row in sheets {
+        for row in tiles {
             let part = row * classes..(row + 1) * classes;
             let scale = [T::Compute::from_f64(temperature.of(row).recip())];
             let x = match z {
@@ -270,29 +271,29 @@ impl<T: Element> Kernel for Softmax<'_, T> {
             let out = write(part);
             let [wide_x, wide_y] = &mut wide;
             if let (Some(x), Some(y)) = (T::as_compute(x), T::as_compute_mut(out)) {
-                softmax_sheet::<_, 1>(form, scale, x, y);
+                softmax_tile::<_, 1>(output, scale, x, y);
             } else {
                 convert_into(x, wide_x);
-                softmax_sheet::<_, 1>(form, scale, wide_x, wide_y);
+                softmax_tile::<_, 1>(output, scale, wide_x, wide_y);
                 convert_into(wide_y, out);
             }
         }
     }
 }
 
-/// Softmax of a sheet, or its logarithm.
+/// Softmax of a tile, or its logarithm.
 #[inline(always)]
-pub(super) fn softmax_sheet<C: Float, const R: usize>(
-    form: Form,
+pub(super) fn softmax_tile<C: Float, const R: usize>(
+    output: SoftmaxOutput,
     scale: [C; R],
     z: &[C],
     out: &mut [C],
 ) {
-    let top = spread(max_of::<C, R>(z));
-    let scale = spread(scale);
-    match form {
-        Form::Probability => {
-            let [sums] = sweep::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
+    let top = broadcast(max_of::<C, R>(z));
+    let scale = broadcast(scale);
+    match output {
+        SoftmaxOutput::Probability => {
+            let [sums] = map_reduce::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
                 |[z], [sum], [e]| {
                     for l in 0..LANES {
                         e[l] = ((z[l] - top[l]) * scale[l]).exp_negative();
@@ -300,15 +301,15 @@ pub(super) fn softmax_sheet<C: Float, const R: usize>(
                     }
                 }
             });
-            let factor = spread(sums.map(|sum| C::from_f64(sum.recip())));
+            let factor = broadcast(sums.map(|sum| C::from_f64(sum.recip())));
             update(out, [], |e, []| {
                 for l in 0..LANES {
                     e[l] = e[l] * factor[l];
                 }
             });
         }
-        Form::Log => {
-            let [sums] = sweep::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
+        SoftmaxOutput::Log => {
+            let [sums] = map_reduce::<C, R, 1, 1, 1>([z], [&mut *out], C::neg_infinity(), {
                 |[z], [sum], [shifted]| {
                     for l in 0..LANES {
                         shifted[l] = (z[l] - top[l]) * scale[l];
@@ -317,7 +318,7 @@ pub(super) fn softmax_sheet<C: Float, const R: usize>(
                 }
             });
             let logs: [f64; R] = by_row(|r| sums[r].ln_fast());
-            let log_sum = spread(logs.map(C::from_f64));
+            let log_sum = broadcast(logs.map(C::from_f64));
             update(out, [], |x, []| {
                 for l in 0..LANES {
                     x[l] = x[l] - log_sum[l];
@@ -332,7 +333,7 @@ struct LogSumExp<'a, T> {
     temperature: PerRow<'a>,
     z: &'a [T],
     out: &'a SharedMut<'a, T>,
-    sheets: Range<usize>,
+    tiles: Range<usize>,
 }
 
 impl<T: Element> Kernel for LogSumExp<'_, T> {
@@ -340,42 +341,42 @@ impl<T: Element> Kernel for LogSumExp<'_, T> {
 
     #[inline(always)]
     fn run(self) {
-        let LogSumExp { axis, temperature, z, out, sheets } = self;
+        let LogSumExp { axis, temperature, z, out, tiles } = self;
         let classes = axis.classes;
-        // SAFETY: each row belongs to one sheet.
+        // SAFETY: each row belongs to one tile.
         let write = |range: Range<usize>| unsafe { out.slice(range) };
-        if is_turned(axis) {
+        if is_transposed(axis) {
             let mut x = Scratch::<T::Compute>::new(classes * LANES);
             x.fill(T::Compute::from_f64(0.0));
-            for sheet in sheets {
-                let rows = Turned::new(axis, sheet);
+            for tile in tiles {
+                let rows = TransposedTile::new(axis, tile);
                 rows.load(|range| &z[range], &mut x);
-                let sums = logsumexp_sheet::<_, TURNED>(rows.scales(temperature), &x);
+                let sums = logsumexp_tile::<_, TILE_ROWS>(rows.scales(temperature), &x);
                 convert_into(&sums[..rows.rows], write(rows.first..rows.first + rows.rows));
             }
             return;
         }
         let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
-        for row in sheets {
+        for row in tiles {
             let x = &z[row * classes..(row + 1) * classes];
             let scale = [T::Compute::from_f64(temperature.of(row).recip())];
             let sum = if let Some(x) = T::as_compute(x) {
-                logsumexp_sheet::<_, 1>(scale, x)
+                logsumexp_tile::<_, 1>(scale, x)
             } else {
                 convert_into(x, &mut wide);
-                logsumexp_sheet::<_, 1>(scale, &wide)
+                logsumexp_tile::<_, 1>(scale, &wide)
             };
             convert_into(&sum, write(row..row + 1));
         }
     }
 }
 
-/// `ln sum exp(scale z)` of each row of a sheet.
+/// `ln sum exp(scale z)` of each row of a tile.
 #[inline(always)]
-fn logsumexp_sheet<C: Float, const R: usize>(scale: [C; R], z: &[C]) -> [C; R] {
+fn logsumexp_tile<C: Float, const R: usize>(scale: [C; R], z: &[C]) -> [C; R] {
     let tops: [C; R] = max_of(z);
-    let (top, scales) = (spread(tops), spread(scale));
-    let [sums] = sweep::<C, R, 1, 0, 1>([z], [], C::neg_infinity(), |[z], [sum], []| {
+    let (top, scales) = (broadcast(tops), broadcast(scale));
+    let [sums] = map_reduce::<C, R, 1, 0, 1>([z], [], C::neg_infinity(), |[z], [sum], []| {
         for l in 0..LANES {
             // Infinities are not subtracted from themselves.
             let shifted = if z[l] == top[l] { C::zero() } else { (z[l] - top[l]) * scales[l] };

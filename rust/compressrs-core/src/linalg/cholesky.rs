@@ -9,7 +9,7 @@ use crate::runtime::parallel::{self, SharedMut};
 const PANEL: usize = 64;
 
 /// Rows of a panel worth a task of their own: `PANEL * PANEL / 2` multiply-adds each.
-const GRAIN: usize = 64;
+const GRAIN_ROWS: usize = 64;
 
 /// A pivot is not positive: the matrix is not positive definite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,7 +83,7 @@ fn factor(a: &mut [f64], n: usize) -> Result<(), NotPositive> {
             }
         }
         let shared = SharedMut::new(below);
-        parallel::for_each(0..n - right, GRAIN, 1, |part| {
+        parallel::for_each(0..n - right, GRAIN_ROWS, 1, |part| {
             // SAFETY: `below` is borrowed until the loop ends; parts do not overlap.
             let rows = unsafe { shared.slice(part.start * width..part.end * width) };
             rows.chunks_exact_mut(width).for_each(|row| solve(square, row));

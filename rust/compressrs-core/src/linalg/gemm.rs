@@ -16,9 +16,9 @@ const MOST: usize = 12 * 32;
 const DEPTH: usize = 256;
 
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 512 * 1024;
+const GRAIN_MULTIPLY_ADDS: usize = 512 * 1024;
 
-/// Rows and columns that are turned at a time.
+/// Rows and columns that are transposed at a time.
 const SQUARE: usize = 32;
 
 /// Elements worth packing by a task of their own.
@@ -232,7 +232,7 @@ impl<T: Float> WithVector<T> for Product<'_, T> {
             }
         });
         let out = SharedMut::new(out);
-        let grain = GRAIN.div_ceil((inner * columns).max(1)).next_multiple_of(R);
+        let grain = GRAIN_MULTIPLY_ADDS.div_ceil((inner * columns).max(1)).next_multiple_of(R);
         parallel::for_each(0..rows, grain, R, |part| {
             // SAFETY: `out` is borrowed until the loop ends; parts do not overlap.
             let out = unsafe { out.slice(part.start * columns..part.end * columns) };

@@ -12,7 +12,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Multiply-adds worth a task of their own.
-const GRAIN: usize = 128 * 1024;
+const GRAIN_MULTIPLY_ADDS: usize = 128 * 1024;
 
 /// Weights of a row from one that is decided now to the last of its block of columns, with
 /// all earlier errors made up for.
@@ -51,14 +51,14 @@ pub trait Decide: Sync {
 ///
 /// `u` is the factor of the inverse Hessian, see
 /// [`Factor::inverse`](crate::linalg::cholesky::Factor::inverse). `block` columns are decided
-/// before the errors are spread to the columns after them.
+/// before the errors are propagated to the columns after them.
 ///
 /// # Errors
 /// Those of the method; `w` has been written to then.
 ///
 /// # Panics
 /// If lengths do not fit, or `block` is 0.
-pub fn sweep<D: Decide>(
+pub fn decide_columns<D: Decide>(
     w: &mut [f64],
     columns: usize,
     u: &[f64],
@@ -76,7 +76,7 @@ pub fn sweep<D: Decide>(
         let mut errors = memory::zeroed::<f64>(rows * width);
         let shared = (SharedMut::new(w), SharedMut::new(&mut errors));
         let method = &*method;
-        parallel::for_each(0..rows, GRAIN.div_ceil(width * width), 1, |some| {
+        parallel::for_each(0..rows, GRAIN_MULTIPLY_ADDS.div_ceil(width * width), 1, |some| {
             for i in some {
                 // SAFETY: both are borrowed until the loop ends, and each row is visited
                 // once.
@@ -91,14 +91,14 @@ pub fn sweep<D: Decide>(
             }
         });
         if right < columns {
-            spread(w, columns, &errors, Matrix::row_major(u, columns, columns), left..right);
+            propagate(w, columns, &errors, Matrix::row_major(u, columns, columns), left..right);
         }
     }
     Ok(())
 }
 
 /// Has the columns after some make up for the errors of these.
-fn spread(
+fn propagate(
     w: &mut [f64],
     columns: usize,
     errors: &[f64],

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::GRAIN;
+use super::GRAIN_ELEMENTS;
 use crate::numeric::element::Float;
 pub use crate::numeric::erf::Erf;
 use crate::numeric::erf::normal_cdf;
@@ -96,7 +96,7 @@ fn slope<T: Float + Erf>(of: Activation, x: T) -> T {
 pub fn forward<T: Float + Erf>(of: Activation, x: &[T], out: &mut [T]) {
     assert_eq!(x.len(), out.len());
     let out = SharedMut::new(out);
-    parallel::for_each(0..x.len(), GRAIN, 64, |part| {
+    parallel::for_each(0..x.len(), GRAIN_ELEMENTS, 64, |part| {
         // SAFETY: parts do not overlap.
         let out = unsafe { out.slice(part.clone()) };
         simd::dispatch(Forward { of, x: &x[part], out });
@@ -137,7 +137,7 @@ impl<T: Float + Erf> Kernel for Forward<'_, T> {
 pub fn backward<T: Float + Erf>(of: Activation, x: &[T], dy: &[T], dx: &mut [T]) {
     assert!(x.len() == dx.len() && dy.len() == dx.len());
     let dx = SharedMut::new(dx);
-    parallel::for_each(0..x.len(), GRAIN, 64, |part: Range<usize>| {
+    parallel::for_each(0..x.len(), GRAIN_ELEMENTS, 64, |part: Range<usize>| {
         // SAFETY: parts do not overlap.
         let dx = unsafe { dx.slice(part.clone()) };
         simd::dispatch(Backward { of, x: &x[part.clone()], dy: &dy[part], dx });

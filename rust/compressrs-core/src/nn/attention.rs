@@ -1,7 +1,7 @@
 //! Scaled dot-product attention of several heads, and the gradient of softmax.
 
-use super::GRAIN;
-use crate::distill::{Axis, Form, PerRow, softmax};
+use super::GRAIN_ELEMENTS;
+use crate::distill::{Axis, PerRow, SoftmaxOutput, softmax};
 use crate::linalg::gemm::{Matrix, multiply};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::sum_tree;
@@ -24,7 +24,7 @@ pub fn softmax_backward<T: Float>(columns: usize, y: &[T], dy: &[T], dx: &mut [T
     let rows = dx.len() / columns;
     assert_eq!(dx.len(), rows * columns);
     let dx = SharedMut::new(dx);
-    parallel::for_each(0..rows, GRAIN.div_ceil(columns), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(columns), 1, |part| {
         let range = part.start * columns..part.end * columns;
         // SAFETY: parts do not overlap.
         let dx = unsafe { dx.slice(range.clone()) };
@@ -156,7 +156,7 @@ pub fn forward<T: Float>(
             }
         }
         let axis = Axis::last(heads.queries, heads.keys);
-        softmax(axis, Form::Probability, PerRow::All(1.0), None, p);
+        softmax(axis, SoftmaxOutput::Probability, PerRow::All(1.0), None, p);
         let mut rows = Scratch::<T>::new(heads.queries * heads.width);
         let p = Matrix::row_major(p, heads.queries, heads.keys);
         multiply(T::one(), p, heads.matrix(v, heads.keys, head), None, &mut rows);

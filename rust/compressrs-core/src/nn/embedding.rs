@@ -13,7 +13,7 @@ pub fn add_rows<T: Float>(ids: &[usize], dy: &[T], width: usize, out: &mut [T]) 
     assert!(ids.iter().all(|&id| id < rows) && out.len() == rows * width);
     let out = SharedMut::new(out);
     // Parts are columns, so that no two threads meet in a row.
-    let grain = super::GRAIN.div_ceil(ids.len().max(1));
+    let grain = super::GRAIN_ELEMENTS.div_ceil(ids.len().max(1));
     parallel::for_each(0..width, grain, 16, |part| {
         for (row, &id) in ids.iter().enumerate() {
             let to = id * width + part.start..id * width + part.end;

@@ -10,4 +10,4 @@ pub mod norm;
 pub mod pool;
 
 /// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
-const GRAIN: usize = 16 * 1024;
+const GRAIN_ELEMENTS: usize = 16 * 1024;

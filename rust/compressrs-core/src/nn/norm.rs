@@ -8,13 +8,13 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 16 * 1024;
+const GRAIN_ELEMENTS: usize = 16 * 1024;
 
 /// Lanes of a sum.
 const LANES: usize = 16;
 
 /// Rows whose gradients of scale and shift are added up before partial sums are.
-const BLOCK: usize = 64;
+const PARTIAL_SUM_ROWS: usize = 64;
 
 /// The sums over `0..n` of the terms that `f` gives.
 #[inline(always)]
@@ -55,7 +55,7 @@ pub fn layer_norm<T: Float>(
     assert!(x.len() == rows * width && out.len() == x.len() && scale.len() == rows);
     assert!(bias.is_none_or(|bias| bias.len() == width));
     let (out, mean, scale) = (SharedMut::new(out), SharedMut::new(mean), SharedMut::new(scale));
-    parallel::for_each(0..rows, GRAIN.div_ceil(width.max(1)), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(width.max(1)), 1, |part| {
         let range = part.start * width..part.end * width;
         // SAFETY: parts do not overlap.
         let (out, mean, scale) =
@@ -148,7 +148,8 @@ pub fn layer_norm_backward<T: Float>(
         }
         a
     };
-    let both = parallel::reduce(rows, BLOCK, block, add).unwrap_or(vec![T::zero(); 2 * width]);
+    let both =
+        parallel::reduce(rows, PARTIAL_SUM_ROWS, block, add).unwrap_or(vec![T::zero(); 2 * width]);
     dw.copy_from_slice(&both[..width]);
     db.copy_from_slice(&both[width..]);
 }
@@ -215,7 +216,7 @@ impl Channels {
 
     /// Runs a body for ranges of channels.
     fn for_each(self, body: impl Fn(Range<usize>) + Sync) {
-        let grain = GRAIN.div_ceil((self.images * self.places).max(1));
+        let grain = GRAIN_ELEMENTS.div_ceil((self.images * self.places).max(1));
         // Of features, as many as share a line of the cache.
         parallel::for_each(0..self.channels, grain, if self.places == 1 { 16 } else { 1 }, body);
     }
@@ -319,7 +320,7 @@ pub fn scale_channels<T: Float>(shape: Channels, x: &[T], scale: &[T], shift: &[
     assert!(scale.len() == shape.channels && shift.len() == shape.channels);
     let images = shape.channels * shape.places;
     let out = SharedMut::new(out);
-    parallel::for_each(0..shape.images, GRAIN.div_ceil(images.max(1)), 1, |part| {
+    parallel::for_each(0..shape.images, GRAIN_ELEMENTS.div_ceil(images.max(1)), 1, |part| {
         let range = part.start * images..part.end * images;
         // SAFETY: parts do not overlap.
         let out = unsafe { out.slice(range.clone()) };

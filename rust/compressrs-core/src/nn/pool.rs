@@ -6,7 +6,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use super::conv::Side;
 
 /// Elements read, worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 16 * 1024;
+const GRAIN_ELEMENTS: usize = 16 * 1024;
 
 /// What windows are laid over: `planes` of `rows` by `columns`.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,9 @@ impl Windows {
     fn for_each(&self, body: impl Fn(usize) + Sync) {
         let [input, output] = self.lengths();
         let work = input.max(output * self.rows.kernel * self.columns.kernel).max(1);
-        parallel::for_each(0..self.planes, GRAIN.div_ceil(work), 1, |part| part.for_each(&body));
+        parallel::for_each(0..self.planes, GRAIN_ELEMENTS.div_ceil(work), 1, |part| {
+            part.for_each(&body)
+        });
     }
 }
 

@@ -159,7 +159,7 @@ macro_rules! float {
         }
     };
 }
-// LLVM takes vectors apart to turn them, or to add their elements; so they are turned
+// LLVM takes vectors apart to transpose them, or to add their elements; so they are transposed
 // by name.
 float!(f32, u32, {
     #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 32 * 1024;
+const GRAIN_ELEMENTS: usize = 32 * 1024;
 
 /// Tasks start at multiples of this many elements, so that none shares a cache line.
 const ALIGN: usize = 64;
@@ -50,7 +50,7 @@ pub fn zip_into<X: Element, Y: Element>(x: &mut [X], y: &[Y], f: impl Fn(&mut X,
     assert_eq!(x.len(), y.len());
     let len = x.len();
     let shared = SharedMut::new(x);
-    parallel::for_each(0..len, GRAIN, ALIGN, |part| {
+    parallel::for_each(0..len, GRAIN_ELEMENTS, ALIGN, |part| {
         // SAFETY: `x` is borrowed until the loop ends; parts do not overlap.
         let x = unsafe { shared.slice(part.clone()) };
         simd::dispatch(Zip { x, y: &y[part], f });
@@ -78,7 +78,7 @@ impl<X: Element, Y: Element, F: Fn(&mut X, Y)> Kernel for Zip<'_, X, Y, F> {
 pub fn map_in_place<E: Element>(x: &mut [E], f: impl Fn(E::Compute) -> E::Compute + Copy + Sync) {
     let len = x.len();
     let shared = SharedMut::new(x);
-    parallel::for_each(0..len, GRAIN, ALIGN, |part| {
+    parallel::for_each(0..len, GRAIN_ELEMENTS, ALIGN, |part| {
         // SAFETY: `x` is borrowed until the loop ends; parts do not overlap.
         let x = unsafe { shared.slice(part) };
         simd::dispatch(Map { x, f });

@@ -29,7 +29,7 @@ pub fn sum_tree<C: Float, const N: usize>(lanes: [C; N]) -> C {
 }
 
 /// Elements that [`total`] sums in lanes before partial sums are added up.
-const BLOCK: usize = 1 << 15;
+const PARTIAL_SUM_ELEMENTS: usize = 1 << 15;
 
 /// Accumulators of [`sums`].
 const TERMS: usize = 16;
@@ -55,7 +55,7 @@ pub fn total<const K: usize>(n: usize, f: impl Fn(usize) -> [f64; K] + Sync) -> 
         simd::dispatch(Sums { n: part.len(), f: |i| f(part.start + i) })
     };
     let add = |a: [f64; K], b: [f64; K]| std::array::from_fn(|k| a[k] + b[k]);
-    parallel::reduce(n, BLOCK, block, add).unwrap_or([0.0; K])
+    parallel::reduce(n, PARTIAL_SUM_ELEMENTS, block, add).unwrap_or([0.0; K])
 }
 
 struct Sums<F> {

@@ -44,13 +44,16 @@ pub(crate) enum Of {
 #[derive(Clone, Copy, Debug)]
 pub struct StochasticRounding {
     key: u64,
-    turn: u32,
+    step_offset: u32,
 }
 
 impl StochasticRounding {
     /// That of step `t` of tensor number `tensor`.
     pub fn new(seed: u64, tensor: u64, t: u64) -> Self {
-        StochasticRounding { key: mix(mix(seed) ^ tensor), turn: (t as u32).wrapping_mul(GOLDEN) }
+        StochasticRounding {
+            key: mix(mix(seed) ^ tensor),
+            step_offset: (t as u32).wrapping_mul(GOLDEN),
+        }
     }
 
     /// The thresholds of a block of elements.
@@ -60,7 +63,7 @@ impl StochasticRounding {
         let start = (hash >> 32) as usize % STARTS;
         Thresholds {
             numbers: NUMBERS[start..].first_chunk().expect("as many as a block"),
-            offset: (hash as u32).wrapping_add(self.turn),
+            offset: (hash as u32).wrapping_add(self.step_offset),
         }
     }
 }

@@ -4,14 +4,14 @@ use super::hyperparameters::hyperparameters;
 use super::norm::unit_of_squares;
 use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficients, weight_decay};
-use super::step::{GRAIN, Whole, is_kept};
+use super::step::{FullTensor, GRAIN_ELEMENTS, is_kept};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::{sums, total};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 
 /// Elements whose column sums one task adds up.
-const BLOCK: usize = 1 << 16;
+const PARTIAL_SUM_ELEMENTS: usize = 1 << 16;
 
 hyperparameters! {
     /// Hyperparameters of Adafactor.
@@ -111,7 +111,7 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
 }
 
 impl Factored {
-    pub(super) fn step<C: Float>(self, t: &Whole<'_, C>) {
+    pub(super) fn step<C: Float>(self, t: &FullTensor<'_, C>) {
         let n = t.grad.len();
         if n == 0 {
             return;
@@ -142,7 +142,7 @@ impl Factored {
         rate / f64::max(1.0, (squares / n as f64).sqrt() / self.d)
     }
 
-    fn step_vector<C: Float>(self, t: &Whole<'_, C>, rate: f64, eps1: f64) {
+    fn step_vector<C: Float>(self, t: &FullTensor<'_, C>, rate: f64, eps1: f64) {
         t.apply(SecondMoment { blend: self.blend }.cast::<C>());
         let (n, floor) = (t.grad.len(), eps1 * eps1);
         // SAFETY: no loop works on the tensor while it is read.
@@ -157,14 +157,14 @@ impl Factored {
 
     fn step_matrix<C: Float>(
         self,
-        t: &Whole<'_, C>,
+        t: &FullTensor<'_, C>,
         (rows, columns): (usize, usize),
         rate: f64,
         eps1: f64,
     ) {
         let n = t.grad.len();
         let matrices = n / (rows * columns);
-        let block = BLOCK.div_ceil(columns);
+        let block = PARTIAL_SUM_ELEMENTS.div_ceil(columns);
         let square = |row: usize, column: usize| {
             let g = t.gradient(row * columns + column).to_f64();
             g * g
@@ -239,7 +239,7 @@ impl Factored {
             |a, b| a + b,
         );
         let rate = self.clipped(rate, squares.unwrap_or(0.0), n);
-        parallel::for_each(0..matrices * rows, GRAIN.div_ceil(columns), 1, |part| {
+        parallel::for_each(0..matrices * rows, GRAIN_ELEMENTS.div_ceil(columns), 1, |part| {
             for row in part {
                 // SAFETY: tasks have different rows.
                 let theta = unsafe { t.param.slice(row * columns..(row + 1) * columns) };

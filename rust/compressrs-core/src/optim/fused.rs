@@ -132,7 +132,7 @@ impl<C: Float, T: Round> Target<C> for Bf16<'_, T> {
 
     #[inline(always)]
     unsafe fn finish(self, buffer: &Uninit<C>) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that every element has been put.
         let from = unsafe { written(buffer) };
         let mut rounded = [bf16::ZERO; BLOCK];
         for i in 0..BLOCK {
@@ -175,7 +175,7 @@ type Uninit<T> = [MaybeUninit<T>; BLOCK];
 /// All have been written.
 #[inline(always)]
 unsafe fn written<T>(buffer: &Uninit<T>) -> &[T; BLOCK] {
-    // SAFETY: the layout is the same, and there are values by the caller's promise.
+    // SAFETY: the layout is the same, and the caller guarantees that all have been written.
     unsafe { &*std::ptr::from_ref(buffer).cast() }
 }
 
@@ -338,20 +338,20 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     let number = block.start / BLOCK;
     let thresholds = rounding.thresholds(Of::States, number);
     let common = Common { formula, scale, thresholds };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that nothing else uses this block.
     let (coded, halves) = unsafe { (coded::<C, F, S>(states, block), halves(states, block)) };
     match (param, grad) {
         (Weights::Full(param), _) => {
-            let grad = grad.as_slice::<C>().and_then(|grad| whole(&grad[block.clone()]));
-            // SAFETY: the caller's promise.
-            let param = whole_mut(unsafe { param.slice(block.clone()) });
+            let grad = grad.as_slice::<C>().and_then(|grad| full_block(&grad[block.clone()]));
+            // SAFETY: the caller guarantees that nothing else uses this block.
+            let param = full_block_mut(unsafe { param.slice(block.clone()) });
             let (Some(param), Some(grad)) = (param, grad) else { return false };
             common.run_either(param, grad, coded, halves)
         }
         (Weights::Bf16(param), Values::Bf16(grad)) => {
-            // SAFETY: the caller's promise.
-            let values = whole_mut(unsafe { param.values.slice(block.clone()) });
-            let (Some(values), Some(grad)) = (values, whole(&grad[block.clone()])) else {
+            // SAFETY: the caller guarantees that nothing else uses this block.
+            let values = full_block_mut(unsafe { param.values.slice(block.clone()) });
+            let (Some(values), Some(grad)) = (values, full_block(&grad[block.clone()])) else {
                 return false;
             };
             match &param.rounding {
@@ -421,7 +421,8 @@ unsafe fn coded<'a, C: Float, F: Formula<C, S>, const S: usize>(
     let number = block.start / BLOCK;
     all(|s| {
         let Moments::Coded(Codes { codes, scales, divisor }) = &states[s] else { return None };
-        // SAFETY: the caller's promise; a scale belongs to its block.
+        // SAFETY: the caller guarantees that nothing else uses this block, and a
+        // scale is used with its block alone.
         let (codes, scales) =
             unsafe { (codes.slice(block.clone()), scales.slice(number..number + 1)) };
         let new_scale = &mut scales[0];
@@ -429,7 +430,7 @@ unsafe fn coded<'a, C: Float, F: Formula<C, S>, const S: usize>(
         if *divisor != F::DIVISORS[s] || scale.is_sign_negative() {
             return None;
         }
-        Some(Coded { codes: whole_mut(codes)?, scale, new_scale })
+        Some(Coded { codes: full_block_mut(codes)?, scale, new_scale })
     })
 }
 
@@ -443,8 +444,8 @@ unsafe fn halves<'a, C: Float, const S: usize>(
 ) -> Option<[&'a mut [bf16; BLOCK]; S]> {
     all(|s| {
         let Moments::Bf16(values) = &states[s] else { return None };
-        // SAFETY: the caller's promise.
-        whole_mut(unsafe { values.slice(block.clone()) })
+        // SAFETY: the caller guarantees that nothing else uses this block.
+        full_block_mut(unsafe { values.slice(block.clone()) })
     })
 }
 
@@ -457,10 +458,10 @@ fn all<T, const S: usize>(f: impl FnMut(usize) -> Option<T>) -> Option<[T; S]> {
     Some(items.map(|item| item.expect("none is None")))
 }
 
-fn whole<T>(block: &[T]) -> Option<&[T; BLOCK]> {
+fn full_block<T>(block: &[T]) -> Option<&[T; BLOCK]> {
     block.try_into().ok()
 }
 
-fn whole_mut<T>(block: &mut [T]) -> Option<&mut [T; BLOCK]> {
+fn full_block_mut<T>(block: &mut [T]) -> Option<&mut [T; BLOCK]> {
     block.try_into().ok()
 }

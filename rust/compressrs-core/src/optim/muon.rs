@@ -3,7 +3,7 @@
 use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
 use super::norm::root_of_squares;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
-use super::step::{GRAIN, Whole, is_kept};
+use super::step::{FullTensor, GRAIN_ELEMENTS, is_kept};
 use crate::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::total;
@@ -150,7 +150,7 @@ impl Orthogonal {
         elements.saturating_mul(4).saturating_add(short.saturating_mul(short).saturating_mul(4))
     }
 
-    pub(super) fn step<C: Float>(self, t: &Whole<'_, C>) {
+    pub(super) fn step<C: Float>(self, t: &FullTensor<'_, C>) {
         let n = t.grad.len();
         let Some((rows, columns)) = t.matrix.filter(|_| n > 0) else { return };
         t.apply(Buffer { one_minus_momentum: 1.0 - self.momentum }.cast::<C>());
@@ -179,7 +179,7 @@ impl Orthogonal {
         let mut x = memory::zeroed::<C>(n);
         let at = |i: usize| if tall { i % columns * rows + i / columns } else { i };
         let shared = SharedMut::new(&mut x);
-        parallel::for_each(0..n, GRAIN, 1, |part| {
+        parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
             for i in part {
                 // SAFETY: `at` is one to one, so tasks write different elements.
                 unsafe { shared.slice(at(i)..at(i) + 1)[0] = direction(i) * share * factor };
@@ -188,7 +188,7 @@ impl Orthogonal {
         self.orthogonalize(&mut x, short, long);
 
         let (shrink, rate) = (C::from_f64(self.shrink), C::from_f64(self.rate(rows, columns)));
-        parallel::for_each(0..n, GRAIN, 1, |part| {
+        parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
             // SAFETY: parts do not overlap.
             let theta = unsafe { t.param.slice(part.clone()) };
             for (i, theta) in part.zip(theta) {

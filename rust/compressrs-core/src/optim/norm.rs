@@ -8,7 +8,7 @@ use crate::runtime::parallel;
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements of one partial sum; partial sums are added up in a fixed tree.
-const BLOCK: usize = 1 << 15;
+const PARTIAL_SUM_ELEMENTS: usize = 1 << 15;
 
 /// Accumulators of a partial sum: with four registers where they hold four, enough
 /// to hide the latency of the addition.
@@ -186,7 +186,8 @@ fn reduce<T: Term>(gradients: &[Gradient<'_>], term: T) -> f64 {
             let mask = g.mask.map(|mask| &mask[part.start / 8..]);
             with_values!(g.values, x => simd::dispatch(Block { values: &x[part], mask, term }))
         };
-        parallel::reduce(g.values.len(), BLOCK, block, |a, b| term.combine(a, b)).unwrap_or(0.0)
+        parallel::reduce(g.values.len(), PARTIAL_SUM_ELEMENTS, block, |a, b| term.combine(a, b))
+            .unwrap_or(0.0)
     };
     gradients.iter().map(partial).fold(0.0, |a, b| term.combine(a, b))
 }

@@ -62,13 +62,13 @@ impl<C: Float> Formula<C, 2> for StepSizes<C> {
     fn apply(&self, theta: C, g: C, [prev, size]: &mut [C; 2]) -> C {
         // Of signs, since a product of small gradients would be 0.
         let agreement = sign(g) * sign(*prev);
-        let turned = agreement < C::zero();
-        let factor = if turned { self.shrink } else { C::one() };
+        let sign_changed = agreement < C::zero();
+        let factor = if sign_changed { self.shrink } else { C::one() };
         let factor = if agreement > C::zero() { self.grow } else { factor };
         let scaled = factor * if self.first { self.lr } else { *size };
         let scaled = if scaled < self.smallest { self.smallest } else { scaled };
         *size = if scaled > self.largest { self.largest } else { scaled };
-        *prev = if turned { C::zero() } else { g };
+        *prev = if sign_changed { C::zero() } else { g };
         (-sign(*prev)).mul_add(*size, theta)
     }
 }

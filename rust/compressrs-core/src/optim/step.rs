@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::fused;
 use super::rule::{Formula, MAX_STATES, Update, dispatch_elementwise};
-use super::storage::{Moments, Storage, Values, Weights};
+use super::storage::{BlockAccess, Moments, Values, Weights};
 use crate::numeric::element::Float;
 use crate::numeric::lanes;
 use crate::numeric::stochastic_rounding::StochasticRounding;
@@ -14,7 +14,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`parallel::for_each`].
-pub(super) const GRAIN: usize = 32 * 1024;
+pub(super) const GRAIN_ELEMENTS: usize = 32 * 1024;
 
 /// Tasks start at multiples of this many elements, so that inside a tensor none
 /// shares a cache line with another, nor a byte of a mask, nor a block of moments.
@@ -127,7 +127,7 @@ impl<'a, C: Float> Tensor<'a, C> {
 
     /// Applies a formula to every element, in parallel.
     pub(super) fn apply<const S: usize>(&self, formula: impl Formula<C, S>) {
-        parallel::for_each(0..self.len(), GRAIN, ALIGN, |part| {
+        parallel::for_each(0..self.len(), GRAIN_ELEMENTS, ALIGN, |part| {
             // SAFETY: parts do not overlap, and only one loop at a time works on
             // a tensor.
             unsafe { update_part(self, part, formula) };
@@ -141,7 +141,7 @@ impl<'a, C: Float> Tensor<'a, C> {
     ) -> [f64; K] {
         let add = |a: [f64; K], b: [f64; K]| std::array::from_fn(|k| a[k] + b[k]);
         let part = |part: Range<usize>| {
-            let mut scratch = Scratch::<C, S>::default();
+            let mut scratch = BlockBuffers::<C, S>::default();
             let mut sum = [0.0; K];
             for start in part.clone().step_by(BLOCK) {
                 let block = start..part.end.min(start + BLOCK);
@@ -158,7 +158,7 @@ impl<'a, C: Float> Tensor<'a, C> {
             }
             sum
         };
-        parallel::reduce(self.len(), GRAIN, part, add).unwrap_or([0.0; K])
+        parallel::reduce(self.len(), GRAIN_ELEMENTS, part, add).unwrap_or([0.0; K])
     }
 
     /// How many numbers a step copies and computes on the side, at most.
@@ -185,17 +185,17 @@ impl<'a, C: Float> Tensor<'a, C> {
 
     /// Calls `f` with this tensor, all of its numbers being of the type that is
     /// computed in: itself, or a copy that is then stored here.
-    fn whole(&self, f: impl FnOnce(&Whole<'_, C>)) {
-        let mut param = Staged::new(&self.param);
-        let mut states = self.states.each_ref().map(Staged::new);
+    fn with_full(&self, f: impl FnOnce(&FullTensor<'_, C>)) {
+        let mut param = ComputeCopy::new(&self.param);
+        let mut states = self.states.each_ref().map(ComputeCopy::new);
         let factor = self.factor();
         let grad = match factor {
             Some(_) => self.grad.as_compute(),
             None => self.grad.times(self.scale).into(),
         };
         let shared = param.shared();
-        let shared_states = states.each_mut().map(Staged::shared);
-        f(&Whole {
+        let shared_states = states.each_mut().map(ComputeCopy::shared);
+        f(&FullTensor {
             tensor: Tensor {
                 param: Weights::Full(shared.alias()),
                 grad: self.grad,
@@ -219,7 +219,7 @@ impl<'a, C: Float> Tensor<'a, C> {
 
 /// A tensor all of whose numbers are of the type that is computed in, for rules
 /// that look at it as a whole.
-pub(super) struct Whole<'a, C: Float> {
+pub(super) struct FullTensor<'a, C: Float> {
     scale: C,
     /// Lengths of the last two axes, if there are two.
     pub matrix: Option<(usize, usize)>,
@@ -230,7 +230,7 @@ pub(super) struct Whole<'a, C: Float> {
     tensor: Tensor<'a, C>,
 }
 
-impl<C: Float> Whole<'_, C> {
+impl<C: Float> FullTensor<'_, C> {
     /// The gradient of element `i` as the rule takes it.
     #[inline(always)]
     pub fn gradient(&self, i: usize) -> C {
@@ -247,20 +247,20 @@ impl<C: Float> Whole<'_, C> {
 }
 
 /// Numbers of a tensor where they are, or copied to the type that is computed in.
-enum Staged<'a, C> {
+enum ComputeCopy<'a, C> {
     InPlace(SharedMut<'a, C>),
     Copy(Vec<C>),
 }
 
-impl<'a, C: Float> Staged<'a, C> {
-    fn new(source: &impl Storage<'a, C>) -> Self {
+impl<'a, C: Float> ComputeCopy<'a, C> {
+    fn new(source: &impl BlockAccess<'a, C>) -> Self {
         if let Some(numbers) = source.in_place() {
-            return Staged::InPlace(numbers);
+            return ComputeCopy::InPlace(numbers);
         }
         let len = source.len();
         let mut copy = memory::zeroed(len);
         let shared = SharedMut::new(&mut copy);
-        parallel::for_each(0..len, GRAIN, ALIGN, |part| {
+        parallel::for_each(0..len, GRAIN_ELEMENTS, ALIGN, |part| {
             let mut scratch = [C::zero(); BLOCK];
             for start in part.clone().step_by(BLOCK) {
                 let block = start..part.end.min(start + BLOCK);
@@ -271,20 +271,20 @@ impl<'a, C: Float> Staged<'a, C> {
                 }
             }
         });
-        Staged::Copy(copy)
+        ComputeCopy::Copy(copy)
     }
 
     fn shared(&mut self) -> SharedMut<'_, C> {
         match self {
-            Staged::InPlace(numbers) => numbers.alias(),
-            Staged::Copy(copy) => SharedMut::new(copy),
+            ComputeCopy::InPlace(numbers) => numbers.alias(),
+            ComputeCopy::Copy(copy) => SharedMut::new(copy),
         }
     }
 
     /// Stores what was copied.
-    fn store(&mut self, target: &impl Storage<'a, C>, rounding: StochasticRounding) {
-        let Staged::Copy(copy) = self else { return };
-        parallel::for_each(0..copy.len(), GRAIN, ALIGN, |part| {
+    fn store(&mut self, target: &impl BlockAccess<'a, C>, rounding: StochasticRounding) {
+        let ComputeCopy::Copy(copy) = self else { return };
+        parallel::for_each(0..copy.len(), GRAIN_ELEMENTS, ALIGN, |part| {
             let mut scratch = [C::zero(); BLOCK];
             for start in part.clone().step_by(BLOCK) {
                 let block = start..part.end.min(start + BLOCK);
@@ -297,16 +297,16 @@ impl<'a, C: Float> Staged<'a, C> {
 }
 
 /// Where blocks are decoded to.
-struct Scratch<C, const S: usize> {
+struct BlockBuffers<C, const S: usize> {
     param: [C; BLOCK],
     grad: [C; BLOCK],
     states: [[C; BLOCK]; S],
 }
 
-impl<C: Float, const S: usize> Default for Scratch<C, S> {
+impl<C: Float, const S: usize> Default for BlockBuffers<C, S> {
     fn default() -> Self {
         let zeros = [C::zero(); BLOCK];
-        Scratch { param: zeros, grad: zeros, states: [zeros; S] }
+        BlockBuffers { param: zeros, grad: zeros, states: [zeros; S] }
     }
 }
 
@@ -315,11 +315,12 @@ impl<C: Float, const S: usize> Default for Scratch<C, S> {
 /// # Safety
 /// Nothing else may use the numbers of the block while the result is used.
 unsafe fn view<'s, 'a: 's, C: Float>(
-    source: &impl Storage<'a, C>,
+    source: &impl BlockAccess<'a, C>,
     block: &Range<usize>,
     scratch: &'s mut [C; BLOCK],
 ) -> &'s mut [C] {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that nothing else uses the block while
+    // the result is used.
     unsafe {
         if let Some(numbers) = source.in_place() {
             return numbers.slice(block.clone());
@@ -356,11 +357,11 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
                 0
             }
             Update::Adafactor(factored) => {
-                tensor.whole(|tensor| factored.step(tensor));
+                tensor.with_full(|tensor| factored.step(tensor));
                 0
             }
             Update::Muon(orthogonal) => {
-                tensor.whole(|tensor| orthogonal.step(tensor));
+                tensor.with_full(|tensor| orthogonal.step(tensor));
                 0
             }
             _ => tensor.len(),
@@ -371,7 +372,7 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
     let tensors = &*tensors;
     // Converting takes time.
     let converts = tensors.iter().any(|t| !t.range.is_empty() && !t.is_in_place());
-    let grain = if converts { GRAIN / 4 } else { GRAIN };
+    let grain = if converts { GRAIN_ELEMENTS / 4 } else { GRAIN_ELEMENTS };
     parallel::for_each(0..total, grain, ALIGN, |range| {
         let first = tensors.partition_point(|t| t.range.end <= range.start);
         for tensor in &tensors[first..] {
@@ -419,17 +420,18 @@ unsafe fn update_part<C: Float, const S: usize>(
     if let (Some(scale), Some(param), Some(grad), Some(states)) =
         (factor, t.param.in_place(), t.grad.as_slice(), states_in_place())
     {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that no reference to this part is alive.
         let (param, states) =
             unsafe { (param.slice(part.clone()), states.map(|state| state.slice(part.clone()))) };
         let (grad, mask) = (&grad[part.clone()], mask(&part));
         simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
         return;
     }
-    let mut scratch = Scratch::<C, S>::default();
+    let mut scratch = BlockBuffers::<C, S>::default();
     for start in part.clone().step_by(BLOCK) {
         let block = start..part.end.min(start + BLOCK);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that no reference to this part, in which
+        // the block lies, is alive.
         unsafe { update_block(t, &block, formula, factor, mask(&block), &mut scratch) };
     }
 }
@@ -444,11 +446,12 @@ unsafe fn update_block<C: Float, const S: usize>(
     formula: impl Formula<C, S>,
     factor: Option<C>,
     mask: Option<&[u8]>,
-    scratch: &mut Scratch<C, S>,
+    scratch: &mut BlockBuffers<C, S>,
 ) {
     let Tensor { param, grad, states, rounding, .. } = t;
     if let (Some(scale), None) = (factor, mask) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing else uses this block, which
+        // starts at a multiple of BLOCK.
         if unsafe { fused::update(formula, scale, param, grad, states, block, *rounding) } {
             return;
         }
@@ -464,7 +467,8 @@ unsafe fn update_block<C: Float, const S: usize>(
             (factor.unwrap_or(C::one()), &*grad)
         }
     };
-    // SAFETY: the caller's promise; what is in place is not stored.
+    // SAFETY: the caller guarantees that nothing else uses this block; what
+    // is in place is not stored.
     unsafe {
         let param = view(&t.param, block, &mut scratch.param);
         let mut buffers = scratch.states.iter_mut();

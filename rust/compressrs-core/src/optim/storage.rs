@@ -196,7 +196,7 @@ impl<C> Default for Moments<'_, C> {
 /// # Safety
 /// For the methods that are unsafe: nothing else may use the numbers of the range
 /// meanwhile. Ranges begin at multiples of [`BLOCK`] and are no longer than that.
-pub(super) trait Storage<'a, C: Float>: Sync {
+pub(super) trait BlockAccess<'a, C: Float>: Sync {
     fn len(&self) -> usize;
 
     /// The numbers themselves, if they are of the type that is computed in.
@@ -216,7 +216,7 @@ pub(super) trait Storage<'a, C: Float>: Sync {
     );
 }
 
-impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
+impl<'a, C: Float> BlockAccess<'a, C> for Weights<'a, C> {
     fn len(&self) -> usize {
         match self {
             Weights::Full(x) => x.len(),
@@ -231,7 +231,7 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
 
     unsafe fn load(&self, range: Range<usize>, to: &mut [C; BLOCK]) {
         let to = &mut to[..range.len()];
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing writes to the range meanwhile.
         unsafe {
             match self {
                 Weights::Full(x) => to.copy_from_slice(x.read(range)),
@@ -249,7 +249,7 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
     ) {
         let from = &from[..range.len()];
         let thresholds = rounding.thresholds(Of::Weights, range.start / BLOCK);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing else uses the range meanwhile.
         unsafe {
             match self {
                 Weights::Full(x) => x.slice(range).copy_from_slice(from),
@@ -262,9 +262,9 @@ impl<'a, C: Float> Storage<'a, C> for Weights<'a, C> {
 
 impl<H: Element<Compute = f32>> Halves<'_, H> {
     /// # Safety
-    /// As for [`Storage`].
+    /// As for [`BlockAccess`].
     unsafe fn load<C: Float>(&self, range: Range<usize>, to: &mut [C]) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing writes to the range meanwhile.
         unsafe {
             let from = self.values.read(range.clone());
             match &self.rounding {
@@ -280,9 +280,9 @@ impl<H: Element<Compute = f32>> Halves<'_, H> {
     }
 
     /// # Safety
-    /// As for [`Storage`].
+    /// As for [`BlockAccess`].
     unsafe fn store<C: Float>(&self, range: Range<usize>, from: &[C], threshold: impl Threshold) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing else uses the range meanwhile.
         unsafe {
             let to = self.values.slice(range.clone());
             match &self.rounding {
@@ -389,7 +389,7 @@ impl<C: Float, H: Element<Compute = f32>> Kernel for Recall<'_, H, C> {
     }
 }
 
-impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
+impl<'a, C: Float> BlockAccess<'a, C> for Moments<'a, C> {
     fn len(&self) -> usize {
         match self {
             Moments::Full(x) => x.len(),
@@ -403,7 +403,7 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
     }
 
     unsafe fn load(&self, range: Range<usize>, to: &mut [C; BLOCK]) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing writes to the range meanwhile.
         unsafe {
             match self {
                 Moments::Full(x) => to[..range.len()].copy_from_slice(x.read(range)),
@@ -423,7 +423,7 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
         rounding: StochasticRounding,
     ) {
         let threshold = rounding.thresholds(Of::States, range.start / BLOCK);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nothing else uses the range meanwhile.
         unsafe {
             match self {
                 Moments::Full(x) => {
@@ -442,10 +442,11 @@ impl<'a, C: Float> Storage<'a, C> for Moments<'a, C> {
 
 impl Codes<'_> {
     /// # Safety
-    /// As for [`Storage`].
+    /// As for [`BlockAccess`].
     unsafe fn load<C: Float>(&self, range: Range<usize>, to: &mut [C; BLOCK]) {
         let block = range.start / BLOCK;
-        // SAFETY: the caller's promise; a scale belongs to its block.
+        // SAFETY: the caller guarantees that nothing writes to the range, a
+        // block, meanwhile; its scale is written with it alone.
         let (codes, scale) =
             unsafe { (self.codes.read(range), self.scales.read(block..block + 1)[0]) };
         if self.divisor {
@@ -456,7 +457,7 @@ impl Codes<'_> {
     }
 
     /// # Safety
-    /// As for [`Storage`].
+    /// As for [`BlockAccess`].
     unsafe fn store<C: Float>(
         &self,
         range: Range<usize>,
@@ -466,7 +467,8 @@ impl Codes<'_> {
         let block = range.start / BLOCK;
         from[range.len()..].fill(C::zero());
         let from = &*from;
-        // SAFETY: the caller's promise; a scale belongs to its block.
+        // SAFETY: the caller guarantees that nothing else uses the range, a
+        // block, meanwhile; its scale is used with it alone.
         let (codes, scale) =
             unsafe { (self.codes.slice(range), &mut self.scales.slice(block..block + 1)[0]) };
         *scale = if self.divisor {

@@ -11,11 +11,11 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Values worth a task of their own.
-const GRAIN: usize = 64 * 1024;
+const GRAIN_ELEMENTS: usize = 64 * 1024;
 
 /// Rows that make such a task.
 fn rows_of_grain(columns: usize) -> usize {
-    GRAIN.div_ceil(columns.max(1))
+    GRAIN_ELEMENTS.div_ceil(columns.max(1))
 }
 
 /// A mask that removes exactly the `k` smallest values of each row.
@@ -103,7 +103,7 @@ impl<O: Order, E: Element> Kernel for NOfM<'_, O, E> {
                 let mut keys = memory::zeroed(m);
                 for (w, mask) in self.w.chunks_exact(m).zip(self.mask.chunks_exact_mut(m)) {
                     keys.iter_mut().zip(w).for_each(|(key, &x)| *key = O::key(x));
-                    outranked(&keys, self.n, mask);
+                    keep_top_n(&keys, self.n, mask);
                 }
             }
         }
@@ -113,13 +113,13 @@ impl<O: Order, E: Element> Kernel for NOfM<'_, O, E> {
 #[inline(always)]
 fn groups<O: Order, E: Element, const M: usize>(w: &[E], n: usize, mask: &mut [u8]) {
     for (w, mask) in w.as_chunks::<M>().0.iter().zip(mask.as_chunks_mut::<M>().0) {
-        outranked(&w.map(|x| O::key(x)), n, mask);
+        keep_top_n(&w.map(|x| O::key(x)), n, mask);
     }
 }
 
 /// Keeps what fewer than `n` others outrank: the larger ones, and equal ones after it.
 #[inline(always)]
-fn outranked(keys: &[u64], n: usize, mask: &mut [u8]) {
+fn keep_top_n(keys: &[u64], n: usize, mask: &mut [u8]) {
     for (i, keep) in mask.iter_mut().enumerate() {
         let mut above = 0;
         for (j, key) in keys.iter().enumerate() {

@@ -10,7 +10,8 @@ use crate::numeric::element::Element;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
-const GRAIN: usize = 256 * 1024;
+/// Values worth a task of their own.
+const GRAIN_ELEMENTS: usize = 256 * 1024;
 const ALIGN: usize = 64;
 
 struct Below<'a, O, E> {
@@ -53,7 +54,7 @@ pub fn mask_below<O: Order, E: Element>(
     let shared = SharedMut::new(mask);
     let has_nan = parallel::reduce(
         w.len(),
-        GRAIN,
+        GRAIN_ELEMENTS,
         |part| {
             // SAFETY: `mask` is borrowed for the whole call and parts do not overlap.
             let mask = unsafe { shared.slice(part.clone()) };
@@ -126,7 +127,7 @@ pub fn apply_mask<E: Element>(w: &mut [E], mask: &[u8]) {
     assert_eq!(w.len(), mask.len());
     let len = w.len();
     let shared = SharedMut::new(w);
-    parallel::for_each(0..len, GRAIN, ALIGN, |part| {
+    parallel::for_each(0..len, GRAIN_ELEMENTS, ALIGN, |part| {
         // SAFETY: `w` is borrowed for the whole call and parts do not overlap.
         let w = unsafe { shared.slice(part.clone()) };
         simd::dispatch(Apply { w, mask: &mask[part] });

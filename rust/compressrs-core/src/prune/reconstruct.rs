@@ -1,20 +1,20 @@
 //! Pruning a layer in one go, with the weights that stay made up for those that go:
-//! SparseGPT (Frantar & Alistarh, arXiv 2301.00774), by the sweep of [`crate::linalg::obs`].
+//! SparseGPT (Frantar & Alistarh, arXiv 2301.00774), by the column loop of [`crate::linalg::obs`].
 //!
 //! Which weights go is chosen by what is lost, `(w_j / U_jj)^2`. What stays may be changed
-//! as well, as where it is quantized in the same sweep.
+//! as well, as where it is quantized in the same pass.
 
 use super::groups::mask_n_of_m;
 use super::mask::mask_smallest;
 use super::order::Magnitude;
 use super::threshold::HasNan;
-use crate::linalg::obs::{Decide, Pending, sweep};
+use crate::linalg::obs::{Decide, Pending, decide_columns};
 use crate::runtime::memory;
 use crate::runtime::parallel::SharedMut;
 
 /// How many weights go.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Choice {
+pub enum Target {
     /// As many of all in all, the first columns having their part.
     Total(usize),
     /// All but `n` of each `m` columns.
@@ -42,17 +42,17 @@ pub fn reconstruct<K: Decide<Error = HasNan>>(
     w: &mut [f64],
     columns: usize,
     u: &[f64],
-    choice: Choice,
+    target: Target,
     block: usize,
     mask: &mut [u8],
     kept: &mut K,
 ) -> Result<(), HasNan> {
     assert_eq!(w.len(), mask.len());
-    if let Choice::NOfM { m, .. } = choice {
+    if let Target::NOfM { m, .. } = target {
         assert!(block.is_multiple_of(m) && columns.is_multiple_of(m));
     }
     let mask = SharedMut::new(mask);
-    sweep(w, columns, u, block, &mut Removal { choice, mask, columns, removed: 0, kept })?;
+    decide_columns(w, columns, u, block, &mut Removal { target, mask, columns, removed: 0, kept })?;
     if w.iter().any(|x| x.is_nan()) { Err(HasNan) } else { Ok(()) }
 }
 
@@ -79,7 +79,7 @@ impl Decide for Unchanged {
 }
 
 struct Removal<'a, K> {
-    choice: Choice,
+    target: Target,
     /// All of a block of columns is written between two of them; within one, a row by the
     /// thread that decides it.
     mask: SharedMut<'a, u8>,
@@ -99,7 +99,7 @@ impl<K: Decide<Error = HasNan>> Decide for Removal<'_, K> {
         block: std::ops::Range<usize>,
     ) -> Result<(), HasNan> {
         self.kept.begin(w, columns, pivots, block.clone())?;
-        let Choice::Total(total) = self.choice else { return Ok(()) };
+        let Target::Total(total) = self.target else { return Ok(()) };
         let mut losses = memory::with_capacity(w.len() / columns * block.len());
         for row in w.chunks_exact(columns) {
             losses.extend(block.clone().map(|j| row[j] / pivots[j]));
@@ -121,7 +121,7 @@ impl<K: Decide<Error = HasNan>> Decide for Removal<'_, K> {
     #[inline(always)]
     fn decide(&self, i: usize, j: usize, pending: Pending<'_>) -> f64 {
         let at = i * self.columns + j;
-        if let Choice::NOfM { n, m } = self.choice
+        if let Target::NOfM { n, m } = self.target
             && j.is_multiple_of(m)
         {
             // Chosen when those before have been made up for.

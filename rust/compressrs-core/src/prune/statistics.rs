@@ -8,7 +8,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Values worth a task of their own.
-const GRAIN: usize = 128 * 1024;
+const GRAIN_ELEMENTS: usize = 128 * 1024;
 
 /// Columns of a task.
 const STRIP: usize = 64;
@@ -28,7 +28,7 @@ pub fn accumulate_squares<E: Element>(x: &[E], sums: &mut [f64]) -> Result<(), O
     let columns = sums.len();
     assert_eq!(x.len(), x.len() / columns.max(1) * columns);
     let rows = x.len() / columns.max(1);
-    let grain = GRAIN.div_ceil(rows.max(1)).next_multiple_of(STRIP);
+    let grain = GRAIN_ELEMENTS.div_ceil(rows.max(1)).next_multiple_of(STRIP);
     let mut total = memory::copied(sums);
     let shared = SharedMut::new(&mut total);
     parallel::for_each(0..columns, grain, STRIP, |part| {

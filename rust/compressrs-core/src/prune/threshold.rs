@@ -21,7 +21,7 @@ use crate::runtime::simd::{self, Kernel};
 const DIGIT: u32 = 16;
 
 /// Values counted into one table.
-const BLOCK: usize = 1 << 20;
+const TABLE_VALUES: usize = 1 << 20;
 
 /// Values of which a sample is taken.
 const MANY: usize = 1 << 20;
@@ -30,12 +30,12 @@ const MANY: usize = 1 << 20;
 const SAMPLE: usize = 1 << 17;
 
 /// Values of the sample worth a task of their own.
-const SAMPLE_GRAIN: usize = 1 << 13;
+const SAMPLE_GRAIN_ELEMENTS: usize = 1 << 13;
 
 /// Half the width of the bracket in standard deviations of the sample's rank.
 const DEVIATIONS: f64 = 4.0;
 
-/// Values that [`Sift`] looks through at a time.
+/// Values that [`Partition`] looks through at a time.
 const UNIT: usize = 64;
 
 /// Values that are counted before those within the bracket are kept.
@@ -68,9 +68,9 @@ pub struct HasNan;
 pub fn rank<O: Order, E: Element>(arrays: &[&[E]], k: usize) -> Result<Option<Rank<E>>, HasNan> {
     let total: usize = arrays.iter().map(|a| a.len()).sum();
     if k < total && total >= MANY {
-        let sifted = rank_by_sample::<O, E>(arrays, k, total)?;
-        if sifted.is_some() {
-            return Ok(sifted);
+        let parts = rank_by_sample::<O, E>(arrays, k, total)?;
+        if parts.is_some() {
+            return Ok(parts);
         }
     } else if find_nan(arrays).is_some() {
         return Err(HasNan);
@@ -87,7 +87,7 @@ fn rank_by_sample<O: Order, E: Element>(
 ) -> Result<Option<Rank<E>>, HasNan> {
     let mut sample = memory::zeroed::<u64>(SAMPLE);
     let shared = SharedMut::new(&mut sample);
-    parallel::for_each(0..SAMPLE, SAMPLE_GRAIN, 1, |part| {
+    parallel::for_each(0..SAMPLE, SAMPLE_GRAIN_ELEMENTS, 1, |part| {
         // SAFETY: `sample` is borrowed until the loop ends; parts do not overlap.
         let keys = unsafe { shared.slice(part.clone()) };
         let (mut array, mut start) = (0, 0);
@@ -110,24 +110,24 @@ fn rank_by_sample<O: Order, E: Element>(
     let high = if last > first { *above.select_nth_unstable(last - first - 1).1 } else { low };
     let bracket = [low, high].map(|key| O::value(O::from_key::<E>(key)));
 
-    let sifted = parallel::reduce(
+    let parts = parallel::reduce(
         total,
-        BLOCK,
+        TABLE_VALUES,
         |part| {
-            let mut sifted = Sifted::default();
+            let mut parts = Partitioned::default();
             for slice in slices(arrays, part) {
-                simd::dispatch(Sift {
+                simd::dispatch(Partition {
                     order: PhantomData::<O>,
                     slice,
                     bracket,
-                    sifted: &mut sifted,
+                    parts: &mut parts,
                 });
             }
-            sifted
+            parts
         },
-        Sifted::join,
+        Partitioned::join,
     );
-    let Some(Sifted { below, at_low, at_high, between, overflow, has_nan }) = sifted else {
+    let Some(Partitioned { below, at_low, at_high, between, overflow, has_nan }) = parts else {
         return Ok(None);
     };
     if has_nan {
@@ -148,7 +148,7 @@ fn rank_by_sample<O: Order, E: Element>(
 }
 
 /// What lies where against a bracket.
-struct Sifted<E> {
+struct Partitioned<E> {
     below: usize,
     /// Equal to the bracket's ends; counted as low if those are equal.
     at_low: usize,
@@ -160,9 +160,9 @@ struct Sifted<E> {
     has_nan: bool,
 }
 
-impl<E> Default for Sifted<E> {
+impl<E> Default for Partitioned<E> {
     fn default() -> Self {
-        Sifted {
+        Partitioned {
             below: 0,
             at_low: 0,
             at_high: 0,
@@ -173,7 +173,7 @@ impl<E> Default for Sifted<E> {
     }
 }
 
-impl<E: Element> Sifted<E> {
+impl<E: Element> Partitioned<E> {
     fn join(mut self, other: Self) -> Self {
         self.below += other.below;
         self.at_low += other.at_low;
@@ -186,18 +186,18 @@ impl<E: Element> Sifted<E> {
     }
 }
 
-/// Sifts the values of a slice by a bracket.
-struct Sift<'a, O, E: Element> {
+/// Partitions the values of a slice by a bracket.
+struct Partition<'a, O, E: Element> {
     order: PhantomData<O>,
     slice: &'a [E],
     bracket: [E::Compute; 2],
-    sifted: &'a mut Sifted<E>,
+    parts: &'a mut Partitioned<E>,
 }
 
 /// Counts in each lane: below the bracket, at its lower end, at its upper end, NaN.
 type Counts = [[u32; LANES]; 4];
 
-impl<O: Order, E: Element> Kernel for Sift<'_, O, E> {
+impl<O: Order, E: Element> Kernel for Partition<'_, O, E> {
     type Output = ();
 
     #[inline(always)]
@@ -214,34 +214,34 @@ impl<O: Order, E: Element> Kernel for Sift<'_, O, E> {
             for (_, unit) in hits.iter().zip(panel.as_chunks::<UNIT>().0).filter(|(hit, _)| **hit) {
                 self.keep(unit, &mut kept, &mut n);
             }
-            if self.sifted.between.len() + n > BLOCK / 8 {
-                self.sifted.overflow = true;
+            if self.parts.between.len() + n > TABLE_VALUES / 8 {
+                self.parts.overflow = true;
             } else {
-                memory::reserve(&mut self.sifted.between, n);
-                self.sifted.between.extend_from_slice(&kept[..n]);
+                memory::reserve(&mut self.parts.between, n);
+                self.parts.between.extend_from_slice(&kept[..n]);
             }
         }
         for x in rest {
             // The same value in all lanes, of which one counts.
             let mut all = Counts::default();
             if self.count(&[*x; LANES], &mut all) {
-                memory::reserve(&mut self.sifted.between, 1);
-                self.sifted.between.push(*x);
+                memory::reserve(&mut self.parts.between, 1);
+                self.parts.between.push(*x);
             }
             counts.iter_mut().zip(all).for_each(|(counts, all)| counts[0] += all[0]);
         }
-        // At most BLOCK in each, so that no count overflows.
+        // At most TABLE_VALUES in each, so that no count overflows.
         let [below, at_low, at_high, nan] =
             counts.map(|c| c.iter().map(|&n| n as usize).sum::<usize>());
-        self.sifted.below += below;
-        self.sifted.at_low += at_low;
+        self.parts.below += below;
+        self.parts.at_low += at_low;
         // Counted once where both ends are the same value.
-        self.sifted.at_high += if self.bracket[0] == self.bracket[1] { 0 } else { at_high };
-        self.sifted.has_nan |= nan > 0;
+        self.parts.at_high += if self.bracket[0] == self.bracket[1] { 0 } else { at_high };
+        self.parts.has_nan |= nan > 0;
     }
 }
 
-impl<O: Order, E: Element> Sift<'_, O, E> {
+impl<O: Order, E: Element> Partition<'_, O, E> {
     /// Counts in lanes; returns whether anything is within the bracket.
     #[inline(always)]
     fn count<const N: usize>(&self, unit: &[E; N], counts: &mut Counts) -> bool {
@@ -293,7 +293,7 @@ fn rank_by_radix<O: Order, E: Element>(arrays: &[&[E]], k: usize, total: usize) 
         shift -= digit;
         let counts = parallel::reduce(
             total,
-            BLOCK,
+            TABLE_VALUES,
             |part| {
                 let mut counts = memory::zeroed::<usize>(1 << digit);
                 for slice in slices(arrays, part) {
@@ -350,7 +350,7 @@ pub fn find_nan<E: Element>(arrays: &[&[E]]) -> Option<(usize, usize)> {
     arrays.iter().enumerate().find_map(|(a, array)| {
         let any = parallel::reduce(
             array.len(),
-            BLOCK,
+            TABLE_VALUES,
             |part| simd::dispatch(AnyNan(&array[part])),
             |a, b| a | b,
         );

@@ -3,7 +3,7 @@
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
 pub use super::range::NotFinite;
-use super::range::{GRAIN, range, ranges, scale, scales};
+use super::range::{GRAIN_ELEMENTS, range, ranges, scale, scales};
 use crate::numeric::element::{Element, Float};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Chunks worth a task of their own.
 fn grain(layout: Layout) -> usize {
-    GRAIN.div_ceil(layout.chunk_len())
+    GRAIN_ELEMENTS.div_ceil(layout.chunk_len())
 }
 
 /// Writes the code of each element; scales and zero points are given, one a block.
@@ -203,7 +203,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Decode<'_, E, G> {
 /// Whether all codes stand for numbers.
 pub fn within<C: Float, G: Grid<C>>(grid: G, codes: &[u8]) -> bool {
     let all = AtomicBool::new(true);
-    parallel::for_each(0..codes.len(), GRAIN, 1, |part| {
+    parallel::for_each(0..codes.len(), GRAIN_ELEMENTS, 1, |part| {
         if !simd::dispatch(Within { grid, codes: &codes[part], of: std::marker::PhantomData }) {
             all.store(false, Ordering::Relaxed);
         }

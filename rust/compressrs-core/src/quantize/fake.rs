@@ -5,7 +5,7 @@ use num_traits::Float as _;
 
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
-use super::range::GRAIN;
+use super::range::GRAIN_ELEMENTS;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes::sum_tree;
 use crate::runtime::memory;
@@ -30,12 +30,17 @@ pub fn fake_quantize<E: Element, G: Grid<E::Compute>>(
     assert!(x.len() == layout.elements() && y.len() == x.len());
     assert!(scale.len() == layout.blocks() && zero.len() == scale.len());
     let shared = SharedMut::new(y);
-    parallel::for_each(0..layout.chunks(), GRAIN.div_ceil(layout.chunk_len()), 1, |part| {
-        let span = layout.span(part.clone());
-        // SAFETY: `y` is borrowed until the loop ends; parts do not overlap.
-        let y = unsafe { shared.slice(span.clone()) };
-        simd::dispatch(Forward { x, layout, grid, scale, zero, part, first: span.start, y });
-    });
+    parallel::for_each(
+        0..layout.chunks(),
+        GRAIN_ELEMENTS.div_ceil(layout.chunk_len()),
+        1,
+        |part| {
+            let span = layout.span(part.clone());
+            // SAFETY: `y` is borrowed until the loop ends; parts do not overlap.
+            let y = unsafe { shared.slice(span.clone()) };
+            simd::dispatch(Forward { x, layout, grid, scale, zero, part, first: span.start, y });
+        },
+    );
 }
 
 struct Forward<'a, E: Element, G> {
@@ -90,13 +95,19 @@ pub fn fake_quantize_backward<E: Element, G: Grid<E::Compute>>(
     assert!(dscale.len() == scale.len());
     let mut sums = memory::zeroed::<f64>(layout.chunks());
     let shared = (SharedMut::new(dx), SharedMut::new(&mut sums));
-    parallel::for_each(0..layout.chunks(), GRAIN.div_ceil(layout.chunk_len()), 1, |part| {
-        let span = layout.span(part.clone());
-        // SAFETY: both are borrowed until the loop ends; parts do not overlap.
-        let (dx, sums) = unsafe { (shared.0.slice(span.clone()), shared.1.slice(part.clone())) };
-        let first = span.start;
-        simd::dispatch(Backward { x, dy, layout, grid, scale, zero, part, first, dx, sums });
-    });
+    parallel::for_each(
+        0..layout.chunks(),
+        GRAIN_ELEMENTS.div_ceil(layout.chunk_len()),
+        1,
+        |part| {
+            let span = layout.span(part.clone());
+            // SAFETY: both are borrowed until the loop ends; parts do not overlap.
+            let (dx, sums) =
+                unsafe { (shared.0.slice(span.clone()), shared.1.slice(part.clone())) };
+            let first = span.start;
+            simd::dispatch(Backward { x, dy, layout, grid, scale, zero, part, first, dx, sums });
+        },
+    );
     let mut totals = memory::zeroed::<f64>(dscale.len());
     for (chunk, sum) in layout.iter(0..layout.chunks()).zip(sums) {
         totals[chunk.block] += sum;

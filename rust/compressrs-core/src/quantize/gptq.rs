@@ -1,16 +1,16 @@
 //! Rounding in which the weights that come later make up for the errors of the earlier ones:
-//! GPTQ (Frantar et al., arXiv 2210.17323), by the sweep of [`crate::linalg::obs`].
+//! GPTQ (Frantar et al., arXiv 2210.17323), by the column loop of [`crate::linalg::obs`].
 
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
 use super::range::{range, scale};
-use crate::linalg::obs::{Decide, Pending, sweep};
+use crate::linalg::obs::{Decide, Pending, decide_columns};
 use crate::numeric::element::Float;
-use crate::prune::{Choice, HasNan, reconstruct};
+use crate::prune::{HasNan, Target, reconstruct};
 use crate::runtime::memory;
 use crate::runtime::parallel::SharedMut;
 
-/// Where the codes of a sweep go.
+/// Where the codes of a pass go.
 pub struct Codes<'a, C> {
     /// One a block.
     pub scale: &'a mut [C],
@@ -22,10 +22,10 @@ pub struct Codes<'a, C> {
 
 /// Replaces the weights of `w` by what their codes stand for.
 ///
-/// `u` and `block` are as in [`sweep`]. With `find`, scales and zero points are written when
+/// `u` and `block` are as in [`decide_columns`]. With `find`, scales and zero points are written when
 /// the first weight of a group is reached, from the group's range at that time; the blocks of
 /// the layout are one row high then, and `block` is a multiple of their width. Otherwise they
-/// are given. With `removal`, weights are removed in the same sweep, see
+/// are given. With `removal`, weights are removed in the same decide_columns, see
 /// [`reconstruct`]; their codes are unspecified.
 ///
 /// # Errors
@@ -42,7 +42,7 @@ pub fn gptq<C: Float, G: Grid<C>>(
     grid: G,
     find: bool,
     out: Codes<'_, C>,
-    removal: Option<(Choice, &mut [u8])>,
+    removal: Option<(Target, &mut [u8])>,
 ) -> Result<(), HasNan> {
     assert!(w.len() == layout.elements() && out.codes.len() == w.len());
     assert!(out.scale.len() == layout.blocks() && out.zero.len() == layout.blocks());
@@ -59,9 +59,9 @@ pub fn gptq<C: Float, G: Grid<C>>(
         codes: SharedMut::new(out.codes),
     };
     match removal {
-        Some((choice, mask)) => reconstruct(w, columns, u, choice, block, mask, &mut method),
+        Some((target, mask)) => reconstruct(w, columns, u, target, block, mask, &mut method),
         None => {
-            sweep(w, columns, u, block, &mut method)?;
+            decide_columns(w, columns, u, block, &mut method)?;
             if w.iter().any(|x| x.is_nan()) { Err(HasNan) } else { Ok(()) }
         }
     }

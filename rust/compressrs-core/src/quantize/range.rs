@@ -11,7 +11,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own.
-pub(super) const GRAIN: usize = 128 * 1024;
+pub(super) const GRAIN_ELEMENTS: usize = 128 * 1024;
 
 /// Accumulators: enough for four vectors of 512 bits.
 const LANES: usize = 64;
@@ -68,7 +68,7 @@ pub fn ranges<E: Element>(
     let mut found = memory::with_capacity(layout.chunks());
     found.resize(layout.chunks(), Some(nothing));
     let shared = SharedMut::new(&mut found);
-    let grain = GRAIN.div_ceil(layout.chunk_len());
+    let grain = GRAIN_ELEMENTS.div_ceil(layout.chunk_len());
     parallel::for_each(0..layout.chunks(), grain, 1, |part| {
         // SAFETY: `found` is borrowed until the loop ends; parts do not overlap.
         let found = unsafe { shared.slice(part.clone()) };

@@ -328,8 +328,8 @@ impl<'a, T> SharedMut<'a, T> {
     /// No other reference into `range` may be alive while the result is used.
     pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: in bounds by the assertion, borrowed for 'a, exclusive by the
-        // caller's promise.
+        // SAFETY: in bounds by the assertion, borrowed for 'a; the caller guarantees that
+        // no other reference into `range` is alive.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
@@ -339,8 +339,8 @@ impl<'a, T> SharedMut<'a, T> {
     /// Nothing may write to `range` while the result is used.
     pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: in bounds by the assertion, borrowed for 'a; the rest is the
-        // caller's promise.
+        // SAFETY: in bounds by the assertion, borrowed for 'a; the caller guarantees that
+        // nothing writes to `range`.
         unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
 }

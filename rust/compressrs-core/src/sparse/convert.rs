@@ -9,7 +9,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
-const GRAIN: usize = 128 * 1024;
+const GRAIN_ELEMENTS: usize = 128 * 1024;
 
 /// Elements that are packed in the first level of cache before they are stored.
 const CHUNK: usize = 256;
@@ -99,7 +99,7 @@ pub fn row_offsets<T: Float>(
     require_size(dense, rows, columns, keep);
     let mut all = memory::zeroed::<usize>(rows + 1);
     let counts = SharedMut::new(&mut all[1..]);
-    parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(columns.max(1)), 1, |rows| {
         // SAFETY: `all` is borrowed until the loop ends; parts do not overlap.
         let counts = unsafe { counts.slice(rows.clone()) };
         for (row, count) in rows.zip(counts) {
@@ -152,7 +152,7 @@ pub fn fill<T: Float, I: Index>(
     let offsets = offsets.as_slice();
     require_size(dense, rows, columns, keep);
     let (data, indices) = (SharedMut::new(data), SharedMut::new(indices));
-    parallel::for_each(0..rows, GRAIN.div_ceil(columns.max(1)), 1, |rows| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(columns.max(1)), 1, |rows| {
         for row in rows {
             let entries = offsets[row]..offsets[row + 1];
             // SAFETY: both are borrowed until the loop ends; rows have entries
@@ -214,7 +214,7 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
     let (pattern, columns) = (a.pattern(), a.columns());
     assert_eq!(Some(dense.len()), a.rows().checked_mul(columns));
     let dense = SharedMut::new(dense);
-    pattern.for_rows(GRAIN, |rows| {
+    pattern.for_rows(GRAIN_ELEMENTS, |rows| {
         for row in rows {
             // SAFETY: `dense` is borrowed until the loop ends; tasks have different rows.
             let out = unsafe { dense.slice(row * R * columns..(row + 1) * R * columns) };
@@ -258,7 +258,8 @@ pub fn transpose<I: Index, J: Index>(pattern: Pattern<'_, I>) -> Transpose<J> {
     // Parts of the rows, each with a count of its entries in each column. That costs
     // something for each column as well, so there are not more than pay.
     let threads = parallel::num_threads().unwrap_or(1);
-    let parts = threads.min(entries / (columns.saturating_mul(4).saturating_add(GRAIN))).max(1);
+    let parts =
+        threads.min(entries / (columns.saturating_mul(4).saturating_add(GRAIN_ELEMENTS))).max(1);
     let bound = |part: usize| {
         if part == parts {
             return rows;

@@ -9,7 +9,7 @@ use crate::runtime::simd::{self, Kernel};
 use crate::runtime::{memory, parallel};
 
 /// Non-zeros worth a task of their own in a check or a conversion.
-const GRAIN: usize = 128 * 1024;
+const GRAIN_ENTRIES: usize = 128 * 1024;
 
 /// An integer that stores column indices and row offsets.
 pub trait Index: Number + Send + Sync + Ord + fmt::Display + Default + 'static {
@@ -326,7 +326,7 @@ impl<'a, I: Index> Pattern<'a, I> {
         // As unsigned numbers, negative indices are too large as well.
         let largest = parallel::reduce(
             indices.len(),
-            GRAIN,
+            GRAIN_ENTRIES,
             |part| simd::dispatch(Largest { indices: indices.range(part) }),
             usize::max,
         );

@@ -9,10 +9,10 @@ use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own in a copy.
-const GRAIN: usize = 64 * 1024;
+const GRAIN_ELEMENTS: usize = 64 * 1024;
 
 /// Side of the squares in which a transposing copy goes.
-const TILE: usize = 16;
+const TILE_SIDE: usize = 16;
 
 /// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ impl<'a, T: Float> Dense<'a, T> {
         }
         let mut buffer = Scratch::new(memory::product(self.rows, width));
         let shared = SharedMut::new(&mut buffer);
-        parallel::for_each(0..self.rows, GRAIN.div_ceil(width), TILE, |rows| {
+        parallel::for_each(0..self.rows, GRAIN_ELEMENTS.div_ceil(width), TILE_SIDE, |rows| {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of
             // rows do not overlap.
             let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
@@ -170,7 +170,7 @@ impl<T: Float> Rows<'_, T> {
     #[inline(always)]
     pub unsafe fn row_unchecked(&self, i: usize, width: usize) -> &[T] {
         debug_assert!(i < self.count && i * self.stride + width <= self.data.len());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that there is such a row, as wide.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(i * self.stride), width) }
     }
 }
@@ -218,7 +218,8 @@ impl<'a, T: Float, const W: usize> RowsView<'a, T, W> {
         debug_assert!(i < self.count && (W > 1 || self.stride == 1));
         let at = if W == 1 { i } else { i * self.stride };
         // SAFETY: `data` has at least `(count - 1) * stride + W` elements, see `Rows::view`;
-        // the rest is the caller's promise.
+        // the caller guarantees
+        // that there is such a row.
         unsafe { &*self.data.as_ptr().add(at).cast::<[T; W]>() }
     }
 }
@@ -238,12 +239,13 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
     #[inline(always)]
     fn run(self) {
         let CopyRows { source, rows, out, width } = self;
-        for top in rows.clone().step_by(TILE) {
-            let bottom = rows.end.min(top + TILE);
-            for left in (0..source.columns).step_by(TILE) {
-                let right = source.columns.min(left + TILE);
+        for top in rows.clone().step_by(TILE_SIDE) {
+            let bottom = rows.end.min(top + TILE_SIDE);
+            for left in (0..source.columns).step_by(TILE_SIDE) {
+                let right = source.columns.min(left + TILE_SIDE);
                 let start = (top - rows.start) * width + left;
-                if source.row_stride == 1 && bottom - top == TILE && right - left == TILE {
+                if source.row_stride == 1 && bottom - top == TILE_SIDE && right - left == TILE_SIDE
+                {
                     let first = top + left * source.column_stride;
                     transpose_tile(
                         &source.data[first..],
@@ -267,13 +269,14 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
 /// Transposes one full tile, through registers and the first level of cache.
 #[inline(always)]
 fn transpose_tile<T: Float>(source: &[T], source_stride: usize, out: &mut [T], out_stride: usize) {
-    let mut tile = [[T::zero(); TILE]; TILE];
+    let mut tile = [[T::zero(); TILE_SIDE]; TILE_SIDE];
     for (j, line) in tile.iter_mut().enumerate() {
         *line = *source[j * source_stride..].first_chunk().expect("a full tile");
     }
-    for i in 0..TILE {
-        let line: &mut [T; TILE] = out[i * out_stride..].first_chunk_mut().expect("a full tile");
-        for j in 0..TILE {
+    for i in 0..TILE_SIDE {
+        let line: &mut [T; TILE_SIDE] =
+            out[i * out_stride..].first_chunk_mut().expect("a full tile");
+        for j in 0..TILE_SIDE {
             line[j] = tile[j][i];
         }
     }
@@ -371,7 +374,7 @@ impl<T: Float> SharedDense<'_, T> {
             let start = (top + i) * self.row_stride + left * self.column_stride;
             for (l, x) in line.iter_mut().enumerate().take(width) {
                 let at = start + l * self.column_stride;
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller guarantees that nothing writes to the elements.
                 *x = unsafe { self.data.read(at..at + 1)[0] };
             }
         }
@@ -393,7 +396,8 @@ impl<T: Float> SharedDense<'_, T> {
         if self.column_stride == 1 || width == 1 {
             for (i, line) in block.iter().enumerate() {
                 let start = start + i * self.row_stride;
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller guarantees that no reference to the elements is
+                // alive.
                 let out = unsafe { self.data.slice(start..start + width) };
                 match out.first_chunk_mut::<W>() {
                     Some(out) => *out = *line,
@@ -402,22 +406,24 @@ impl<T: Float> SharedDense<'_, T> {
             }
             return;
         }
-        let (tiles, _) = block.as_chunks::<TILE>();
+        let (tiles, _) = block.as_chunks::<TILE_SIDE>();
         let whole = if self.row_stride == 1 { tiles } else { &[] };
         for (t, tile) in whole.iter().enumerate() {
             for l in 0..width {
-                let start = start + t * TILE + l * self.column_stride;
-                // SAFETY: the caller's promise.
-                let out = unsafe { self.data.slice(start..start + TILE) };
+                let start = start + t * TILE_SIDE + l * self.column_stride;
+                // SAFETY: the caller guarantees that no reference to the elements is
+                // alive.
+                let out = unsafe { self.data.slice(start..start + TILE_SIDE) };
                 for (out, line) in out.iter_mut().zip(tile) {
                     *out = line[l];
                 }
             }
         }
-        for (i, line) in block.iter().enumerate().skip(whole.len() * TILE) {
+        for (i, line) in block.iter().enumerate().skip(whole.len() * TILE_SIDE) {
             for (l, x) in line.iter().enumerate().take(width) {
                 let at = start + i * self.row_stride + l * self.column_stride;
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller guarantees that no reference to the elements is
+                // alive.
                 let out = unsafe { self.data.slice(at..at + 1) };
                 out[0] = *x;
             }

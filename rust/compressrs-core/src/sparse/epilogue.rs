@@ -30,7 +30,7 @@ impl<T: Float> Epilogue<'_, T> {
     ) {
         sums.fill([T::zero(); W]);
         if self.accumulate {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that nothing writes to the block.
             unsafe { y.read(at, width, sums) };
         }
     }
@@ -60,7 +60,7 @@ impl<T: Float> Epilogue<'_, T> {
                 *sum = if *sum < T::zero() { T::zero() } else { *sum };
             }
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that no reference to the block is alive.
         unsafe { y.write(at, width, sums) };
     }
 }

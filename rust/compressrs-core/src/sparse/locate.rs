@@ -5,7 +5,7 @@ use crate::runtime::memory;
 use crate::runtime::parallel::SharedMut;
 
 /// Entries worth a task of their own.
-const GRAIN: usize = 32 * 1024;
+const GRAIN_ENTRIES: usize = 32 * 1024;
 
 /// What [`locate`] says of an entry that the other pattern has not.
 pub const NOWHERE: i64 = -1;
@@ -35,7 +35,7 @@ pub fn locate<I: Index, J: Index>(
     assert_eq!((old.rows(), old.columns()), (new.rows(), new.columns()));
     assert_eq!(places.len(), new.entries());
     let (shared, failed) = (SharedMut::new(places), std::sync::Mutex::new(None));
-    new.for_rows(GRAIN, |rows| {
+    new.for_rows(GRAIN_ENTRIES, |rows| {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for row in rows {
             let range = new.row(row);

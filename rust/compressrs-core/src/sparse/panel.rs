@@ -8,7 +8,7 @@ use crate::numeric::element::Float;
 
 /// Bytes of a tile: the least, which stays in the first level of cache, and the most,
 /// which stays in the second.
-const TILE: Range<usize> = 24 * 1024..384 * 1024;
+const TILE_BYTES: Range<usize> = 24 * 1024..384 * 1024;
 
 /// Bytes that one row of the sparse matrix reads of a tile, so that it is worth while to
 /// begin with the row once more.
@@ -59,6 +59,6 @@ pub(super) fn panels<T: Float>(x: Dense<'_, T>, widest: usize, pack: bool) -> Ve
 pub(super) fn tile_height<I: Index>(pattern: Pattern<'_, I>, bytes: usize) -> usize {
     let places =
         pattern.rows().saturating_mul(pattern.columns()).div_ceil(pattern.entries().max(1));
-    let tile = TILE.start.max(ENOUGH.saturating_mul(places));
-    if tile > TILE.end { pattern.columns() } else { tile.div_ceil(bytes.max(1)) }
+    let tile = TILE_BYTES.start.max(ENOUGH.saturating_mul(places));
+    if tile > TILE_BYTES.end { pattern.columns() } else { tile.div_ceil(bytes.max(1)) }
 }

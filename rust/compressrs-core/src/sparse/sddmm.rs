@@ -10,7 +10,7 @@ use crate::runtime::parallel::SharedMut;
 use crate::runtime::simd::{self, Kernel};
 
 /// Clock cycles worth a task of their own, about; see [`crate::runtime::parallel::for_each`].
-const GRAIN: usize = 64 * 1024;
+const GRAIN_CYCLES: usize = 64 * 1024;
 
 /// Accumulators of one dot product; inner dimensions are filled up to it.
 const LANES: usize = 8;
@@ -19,7 +19,7 @@ const LANES: usize = 8;
 const GROUP: usize = 4;
 
 /// Rows that go through a tile before the next is begun.
-const BLOCK: usize = 64;
+const ROW_BLOCK: usize = 64;
 
 /// `out[p] = sum_k u[r, k] v[k, c]` for every entry `p = (r, c)` of the matrix, in the
 /// order of its values, which do not count themselves; added to what `out` holds if it
@@ -45,7 +45,7 @@ pub fn sddmm<T: Float, I: Index, const R: usize, const C: usize>(
     let (u, v) = (u.to_rows(width, R > 1), v.transposed().to_rows(width, true));
     let out = SharedMut::new(out);
     let cycles = (4 + width * size_of::<T>() / 24) * R * C;
-    pattern.for_rows(GRAIN.div_ceil(cycles), |rows| {
+    pattern.for_rows(GRAIN_CYCLES.div_ceil(cycles), |rows| {
         simd::dispatch(Sample::<T, I, R, C> {
             pattern,
             u: &u,
@@ -77,9 +77,9 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Kernel for Sample<'_, T
         let columns = pattern.columns();
         assert!(rows.end * R <= u.count() && columns * C <= v.count());
         let height = tile_height(pattern, C * width * size_of::<T>());
-        let mut next = [0; BLOCK];
-        for top in rows.clone().step_by(BLOCK) {
-            let rows = top..rows.end.min(top + BLOCK);
+        let mut next = [0; ROW_BLOCK];
+        for top in rows.clone().step_by(ROW_BLOCK) {
+            let rows = top..rows.end.min(top + ROW_BLOCK);
             for (next, row) in next.iter_mut().zip(rows.clone()) {
                 *next = pattern.row(row).start;
             }

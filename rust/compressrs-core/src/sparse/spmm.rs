@@ -17,7 +17,7 @@ use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
 /// Clock cycles worth a task of their own, about; see [`crate::runtime::parallel::for_each`].
-pub(super) const GRAIN: usize = 64 * 1024;
+pub(super) const GRAIN_CYCLES: usize = 64 * 1024;
 
 /// Bytes of a panel's rows at most: eight vectors of 32 bytes, enough sums to hide the
 /// latency of a multiply-add. Rows of blocks are done four at a time.
@@ -33,7 +33,7 @@ pub(super) const GROUP: usize = 4;
 const PACK: usize = 16;
 
 /// Rows that go through a tile before the next is begun.
-pub(super) const BLOCK: usize = 64;
+pub(super) const ROW_BLOCK: usize = 64;
 
 /// Entries of the longest row that one task sums. A longer one is cut up, and the
 /// parts' sums are added in their order.
@@ -64,7 +64,7 @@ pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
     let long = long_rows(a, x);
     let y = y.share();
     let cycles = 4 + x.columns() * size_of::<T>() * R * C / 24;
-    pattern.for_rows(GRAIN.div_ceil(cycles), |rows| {
+    pattern.for_rows(GRAIN_CYCLES.div_ceil(cycles), |rows| {
         let values = a.values(pattern.offsets()[rows.start]..pattern.offsets()[rows.end]);
         let task = Task { pattern, rows, values, long: &long, y: &y, epilogue };
         for panel in &panels {
@@ -170,11 +170,11 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
         let x = panel.rows.view::<W>();
         let first = pattern.offsets()[task.rows.start];
         let height = tile_height(pattern, W * C * size_of::<T>());
-        let mut sums = Scratch::new(R * BLOCK.min(task.rows.len()) * W);
+        let mut sums = Scratch::new(R * ROW_BLOCK.min(task.rows.len()) * W);
         let (sums, _) = sums.as_chunks_mut::<W>();
-        let mut next = [0; BLOCK];
-        for top in task.rows.clone().step_by(BLOCK) {
-            let rows = top..task.rows.end.min(top + BLOCK);
+        let mut next = [0; ROW_BLOCK];
+        for top in task.rows.clone().step_by(ROW_BLOCK) {
+            let rows = top..task.rows.end.min(top + ROW_BLOCK);
             let sums = &mut sums[..R * rows.len()];
             self.begin(top, sums);
             for (next, row) in next.iter_mut().zip(rows.clone()) {
@@ -319,7 +319,7 @@ unsafe fn add_entry<T: Float, const R: usize, const C: usize, const W: usize, co
 ) {
     let height = if R < GROUP { R } else { GROUP };
     for c in 0..C {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `x` has the rows of this column.
         let x = unsafe { x.get_unchecked(column * C + c) };
         for r in 0..height {
             let a = block[(group + r) * C + c];

@@ -11,7 +11,7 @@ use super::csr::{Csr, Index, Indices};
 use super::dense::{Dense, DenseMut, RowsView, SharedDense};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
-use super::spmm::{BLOCK, GRAIN, GROUP, panel_bytes};
+use super::spmm::{GRAIN_CYCLES, GROUP, ROW_BLOCK, panel_bytes};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -95,23 +95,28 @@ impl<T: Float, I: Index, const R: usize, const C: usize> Product<'_, T, I, R, C>
         // tiles decide the order of sums.
         let height = tile_height(self.a.pattern(), W * C * size_of::<T>());
         let cycles = entries * (4 + W * R * C * size_of::<T>() / 16);
-        parallel::for_each(0..tasks, if cycles < 2 * GRAIN { tasks } else { 1 }, 1, |some| {
-            for task in some {
-                let (piece, part) = (task / parts, task % parts);
-                let bound = |piece| {
-                    entries / self.pieces * piece + entries % self.pieces * piece / self.pieces
-                };
-                let entries = bound(piece)..bound(piece + 1);
-                // SAFETY: tasks have sums of their own.
-                let sums = unsafe { shared.slice(task * rows * V..(task + 1) * rows * V) };
-                let (sums, _) = sums.as_chunks_mut::<V>();
-                let x = self.panel.rows.view::<W>().columns::<V>(part * V);
-                simd::dispatch(Scatter { a: self.a, x, entries, height, sums });
-            }
-        });
-        let grain = GRAIN.div_ceil(W * self.pieces).next_multiple_of(BLOCK);
+        parallel::for_each(
+            0..tasks,
+            if cycles < 2 * GRAIN_CYCLES { tasks } else { 1 },
+            1,
+            |some| {
+                for task in some {
+                    let (piece, part) = (task / parts, task % parts);
+                    let bound = |piece| {
+                        entries / self.pieces * piece + entries % self.pieces * piece / self.pieces
+                    };
+                    let entries = bound(piece)..bound(piece + 1);
+                    // SAFETY: tasks have sums of their own.
+                    let sums = unsafe { shared.slice(task * rows * V..(task + 1) * rows * V) };
+                    let (sums, _) = sums.as_chunks_mut::<V>();
+                    let x = self.panel.rows.view::<W>().columns::<V>(part * V);
+                    simd::dispatch(Scatter { a: self.a, x, entries, height, sums });
+                }
+            },
+        );
+        let grain = GRAIN_CYCLES.div_ceil(W * self.pieces).next_multiple_of(ROW_BLOCK);
         let sums = &sums[..];
-        parallel::for_each(0..rows, grain, BLOCK, |rows| {
+        parallel::for_each(0..rows, grain, ROW_BLOCK, |rows| {
             simd::dispatch(Finish::<T, W> {
                 sums,
                 height: self.a.columns(),
@@ -156,9 +161,9 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
             let row = pattern.row(row);
             row.start.max(entries.start)..row.end.min(entries.end)
         };
-        let mut next = [0; BLOCK];
-        for top in (first..last).step_by(BLOCK) {
-            let rows = top..last.min(top + BLOCK);
+        let mut next = [0; ROW_BLOCK];
+        for top in (first..last).step_by(ROW_BLOCK) {
+            let rows = top..last.min(top + ROW_BLOCK);
             for (next, row) in next.iter_mut().zip(rows.clone()) {
                 *next = of(row).start;
             }
@@ -250,9 +255,9 @@ impl<T: Float, const W: usize> Kernel for Finish<'_, T, W> {
     fn run(self) {
         let Finish { sums, height, parts, panel: (left, width), y, epilogue, rows } = self;
         let part_width = W / parts;
-        let mut block = [[T::zero(); W]; BLOCK];
-        for top in rows.clone().step_by(BLOCK) {
-            let block = &mut block[..BLOCK.min(rows.end - top)];
+        let mut block = [[T::zero(); W]; ROW_BLOCK];
+        for top in rows.clone().step_by(ROW_BLOCK) {
+            let block = &mut block[..ROW_BLOCK.min(rows.end - top)];
             // SAFETY: tasks have different rows, and each panel is done once.
             unsafe { epilogue.begin(y, (top, left), width, block) };
             for (task, sums) in sums.chunks_exact(height * part_width).enumerate() {

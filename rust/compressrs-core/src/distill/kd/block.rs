@@ -1,9 +1,9 @@
-//! Rows of the batch as sheets, and the losses of a sheet.
+//! Rows of the batch as tiles, and the losses of a tile.
 
 use std::ops::Range;
 
-use super::super::sheet::{LANES, TURNED, max_of, spread, turn, turn_back, update};
-use super::super::softmax::{Form, softmax_sheet};
+use super::super::softmax::{SoftmaxOutput, softmax_tile};
+use super::super::tile::{LANES, TILE_ROWS, broadcast, max_of, transpose, transpose_back, update};
 use super::super::wide::Wide;
 use super::hard::PerClass;
 use super::{KdLoss, Teacher, TopK, UNLABELLED, Weights};
@@ -48,7 +48,7 @@ pub(super) struct Block<'a, C> {
     pub source: Source<'a, C>,
     pub losses: &'a mut [f64],
     pub grad: &'a mut [C],
-    pub turned: bool,
+    pub transposed: bool,
 }
 
 impl<C: Float> Kernel for Block<'_, C> {
@@ -56,12 +56,12 @@ impl<C: Float> Kernel for Block<'_, C> {
 
     #[inline(always)]
     fn run(self) {
-        if self.turned { self.run_turned() } else { self.run_rows() }
+        if self.transposed { self.run_transposed() } else { self.run_rows() }
     }
 }
 
-/// A few rows as a sheet, and what is known of them.
-pub(super) struct Sheet<'a, C, const R: usize> {
+/// A few rows as a tile, and what is known of them.
+pub(super) struct Tile<'a, C, const R: usize> {
     pub what: &'a KdLoss<'a>,
     pub weights: Weights,
     pub per_class: &'a PerClass<C>,
@@ -75,20 +75,20 @@ pub(super) struct Sheet<'a, C, const R: usize> {
 
 impl<C: Float> Block<'_, C> {
     #[inline(always)]
-    fn run_turned(self) {
+    fn run_transposed(self) {
         let classes = self.what.classes;
         let len = classes * LANES;
         let [mut s, mut t, mut z, mut grad] = [(); 4].map(|()| Scratch::<C>::new(len));
-        let mut room = Room::new(len);
+        let mut workspace = Workspace::new(len);
         for x in [&mut s, &mut t, &mut z] {
             // Lanes without a row hold numbers, not what was left there.
             x.fill(C::zero());
         }
-        for (i, losses) in self.losses.chunks_mut(TURNED).enumerate() {
-            let first = i * TURNED;
+        for (i, losses) in self.losses.chunks_mut(TILE_ROWS).enumerate() {
+            let first = i * TILE_ROWS;
             let part = first * classes..(first + losses.len()) * classes;
-            turn(&self.student[part.clone()], classes, &mut s);
-            let sheet = Sheet::<C, TURNED> {
+            transpose(&self.student[part.clone()], classes, &mut s);
+            let tile = Tile::<C, TILE_ROWS> {
                 what: self.what,
                 weights: self.weights,
                 per_class: self.per_class,
@@ -100,39 +100,39 @@ impl<C: Float> Block<'_, C> {
             let at_temperature = match &self.source {
                 _ if !self.what.is_soft() => true,
                 Source::Logits(rows) => {
-                    turn(&rows[part.clone()], classes, &mut t);
+                    transpose(&rows[part.clone()], classes, &mut t);
                     false
                 }
                 Source::Probabilities(rows) => {
-                    turn(&rows[part.clone()], classes, &mut t);
+                    transpose(&rows[part.clone()], classes, &mut t);
                     logarithms(&mut t);
                     false
                 }
                 Source::Ensemble(members) => {
-                    sheet.average(members.len(), &mut t, &mut z, &mut room.x, |member, z| {
-                        turn(&members[member][part.clone()], classes, z);
+                    tile.average(members.len(), &mut t, &mut z, &mut workspace.x, |member, z| {
+                        transpose(&members[member][part.clone()], classes, z);
                     });
                     true
                 }
-                Source::TopK(_) => unreachable!("rows of a sparse teacher are not turned"),
+                Source::TopK(_) => unreachable!("rows of a sparse teacher are not transposed"),
             };
-            let sums = sheet.run(&t, at_temperature, &mut grad, &mut room);
+            let sums = tile.run(&t, at_temperature, &mut grad, &mut workspace);
             losses.copy_from_slice(&sums[..losses.len()]);
-            turn_back(&grad, classes, &mut self.grad[part]);
+            transpose_back(&grad, classes, &mut self.grad[part]);
         }
-        silence(self.what, self.first, self.losses, self.grad);
+        zero_ignored_rows(self.what, self.first, self.losses, self.grad);
     }
 
     #[inline(always)]
     fn run_rows(self) {
         let classes = self.what.classes;
         let mut t = Scratch::<C>::new(classes);
-        let mut room = Room::new(classes);
+        let mut workspace = Workspace::new(classes);
         let rows = self.losses.iter_mut().zip(self.grad.chunks_exact_mut(classes));
         for (i, (loss, grad)) in rows.enumerate() {
             let part = i * classes..(i + 1) * classes;
             let s = &self.student[part.clone()];
-            let sheet = Sheet::<C, 1> {
+            let tile = Tile::<C, 1> {
                 what: self.what,
                 weights: self.weights,
                 per_class: self.per_class,
@@ -150,25 +150,36 @@ impl<C: Float> Block<'_, C> {
                     (&*t, false)
                 }
                 Source::Ensemble(members) => {
-                    sheet.average(members.len(), &mut t, &mut room.y, &mut room.x, |member, z| {
-                        z.copy_from_slice(&members[member][part.clone()]);
-                    });
+                    tile.average(
+                        members.len(),
+                        &mut t,
+                        &mut workspace.y,
+                        &mut workspace.x,
+                        |member, z| {
+                            z.copy_from_slice(&members[member][part.clone()]);
+                        },
+                    );
                     (&*t, true)
                 }
                 Source::TopK(top) => {
-                    *loss = sheet.run_top_k(top, grad, &mut room);
+                    *loss = tile.run_top_k(top, grad, &mut workspace);
                     continue;
                 }
             };
-            [*loss] = sheet.run(t, at_temperature, grad, &mut room);
+            [*loss] = tile.run(t, at_temperature, grad, &mut workspace);
         }
-        silence(self.what, self.first, self.losses, self.grad);
+        zero_ignored_rows(self.what, self.first, self.losses, self.grad);
     }
 }
 
-/// What does not count gives 0, even where it holds NaN.
+/// Rows of weight 0 have a loss and a gradient of 0, even where they hold NaN.
 #[inline(always)]
-fn silence<C: Float>(what: &KdLoss<'_>, first: usize, losses: &mut [f64], grad: &mut [C]) {
+fn zero_ignored_rows<C: Float>(
+    what: &KdLoss<'_>,
+    first: usize,
+    losses: &mut [f64],
+    grad: &mut [C],
+) {
     let Some(weights) = what.sample_weights else { return };
     let rows = losses.iter_mut().zip(grad.chunks_exact_mut(what.classes));
     for ((loss, grad), &weight) in rows.zip(&weights[first..]) {
@@ -189,22 +200,22 @@ fn logarithms<C: Float>(p: &mut [C]) {
     });
 }
 
-/// Memory for the exponentials of a sheet, and the like.
-struct Room<C: Float> {
+/// Memory for the exponentials of a tile, and the like.
+struct Workspace<C: Float> {
     x: Scratch<C>,
     y: Scratch<C>,
     plain: Scratch<C>,
 }
 
-impl<C: Float> Room<C> {
+impl<C: Float> Workspace<C> {
     fn new(len: usize) -> Self {
         let [x, y, plain] = [(); 3].map(|()| Scratch::new(len));
-        Room { x, y, plain }
+        Workspace { x, y, plain }
     }
 }
 
-impl<C: Float, const R: usize> Sheet<'_, C, R> {
-    /// Where a sheet has a class of a row.
+impl<C: Float, const R: usize> Tile<'_, C, R> {
+    /// Where a tile has a class of a row.
     #[inline(always)]
     pub(super) fn at(class: usize, row: usize) -> usize {
         if R == 1 { class } else { class * LANES + row }
@@ -245,7 +256,7 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         t.fill(C::neg_infinity());
         for i in 0..members {
             load(i, z);
-            softmax_sheet::<C, R>(Form::Log, scale, z, log_p);
+            softmax_tile::<C, R>(SoftmaxOutput::Log, scale, z, log_p);
             // As logarithms, since a probability that is 0 in this type need not be 0.
             update(t, [log_p], |t, [log_p]| {
                 for l in 0..LANES {
@@ -261,11 +272,17 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
     /// Writes the gradient and returns the loss of each row. The teacher's logits `t`
     /// are divided by the temperature, unless that has been done.
     #[inline(always)]
-    fn run(&self, t: &[C], at_temperature: bool, grad: &mut [C], room: &mut Room<C>) -> [f64; R] {
+    fn run(
+        &self,
+        t: &[C],
+        at_temperature: bool,
+        grad: &mut [C],
+        workspace: &mut Workspace<C>,
+    ) -> [f64; R] {
         if !self.what.is_soft() {
             let sums = self.plain(grad);
             let hard = self.hard(sums);
-            let factor = spread(hard.factor.map(C::from_f64));
+            let factor = broadcast(hard.factor.map(C::from_f64));
             update(grad, [], |g, []| {
                 for l in 0..LANES {
                     g[l] = factor[l] * g[l];
@@ -274,29 +291,29 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
             return self.finish([0.0; R], Some(hard), grad);
         }
         let hard = self.what.is_hard().then(|| {
-            let sums = self.plain(&mut room.plain);
+            let sums = self.plain(&mut workspace.plain);
             self.hard(sums)
         });
-        let plain = hard.as_ref().map(|hard| (&*room.plain, hard.factor));
-        let losses = self.soft(t, at_temperature, grad, &mut room.x, &mut room.y, plain);
+        let plain = hard.as_ref().map(|hard| (&*workspace.plain, hard.factor));
+        let losses = self.soft(t, at_temperature, grad, &mut workspace.x, &mut workspace.y, plain);
         self.finish(losses, hard, grad)
     }
 }
 
-impl<C: Float> Sheet<'_, C, 1> {
+impl<C: Float> Tile<'_, C, 1> {
     /// As [`run`](Self::run), for a teacher of whom only the largest logits are known.
     #[inline(always)]
-    fn run_top_k(&self, top: &TopK<'_>, grad: &mut [C], room: &mut Room<C>) -> f64 {
+    fn run_top_k(&self, top: &TopK<'_>, grad: &mut [C], workspace: &mut Workspace<C>) -> f64 {
         if !self.what.is_soft() {
-            return self.run(&[], true, grad, room)[0];
+            return self.run(&[], true, grad, workspace)[0];
         }
         let hard = self.what.is_hard().then(|| {
-            let sums = self.plain(&mut room.plain);
+            let sums = self.plain(&mut workspace.plain);
             self.hard(sums)
         });
-        let loss = self.soft_top_k(top, grad, &mut room.x);
+        let loss = self.soft_top_k(top, grad, &mut workspace.x);
         if let Some(hard) = &hard {
-            add(grad, &room.plain, hard.factor);
+            add(grad, &workspace.plain, hard.factor);
         }
         self.finish([loss], hard, grad)[0]
     }
@@ -305,7 +322,7 @@ impl<C: Float> Sheet<'_, C, 1> {
 /// `grad += factor x`
 #[inline(always)]
 pub(super) fn add<C: Float, const R: usize>(grad: &mut [C], x: &[C], factor: [f64; R]) {
-    let factor = spread(factor.map(C::from_f64));
+    let factor = broadcast(factor.map(C::from_f64));
     update(grad, [x], |g, [x]| {
         for l in 0..LANES {
             g[l] = factor[l].mul_add(x[l], g[l]);

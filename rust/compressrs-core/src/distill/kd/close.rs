@@ -5,7 +5,7 @@
 //! called `m` and `f`, give `ln(B / A) = ln(1 + m + f)` and
 //! `KL(p || q) = ln(1 + m + f) - m`, without a difference of numbers near 1.
 
-use super::super::sheet::{LANES, Line, fold, spread};
+use super::super::tile::{LANES, Line, broadcast, fold};
 use super::Divergence;
 use super::soft::{Pair, not_below_0};
 use crate::numeric::element::Float;
@@ -133,10 +133,10 @@ impl<const R: usize> Lines<R> {
     #[inline(always)]
     fn of<C: Float>(pair: &Pair<'_, C, R>) -> Self {
         Lines {
-            top_s: spread(pair.top_s.map(Float::to_f64)),
-            top_t: spread(pair.top_t.map(Float::to_f64)),
-            scale_s: spread(pair.scale_s),
-            scale_t: spread(pair.scale_t),
+            top_s: broadcast(pair.top_s.map(Float::to_f64)),
+            top_t: broadcast(pair.top_t.map(Float::to_f64)),
+            scale_s: broadcast(pair.scale_s),
+            scale_t: broadcast(pair.scale_t),
         }
     }
 
@@ -176,7 +176,7 @@ impl<const R: usize> Lines<R> {
         grad: &mut [C],
         f: impl Fn(usize, f64, f64) -> f64,
     ) {
-        let close: Line<bool> = spread(*close);
+        let close: Line<bool> = broadcast(*close);
         let inputs = pair.s.chunks(LANES).zip(pair.t.chunks(LANES));
         for (grad, (s, t)) in grad.chunks_mut(LANES).zip(inputs) {
             for (l, (g, (&s, &t))) in grad.iter_mut().zip(s.iter().zip(t)).enumerate() {
@@ -242,7 +242,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
         grad: &mut [C],
     ) {
         let lines = Lines::of(self);
-        let inner: Line<f64> = spread(*inner);
+        let inner: Line<f64> = broadcast(*inner);
         let reverse = divergence == Divergence::ReverseKl;
         let m = lines.moments(self, reverse);
         let found = match divergence {
@@ -257,7 +257,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
                     let q = share(l, b);
                     [if q > 0.0 { q * difference(l, a, b) } else { 0.0 }]
                 });
-                let mean: Line<f64> = spread(mean);
+                let mean: Line<f64> = broadcast(mean);
                 lines.write(self, close, grad, |l, a, b| {
                     let q = share(l, b);
                     if q > 0.0 { inner[l] * q * (difference(l, a, b) - mean[l]) } else { 0.0 }
@@ -276,7 +276,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
                     let (p, q, h) = contrast(l, a, b);
                     [0.25 * (p + q) * entropy(h), q * log_of(p, q, h)]
                 });
-                let mean: Line<f64> = spread(mean);
+                let mean: Line<f64> = broadcast(mean);
                 lines.write(self, close, grad, |l, a, b| {
                     let (p, q, h) = contrast(l, a, b);
                     0.5 * inner[l] * q * (log_of(p, q, h) - mean[l])
@@ -310,8 +310,8 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
         of_difference: &[f64; R],
         grad: &mut [C],
     ) {
-        let of_q: Line<f64> = spread(*of_q);
-        let of_difference: Line<f64> = spread(*of_difference);
+        let of_q: Line<f64> = broadcast(*of_q);
+        let of_difference: Line<f64> = broadcast(*of_difference);
         let (q, difference) = (m.probability(), m.difference(|l| of_difference[l]));
         Lines::of(self)
             .write(self, close, grad, |l, a, b| of_q[l].mul_add(q(l, b), difference(l, a, b)));
@@ -322,16 +322,16 @@ impl<const R: usize> Moments<R> {
     /// `q` of a lane, given `b`.
     #[inline(always)]
     fn probability(&self) -> impl Fn(usize, f64) -> f64 {
-        let share: Line<f64> = spread(self.student.map(f64::recip));
+        let share: Line<f64> = broadcast(self.student.map(f64::recip));
         move |l, b| share[l] * b.exp_negative()
     }
 
     /// `factor (q - p)` of a lane, given `a` and `b`.
     #[inline(always)]
     fn difference(&self, factor: impl Fn(usize) -> f64) -> impl Fn(usize, f64, f64) -> f64 {
-        let of_p: Line<f64> = spread(self.teacher.map(f64::recip));
-        let of_q: Line<f64> = spread(self.student.map(f64::recip));
-        let log_ratio: Line<f64> = spread(self.log_ratio);
+        let of_p: Line<f64> = broadcast(self.teacher.map(f64::recip));
+        let of_q: Line<f64> = broadcast(self.student.map(f64::recip));
+        let log_ratio: Line<f64> = broadcast(self.log_ratio);
         move |l, a, b| {
             let (p, q) = (of_p[l] * a.exp_negative(), of_q[l] * b.exp_negative());
             let log = b - a - log_ratio[l];
@@ -343,8 +343,8 @@ impl<const R: usize> Moments<R> {
     /// `ln(q / p)` of a lane, given `a` and `b`; `floor` is taken for `ln p` where p is 0.
     #[inline(always)]
     fn log_quotient(&self, floor: f64) -> impl Fn(usize, f64, f64) -> f64 {
-        let log_ratio: Line<f64> = spread(self.log_ratio);
-        let log_b: Line<f64> = spread(self.student.map(Float::ln_fast));
+        let log_ratio: Line<f64> = broadcast(self.log_ratio);
+        let log_b: Line<f64> = broadcast(self.student.map(Float::ln_fast));
         move |l, a, b| {
             let masked = b - log_b[l] - floor;
             if a == f64::NEG_INFINITY { masked } else { b - a - log_ratio[l] }
@@ -354,9 +354,9 @@ impl<const R: usize> Moments<R> {
     /// `p`, `q` and `(q - p) / (q + p)` of a lane, given `a` and `b`.
     #[inline(always)]
     fn contrast(&self) -> impl Fn(usize, f64, f64) -> (f64, f64, f64) {
-        let of_p: Line<f64> = spread(self.teacher.map(f64::recip));
-        let of_q: Line<f64> = spread(self.student.map(f64::recip));
-        let log_ratio: Line<f64> = spread(self.log_ratio);
+        let of_p: Line<f64> = broadcast(self.teacher.map(f64::recip));
+        let of_q: Line<f64> = broadcast(self.student.map(f64::recip));
+        let log_ratio: Line<f64> = broadcast(self.log_ratio);
         move |l, a, b| {
             let (p, q) = (of_p[l] * a.exp_negative(), of_q[l] * b.exp_negative());
             let log = b - a - log_ratio[l];

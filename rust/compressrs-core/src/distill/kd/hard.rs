@@ -1,15 +1,15 @@
 //! The hard term: cross-entropy with labels, smoothing and weights.
 
-use super::super::sheet::{LANES, by_row, spread, sweep, update};
+use super::super::tile::{LANES, broadcast, by_row, map_reduce, update};
 use super::KdLoss;
-use super::block::Sheet;
+use super::block::Tile;
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 
-/// The weights of classes as a sheet that goes with those of the logits, for label
+/// The weights of classes, laid out as the tiles of logits are, for label
 /// smoothing; empty without.
 pub(super) struct PerClass<C> {
-    sheet: Vec<C>,
+    weights: Vec<C>,
     /// The sum of the weights.
     total: f64,
 }
@@ -17,13 +17,13 @@ pub(super) struct PerClass<C> {
 impl<C: Float> PerClass<C> {
     pub fn new(what: &KdLoss<'_>, times: usize) -> Self {
         if what.label_smoothing == 0.0 || !what.is_hard() {
-            return PerClass { sheet: vec![], total: 0.0 };
+            return PerClass { weights: vec![], total: 0.0 };
         }
         let weight = |class| what.class_weights.map_or(1.0, |w: &[f64]| w[class]);
         let all = (0..what.classes).map(weight);
-        let mut sheet = memory::with_capacity(memory::product(what.classes, times));
-        sheet.extend(all.clone().flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)));
-        PerClass { total: all.sum(), sheet }
+        let mut weights = memory::with_capacity(memory::product(what.classes, times));
+        weights.extend(all.clone().flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)));
+        PerClass { total: all.sum(), weights }
     }
 }
 
@@ -38,13 +38,13 @@ pub(super) struct Hard<const R: usize> {
     smooth: [f64; R],
 }
 
-impl<C: Float, const R: usize> Sheet<'_, C, R> {
+impl<C: Float, const R: usize> Tile<'_, C, R> {
     /// Writes the exponentials of the logits less the largest; returns their sums.
     #[inline(always)]
     pub(super) fn plain(&self, out: &mut [C]) -> [f64; R] {
-        let top = spread(self.top);
+        let top = broadcast(self.top);
         let [sums] =
-            sweep::<C, R, 1, 1, 1>([self.s], [out], C::neg_infinity(), |[s], [sum], [e]| {
+            map_reduce::<C, R, 1, 1, 1>([self.s], [out], C::neg_infinity(), |[s], [sum], [e]| {
                 for l in 0..LANES {
                     e[l] = (s[l] - top[l]).exp_negative();
                     sum[l] += e[l];
@@ -86,10 +86,10 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         if self.what.label_smoothing == 0.0 {
             return [0.0; R];
         }
-        let top = spread(self.top);
-        let inputs = [self.s, &self.per_class.sheet];
+        let top = broadcast(self.top);
+        let inputs = [self.s, &self.per_class.weights];
         // The last line is filled with weights of 0.
-        let [sums] = sweep::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[s, w], [sum], []| {
+        let [sums] = map_reduce::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[s, w], [sum], []| {
             for l in 0..LANES {
                 let term = w[l] * (s[l] - top[l]);
                 sum[l] += if w[l] == C::zero() { C::zero() } else { term };
@@ -108,8 +108,8 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
     ) -> [f64; R] {
         let Some(hard) = hard else { return losses };
         if self.what.label_smoothing != 0.0 {
-            let smooth = spread(hard.smooth.map(C::from_f64));
-            update(grad, [&self.per_class.sheet], |g, [w]| {
+            let smooth = broadcast(hard.smooth.map(C::from_f64));
+            update(grad, [&self.per_class.weights], |g, [w]| {
                 for l in 0..LANES {
                     g[l] = (-smooth[l]).mul_add(w[l], g[l]);
                 }

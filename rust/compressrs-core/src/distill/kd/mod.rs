@@ -6,9 +6,9 @@ mod hard;
 mod soft;
 mod top_k;
 
-use super::GRAIN;
-use super::sheet::{LANES, MAX_TURNED, TURNED};
+use super::GRAIN_ELEMENTS;
 use super::softmax::PerRow;
+use super::tile::{LANES, MAX_TRANSPOSED, TILE_ROWS};
 use super::wide::Wide;
 use crate::numeric::element::Element;
 use crate::numeric::elementwise::Convert;
@@ -134,18 +134,18 @@ pub fn kd_loss<T: Element>(
         }
     }
 
-    let turned = classes <= MAX_TURNED && !matches!(teacher, Teacher::TopK(_));
+    let transposed = classes <= MAX_TRANSPOSED && !matches!(teacher, Teacher::TopK(_));
     let weights = Weights::new(what, rows);
-    let per_class = PerClass::<T::Compute>::new(what, if turned { LANES } else { 1 });
+    let per_class = PerClass::<T::Compute>::new(what, if transposed { LANES } else { 1 });
     let (losses, grad) = (SharedMut::new(losses), SharedMut::new(grad));
-    let align = if turned { TURNED } else { 1 };
+    let align = if transposed { TILE_ROWS } else { 1 };
     // What must be widened first is so a few rows at a time, which stay in cache.
     let at_once = if T::as_compute(&[]).is_some() {
         usize::MAX
     } else {
-        GRAIN.div_ceil(classes).next_multiple_of(align)
+        GRAIN_ELEMENTS.div_ceil(classes).next_multiple_of(align)
     };
-    parallel::for_each(0..rows, GRAIN.div_ceil(classes), align, |part| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(classes), align, |part| {
         for start in part.clone().step_by(at_once) {
             let rows = start..part.end.min(start.saturating_add(at_once));
             let cells = rows.start * classes..rows.end * classes;
@@ -169,7 +169,7 @@ pub fn kd_loss<T: Element>(
                 source: Source::new(teacher, &teacher_wide, &cells),
                 losses,
                 grad: &mut [],
-                turned,
+                transposed,
             };
             match T::as_compute_mut(grad) {
                 Some(grad) => {

@@ -3,16 +3,16 @@
 //! With `a = (t - max t) / T` and `b = (s - max s) / T` for teacher and student, and
 //! `A` and `B` the sums of their exponentials, `ln p = a - ln A`, `ln q = b - ln B`.
 
-use super::super::sheet::{LANES, by_row, max_of, spread, sweep, update};
+use super::super::tile::{LANES, broadcast, by_row, map_reduce, max_of, update};
 use super::Divergence;
-use super::block::{Sheet, add};
+use super::block::{Tile, add};
 use super::close::{binary, is_close, limit};
 use crate::numeric::element::Float;
 
 /// What is added to a standard deviation, as by the authors of arXiv 2403.01427.
 const EPSILON: f64 = 1e-7;
 
-/// Sheets of student and teacher, with what belongs to each row.
+/// Tiles of student and teacher, with what belongs to each row.
 pub(super) struct Pair<'a, C, const R: usize> {
     pub s: &'a [C],
     pub t: &'a [C],
@@ -42,7 +42,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     /// Writes the exponentials of student and teacher. The terms are `exp(a) (a - b)`.
     #[inline(always)]
     fn forward(&self, student: &mut [C], teacher: &mut [C]) -> Sums<R> {
-        self.sweep(student, teacher, |a, b| {
+        self.map_reduce(student, teacher, |a, b| {
             let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
             // 0 * inf where a class is masked with -inf; p ln p is 0 there.
             let term = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
@@ -53,7 +53,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     /// Writes the student's exponentials, and `b - a`. The terms are `exp(b) (b - a)`.
     #[inline(always)]
     fn reverse(&self, student: &mut [C], difference: &mut [C]) -> Sums<R> {
-        self.sweep(student, difference, |a, b| {
+        self.map_reduce(student, difference, |a, b| {
             let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
             let difference = if exp_b > C::zero() { b - a } else { C::zero() };
             [exp_b, difference, exp_b, exp_a, exp_b * difference]
@@ -62,11 +62,11 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
 
     /// `f` gives of `a` and `b` what is written for each, and what is summed.
     #[inline(always)]
-    fn sweep(&self, x: &mut [C], y: &mut [C], f: impl Fn(C, C) -> [C; 5]) -> Sums<R> {
-        let (top_s, top_t) = (spread(self.top_s), spread(self.top_t));
-        let scale_s = spread(self.scale_s.map(C::from_f64));
-        let scale_t = spread(self.scale_t.map(C::from_f64));
-        let [student, teacher, weighted] = sweep::<C, R, 2, 2, 3>(
+    fn map_reduce(&self, x: &mut [C], y: &mut [C], f: impl Fn(C, C) -> [C; 5]) -> Sums<R> {
+        let (top_s, top_t) = (broadcast(self.top_s), broadcast(self.top_t));
+        let scale_s = broadcast(self.scale_s.map(C::from_f64));
+        let scale_t = broadcast(self.scale_t.map(C::from_f64));
+        let [student, teacher, weighted] = map_reduce::<C, R, 2, 2, 3>(
             [self.s, self.t],
             [x, y],
             C::neg_infinity(),
@@ -86,7 +86,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     }
 }
 
-impl<C: Float, const R: usize> Sheet<'_, C, R> {
+impl<C: Float, const R: usize> Tile<'_, C, R> {
     /// Writes the gradient of the soft term, plus a factor times the exponentials of
     /// `plain`, and returns the term's value in each row.
     #[inline(always)]
@@ -109,22 +109,22 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
         let temperatures = self.temperatures();
         let mut scale_s = temperatures.map(f64::recip);
         let mut scale_t = if at_temperature { [1.0; R] } else { scale_s };
-        let spreads = self.what.standardize.then(|| {
-            let (spread_s, spread_t) = (Spread::<R>::of(self.s), Spread::<R>::of(t));
+        let statistics = self.what.standardize.then(|| {
+            let (stats_s, stats_t) = (RowStatistics::<R>::of(self.s), RowStatistics::<R>::of(t));
             for r in 0..R {
-                scale_s[r] /= spread_s.deviation[r] + EPSILON;
-                scale_t[r] /= spread_t.deviation[r] + EPSILON;
+                scale_s[r] /= stats_s.deviation[r] + EPSILON;
+                scale_t[r] /= stats_t.deviation[r] + EPSILON;
             }
-            spread_s
+            stats_s
         });
         let pair = Pair { s: self.s, t, top_s: self.top, top_t: max_of(t), scale_s, scale_t };
         // The weight of a row's divergence, and of what comes down to its logits.
         let outer: [f64; R] =
             by_row(|r| self.weights.soft * self.weight(r) * temperatures[r] * temperatures[r]);
         let inner: [f64; R] = by_row(|r| outer[r] * scale_s[r]);
-        // In one sweep with the hard term, unless the soft one is not done yet.
+        // In one pass with the hard term, unless the soft one is not done yet.
         let fused =
-            plain.filter(|_| spreads.is_none() && self.what.divergence == Divergence::ForwardKl);
+            plain.filter(|_| statistics.is_none() && self.what.divergence == Divergence::ForwardKl);
         let (mut divergence, same) = match self.what.divergence {
             Divergence::ForwardKl => {
                 let sums = pair.forward(grad, x);
@@ -164,8 +164,8 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
                 add(grad, plain, factor);
             }
         }
-        if let Some(spread) = &spreads {
-            self.through_deviation(spread, &scale_s, &temperatures, grad);
+        if let Some(statistics) = &statistics {
+            self.through_deviation(statistics, &scale_s, &temperatures, grad);
         }
         if let Some((plain, factor)) = plain
             && fused.is_none()
@@ -178,7 +178,7 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
     /// Decoupled distillation: the label is taken out of both rows, so that nothing is
     /// lost where it has nearly all the weight.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "sheets are slices")]
+    #[expect(clippy::too_many_arguments, reason = "tiles are slices")]
     fn decoupled(
         &self,
         t: &[C],
@@ -291,25 +291,25 @@ impl<C: Float, const R: usize> Sheet<'_, C, R> {
     #[inline(always)]
     fn through_deviation(
         &self,
-        spread_s: &Spread<R>,
+        stats_s: &RowStatistics<R>,
         scale: &[f64; R],
         temperatures: &[f64; R],
         grad: &mut [C],
     ) {
-        let mean = spread(spread_s.mean.map(C::from_f64));
+        let mean = broadcast(stats_s.mean.map(C::from_f64));
         let inputs = [&*grad, self.s];
-        let [moments] = sweep::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[g, s], [sum], []| {
+        let [moments] = map_reduce::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[g, s], [sum], []| {
             for l in 0..LANES {
                 sum[l] += g[l] * (s[l] - mean[l]);
             }
         });
         let factor: [C; R] = std::array::from_fn(|r| {
-            let deviation = spread_s.deviation[r];
+            let deviation = stats_s.deviation[r];
             let inverse = scale[r] * temperatures[r];
             let factor = moments[r] * inverse / (deviation * self.what.classes as f64);
             C::from_f64(if deviation > 0.0 { -factor } else { 0.0 })
         });
-        let factor = spread(factor);
+        let factor = broadcast(factor);
         update(grad, [self.s], |g, [s]| {
             for l in 0..LANES {
                 g[l] = factor[l].mul_add(s[l] - mean[l], g[l]);
@@ -345,7 +345,7 @@ fn combine<C: Float, const R: usize>(
     p: [f64; R],
     plain: Option<(&[C], [f64; R])>,
 ) {
-    let (q, p) = (spread(q.map(C::from_f64)), spread(p.map(C::from_f64)));
+    let (q, p) = (broadcast(q.map(C::from_f64)), broadcast(p.map(C::from_f64)));
     match plain {
         None => update(grad, [x], |g, [x]| {
             for l in 0..LANES {
@@ -353,7 +353,7 @@ fn combine<C: Float, const R: usize>(
             }
         }),
         Some((plain, factor)) => {
-            let factor = spread(factor.map(C::from_f64));
+            let factor = broadcast(factor.map(C::from_f64));
             update(grad, [x, plain], |g, [x, e]| {
                 for l in 0..LANES {
                     g[l] = factor[l].mul_add(e[l], q[l].mul_add(g[l], p[l] * x[l]));
@@ -366,7 +366,7 @@ fn combine<C: Float, const R: usize>(
 /// `grad = factor grad (x - mean)`, 0 where it was 0.
 #[inline(always)]
 fn about<C: Float, const R: usize>(grad: &mut [C], factor: [f64; R], x: &[C], mean: [f64; R]) {
-    let (factor, mean) = (spread(factor.map(C::from_f64)), spread(mean.map(C::from_f64)));
+    let (factor, mean) = (broadcast(factor.map(C::from_f64)), broadcast(mean.map(C::from_f64)));
     update(grad, [x], |g, [x]| {
         for l in 0..LANES {
             let result = factor[l] * g[l] * (x[l] - mean[l]);
@@ -385,15 +385,15 @@ fn halves<C: Float, const R: usize>(
     out: &mut [C],
     sums: &Sums<R>,
 ) -> [[f64; R]; 2] {
-    let for_q = spread(sums.student.map(|sum| C::from_f64(sum.recip())));
-    let for_p = spread(sums.teacher.map(|sum| C::from_f64(sum.recip())));
+    let for_q = broadcast(sums.student.map(|sum| C::from_f64(sum.recip())));
+    let for_p = broadcast(sums.teacher.map(|sum| C::from_f64(sum.recip())));
     update(student, [], |q, []| {
         for l in 0..LANES {
             q[l] = q[l] * for_q[l];
         }
     });
     let inputs = [&*student, teacher];
-    sweep::<C, R, 2, 1, 2>(inputs, [out], C::zero(), |[q, e], [of_p, of_q], [out]| {
+    map_reduce::<C, R, 2, 1, 2>(inputs, [out], C::zero(), |[q, e], [of_p, of_q], [out]| {
         for l in 0..LANES {
             let (q, p) = (q[l], e[l] * for_p[l]);
             // Half of it would be 0 for the least of all numbers.
@@ -411,37 +411,38 @@ fn halves<C: Float, const R: usize>(
 }
 
 /// Mean and standard deviation of each row.
-struct Spread<const R: usize> {
+struct RowStatistics<const R: usize> {
     mean: [f64; R],
     deviation: [f64; R],
 }
 
-impl<const R: usize> Spread<R> {
+impl<const R: usize> RowStatistics<R> {
     #[inline(always)]
     fn of<C: Float>(z: &[C]) -> Self {
         let classes = (z.len() / R) as f64;
-        let [sums] = sweep::<C, R, 1, 0, 1>([z], [], C::zero(), |[z], [sum], []| {
+        let [sums] = map_reduce::<C, R, 1, 0, 1>([z], [], C::zero(), |[z], [sum], []| {
             for l in 0..LANES {
                 sum[l] += z[l];
             }
         });
         let mean = sums.map(|sum| sum / classes);
-        let center = spread(mean.map(C::from_f64));
+        let center = broadcast(mean.map(C::from_f64));
         // The last line of a row is filled with its mean.
-        let [squares] = sweep::<C, R, 1, 0, 1>([z], [], center[0], |[z], [sum], []| {
+        let [squares] = map_reduce::<C, R, 1, 0, 1>([z], [], center[0], |[z], [sum], []| {
             for l in 0..LANES {
                 let x = z[l] - center[l];
                 sum[l] = x.mul_add(x, sum[l]);
             }
         });
-        let spread = Spread { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) };
+        let statistics =
+            RowStatistics { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) };
         let in_range = |&x: &f64| x < f64::INFINITY;
-        if spread.deviation.iter().all(in_range) { spread } else { Self::in_range(z) }
+        if statistics.deviation.iter().all(in_range) { statistics } else { Self::in_range(z) }
     }
 
     /// The same, by numbers of double precision that are divided by the largest first.
     fn in_range<C: Float>(z: &[C]) -> Self {
-        let mut out = Spread { mean: [0.0; R], deviation: [0.0; R] };
+        let mut out = RowStatistics { mean: [0.0; R], deviation: [0.0; R] };
         let step = z.len().min(if R == 1 { 1 } else { LANES });
         let classes = (z.len() / step) as f64;
         for r in 0..R {

@@ -3,15 +3,15 @@
 //!
 //! Student and teacher are compared in the classes that are known and in one more,
 //! that of all others: a lower bound of the divergence, which assumes nothing about
-//! how the rest is spread.
+//! how the rest is distributed.
 
 use std::cmp::Ordering;
 
-use super::super::GRAIN;
-use super::super::sheet::{LANES, max_of, spread, sweep, update};
+use super::super::GRAIN_ELEMENTS;
 use super::super::softmax::PerRow;
+use super::super::tile::{LANES, broadcast, map_reduce, max_of, update};
 use super::super::wide::wide_len;
-use super::block::Sheet;
+use super::block::Tile;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::convert_into;
 use crate::runtime::memory;
@@ -64,7 +64,7 @@ fn log_sum(rest: f64, x: &[f64]) -> f64 {
     if top == f64::NEG_INFINITY {
         return top;
     }
-    let [[sum]] = sweep::<f64, 1, 1, 0, 1>([x], [], f64::NEG_INFINITY, |[x], [sum], []| {
+    let [[sum]] = map_reduce::<f64, 1, 1, 0, 1>([x], [], f64::NEG_INFINITY, |[x], [sum], []| {
         for l in 0..LANES {
             sum[l] += (x[l] - top).exp_negative();
         }
@@ -72,8 +72,8 @@ fn log_sum(rest: f64, x: &[f64]) -> f64 {
     top + (sum + (rest - top).exp_negative()).ln_fast()
 }
 
-impl<C: Float> Sheet<'_, C, 1> {
-    /// As [`soft`](Sheet::soft). The classes that are known are taken out of the row,
+impl<C: Float> Tile<'_, C, 1> {
+    /// As [`soft`](Tile::soft). The classes that are known are taken out of the row,
     /// so that nothing is lost where they have nearly all the weight.
     #[inline(always)]
     pub(super) fn soft_top_k(&self, top_k: &TopK<'_>, grad: &mut [C], x: &mut [C]) -> f64 {
@@ -91,8 +91,8 @@ impl<C: Float> Sheet<'_, C, 1> {
             grad.fill(C::zero());
         } else {
             let factor = C::from_f64(scale);
-            let (top_s, factor) = (spread([top]), spread([factor]));
-            let [[total]] = sweep::<C, 1, 1, 1, 1>([x], [&mut *grad], C::neg_infinity(), {
+            let (top_s, factor) = (broadcast([top]), broadcast([factor]));
+            let [[total]] = map_reduce::<C, 1, 1, 1, 1>([x], [&mut *grad], C::neg_infinity(), {
                 |[s], [sum], [e]| {
                     for l in 0..LANES {
                         e[l] = ((s[l] - top_s[l]) * factor[l]).exp_negative();
@@ -117,7 +117,7 @@ impl<C: Float> Sheet<'_, C, 1> {
         };
         let (inputs, fill) = ([&*a, &*b], f64::NEG_INFINITY);
         let [[known]] =
-            sweep::<f64, 1, 2, 1, 1>(inputs, [&mut slopes], fill, |[a, b], [sum], [g]| {
+            map_reduce::<f64, 1, 2, 1, 1>(inputs, [&mut slopes], fill, |[a, b], [sum], [g]| {
                 for l in 0..LANES {
                     let (log_p, log_q) = (a[l] - all_t, b[l] - all_s);
                     let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
@@ -129,7 +129,7 @@ impl<C: Float> Sheet<'_, C, 1> {
         let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
         let divergence = known + if p > 0.0 { term(p, log_p, log_q) } else { 0.0 };
         if sum > 0.0 {
-            let factor = spread([C::from_f64(inner * (q - p) / sum)]);
+            let factor = broadcast([C::from_f64(inner * (q - p) / sum)]);
             update(grad, [], |g, []| {
                 for l in 0..LANES {
                     g[l] = g[l] * factor[l];
@@ -164,10 +164,10 @@ pub fn top_k<T: Element>(
     let k = chosen.len() / rows;
     assert!(k > 0 && k <= classes && chosen.len() == rows * k);
     let (chosen, rest) = (SharedMut::new(chosen), SharedMut::new(rest));
-    parallel::for_each(0..rows, GRAIN.div_ceil(classes), 1, |part| {
+    parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(classes), 1, |part| {
         let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
         let mut masked = Scratch::<T::Compute>::new(classes);
-        let mut found = memory::with_capacity(2 * k + BLOCK);
+        let mut found = memory::with_capacity(2 * k + LOGITS_AT_ONCE);
         for row in part {
             let z = &z[row * classes..(row + 1) * classes];
             // SAFETY: each row is done once.
@@ -189,7 +189,7 @@ pub fn top_k<T: Element>(
 }
 
 /// Logits that are compared at once with the least of those that were found.
-const BLOCK: usize = 64;
+const LOGITS_AT_ONCE: usize = 64;
 
 /// Leaves the `k` largest and their classes in `found`.
 struct Select<'a, C> {
@@ -207,7 +207,7 @@ impl<C: Float> Kernel for Select<'_, C> {
         found.clear();
         // The least of `k` that were found: what comes later must be larger.
         let mut least = None;
-        for (i, block) in z.chunks(BLOCK).enumerate() {
+        for (i, block) in z.chunks(LOGITS_AT_ONCE).enumerate() {
             if let Some(least) = least
                 && !block.iter().fold(false, |any, &x| any | (x > least))
             {
@@ -216,7 +216,7 @@ impl<C: Float> Kernel for Select<'_, C> {
             for (j, &x) in block.iter().enumerate() {
                 let x = if x.is_nan() { C::neg_infinity() } else { x };
                 if least.is_none_or(|least| x > least) {
-                    found.push((x, (i * BLOCK + j) as i32));
+                    found.push((x, (i * LOGITS_AT_ONCE + j) as i32));
                 }
             }
             if found.len() >= 2 * k {
@@ -252,12 +252,13 @@ impl<C: Float> Kernel for Rest<'_, C> {
         if top == C::neg_infinity() {
             return f64::NEG_INFINITY;
         }
-        let factor = spread([C::from_f64(self.scale)]);
-        let [[sum]] = sweep::<C, 1, 1, 0, 1>([self.z], [], C::neg_infinity(), |[z], [sum], []| {
-            for l in 0..LANES {
-                sum[l] += ((z[l] - top) * factor[l]).exp_negative();
-            }
-        });
+        let factor = broadcast([C::from_f64(self.scale)]);
+        let [[sum]] =
+            map_reduce::<C, 1, 1, 0, 1>([self.z], [], C::neg_infinity(), |[z], [sum], []| {
+                for l in 0..LANES {
+                    sum[l] += ((z[l] - top) * factor[l]).exp_negative();
+                }
+            });
         top.to_f64() * self.scale + sum.ln_fast()
     }
 }

@@ -1,7 +1,7 @@
 //! Results, and gradients of images: tiles of filters by places.
 
 use super::planes::{Layout, Line};
-use super::{BAND, GRAIN, Geometry, OutOfMemory, Side, room, zeros};
+use super::{BAND, GRAIN_MULTIPLY_ADDS, Geometry, OutOfMemory, Side, check_memory, zeros};
 use crate::numeric::element::Float;
 use crate::numeric::vector::{Vector, WithVector, by_level};
 use crate::runtime::parallel::{self, SharedMut};
@@ -175,13 +175,13 @@ impl<T: Float> Correlation<'_, T> {
         let length = layout.len(self.channels).ok_or(OutOfMemory)?;
         let sums = layout.places.checked_next_multiple_of(WIDE).ok_or(OutOfMemory)?;
         let sums = sums.checked_mul(self.filters).ok_or(OutOfMemory)?;
-        room::<T>(length.checked_add(sums))?;
+        check_memory::<T>(length.checked_add(sums))?;
         let bands = self.rows.results.div_ceil(layout.band);
         let offsets = layout.offsets(self.rows, self.columns, self.channels);
         let work = inner * self.filters * layout.places;
         parallel::for_each(
             0..self.images * self.groups * bands,
-            GRAIN.div_ceil(work.max(1)),
+            GRAIN_MULTIPLY_ADDS.div_ceil(work.max(1)),
             1,
             |part| {
                 let band = Bands { task: self, layout, offsets: &offsets, packed: &packed, part };

@@ -5,7 +5,7 @@
 //! planes, one for each remainder of a place modulo the stride; then each place of the
 //! kernel is an offset into a plane, and a tile of results, filters by neighbouring places,
 //! is summed in registers straight from there (`correlate`). The gradient of the input is
-//! the same with the kernel turned round, once for each remainder of the stride. The
+//! the same with the kernel rotated by 180 degrees, once for each remainder of the stride. The
 //! gradient of the kernel sums products of planes over places (`weight`).
 //!
 //! Each result is one chain of fused multiply-adds over channels and places of the kernel;
@@ -22,7 +22,7 @@ pub use weight::weight_gradient;
 use crate::numeric::element::Float;
 
 /// Multiply-adds worth a task of their own; see [`crate::runtime::parallel::for_each`].
-const GRAIN: usize = 512 * 1024;
+const GRAIN_MULTIPLY_ADDS: usize = 512 * 1024;
 
 /// Places of a band, at least, where the image has them.
 const BAND: usize = 256;
@@ -101,7 +101,7 @@ fn zeros<T: Float>(len: Option<usize>) -> Result<Vec<T>, OutOfMemory> {
 }
 
 /// Finds out whether there is memory for so many numbers.
-fn room<T>(len: Option<usize>) -> Result<(), OutOfMemory> {
+fn check_memory<T>(len: Option<usize>) -> Result<(), OutOfMemory> {
     Vec::<T>::new().try_reserve_exact(len.ok_or(OutOfMemory)?).map_err(|_| OutOfMemory)
 }
 

@@ -1,7 +1,7 @@
 //! Gradients of kernels: sums of products over places.
 
 use super::planes::{Layout, Line};
-use super::{Geometry, OutOfMemory, room};
+use super::{Geometry, OutOfMemory, check_memory};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::sum_tree;
 use crate::numeric::vector::{Vector, WithVector, by_level};
@@ -47,8 +47,8 @@ pub fn weight_gradient<T: Float>(
     let places = layout.places.checked_next_multiple_of(lanes).ok_or(OutOfMemory)?;
     let length = layout.len(geometry.channels).ok_or(OutOfMemory)?;
     let results = places.checked_mul(geometry.filters).ok_or(OutOfMemory)?;
-    room::<T>(length.checked_add(results))?;
-    room::<T>(dw.len().checked_mul(4))?;
+    check_memory::<T>(length.checked_add(results))?;
+    check_memory::<T>(dw.len().checked_mul(4))?;
     let offsets = layout.offsets(&rows, &columns, geometry.channels);
     let bands = rows.results.div_ceil(layout.band);
     let units = geometry.images * bands;

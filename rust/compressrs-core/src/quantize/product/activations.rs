@@ -7,7 +7,7 @@ use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own.
-const GRAIN: usize = 16 * 1024;
+const GRAIN_ELEMENTS: usize = 16 * 1024;
 
 /// Rows of activations, as they come.
 #[derive(Clone, Copy)]
@@ -48,7 +48,7 @@ impl<'a> Rows<'a> {
 pub fn row_scales(x: &[f32], columns: usize, scales: &mut [f32]) {
     assert_eq!(x.len(), scales.len() * columns);
     let rows = SharedMut::new(scales);
-    parallel::for_each(0..rows.len(), GRAIN.div_ceil(columns.max(1)), 1, |part| {
+    parallel::for_each(0..rows.len(), GRAIN_ELEMENTS.div_ceil(columns.max(1)), 1, |part| {
         // SAFETY: parts do not overlap, and `scales` is borrowed until the loop ends.
         let scales = unsafe { rows.slice(part.clone()) };
         simd::dispatch(Scales { x: &x[part.start * columns..part.end * columns], columns, scales });
@@ -97,7 +97,7 @@ impl Activations {
         };
         let codes = SharedMut::new(&mut this.codes);
         let sums = SharedMut::new(&mut this.sums);
-        parallel::for_each(0..count, GRAIN.div_ceil(columns.count.max(1)), 1, |part| {
+        parallel::for_each(0..count, GRAIN_ELEMENTS.div_ceil(columns.count.max(1)), 1, |part| {
             // SAFETY: parts do not overlap; both are borrowed until the loop ends.
             let codes = unsafe { codes.slice(part.start * stride..part.end * stride) };
             // SAFETY: as above.

@@ -1,6 +1,6 @@
 //! Products of numbers and packed weights, which are widened on the way.
 //!
-//! Up to [`TILE`] rows widen in registers; more share weights that were widened once, part
+//! Up to [`TILE_ROWS`] rows widen in registers; more share weights that were widened once, part
 //! by part, in the first cache. Both sum in the same order: the sum of a group is one chain
 //! of fused multiply-adds, from the first to the last column.
 
@@ -9,14 +9,14 @@ use std::ops::Range;
 use super::epilogue::{Epilogue, Output, Shared};
 use super::integer::ask;
 use super::isa::{self, Body, Isa, LANES, Lanes, STEP};
-use super::panels::{BLOCK, Columns, LINE};
+use super::panels::{BLOCK_PANELS, Columns, LINE};
 use super::weights::{Levels, Weights};
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Level};
 
 /// Rows that widen weights in registers at most.
-const TILE: usize = 4;
+const TILE_ROWS: usize = 4;
 
 /// Rows that go through a block of panels, part by part.
 const ROWS: usize = 96;
@@ -31,7 +31,7 @@ const BATCH: usize = 16 << 20;
 const AHEAD: usize = 1024;
 
 /// Clock cycles worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 32 * 1024;
+const GRAIN_CYCLES: usize = 32 * 1024;
 
 /// `out = x w'` for the weights that codes stand for, and what the epilogue makes of it.
 ///
@@ -82,8 +82,8 @@ pub fn multiply_float_at(
         };
         let product = Product { w, x, stride, first, rows: count, epilogue, out: &out };
         let tasks = w.panels.blocks() * count.div_ceil(ROWS);
-        let cycles = columns.steps() * BLOCK * STEP * (4 + ROWS.min(count));
-        parallel::for_each(0..tasks, GRAIN.div_ceil(cycles.max(1)), 1, |part| {
+        let cycles = columns.steps() * BLOCK_PANELS * STEP * (4 + ROWS.min(count));
+        parallel::for_each(0..tasks, GRAIN_CYCLES.div_ceil(cycles.max(1)), 1, |part| {
             // SAFETY: the level is supported; parts do not overlap.
             unsafe { isa::run_at(level, &product, part) };
         });
@@ -95,7 +95,7 @@ fn pad(x: &[f32], rows: usize, columns: Columns) -> Scratch<f32> {
     let stride = columns.steps() * STEP;
     let mut padded = Scratch::new(rows * stride);
     let shared = SharedMut::new(&mut padded);
-    parallel::for_each(0..rows, (GRAIN / stride.max(1)).max(1), 1, |part| {
+    parallel::for_each(0..rows, (GRAIN_CYCLES / stride.max(1)).max(1), 1, |part| {
         for row in part {
             // SAFETY: rows do not overlap, and `padded` is borrowed until the loop ends.
             let to = unsafe { shared.slice(row * stride..(row + 1) * stride) };
@@ -130,9 +130,10 @@ impl Body for Product<'_> {
     unsafe fn run<I: Isa>(&self, tasks: Range<usize>) {
         let each = self.w.panels.blocks();
         let height = ROWS.min(self.rows);
-        let mut sums = Scratch::new(height * BLOCK * LANES);
-        let mut part = Scratch::new(if height > TILE { height * BLOCK * LANES } else { 0 });
-        let mut wide = Scratch::new(if height > TILE { DEPTH * STEP * LANES } else { 0 });
+        let mut sums = Scratch::new(height * BLOCK_PANELS * LANES);
+        let mut part =
+            Scratch::new(if height > TILE_ROWS { height * BLOCK_PANELS * LANES } else { 0 });
+        let mut wide = Scratch::new(if height > TILE_ROWS { DEPTH * STEP * LANES } else { 0 });
         for task in tasks {
             let (block, top) = (task % each, task / each * ROWS);
             let rows = top..self.rows.min(top + ROWS);
@@ -147,7 +148,7 @@ impl Body for Product<'_> {
             // SAFETY: the caller guarantees the instruction set; panels and rows exist, and
             // there are sums for them.
             unsafe {
-                if rows.len() <= TILE {
+                if rows.len() <= TILE_ROWS {
                     state.narrow::<I::V>(rows.len(), width);
                 } else {
                     state.widened::<I>(rows.len(), width, &mut wide);
@@ -168,8 +169,8 @@ impl Product<'_> {
         let none = self.stride == 0;
         for (r, row) in rows.enumerate() {
             for p in 0..self.w.panels.width(block) {
-                let at = (r * BLOCK + p) * LANES;
-                let to = (self.first + row, (block * BLOCK + p) * LANES);
+                let at = (r * BLOCK_PANELS + p) * LANES;
+                let to = (self.first + row, (block * BLOCK_PANELS + p) * LANES);
                 // SAFETY: as the caller guarantees; sums are of sixteen lanes.
                 unsafe {
                     let y = if none { V::splat_f(0.0) } else { V::load_f(sums[at..].as_ptr()) };
@@ -197,7 +198,7 @@ impl State<'_> {
     #[inline(always)]
     unsafe fn zero<V: Lanes>(&self, panel: usize, g: usize) -> V::F {
         let w = self.product.w;
-        let at = ((self.block * BLOCK + panel) * w.columns().groups() + g) * LANES;
+        let at = ((self.block * BLOCK_PANELS + panel) * w.columns().groups() + g) * LANES;
         // SAFETY: the caller guarantees the instruction set; there are zeros for all panels.
         unsafe {
             V::shifted(match &w.levels {
@@ -213,11 +214,11 @@ impl State<'_> {
     unsafe fn add<V: Lanes>(&self, row: usize, panel: usize, g: usize, sum: V::F) {
         let w = self.product.w;
         let Some(scales) = &w.scales else { return };
-        let at = ((self.block * BLOCK + panel) * w.columns().groups() + g) * LANES;
+        let at = ((self.block * BLOCK_PANELS + panel) * w.columns().groups() + g) * LANES;
         // SAFETY: the caller guarantees the instruction set and the sums; there are scales
         // for all panels.
         unsafe {
-            let sums = self.sums.add((row * BLOCK + panel) * LANES);
+            let sums = self.sums.add((row * BLOCK_PANELS + panel) * LANES);
             let before = if g == 0 { V::splat_f(0.0) } else { V::load_f(sums) };
             let sum = V::mul_f(sum, V::load_f(scales[at..].as_ptr()));
             V::store_f(V::add_f(before, sum), sums);
@@ -387,7 +388,7 @@ impl State<'_> {
     ) -> usize {
         let Product { x, stride, .. } = *self.product;
         let count = (part.end - part.start) * STEP;
-        let at = |r: usize, p: usize| ((row + r) * BLOCK + part.panel + p) * LANES;
+        let at = |r: usize, p: usize| ((row + r) * BLOCK_PANELS + part.panel + p) * LANES;
         let rows: [*const f32; R] = std::array::from_fn(|r| {
             x[(self.top + row + r) * stride + part.start * STEP..][..count].as_ptr()
         });

@@ -10,14 +10,14 @@ use std::ops::Range;
 use super::activations::{Activations, Rows};
 use super::epilogue::{Epilogue, Output, Shared};
 use super::isa::{self, Body, Isa, LANES, Lanes, SHORT_STEPS, STEP};
-use super::panels::{BLOCK, LINE};
+use super::panels::{BLOCK_PANELS, LINE};
 use super::weights::{Levels, Weights};
 use crate::runtime::parallel;
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Level};
 
 /// Rows of a tile at most.
-const TILE: usize = 4;
+const TILE_ROWS: usize = 4;
 
 /// Rows that go through a block of panels, part by part.
 const ROWS: usize = 64;
@@ -33,7 +33,7 @@ const BATCH: usize = 8 << 20;
 const AHEAD: usize = 2048;
 
 /// Clock cycles worth a task of their own; see [`parallel::for_each`].
-const GRAIN: usize = 32 * 1024;
+const GRAIN_CYCLES: usize = 32 * 1024;
 
 /// `out = x w'`, and what the epilogue makes of it.
 ///
@@ -77,9 +77,9 @@ pub fn multiply_at(
         let product = Product { w, x: &x, first, rows: count, row_scales, epilogue, out: &out };
         // Blocks one after another, each with all rows while it is in the second cache.
         let tasks = w.panels.blocks() * count.div_ceil(ROWS);
-        let lines = columns.steps() * BLOCK;
+        let lines = columns.steps() * BLOCK_PANELS;
         let cycles = lines * (4 + ROWS.min(count) / if wide { 1 } else { 2 });
-        parallel::for_each(0..tasks, GRAIN.div_ceil(cycles.max(1)), 1, |part| {
+        parallel::for_each(0..tasks, GRAIN_CYCLES.div_ceil(cycles.max(1)), 1, |part| {
             // SAFETY: the level is supported; parts do not overlap.
             unsafe { isa::run_at(level, &product, part) };
         });
@@ -103,8 +103,8 @@ impl Body for Product<'_> {
     #[inline(always)]
     unsafe fn run<I: Isa>(&self, tasks: Range<usize>) {
         let each = self.rows.div_ceil(ROWS);
-        let mut sums = Scratch::new(ROWS.min(self.rows) * BLOCK * LANES);
-        let mut part = Scratch::new(ROWS.min(self.rows) * BLOCK * LANES);
+        let mut sums = Scratch::new(ROWS.min(self.rows) * BLOCK_PANELS * LANES);
+        let mut part = Scratch::new(ROWS.min(self.rows) * BLOCK_PANELS * LANES);
         for task in tasks {
             let top = task % each * ROWS;
             let rows = top..self.rows.min(top + ROWS);
@@ -131,9 +131,10 @@ impl Product<'_> {
         let width = self.w.panels.width(block);
         let mut start = 0;
         while start < columns.steps() {
-            let end = if rows.len() <= TILE { columns.steps() } else { self.end_of_part(start) };
-            for top in rows.clone().step_by(TILE) {
-                let at = (top - rows.start) * BLOCK * LANES;
+            let end =
+                if rows.len() <= TILE_ROWS { columns.steps() } else { self.end_of_part(start) };
+            for top in rows.clone().step_by(TILE_ROWS) {
+                let at = (top - rows.start) * BLOCK_PANELS * LANES;
                 let tile = Tile {
                     product: self,
                     block,
@@ -142,7 +143,7 @@ impl Product<'_> {
                     sums: sums[at..].as_mut_ptr(),
                     part: part[at..].as_mut_ptr(),
                 };
-                let height = TILE.min(rows.end - top);
+                let height = TILE_ROWS.min(rows.end - top);
                 // SAFETY: as the caller guarantees; panels and rows exist, and there are
                 // sums for them.
                 unsafe { tile.run_all::<I>(height, width) };
@@ -180,8 +181,8 @@ impl Product<'_> {
         let none = self.w.columns().steps() == 0;
         for (r, row) in rows.enumerate() {
             for p in 0..self.w.panels.width(block) {
-                let at = (r * BLOCK + p) * LANES;
-                let to = (self.first + row, (block * BLOCK + p) * LANES);
+                let at = (r * BLOCK_PANELS + p) * LANES;
+                let to = (self.first + row, (block * BLOCK_PANELS + p) * LANES);
                 // SAFETY: the caller guarantees the instruction set and the result; sums
                 // are of sixteen lanes.
                 unsafe {
@@ -256,8 +257,8 @@ impl Tile<'_> {
         let Product { w, x, .. } = self.product;
         let columns = w.columns();
         let (bytes, width) = w.panels.block(self.block);
-        let first = self.block * BLOCK + panel;
-        let at = |r: usize, p: usize| (r * BLOCK + panel + p) * LANES;
+        let first = self.block * BLOCK_PANELS + panel;
+        let at = |r: usize, p: usize| (r * BLOCK_PANELS + panel + p) * LANES;
         let groups = columns.groups();
         let (group, total) = (columns.group_steps(), columns.steps());
         let wide = I::WIDE && !columns.nibbles;

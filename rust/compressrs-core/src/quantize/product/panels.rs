@@ -3,7 +3,7 @@
 //! A panel has the codes of [`LANES`] channels: for each step of [`STEP`] columns a line of
 //! 64 bytes, four columns of one channel after those of the other. Codes of up to four bits
 //! take half of that: a line holds two steps, the first in the lower halves of its bytes.
-//! Up to [`BLOCK`] panels lie interleaved, line by line, so that a product with one row
+//! Up to [`BLOCK_PANELS`] panels lie interleaved, line by line, so that a product with one row
 //! reads memory from the first to the last byte and still has sums enough to hide latency.
 //!
 //! Each group of columns begins with a line; what is behind the last column of a group, and
@@ -26,10 +26,10 @@ const _: () = assert!(255 * 128 * MAX_GROUP <= i32::MAX as usize);
 pub(super) const LINE: usize = LANES * STEP;
 
 /// Panels that are interleaved.
-pub(super) const BLOCK: usize = 4;
+pub(super) const BLOCK_PANELS: usize = 4;
 
 /// Bytes worth packing by a task of their own.
-const GRAIN: usize = 64 * 1024;
+const GRAIN_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -119,16 +119,16 @@ impl Panels {
         let blocks = 0..this.blocks();
         let spans: Vec<_> = blocks.clone().map(|block| this.span(block)).collect();
         let shared = SharedMut::new(&mut this.lines);
-        let grain = GRAIN.div_ceil((columns.lines() * BLOCK * LINE).max(1));
+        let grain = GRAIN_BYTES.div_ceil((columns.lines() * BLOCK_PANELS * LINE).max(1));
         parallel::for_each(blocks, grain, 1, |part| {
             let mut codes = Scratch::new(columns.count);
             for block in part {
                 // SAFETY: the spans of blocks do not overlap, and `lines` is borrowed until
                 // the loop ends.
                 let lines = unsafe { shared.slice(spans[block].clone()) };
-                let width = BLOCK.min(channels.div_ceil(LANES) - block * BLOCK);
-                for lane in 0..(width * LANES).min(channels - block * BLOCK * LANES) {
-                    row(block * BLOCK * LANES + lane, &mut codes);
+                let width = BLOCK_PANELS.min(channels.div_ceil(LANES) - block * BLOCK_PANELS);
+                for lane in 0..(width * LANES).min(channels - block * BLOCK_PANELS * LANES) {
+                    row(block * BLOCK_PANELS * LANES + lane, &mut codes);
                     fill(columns, &codes, lane, width, lines);
                 }
             }
@@ -153,9 +153,9 @@ impl Panels {
 
     /// Writes the codes of a channel.
     pub fn row(&self, channel: usize, to: &mut [u8]) {
-        let (columns, lane) = (self.columns, channel % (LANES * BLOCK));
+        let (columns, lane) = (self.columns, channel % (LANES * BLOCK_PANELS));
         assert_eq!(to.len(), columns.count);
-        let (bytes, width) = self.block(channel / (LANES * BLOCK));
+        let (bytes, width) = self.block(channel / (LANES * BLOCK_PANELS));
         let bytes = bytes.as_chunks::<LINE>().0.iter().skip(lane / LANES).step_by(width);
         let mut bytes = bytes.map(|line| &line[lane % LANES * STEP..][..STEP]);
         for g in 0..columns.groups() {
@@ -175,18 +175,18 @@ impl Panels {
 
     /// Number of blocks.
     pub(super) fn blocks(&self) -> usize {
-        self.channels.div_ceil(LANES * BLOCK)
+        self.channels.div_ceil(LANES * BLOCK_PANELS)
     }
 
     /// Number of panels in a block.
     #[inline(always)]
     pub(super) fn width(&self, block: usize) -> usize {
-        BLOCK.min(self.channels.div_ceil(LANES) - block * BLOCK)
+        BLOCK_PANELS.min(self.channels.div_ceil(LANES) - block * BLOCK_PANELS)
     }
 
     /// The lines of a block.
     fn span(&self, block: usize) -> Range<usize> {
-        let start = block * BLOCK * self.columns.lines();
+        let start = block * BLOCK_PANELS * self.columns.lines();
         start..start + self.width(block) * self.columns.lines()
     }
 

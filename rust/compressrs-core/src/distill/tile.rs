@@ -1,11 +1,11 @@
 //! Rows in lanes.
 //!
-//! A kernel works on a sheet: `R` rows of classes, laid out as lines of [`LANES`]
+//! A kernel works on a tile: `R` rows of classes, laid out as lines of [`LANES`]
 //! numbers. One row (`R = 1`) lies along the lanes, sixteen classes a line. Vector
 //! instructions along a row of ten would leave most of a register empty, and each row
-//! would pay for a sum over all lanes; so short rows are turned, sixteen at a time
+//! would pay for a sum over all lanes; so short rows are transposed, sixteen at a time
 //! (`R = 16`): lane `l` belongs to row `l`, line `j` to class `j`. A formula is written
-//! once for both: [`sweep`] goes through the lines, [`spread`] says what each lane's
+//! once for both: [`map_reduce`] goes through the lines, [`broadcast`] says what each lane's
 //! row has.
 //!
 //! Element `i` of a row is summed in lane `i % LANES` or in a lane of its own, chunk
@@ -20,13 +20,13 @@ use crate::numeric::lanes::tree;
 /// Numbers in a line.
 pub const LANES: usize = 16;
 
-/// Rows that are turned together.
-pub const TURNED: usize = LANES;
+/// Rows that are transposed together.
+pub const TILE_ROWS: usize = LANES;
 
-/// Longest row that is turned.
-pub const MAX_TURNED: usize = 64;
+/// Longest row that is transposed.
+pub const MAX_TRANSPOSED: usize = 64;
 
-/// Elements of a sheet that are summed in the compute type.
+/// Elements of a tile that are summed in the compute type.
 const CHUNK: usize = 1024;
 
 /// What a line holds of some slice.
@@ -34,7 +34,7 @@ pub type Line<C> = [C; LANES];
 
 /// Of each lane, what its row has.
 #[inline(always)]
-pub fn spread<C: Copy, const R: usize>(rows: [C; R]) -> Line<C> {
+pub fn broadcast<C: Copy, const R: usize>(rows: [C; R]) -> Line<C> {
     std::array::from_fn(|l| rows[l % R])
 }
 
@@ -62,7 +62,7 @@ pub fn by_row<const R: usize>(f: impl Fn(usize) -> f64) -> [f64; R] {
 /// loop whose length is known while compiling becomes vector instructions with nothing
 /// left over.
 #[inline(always)]
-pub fn sweep<C: Float, const R: usize, const I: usize, const O: usize, const A: usize>(
+pub fn map_reduce<C: Float, const R: usize, const I: usize, const O: usize, const A: usize>(
     inputs: [&[C]; I],
     mut outputs: [&mut [C]; O],
     fill: C,
@@ -167,14 +167,14 @@ pub fn max_of<C: Float, const R: usize>(x: &[C]) -> [C; R] {
     fold(top, max)
 }
 
-/// Rows and classes that are turned at once; see [`Float::transpose_fours`].
+/// Rows and classes that are transposed at once; see [`Float::transpose_fours`].
 const SQUARE: usize = 4;
 
-/// Turns up to [`TURNED`] rows of so many classes into a sheet. Lanes without a row
+/// Transposes up to [`TILE_ROWS`] rows of so many classes into a tile. Lanes without a row
 /// keep what they have.
 #[inline(always)]
-pub fn turn<T: Element>(rows: &[T], classes: usize, sheet: &mut [T::Compute]) {
-    let lines = &mut sheet.as_chunks_mut::<LANES>().0[..classes];
+pub fn transpose<T: Element>(rows: &[T], classes: usize, tile: &mut [T::Compute]) {
+    let lines = &mut tile.as_chunks_mut::<LANES>().0[..classes];
     for (four, rows) in rows.chunks(SQUARE * classes).enumerate() {
         let lane = four * SQUARE;
         let mut rest = 0;
@@ -199,10 +199,10 @@ pub fn turn<T: Element>(rows: &[T], classes: usize, sheet: &mut [T::Compute]) {
     }
 }
 
-/// Writes a turned sheet to as many rows as there are.
+/// Writes a transposed tile to as many rows as there are.
 #[inline(always)]
-pub fn turn_back<T: Element>(sheet: &[T::Compute], classes: usize, rows: &mut [T]) {
-    let lines = &sheet.as_chunks::<LANES>().0[..classes];
+pub fn transpose_back<T: Element>(tile: &[T::Compute], classes: usize, rows: &mut [T]) {
+    let lines = &tile.as_chunks::<LANES>().0[..classes];
     for (four, rows) in rows.chunks_mut(SQUARE * classes).enumerate() {
         let lane = four * SQUARE;
         let mut rest = 0;
