@@ -342,7 +342,7 @@ def _prune(size: int) -> Iterator[Case]:
     yield Case(
         "accumulate_products",
         _core.accumulate_products,
-        {"scores": np.zeros((n, n)), **one, "g": other, "term": "product"},
+        {"scores": np.zeros((n, n)), **one, "g": other, "form": "product"},
         ("scores",),
     )
     for name, sums in (("squares", np.zeros(n)), ("gram", np.zeros((n, n)))):
