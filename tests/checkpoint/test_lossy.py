@@ -140,6 +140,7 @@ def test_predictions_are_near(path, weights):
         predicted = checkpoint.compress(path, out, recipe, dry_run=True)
         assert predicted.dry_run and not out.exists()
         done = checkpoint.compress(path, out, recipe)
+        assert predicted.seconds > 0 and (predicted.memory is None) == (done.memory is None)
         assert predicted.after == pytest.approx(done.after, rel=0.1)
         for a, b in zip(predicted.rows, done.rows, strict=True):
             assert (a.name, a.before, a.coding) == (b.name, b.before, b.coding)

@@ -26,6 +26,10 @@ def k_means(values: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     ordered = np.sort(values.astype(np.float64))
     if ordered.size == 0:
         return ordered
+    distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan) != 0)]
+    if distinct.size <= k:
+        # Values that were shared before, and perhaps trained, stay the same.
+        return distinct
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     centroids = np.unique(np.linspace(ordered[0], ordered[-1], k))
     for _ in range(MAX_STEPS):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 
 from compressrs._arrays import dtype_of
 from compressrs.checkpoint import _codebook, _coding, _quantized
-from compressrs.checkpoint._coding import Bytes, Parts, Tile
+from compressrs.checkpoint._coding import PLAIN, Bytes, Parts, Tile
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES
 from compressrs.checkpoint._plan import Step, row_elements
@@ -27,6 +30,8 @@ class Encoder:
     Parameters
     ----------
     step : Step
+    sample : array of uint8, optional
+        Bytes of some rows that stand for all of the tensor where these are needed first.
 
     Raises
     ------
@@ -34,12 +39,13 @@ class Encoder:
         If the tensor contains NaN or infinity, which the step cannot represent.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, sample: Bytes | None = None) -> None:
         self.step = step
+        self._sample = sample
         # Sums of squares over the tiles so far: of the errors, and of the weights.
         self._lost = self._weight = 0.0
         self._threshold: float | None = None
-        if step.rule.prune and step.tiles > 1:
+        if step.rule.prune and step.tiles > 1 and sample is None:
             self._threshold = _threshold_of_tiles(step)
         self._quantizer: _quantized.Quantizer | None = None
         if step.coding in _coding.QUANTIZED:
@@ -47,6 +53,9 @@ class Encoder:
             self._quantizer = _quantized.Quantizer(step.rule, statistics, self._tiles)
 
     def _tiles(self) -> Iterator[NDArray[Any]]:
+        if self._sample is not None:
+            yield self.transform(self._sample)
+            return
         for begin, end in read_tiles(self.step):
             yield self.transform(self.step.located.file.read(begin, end))
 
@@ -122,20 +131,73 @@ def _floats(data: Bytes, dtype: str) -> NDArray[np.float32]:
     return data.view(dtype_of(DTYPES[dtype].numpy or "")).astype(np.float32).reshape(-1)
 
 
-def predict(step: Step) -> tuple[int, float | None]:
-    """Predict the size and the relative error of a tensor from a sample of its rows."""
+@dataclass(frozen=True)
+class Prediction:
+    """What a sample of a tensor's rows tells of all of them."""
+
+    #: Size in bytes, and relative error (None for lossless codings).
+    after: int
+    error: float | None
+    #: Time to read and encode; writing goes on meanwhile.
+    seconds: float
+    #: Memory of a tile that is encoded while others are read and written.
+    memory: int
+
+
+def predict(step: Step) -> Prediction:
+    """Predict size, error, time and memory of a tensor by encoding a sample of its rows."""
     entry = step.located.entry
-    if step.rule.lossless:
-        return step.predicted, None
+    bits = DTYPES[entry.dtype].bits
     row = row_elements(step.located)
-    size = max(min(entry.size, PREDICTED) // row, 1) * row
-    width = DTYPES[entry.dtype].bits // 8
-    first = (entry.size - size) // 2 // row * row * width
-    data = step.located.file.read(entry.begin + first, entry.begin + first + size * width)
-    # Predict for a tensor that consists of these rows.
-    encoder = Encoder(replace(step, tile=max(step.tile, entry.size)))
-    tile = encoder.encode(data)
-    return sum(map(len, tile.streams)) * entry.size // size, encoder.error
+    size = max(min(entry.size, PREDICTED) // row, 1) * row if entry.size else 0
+    first = (entry.size - size) // 2 // row * row if row else 0
+    started = time.perf_counter()
+    begin = entry.begin + first * bits // 8
+    data = step.located.file.read(begin, begin + size * bits // 8)
+    reading = time.perf_counter() - started
+    scale = entry.size / size if size else 0.0
+    if step.coding == PLAIN:
+        return Prediction(entry.nbytes, None, reading * scale, 3 * min(entry.nbytes, 1 << 24))
+    with _traced() as peak:
+        started = time.perf_counter()
+        encoder = Encoder(step, data)
+        preparing, held = time.perf_counter() - started, peak()
+        tile = encoder.encode(data)
+        # Read ahead, and waiting to be written.
+        working = peak() + 2 * data.nbytes + 2 * sum(map(len, tile.streams))
+    # The second time everything has been imported and allocated.
+    started = time.perf_counter()
+    encoder.encode(data)
+    encoding = time.perf_counter() - started
+    after = int(sum(map(len, tile.streams)) * scale)
+    in_tile = min(step.tile, entry.size) / size
+    return Prediction(
+        after,
+        encoder.error,
+        preparing + (reading + encoding) * scale,
+        held + int(working * in_tile),
+    )
+
+
+@contextmanager
+def _traced() -> Iterator[Callable[[], int]]:
+    """Give a function that returns the peak of memory allocated since it was last called."""
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+
+    def peak() -> int:
+        found = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.reset_peak()
+        return found
+
+    try:
+        yield peak
+    finally:
+        if not tracing:
+            tracemalloc.stop()
 
 
 def read_tiles(step: Step) -> Iterator[tuple[int, int]]:

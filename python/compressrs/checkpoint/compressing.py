@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -62,6 +63,10 @@ class Report:
     #: Whether sizes are predicted and nothing was written.
     dry_run: bool = False
     memory_limit: int = MEMORY_LIMIT
+    #: Time and peak memory: of a run, measured (memory only on Linux and macOS), of a dry run,
+    #: predicted.
+    seconds: float = 0.0
+    memory: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -111,7 +116,7 @@ def compress(
         Maximum size of the tensors in a file in bytes; a larger tensor has its own file. By
         default the files correspond to those of the source.
     dry_run : bool, default False
-        Predict sizes from samples without writing anything.
+        Predict sizes, errors, time and memory from samples without writing anything.
     resume : bool, default False
         Resume the interrupted run with the same arguments. The result is byte-identical to
         that of an uninterrupted run.
@@ -214,17 +219,29 @@ class _Run:
         return sum(file.header.start for file in self.files.files) + self.total
 
     def predict(self) -> Report:
-        rows = []
+        rows, seconds, memory = [], 0.0, 0
         for step in self.steps:
-            after, error = predict(step)
+            found = predict(step)
             entry = step.located.entry
-            rows.append(
-                Row(step.name, entry.dtype, entry.shape, step.coding, entry.nbytes, after, error)
-            )
+            rows.append(self._row(step.name, step.coding, found.after, found.error))
+            seconds, memory = seconds + found.seconds, max(memory, found.memory)
             self.advance(entry.nbytes)
         headers = 256 * len(self.steps)
         after = sum(row.after for row in rows) + headers
-        return replace(self.report, rows=rows, before=self.before(), after=after, dry_run=True)
+        used = peak_memory()
+        return replace(
+            self.report,
+            rows=rows,
+            before=self.before(),
+            after=after,
+            dry_run=True,
+            seconds=seconds,
+            memory=None if used is None else used + memory,
+        )
+
+    def _row(self, name: str, coding: str, after: int, error: float | None) -> Row:
+        entry = self.files.tensors[name].entry
+        return Row(name, entry.dtype, entry.shape, coding, entry.nbytes, after, error)
 
     def groups(self) -> list[tuple[list[Step], dict[str, Any]]]:
         """Return the tensors and the container metadata of each output file."""
@@ -237,6 +254,7 @@ class _Run:
         ]
 
     def write(self, resume: bool) -> Report:
+        started = time.perf_counter()
         groups = self.groups()
         reserves = [reserved(steps, about) for steps, about in groups]
         work = Work(self.target, self.fingerprint(), resume)
@@ -251,16 +269,22 @@ class _Run:
             raise
         finally:
             work.close(removed)
-        rows = [self._row(s) for shard in shards for s in shard.stored]
+        rows = [self._stored_row(s) for shard in shards for s in shard.stored]
         order = {step.name: i for i, step in enumerate(self.steps)}
         rows.sort(key=lambda row: order[row.name])
-        return replace(self.report, rows=rows, before=self.before(), after=after)
+        return replace(
+            self.report,
+            rows=rows,
+            before=self.before(),
+            after=after,
+            seconds=time.perf_counter() - started,
+            memory=peak_memory(),
+        )
 
-    def _row(self, stored: Stored) -> Row:
-        entry = self.files.tensors[stored.name].entry
+    def _stored_row(self, stored: Stored) -> Row:
         coding = stored.description.coding if stored.description.same is None else "shared"
         after = 0 if stored.entry is None else stored.entry.nbytes
-        return Row(stored.name, entry.dtype, entry.shape, coding, entry.nbytes, after, stored.error)
+        return self._row(stored.name, coding, after, stored.error)
 
     def needed(self) -> int:
         return sum(step.predicted + 256 for step in self.steps)
@@ -392,6 +416,21 @@ class _Run:
         text = json.dumps({"metadata": metadata, "weight_map": weights}, indent=2)
         name = f"model{INDEX}" if self.files.index is None else self.files.index.name
         write_atomically(folder / name, text.encode())
+
+
+def peak_memory() -> int | None:
+    """Return the peak of the process's resident memory, where the system tells it."""
+    try:
+        # Not ru_maxrss, which begins with what the parent had before exec.
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(text.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
 
 
 def _alignment(step: Step) -> int:

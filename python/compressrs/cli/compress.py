@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +62,9 @@ def run(
     save_recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the options to a TOML file.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Predict sizes; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Predict sizes, errors, time and memory; write nothing.")
+    ] = False,
     memory_limit: Annotated[
         int, typer.Option(parser=size, metavar="SIZE", help="Memory limit.")
     ] = 10**9,
@@ -114,7 +115,6 @@ def run(
         write_atomically(save_recipe, whole.to_toml().encode())
     if threads is not None:
         set_num_threads(threads)
-    started = time.perf_counter()
     with progress("compressing") as bar:
         try:
             done = checkpoint.compress(
@@ -130,10 +130,10 @@ def run(
     if json:
         print(done.to_json())
     else:
-        _show(done, time.perf_counter() - started)
+        _show(done)
 
 
-def _show(done: Any, seconds: float) -> None:
+def _show(done: Any) -> None:
     table = Table(title="predicted" if done.dry_run else None)
     for column in ("tensor", "dtype", "shape", "coding"):
         table.add_column(column)
@@ -155,8 +155,9 @@ def _show(done: Any, seconds: float) -> None:
         )
     out = console()
     out.print(table)
+    memory = "" if done.memory is None else f", memory {shown(done.memory)}"
     out.print(
-        f"{shown(done.before)} -> {shown(done.after)}: {done.ratio:.2f} times smaller"
-        + (", predicted" if done.dry_run else f", in {seconds:.1f} s"),
+        f"{shown(done.before)} -> {shown(done.after)}: {done.ratio:.2f} times smaller, "
+        f"{'predicted: about' if done.dry_run else 'in'} {done.seconds:.1f} s{memory}",
         highlight=False,
     )
