@@ -8,7 +8,7 @@ import argparse
 import importlib.metadata
 
 import compressrs as cr
-from benches.peers import csr, distill, few_bytes, nn, optim, prune, quantize, to_codes
+from benches.peers import codec, csr, distill, few_bytes, nn, optim, prune, quantize, to_codes
 from benches.peers.measure import torch
 
 ALL = {
@@ -32,6 +32,7 @@ ALL = {
     "quantized_products": quantize.products,
     "quantize": to_codes.quantize,
     "gptq": to_codes.gptq,
+    "codec": codec.codec,
 }
 
 
@@ -54,6 +55,9 @@ def main():
         "bitsandbytes",
         "torchao",
         "onnxruntime",
+        "zstandard",
+        "zipnn",
+        "z4ai",
     ):
         try:
             print(f"{package:16} {importlib.metadata.version(package)}")

@@ -25,11 +25,11 @@ from compressrs.optim import Adam
 from compressrs.prune import CubicSchedule, MagnitudePruner
 from compressrs.quantize import Scheme, codebook_gradient, kmeans
 
-SPARSITY = 0.965
+SPARSITY = 0.96
 EPOCHS, PRUNING_EPOCHS, SHARING_EPOCHS = 100, 300, 60
 SHARING_LR = 1e-3
 #: Of a codebook of weights, one value being 0, and of biases.
-BITS, BIAS_BITS = 4, 3
+BITS, BIAS_BITS = 3, 3
 RECIPE = checkpoint.Recipe(
     rules=[
         ("re:.*weight", checkpoint.Rule(quantize="codebook", entries=2**BITS)),

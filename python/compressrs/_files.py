@@ -80,16 +80,30 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
             file.write(part)
         file.flush()
         os.fsync(file.fileno())
-        if before is not None:
-            # Where the system has permissions, keep those of the replaced file.
-            os.chmod(name, stat.S_IMODE(before.st_mode))
         if fcntl is None:
             file.close()  # Windows cannot rename an open file.
-        if exclusive:
-            _rename_exclusively(name, path)
-        else:
-            os.replace(name, path)
-    _sync_folder(path.parent)
+        publish(name, path, exclusive=exclusive)
+
+
+def publish(name: Path, path: Path, *, exclusive: bool = False) -> None:
+    """Rename a synced file or folder, keeping the permissions of a file that it replaces.
+
+    Raises
+    ------
+    OSError
+        If it cannot be renamed; with `exclusive`, FileExistsError if `path` exists.
+    """
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        before = None
+    if before is not None and stat.S_ISREG(before.st_mode):
+        os.chmod(name, stat.S_IMODE(before.st_mode))
+    if exclusive:
+        _rename_exclusively(name, path)
+    else:
+        os.replace(name, path)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -100,7 +114,7 @@ def _temporary(folder: Path, prefix: str) -> Iterator[tuple[Path, BinaryIO]]:
         # The system applies the process's umask to the permissions of a new file.
         with open(name, "xb") as file:
             try:
-                locked = _lock(file)
+                locked = lock(file)
             except OSError:  # a file system without locks
                 locked = True
             # Before it is locked, another writer may consider it abandoned.
@@ -125,12 +139,12 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
                 os.unlink(name)  # Windows cannot remove an open file.
                 continue
             with open(name, "rb") as file:
-                if _lock(file):
+                if lock(file):
                     os.unlink(name)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed; return False if another process holds the lock."""
+def lock(file: BinaryIO | int) -> bool:
+    """Lock an open file until it is closed; return False if another process holds the lock."""
     if fcntl is None:
         return True
     try:
@@ -138,6 +152,24 @@ def _lock(file: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def sync(path: Path) -> None:
+    """Make the content of a file, or of a folder with all that is in it, durable.
+
+    Raises
+    ------
+    OSError
+        If a file could not be written.
+    """
+    if path.is_dir():
+        for part in path.iterdir():
+            sync(part)
+        sync_folder(path)
+        return
+    # Windows syncs only what is open for writing.
+    with open(path, "rb" if os.name == "posix" else "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _rename_exclusively(name: Path, path: Path) -> None:
@@ -154,7 +186,7 @@ def _rename_exclusively(name: Path, path: Path) -> None:
         os.unlink(name)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a folder's new entry durable, where folders can be synced."""
     if os.name == "posix":
         # The file is already complete under its name; not all file systems sync folders.

@@ -16,8 +16,8 @@ from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, blob_entry
 from compressrs.checkpoint._encoding import Encoder, read_tiles
 from compressrs.checkpoint._format import Entry
+from compressrs.checkpoint._pipeline import Background, ahead
 from compressrs.checkpoint._plan import Step
-from compressrs.checkpoint._work import Background, ahead
 from compressrs.checkpoint.reader import KEY, PLAIN_TILE, VERSION, header_checksum
 
 #: Maximum size of data that is copied once more to avoid padding the header.

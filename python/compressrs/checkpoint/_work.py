@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from compressrs import _files
+
+#: Bytes of a file's name at most.
+_LONGEST = 255
 
 
 class Work:
@@ -37,7 +40,7 @@ class Work:
 
     def __init__(self, destination: Path, fingerprint: dict[str, Any], resume: bool) -> None:
         self.destination = destination
-        self.folder = destination.parent / f".{destination.name}.compressrs"
+        self.folder = work_folder(destination)
         said = json.dumps(fingerprint, sort_keys=True)
         if resume and not (self.folder / "journal").exists():
             raise ValueError(f"there is no interrupted run to {destination} to resume")
@@ -52,16 +55,10 @@ class Work:
             raise
 
     def _acquire(self) -> None:
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # on Windows, concurrent runs are not detected
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _files.lock(self._lock):
             raise OSError(
                 errno.EBUSY, f"another run is writing {self.destination}; wait until it ends"
-            ) from error
+            )
 
     def _start(self, said: str) -> list[dict[str, Any]]:
         for path in self.folder.iterdir():
@@ -103,16 +100,10 @@ class Work:
         while view:
             view = view[os.write(self._journal, view) :]
 
-    def publish(self, path: Path, mode: int | None = None) -> None:
+    def publish(self, path: Path) -> None:
         """Move a file or folder to the destination after syncing it to disk."""
-        if path.is_dir():
-            for part in path.rglob("*"):
-                sync(part)
-        elif mode is not None:
-            os.chmod(path, mode)
-        sync(path)
-        os.replace(path, self.destination)
-        sync(self.destination.parent)
+        _files.sync(path)
+        _files.publish(path, self.destination)
 
     def close(self, remove: bool) -> None:
         """Release the folder, and remove it unless the run can be resumed."""
@@ -122,26 +113,13 @@ class Work:
         os.close(self._lock)
 
 
-def sync(path: Path) -> None:
-    """Sync a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems cannot sync folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def new_mode(destination: Path) -> int:
-    """Return the permissions of an existing file, or those of a new file."""
-    if destination.is_file():
-        return destination.stat().st_mode & 0o777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def work_folder(destination: Path) -> Path:
+    """Return the folder for the unfinished files of a destination, beside it."""
+    name = f".{destination.name}.compressrs"
+    if len(os.fsencode(name)) > _LONGEST:
+        digest = hashlib.blake2b(os.fsencode(destination.name), digest_size=8)
+        name = f".{digest.hexdigest()}.compressrs"
+    return destination.parent / name
 
 
 @contextmanager
@@ -158,39 +136,3 @@ def disk_full_said(destination: Path, needed: Callable[[], int]) -> Iterator[Non
             f"the disk of {destination.parent} is full: about {needed():,} bytes are needed, "
             f"{free:,} are free; make room and resume",
         ) from error
-
-
-def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of calls, running the next call in another thread meanwhile."""
-    with ThreadPoolExecutor(1, "compressrs-read") as pool:
-        waiting: Future[T] | None = None
-        for call in calls:
-            following = pool.submit(call)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
-
-
-class Background:
-    """Runs calls in order in another thread, with a queue of at most two."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "compressrs-write")
-        self._waiting: list[Future[None]] = []
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Queue a call; raise the exception of an earlier call, if any."""
-        if len(self._waiting) >= 2:
-            self._waiting.pop(0).result()
-        self._waiting.append(self._pool.submit(call))
-
-    def wait(self) -> None:
-        """Wait for all calls; raise the first exception, if any."""
-        while self._waiting:
-            self._waiting.pop(0).result()
-
-    def close(self) -> None:
-        """Stop the thread after the queued calls."""
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -28,7 +28,7 @@ from compressrs.checkpoint._container import (
 from compressrs.checkpoint._encoding import predict
 from compressrs.checkpoint._plan import Step, plan
 from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files, equal
-from compressrs.checkpoint._work import Work, disk_full_said, new_mode
+from compressrs.checkpoint._work import Work, disk_full_said
 from compressrs.checkpoint.reader import VERSION, container_info
 from compressrs.checkpoint.recipe import Recipe
 
@@ -390,7 +390,7 @@ class _Run:
             if path not in paths:
                 path.unlink()
         if self.single:
-            work.publish(shards[0].path, new_mode(self.target))
+            work.publish(shards[0].path)
             return size
         folder = work.folder / "files"
         if self.max_shard_size is None:

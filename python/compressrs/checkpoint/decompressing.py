@@ -17,8 +17,9 @@ from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import Bytes
 from compressrs.checkpoint._container import CANONICAL, canonical_header
 from compressrs.checkpoint._format import Entry, Header
+from compressrs.checkpoint._pipeline import Background
 from compressrs.checkpoint._source import INDEX, SUFFIX, File
-from compressrs.checkpoint._work import Background, Work, disk_full_said, new_mode
+from compressrs.checkpoint._work import Work, disk_full_said
 from compressrs.checkpoint.compressing import check_target
 from compressrs.checkpoint.reader import Checkpoint, container_info
 
@@ -84,7 +85,7 @@ def decompress(
                             progress(done, total)
                 c.files.check_unchanged()
                 if single:
-                    work.publish(folder / outputs[0].name, new_mode(target))
+                    work.publish(folder / outputs[0].name)
                 else:
                     _write_rest(c, outputs, folder, total)
                     work.publish(folder)

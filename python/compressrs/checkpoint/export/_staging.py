@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressrs.checkpoint._work import Work, disk_full_said, new_mode
+from compressrs.checkpoint._work import Work, disk_full_said
 
 
 @contextmanager
@@ -29,6 +29,6 @@ def staged(target: Path, needed: int, folder: bool = False) -> Iterator[Path]:
             path.mkdir()
         with disk_full_said(target, lambda: needed):
             yield path
-            work.publish(path, None if folder else new_mode(target))
+            work.publish(path)
     finally:
         work.close(remove=True)

