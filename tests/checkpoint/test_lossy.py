@@ -131,6 +131,9 @@ def test_rules_by_name(path, weights):
     assert len(np.unique(found["c.weight"])) <= 8
     assert found["a.bias"].dtype == np.float16
     assert rows["c.weight"].coding == "codebook"
+    found, rows = decoded(path, Recipe(rules=[("re:a.*", Rule("int8", dtype="bfloat16"))]))
+    assert rows["a.weight"].coding == "quantized" and rows["a.bias"].coding == "planes"
+    assert found["a.bias"].dtype == ml_dtypes.bfloat16
 
 
 def test_predictions_are_near(path, weights):

@@ -215,7 +215,7 @@ def _step(
             f"{name!r} has rows of {row} elements; to {_what(rule)} it takes a memory_limit of "
             f"{BASE + held + row * PER_ELEMENT} bytes"
         )
-    if rule.quantize not in (None, "codebook") and len(entry.shape) < 2:
+    if rule.has_scales and len(entry.shape) < 2:
         raise ValueError(
             f"{name!r} has no rows that share scales; ignore it, or set codebook or float16 for it"
         )

@@ -64,16 +64,16 @@ class Rule:
             choice(self.quantize, "quantize", QUANTIZE)
         if self.group_size is not None:
             whole(self.group_size, "group_size", 1)
-            if self.quantize not in (*INTEGERS, "nf4"):
+            if not self.has_scales:
                 raise ValueError(
                     f"group_size needs quantize to be int2 to int8 or nf4, got {self.quantize!r}"
                 )
         choice(self.method, "method", METHODS)
         if self.method == "hqq" and (self.quantize not in INTEGERS or self.prunes):
             raise ValueError("method 'hqq' needs quantize to be int2 to int8, without pruning")
-        if self.method == "mse" and self.quantize not in (*INTEGERS, "nf4"):
+        if self.method == "mse" and not self.has_scales:
             raise ValueError("method 'mse' needs quantize to be int2 to int8 or nf4")
-        if self.calibrated and (self.quantize not in (*INTEGERS, "nf4") or self.prunes):
+        if self.calibrated and (not self.has_scales or self.prunes):
             raise ValueError(
                 f"method {self.method!r} needs quantize to be int2 to int8 or nf4, without pruning"
             )
@@ -110,6 +110,11 @@ class Rule:
     def prunes(self) -> bool:
         """Whether weights are set to 0."""
         return bool(self.prune) or self.pattern is not None
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether codes are stored with scales of rows or groups."""
+        return self.quantize in (*INTEGERS, "nf4")
 
     @property
     def calibrated(self) -> bool:
@@ -154,7 +159,8 @@ class Recipe:
         only its `dtype` applies.
     rules : sequence of (str, Rule), optional
         For tensors whose name matches a pattern; the last match applies. A pattern is a name,
-        or ``re:`` and a regular expression that must match the whole name.
+        or ``re:`` and a regular expression that must match the whole name. Of what an
+        expression matches, codes with scales are only for tensors with two or more axes.
     ignore : sequence of str, optional
         Patterns of tensors that are always stored losslessly.
     calibration : path, optional
@@ -194,6 +200,9 @@ class Recipe:
             return Rule()
         for pattern, rule in reversed(self.rules):
             if matches(pattern, name):
+                # An expression may match biases besides, which have no rows to share scales.
+                if ndim < 2 and rule.has_scales and pattern.startswith("re:"):
+                    return Rule(dtype=rule.dtype)
                 return rule
         return self.default if ndim >= 2 else Rule(dtype=self.default.dtype)
 
