@@ -34,7 +34,7 @@ def container(
 ) -> Path:
     """Write a compressed file with whatever descriptions, and the checksum that goes with them."""
     from compressrs.checkpoint._format import Entry
-    from compressrs.checkpoint.reader import header_checksum
+    from compressrs.checkpoint._header import header_checksum
 
     metadata = {f"compressrs:{name}": json.dumps(d) for name, d in descriptions.items()}
     entries = [

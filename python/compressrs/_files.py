@@ -314,6 +314,29 @@ def require_checksum(
         raise ValueError(f"{path} is damaged: its checksum is another")
 
 
+def restore_checksum(path: Path, start: int) -> None:
+    """Write the checksum of a file whose content was changed, with a header up to `start`.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read or written.
+    ValueError
+        If it has no checksum.
+    """
+    with open(path, "rb+") as file:
+        data = file.read(start)
+        old = _metadata(header(data)[0])[CHECKSUM]
+        begin, end = _checksum_place(data, old)
+        digest = hashlib.blake2b(data[:begin], digest_size=16)
+        digest.update(_NO_CHECKSUM.encode())
+        digest.update(data[end:])
+        while part := file.read(1 << 24):
+            digest.update(part)
+        file.seek(begin)
+        file.write(digest.hexdigest().encode())
+
+
 def _checksum_place(data: bytes | memoryview, checksum: str) -> tuple[int, int]:
     """Return the start and end offset of the checksum in a safetensors file."""
     end = 8 + int.from_bytes(data[:8], "little")

@@ -283,6 +283,18 @@ def test_info_and_diff(plain, arrays, tmp_path):
     assert rows["steps"]["only_in"] == "a"
 
 
+@pytest.mark.parametrize("size", [33, 96, 254, 255, 256, 257, 511, 600])
+@pytest.mark.parametrize("ones", [0, 1])
+def test_tensors_of_zeros_of_any_size(tmp_path, size, ones):
+    x = np.zeros(size, np.float32)
+    x[:ones] = 1
+    save_file({"x": x}, tmp_path / "a.safetensors")
+    checkpoint.compress(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with checkpoint.open(tmp_path / "b.safetensors") as c:
+        assert c.description("x").coding == "planes" or size < 40
+        assert np.array_equal(c["x"], x)
+
+
 def flat(params):
     return {f"{a}.{b}": array for a, layer in params.items() for b, array in layer.items()}
 

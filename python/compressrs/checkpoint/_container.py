@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,13 @@ from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, blob_entry
 from compressrs.checkpoint._encoding import Encoder, read_tiles
 from compressrs.checkpoint._format import Entry
+from compressrs.checkpoint._header import KEY, VERSION, header_checksum
 from compressrs.checkpoint._pipeline import Background, ahead
 from compressrs.checkpoint._plan import Step
-from compressrs.checkpoint.reader import KEY, PLAIN_TILE, VERSION, header_checksum
+from compressrs.checkpoint.reader import PLAIN_TILE
 
 #: Maximum size of data that is copied once more to avoid padding the header.
 COMPACT = 1 << 28
-
-#: Marks a source whose header `canonical_header` reproduces.
-CANONICAL = "canonical"
 
 #: Bytes per copy operation.
 COPY = 1 << 24
@@ -231,18 +229,6 @@ def container_header(
     whole = {"version": VERSION, **about, "xxh3": header_checksum(entries, metadata)}
     metadata = {KEY: json.dumps(whole, separators=(",", ":")), **metadata}
     return _format.serialize(entries, metadata, length)
-
-
-def canonical_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
-    """Return the header that the safetensors library writes for these tensors.
-
-    It sorts tensors by descending bit width, then by name.
-    """
-    placed, end = [], 0
-    for entry in sorted(entries, key=lambda e: (-_format.DTYPES[e.dtype].bits, e.name)):
-        placed.append(replace(entry, begin=end, end=end + entry.nbytes))
-        end += entry.nbytes
-    return _format.serialize(placed, metadata)
 
 
 def reserved(steps: Iterable[Step], about: dict[str, Any]) -> int:

@@ -19,17 +19,15 @@ from compressrs.checkpoint import _format
 from compressrs.checkpoint._calibration import Calibration, Given
 from compressrs.checkpoint._coding import PLAIN, Description
 from compressrs.checkpoint._container import (
-    CANONICAL,
     Shard,
     Stored,
-    canonical_header,
     reserved,
 )
 from compressrs.checkpoint._encoding import predict
+from compressrs.checkpoint._header import CANONICAL, VERSION, canonical_header, container_info
 from compressrs.checkpoint._plan import Step, plan
 from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files, equal
 from compressrs.checkpoint._work import Work, disk_full_said
-from compressrs.checkpoint.reader import VERSION, container_info
 from compressrs.checkpoint.recipe import Recipe
 
 #: Default memory limit.
@@ -247,11 +245,12 @@ class _Run:
         """Return the tensors and the container metadata of each output file."""
         ordered = sorted(self.steps, key=_alignment)
         if self.max_shard_size is not None or (self.single and len(self.files.files) > 1):
-            return [(ordered, _about(None, self.files))]
-        return [
-            ([s for s in ordered if s.located.file is file], _about(file, self.files))
-            for file in self.files.files
-        ]
+            return [(ordered, _about(None, self.files, ordered))]
+        found = []
+        for file in self.files.files:
+            steps = [s for s in ordered if s.located.file is file]
+            found.append((steps, _about(file, self.files, steps)))
+        return found
 
     def write(self, resume: bool) -> Report:
         started = time.perf_counter()
@@ -440,12 +439,14 @@ def _alignment(step: Step) -> int:
     return 100 - _format.DTYPES[step.dtype].bits
 
 
-def _about(file: File | None, files: Files) -> dict[str, Any]:
+def _about(file: File | None, files: Files, steps: list[Step]) -> dict[str, Any]:
     """Return the container metadata from which the source's header can be restored exactly."""
     metadata: dict[str, str] = {}
     for each in files.files if file is None else [file]:
         metadata.update(each.header.metadata)
     about: dict[str, Any] = {"metadata": metadata}
+    if not all(step.rule.lossless for step in steps):
+        about["lossy"] = True
     if file is not None:
         raw = file.raw_header()
         if raw == canonical_header(file.header.entries, metadata):

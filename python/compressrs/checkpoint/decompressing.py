@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressrs._files import write_atomically
+from compressrs._files import CHECKSUM, restore_checksum, write_atomically
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import Bytes
-from compressrs.checkpoint._container import CANONICAL, canonical_header
 from compressrs.checkpoint._format import Entry, Header
+from compressrs.checkpoint._header import CANONICAL, canonical_header, container_info
 from compressrs.checkpoint._pipeline import Background
 from compressrs.checkpoint._source import INDEX, SUFFIX, File
 from compressrs.checkpoint._work import Work, disk_full_said
 from compressrs.checkpoint.compressing import check_target
-from compressrs.checkpoint.reader import Checkpoint, container_info
+from compressrs.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def decompress(
         single = target.name.endswith(SUFFIX)
         check_target(c.files, target, single)
         outputs = _outputs(c, single)
+        # A checksum over a whole file is kept with its bytes, and is another for others.
+        changed = len(outputs) != len(c.files.files) or any(
+            (container_info(file) or {}).get("lossy") for file in c.files.files
+        )
         total = sum(o.entries[i].nbytes for o in outputs for i in range(len(o.entries)))
         work = Work(target, {"decompress": os.fspath(src)}, resume=False)
         done = 0
@@ -83,6 +87,8 @@ def decompress(
                         done += n
                         if progress is not None:
                             progress(done, total)
+                    if changed and _has_checksum(output):
+                        restore_checksum(folder / output.name, len(output.header))
                 c.files.check_unchanged()
                 if single:
                     work.publish(folder / outputs[0].name)
@@ -162,6 +168,11 @@ def _write(c: Checkpoint, output: Output, path: Path) -> Iterator[int]:
                     raise ValueError(f"{entry.name!r} gave {written} bytes, not {entry.nbytes}")
         finally:
             background.close()
+
+
+def _has_checksum(output: Output) -> bool:
+    """Whether a file is one of compressrs's own, whose metadata has a checksum of all of it."""
+    return CHECKSUM in _format.parse_header(output.name, output.header).metadata
 
 
 def _writer(file: Any, data: Bytes) -> Callable[[], None]:

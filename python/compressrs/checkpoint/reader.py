@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,13 @@ from compressrs._arrays import dtype_of
 from compressrs.checkpoint import _coding, _quantized
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Parts
 from compressrs.checkpoint._decoding import decode
-from compressrs.checkpoint._format import DTYPES, FLOATS, Entry
+from compressrs.checkpoint._format import DTYPES, FLOATS
+from compressrs.checkpoint._header import KEY, container_info
 from compressrs.checkpoint._source import File, Files, Located
 from compressrs.sparse import CSRMatrix
 
-#: The key of what a container says of itself in its metadata, and the start of the keys
-#: of what it says of its tensors.
-KEY = "compressrs"
-VERSION = 1
+if TYPE_CHECKING:
+    from compressrs.nn import Layer
 
 #: Elements of a plain tensor per read.
 PLAIN_TILE = 1 << 22
@@ -232,9 +230,11 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
 
     def _check_allocation(self, name: str, d: Description) -> None:
-        # A symbol of a stream of positions stands for up to 255 elements, of one of
-        # values for one.
-        most = d.stored * _coding.MAX_EXPANSION * (255 if d.counts else 1)
+        # A symbol of a stream of values stands for one element, one of positions for up to 255;
+        # as many zeros at the end of a tile need none.
+        most = d.stored * _coding.MAX_EXPANSION
+        if d.counts:
+            most = 255 * (most + len(d.lengths))
         if d.size > most:
             raise ValueError(
                 f"{name!r} is damaged: {d.stored} bytes cannot stand for {d.size} elements"
@@ -459,6 +459,47 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         self.check(name)
         yield from self._parts(name)
 
+    def linear(self, name: str) -> Layer:
+        """Return a linear layer in the form in which its weight is stored, never dense.
+
+        Parameters
+        ----------
+        name : str
+            The layer's: its weight is ``name.weight``, and its bias ``name.bias`` if there is
+            one.
+
+        Returns
+        -------
+        compressrs.nn.QuantizedLinear, SparseLinear or Linear
+            In float64 if the weight is, else in float32.
+
+        Raises
+        ------
+        KeyError
+            If there is no such weight.
+        ValueError
+            If it is no matrix, or is damaged.
+
+        Examples
+        --------
+        >>> import numpy as np, compressrs as cr, tempfile, pathlib
+        >>> from safetensors.numpy import save_file
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> w = np.random.default_rng(0).normal(0, 1, (64, 64)).astype(np.float32)
+        >>> save_file({"a.weight": w, "a.bias": w[0].copy()}, folder / "a.safetensors")
+        >>> recipe = cr.checkpoint.Recipe(cr.checkpoint.Rule(quantize="int8"))
+        >>> _ = cr.checkpoint.compress(folder / "a.safetensors", folder / "b.safetensors", recipe)
+        >>> with cr.checkpoint.open(folder / "b.safetensors") as c:
+        ...     layer = c.linear("a")
+        >>> type(layer).__name__, layer(w).shape
+        ('QuantizedLinear', (64, 64))
+        """
+        # Its module needs this one.
+        from compressrs.checkpoint import _models
+
+        bias = f"{name}.bias"
+        return _models.linear(self, f"{name}.weight", bias if bias in self else None)
+
     def close(self) -> None:
         """Close the files."""
         self._files.close()
@@ -481,44 +522,6 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
 def _again(path: str, mapped: bool, verify: bool) -> Checkpoint:
     return Checkpoint(path, mapped=mapped, verify=verify)
-
-
-def container_info(file: File) -> dict[str, Any] | None:
-    """Return the metadata of a container, or None for a plain file.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged or of an unknown version.
-    """
-    text = file.header.metadata.get(KEY)
-    if text is None:
-        if any(key.startswith(f"{KEY}:") for key in file.header.metadata):
-            raise ValueError(f"{file.path} is damaged: it describes tensors, but not itself")
-        return None
-    try:
-        about = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file.path} says of itself what is not JSON: {error}") from None
-    version = about.get("version") if isinstance(about, dict) else None
-    if version != VERSION:
-        raise ValueError(f"{file.path} must be of version {VERSION} to be read, got {version!r}")
-    others = {key: value for key, value in file.header.metadata.items() if key != KEY}
-    if about.get("xxh3") != header_checksum(file.header.entries, others):
-        raise ValueError(f"{file.path} is damaged: its header is not the one that was written")
-    metadata = about.setdefault("metadata", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{file.path} has metadata of its source that are not strings")
-    return dict(about)
-
-
-def header_checksum(entries: Iterable[Entry], metadata: Mapping[str, str]) -> str:
-    """Return the XXH3 of a container's header without the container's own metadata."""
-    placed = sorted([e.begin, e.end, e.name, e.dtype, list(e.shape)] for e in entries)
-    text = json.dumps([placed, sorted(metadata.items())], separators=(",", ":"))
-    checksum = _core.Checksum()
-    checksum.update(np.frombuffer(text.encode(), np.uint8))
-    return f"{checksum.digest():016x}"
 
 
 def open(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = True) -> Checkpoint:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressrs._arrays import Array
 from compressrs._checks import file_path
-from compressrs._files import load_tensors, save_tensors
+from compressrs._files import load_tensors, require, save_tensors
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Flatten, Residual, Sequential
@@ -21,6 +22,9 @@ from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.nn.norm import BatchNorm, LayerNorm
 from compressrs.sparse.formats import FORMATS
+
+if TYPE_CHECKING:
+    from compressrs.checkpoint import Checkpoint
 
 FORMAT = "compressrs.nn"
 VERSION = "1"
@@ -65,7 +69,12 @@ def save(path: Path, model: Layer) -> None:
 
 def load_into(path: Path, model: Layer) -> None:
     """Take over the arrays of a model that is made of the same layers."""
-    description, arrays = _read(path)
+    with _compressed(path) as compressed:
+        if compressed is None:
+            description, arrays = _read(path)
+        else:
+            description = _described(path, compressed.metadata)
+            arrays = dict(_state(model, compressed, []))
     if (difference := _difference(describe(model), description)) is not None:
         raise ValueError(f"{path} must hold a model of the same layers: {difference}")
     try:
@@ -76,6 +85,10 @@ def load_into(path: Path, model: Layer) -> None:
 
 def load(path: str | os.PathLike[str]) -> Layer:
     """Return the model that a file holds, which `Layer.save` wrote.
+
+    Of a file that `compressrs.checkpoint.compress` made of it, layers whose weights are
+    stored quantized or sparse are `QuantizedLinear` and `SparseLinear`; their weights are never
+    dense.
 
     Raises
     ------
@@ -94,22 +107,86 @@ def load(path: str | os.PathLike[str]) -> Layer:
     ['Linear', 'ReLU']
     """
     file = file_path(path)
-    description, arrays = _read(file)
-    try:
-        model = _make(description, arrays, "")
-        model.load_state_dict(arrays)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} holds no model that can be made here: {error}") from None
+    with _compressed(file) as compressed:
+        arrays: Mapping[str, Array]
+        if compressed is None:
+            description, arrays = _read(file)
+        else:
+            description, arrays = _described(file, compressed.metadata), compressed
+        try:
+            made: list[str] = []
+            model = _make(description, arrays, "", _linears(compressed, made))
+            model.load_state_dict(_state(model, arrays, made))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} holds no model that can be made here: {error}") from None
     return model
+
+
+@contextmanager
+def _compressed(path: Path) -> Iterator[Checkpoint | None]:
+    """Give the checkpoint that a file is, if it was compressed."""
+    # Its modules import this package.
+    from compressrs.checkpoint import _header, reader
+    from compressrs.checkpoint._source import File
+
+    try:
+        file = File(path)
+    except ValueError:
+        # What is wrong with it is said by the reader of models.
+        yield None
+        return
+    is_container = _header.KEY in file.header.metadata
+    file.close()
+    if not is_container:
+        yield None
+        return
+    with reader.open(path) as c:
+        yield c
+
+
+def _linears(
+    compressed: Checkpoint | None, made: list[str]
+) -> Callable[[str, Mapping[str, Any]], Layer | None]:
+    """Return what makes a linear layer of streams, where there are some, and notes its name."""
+
+    def make(prefix: str, config: Mapping[str, Any]) -> Layer | None:
+        from compressrs.checkpoint import _models
+
+        weight = f"{prefix}weight"
+        if compressed is None or _models.is_stored_dense(compressed, weight):
+            return None
+        made.append(prefix)
+        bias = f"{prefix}bias" if config["bias"] else None
+        return _models.linear(compressed, weight, bias, np.dtype(config["dtype"]))
+
+    return make
+
+
+def _state(model: Layer, arrays: Mapping[str, Array], made: list[str]) -> Mapping[str, Array]:
+    """Return the values of a model's arrays; those of layers that are made of streams stay."""
+    if not hasattr(arrays, "numpy_dtype"):
+        return arrays
+    own = model.state_dict()
+    return {
+        name: array
+        if name.startswith(tuple(made))
+        else arrays[name].astype(array.dtype, copy=False)
+        for name, array in own.items()
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION})
+    return _described(path, metadata), arrays
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    require(path, metadata, {"format": FORMAT, "version": VERSION})
     try:
-        description = json.loads(metadata["model"])
+        description: dict[str, Any] = json.loads(metadata["model"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say what its model is made of: {error!r}") from None
-    return description, arrays
+    return description
 
 
 def _difference(own: Any, other: Any, path: str = "") -> str | None:
@@ -130,11 +207,19 @@ def _difference(own: Any, other: Any, path: str = "") -> str | None:
     return None
 
 
-def _make(description: Mapping[str, Any], arrays: Mapping[str, Array], prefix: str) -> Layer:
-    """Return a layer of which `describe` made this; its arrays have any values."""
+def _make(
+    description: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    prefix: str,
+    linear: Callable[[str, Mapping[str, Any]], Layer | None],
+) -> Layer:
+    """Return a layer of which `describe` made this; its arrays have any values.
+
+    `linear` returns a linear layer in another form than dense, or None.
+    """
     kind, config = description["type"], description["config"]
     layers = {
-        name: _make(child, arrays, f"{prefix}{name}.")
+        name: _make(child, arrays, f"{prefix}{name}.", linear)
         for name, child in description["layers"].items()
     }
     if kind == "Sequential":
@@ -151,8 +236,10 @@ def _make(description: Mapping[str, Any], arrays: Mapping[str, Array], prefix: s
         # Its module needs those of this package that import this one.
         from compressrs.nn.quantized import QuantizedLinear
 
-        state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        state = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
         return QuantizedLinear._of_state(config, state)
+    if kind == "Linear" and (made := linear(prefix, config)) is not None:
+        return made
     if kind not in _LAYERS:
         at = f"layer {prefix[:-1]}" if prefix else "the model"
         raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")
