@@ -7,6 +7,7 @@
 - `compressrs.quantize`: weights in few bits, and fast products with them;
 - `compressrs.nn`: layers that can be trained, pruned, distilled, saved and exported;
 - `compressrs.checkpoint`: compressed files of weights;
+- `compressrs.search`: the best sparsity, bits and widths under a budget;
 - `compressrs.TrainState`: the state of a training run, saved and resumed.
 
 Results are bit-identical for any number of threads and any instruction set.
@@ -23,7 +24,7 @@ from compressrs._core import __version__
 from compressrs._threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from compressrs import checkpoint, distill, nn, optim, prune, quantize, sparse
+    from compressrs import checkpoint, distill, nn, optim, prune, quantize, search, sparse
     from compressrs.train_state import TrainState
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "optim",
     "prune",
     "quantize",
+    "search",
     "set_num_threads",
     "show_config",
     "sparse",

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs import TrainState, checkpoint, distill, nn, optim, prune, quantize, sparse
+from compressrs import (
+    TrainState,
+    checkpoint,
+    distill,
+    nn,
+    optim,
+    prune,
+    quantize,
+    search,
+    sparse,
+)
 from compressrs.optim import lr_scheduler
 
 
@@ -490,6 +500,15 @@ EXAMPLES: dict[str, Example] = {
     "checkpoint.Recipe": Example(checkpoint.Recipe, lambda found: found),
     "checkpoint.Rule": Example(lambda: checkpoint.Rule(prune=0.5), lambda found: found),
     "checkpoint.Report": Example(lambda: checkpoint.Report("a", "b"), lambda found: found),
+    "search.Allocation": Example(
+        lambda: search.allocate([[0.0, 1.0]], [[2, 1]], 1), lambda found: [found, found.gap]
+    ),
+    "search.Frontier": Example(
+        lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
+        lambda found: [found.cost, found.error, found.choice(0), found.within(2)],
+    ),
+    "search.InfeasibleError": Example(lambda: search.InfeasibleError("a"), str),
+    "search.UnprovenWarning": Example(lambda: search.UnprovenWarning("a"), str),
     "distill.TeacherCache": Example(cache, lambda found: [found[:], len(found)]),
     "distill.Distiller": Example(distiller, use_distiller),
     "distill.DistilledClassifier": Example(classifier, use_classifier),

@@ -14,7 +14,7 @@ import pytest
 
 import compressrs as cr
 from compressrs import distill, prune
-from tests.faults import calls, optim_calls, quantize_calls
+from tests.faults import calls, optim_calls, quantize_calls, search_calls
 from tests.faults.calls import model, w
 from tests.faults.public import names
 
@@ -72,10 +72,10 @@ ALSO = {
 }
 
 
-CALLS = {**calls.CALLS, **optim_calls.CALLS, **quantize_calls.CALLS}
-METHODS = {**calls.METHODS, **optim_calls.METHODS, **quantize_calls.METHODS}
-LEFT_OUT = calls.LEFT_OUT | optim_calls.LEFT_OUT | quantize_calls.LEFT_OUT
-PACKAGES = ("TrainState", "distill", "nn", "optim", "prune", "quantize", "sparse")
+CALLS = {**calls.CALLS, **optim_calls.CALLS, **quantize_calls.CALLS, **search_calls.CALLS}
+METHODS = {**calls.METHODS, **optim_calls.METHODS, **quantize_calls.METHODS, **search_calls.METHODS}
+LEFT_OUT = calls.LEFT_OUT | optim_calls.LEFT_OUT | quantize_calls.LEFT_OUT | search_calls.LEFT_OUT
+PACKAGES = ("TrainState", "distill", "nn", "optim", "prune", "quantize", "search", "sparse")
 
 
 def test_every_public_name_is_tried() -> None:
