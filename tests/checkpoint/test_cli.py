@@ -1,7 +1,9 @@
 """The commands, as they are typed."""
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ pytest.importorskip("typer")
 from safetensors.numpy import load_file
 
 from compressrs.cli import main
+from compressrs.cli._app import COMMANDS
 
 
 def run(*arguments):
@@ -121,3 +124,15 @@ def test_without_the_library_the_command_says_what_to_install():
     )  # fmt: skip
     assert done.returncode == 2
     assert "pip install 'compressrs[cli]'" in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_patterns_as_they_are_typed(command, capsys):
+    """Markdown would take ``.*attention.*`` for emphasis."""
+    assert run(command, "--help") == 0
+    text = "".join(capsys.readouterr().out.split())
+    written = [COMMANDS[command].__doc__ or ""]
+    for annotation in inspect.get_annotations(COMMANDS[command], eval_str=True).values():
+        written += [getattr(m, "help", None) or "" for m in getattr(annotation, "__metadata__", ())]
+    for pattern in re.findall(r"'re:[^']*'", " ".join(written)):
+        assert pattern in text

@@ -49,7 +49,7 @@ def run(
         typer.Option(
             "--set",
             metavar="PATTERN=RULE",
-            help="Rule for some tensors: 're:.*attention.*=int4,group_size=32'.",
+            help="Rule for some tensors, such as `'re:.*attn.*=int4'`; may be repeated.",
         ),
     ] = None,
     ignore: Annotated[
@@ -63,7 +63,8 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Write the options to a TOML file.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Predict sizes, errors, time and memory; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Predict sizes, errors, time, memory; write nothing."),
     ] = False,
     memory_limit: Annotated[
         int, typer.Option(parser=size, metavar="SIZE", help="Memory limit.")
@@ -72,7 +73,7 @@ def run(
     max_shard_size: Annotated[
         int | None, typer.Option(parser=size, metavar="SIZE", help="Maximum size of a file.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Resume an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
     ] = None,
@@ -89,7 +90,7 @@ def run(
         compressrs compress model/ -o small/ --prune 0.5 --dry-run
 
         compressrs compress model/ -o small/ --quantize int4 --group-size 32 --method gptq
-        --calibration statistics.safetensors --set 're:.*embed.*=int5,group_size=64'
+        --calibration statistics.safetensors `--set 're:.*embed.*=int5,group_size=64'`
     """
     from compressrs import checkpoint, set_num_threads
     from compressrs._files import write_atomically

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json as js
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from compressrs.cli._options import Json, Source, console
+from compressrs.cli._options import Json, console
+
+_HELP = "A checkpoint, compressed or not: a file, an index or a folder."
 
 
 def run(
-    a: Source,
-    b: Source,
+    a: Annotated[Path, typer.Argument(metavar="A", help=_HELP)],
+    b: Annotated[Path, typer.Argument(metavar="B", help=_HELP)],
     json: Json = False,
     quiet: Annotated[
-        bool, typer.Option(help="Print nothing; exit with 1 on a difference.")
+        bool, typer.Option("--quiet", help="Print nothing; exit with 1 on a difference.")
     ] = False,
 ) -> None:
     """Compare the tensors of two checkpoints, compressed or not.

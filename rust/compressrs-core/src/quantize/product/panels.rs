@@ -203,7 +203,9 @@ impl Panels {
 
 /// Writes the codes of a channel to its lane in the lines of a block of `width` panels.
 fn fill(columns: Columns, codes: &[u8], lane: usize, width: usize, lines: &mut [Line]) {
-    let mut lines = lines[lane / LANES..].iter_mut().step_by(width);
+    // A matrix without columns has no lines.
+    let lines = lines.get_mut(lane / LANES..).unwrap_or_default();
+    let mut lines = lines.iter_mut().step_by(width);
     for g in 0..columns.groups() {
         for codes in codes[columns.of_group(g)].chunks(STEP * columns.per_line()) {
             let Some(line) = lines.next() else { return };
@@ -228,7 +230,7 @@ mod tests {
     #[test]
     fn codes_come_back() {
         for (channels, count, group) in
-            [(0, 5, 4), (1, 1, 1), (16, 8, 8), (17, 9, 4), (33, 100, 32), (130, 13, 5), (3, 0, 7)]
+            [(0, 5, 4), (1, 1, 1), (16, 8, 8), (17, 9, 4), (33, 100, 32), (130, 13, 5), (3, 0, 7), (130, 0, 7)]
         {
             for nibbles in [false, true] {
                 let code = |i: usize, j: usize| {
