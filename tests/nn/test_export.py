@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from compressrs import nn
+from compressrs.quantize import Scheme, quantize_model
 
 
 def run(code, x, folder):
@@ -70,8 +71,55 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     class Own(nn.Layer):
         pass
 
-    for layer in (Own(), nn.MultiHeadAttention(4, 2)):
-        model = nn.Sequential(nn.ReLU(), nn.Residual(layer))
-        with pytest.raises(TypeError, match=rf"layer 1\.body\.0 is a {type(layer).__name__}"):
-            model.export(tmp_path / "model.npz")
+    model = nn.Sequential(nn.ReLU(), nn.Residual(Own()))
+    with pytest.raises(TypeError, match=r"layer 1\.body\.0 is a Own"):
+        model.export(tmp_path / "model.npz")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(bits=8),
+        Scheme(bits=4, granularity="group", group_size=8),
+        Scheme(bits=4, granularity="group", group_size=8, symmetric=False),
+        Scheme(bits=5, granularity="block", group_size=(3, 5)),
+        Scheme(bits=8, dtype="uint", granularity="tensor", symmetric=False),
+        Scheme(dtype="nf4"),
+        Scheme(dtype="fp8_e4m3"),
+        Scheme(dtype="fp8_e5m2"),
+        Scheme(dtype="codebook", bits=3, granularity="tensor"),
+    ],
+    ids=str,
+)
+def test_quantized_models(scheme, tmp_path):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Embedding(20, 16, rng=rng),
+        nn.Residual(nn.LayerNorm(16), nn.MultiHeadAttention(16, 4, causal=True, rng=rng)),
+        nn.Linear(16, 12, bias=False, rng=rng),
+    )
+    ids = rng.integers(0, 20, (3, 7))
+    small = quantize_model(model, scheme).eval()
+    code = small.export(tmp_path / "model.npz", show=False)
+    np.testing.assert_allclose(run(code, ids, tmp_path), small(ids), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantized_inputs_and_their_scales(method, tmp_path):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(32, 16, rng=rng), nn.GELU(), nn.Linear(16, 4, rng=rng))
+    x = rng.standard_normal((64, 32)).astype(np.float32)
+    scheme = Scheme(bits=4, granularity="group", group_size=8)
+    small = quantize_model(model, scheme, x, method=method, input="int8").eval()
+    code = small.export(tmp_path / "model.npz", show=False)
+    np.testing.assert_allclose(run(code, x, tmp_path), small(x), rtol=1e-3, atol=1e-3)
+
+
+def test_attention(tmp_path):
+    rng = np.random.default_rng(0)
+    for causal, bias in ((False, True), (True, False)):
+        model = nn.Sequential(nn.MultiHeadAttention(12, 3, causal=causal, bias=bias, rng=rng))
+        x = rng.standard_normal((2, 5, 12)).astype(np.float32)
+        code = model.export(tmp_path / "model.npz", show=False)
+        np.testing.assert_allclose(run(code, x, tmp_path), model(x), rtol=1e-4, atol=1e-5)

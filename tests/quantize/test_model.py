@@ -199,3 +199,108 @@ def test_calibration_without_data():
         quantize_model(dense, Scheme(), input="int4")
     with pytest.raises(TypeError, match="model"):
         quantize_model(Linear(2, 2), Scheme())
+
+
+def transformer():
+    """A model whose layers are nested, with all kinds that have a form in few bits."""
+    rng = np.random.default_rng(3)
+    nn = cr.nn
+    return Sequential(
+        nn.Embedding(40, 16, rng=rng),
+        nn.Residual(nn.LayerNorm(16), nn.MultiHeadAttention(16, 4, rng=rng)),
+        nn.Residual(
+            nn.LayerNorm(16),
+            Linear(16, 48, rng=rng),
+            nn.GELU(),
+            Linear(48, 16, rng=rng),
+            shortcut=Linear(16, 16, rng=rng),
+        ),
+        Linear(16, 5, rng=rng),
+    )
+
+
+@pytest.mark.parametrize("method", ["nearest", "mse", "hqq", "gptq", "awq", "adaround"])
+@pytest.mark.parametrize("correct_bias", [False, True])
+def test_nested_layers_by_every_method(method, correct_bias):
+    dense, ids = transformer().eval(), np.random.default_rng(0).integers(0, 40, (30, 7))
+    small = quantize_model(dense, Scheme(bits=8), ids, method=method, correct_bias=correct_bias)
+    kinds = [type(layer).__name__ for _, layer in small.named_layers()]
+    assert [k.removeprefix("Quantized") for k in kinds] == [
+        type(layer).__name__ for _, layer in dense.named_layers()
+    ]
+    assert sum(kind.startswith("Quantized") for kind in kinds) == 6
+    y = dense(ids)
+    np.testing.assert_allclose(small(ids), y, atol=0.05 * np.abs(y).max())
+    if correct_bias:
+        np.testing.assert_allclose(small(ids).mean((0, 1)), y.mean((0, 1)), atol=1e-4)
+    lengths = np.arange(30) % 7 + 1
+    np.testing.assert_allclose(small(ids, lengths), dense(ids, lengths), atol=0.1)
+
+
+def test_nested_layers_by_name():
+    dense = transformer()
+    small = quantize_model(dense, {"2.body.*": Scheme(bits=4), "*": None})
+    changed = [n for n, layer in small.named_layers() if isinstance(layer, QuantizedLinear)]
+    assert changed == ["2.body.1", "2.body.3"]
+    with pytest.raises(ValueError, match=r"at least one layer.*'1\.body\.1'.*got \['fc1'\]"):
+        quantize_model(dense, {"fc1": Scheme()})
+
+
+def test_calibration_is_input_of_the_model():
+    rng = np.random.default_rng(0)
+    conv = Sequential(
+        cr.nn.Conv2d(1, 4, 3, rng=rng),
+        cr.nn.BatchNorm(4),
+        ReLU(),
+        cr.nn.Flatten(),
+        Linear(4 * 36, 10, rng=rng),
+    )
+    images = rng.standard_normal((256, 1, 8, 8)).astype(np.float32)
+    before = conv.copy().state_dict()
+    small = quantize_model(conv, Scheme(bits=4), images, method="gptq")
+    assert small.training and isinstance(small[4], QuantizedLinear)
+    for name, array in conv.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    np.testing.assert_array_equal(small[1].buffers["running_mean"], 0)
+    for bad in (np.ones((3, 16), np.float32), np.ones((3, 1, 8, 8)), np.ones((3, 2, 8, 8), "f4")):
+        with pytest.raises((TypeError, ValueError), match="calibration must hold inputs of"):
+            quantize_model(conv, Scheme(bits=4), bad, method="gptq")
+    with pytest.raises((TypeError, ValueError), match="calibration"):
+        quantize_model(transformer(), Scheme(), np.array([[99]]), method="gptq")
+
+
+def test_gradients_through_quantized_attention():
+    rng = np.random.default_rng(1)
+    dense = Sequential(cr.nn.MultiHeadAttention(8, 2, causal=True, rng=rng, dtype="f8"))
+    small = quantize_model(dense, Scheme(bits=8))
+    x, dy = rng.standard_normal((2, 3, 5, 8))
+    small(x)
+    dx = small.backward(dy)
+    eps = 1e-6
+    for at in [(0, 0, 0), (1, 3, 5), (2, 4, 7)]:
+        up, down = x.copy(), x.copy()
+        up[at] += eps
+        down[at] -= eps
+        slope = ((small(up) - small(down)) * dy).sum() / (2 * eps)
+        np.testing.assert_allclose(dx[at], slope, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(small[0].grads["out_proj.bias"], dy.sum((0, 1)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_quantized_models_travel(scheme, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 40, (3, 7))
+    small = quantize_model(transformer(), scheme).eval()
+    small.save(tmp_path / "model.safetensors")
+    for other in (
+        cr.nn.load(tmp_path / "model.safetensors").eval(),
+        copy.deepcopy(small),
+        pickle.loads(pickle.dumps(small)),
+    ):
+        assert other(ids).tobytes() == small(ids).tobytes()
+        # Parameters are those of the inner layers in the copy as well.
+        bias = other["1.body.1"].params["in_proj.bias"]
+        bias += 1
+        assert not np.array_equal(other(ids), small(ids))
+    summary = small.summary((7,))
+    assert summary.parameters == transformer().summary((7,)).parameters
+    assert summary.nbytes < transformer().summary((7,)).nbytes

@@ -22,6 +22,7 @@ from compressrs.nn.linear import Affine, Linear, SparseLinear
 from compressrs.nn.losses import cross_entropy, mse_loss
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
+from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.nn.summary import Summary
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
     "Linear",
     "MaxPool",
     "MultiHeadAttention",
+    "QuantizedEmbedding",
     "QuantizedLinear",
+    "QuantizedMultiHeadAttention",
     "RandomState",
     "ReLU",
     "Residual",

@@ -22,14 +22,15 @@ class ReLU(Layer):
         if x.dtype.kind != "f":
             raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
         y = np.asarray(np.maximum(x, 0))
-        self._keep(y)
+        # Not `y` itself, which the caller may change.
+        self._keep(y > 0, y.dtype) if self.training else self._keep()
         return y
 
     def backward(self, dy: Array) -> Array:
         """Return `dy` where the input was positive, else 0."""
-        (y,) = self._kept()
-        dy = check_gradient(dy, y.shape, y.dtype)
-        return np.where(y > 0, dy, dy.dtype.type(0))
+        positive, dtype = self._kept()
+        dy = check_gradient(dy, positive.shape, dtype)
+        return np.where(positive, dy, dtype.type(0))
 
 
 class _Elementwise(Layer):
@@ -117,7 +118,8 @@ class Softmax(Layer):
         """Return the probabilities of each row."""
         x = check_input(x, "x")
         y = np.asarray(softmax(x))
-        self._keep(y)
+        # A copy, since the caller may change `y`.
+        self._keep(y.copy() if self.training else y)
         return y
 
     def backward(self, dy: Array) -> Array:

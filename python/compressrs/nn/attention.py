@@ -92,6 +92,7 @@ class MultiHeadAttention(Layer):
         return "features", self.features
 
     gives = takes
+    takes_lengths = True
 
     def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
         """Return the output for `x` of shape (batch, length, features).
@@ -100,18 +101,21 @@ class MultiHeadAttention(Layer):
         ----------
         x : array
         lengths : array of int, shape (batch,), optional
-            How many places of each sequence are there to be seen; the others are padding.
+            The lengths of the sequences; the positions after that are padding, which no
+            position attends to.
         """
+        rows, q, k, v, probabilities, mixed = self._mixed(x, lengths)
+        y = np.empty(rows.shape, rows.dtype)
+        out = self.params["out_proj.weight"], self.params.get("out_proj.bias")
+        _core.linear(mixed.reshape(rows.shape), *out, y)
+        self._keep(rows, q, k, v, probabilities, mixed)
+        return y.reshape(q.shape)
+
+    def _mixed(self, x: Array, lengths: npt.ArrayLike | None = None) -> tuple[Array, ...]:
+        """Return the rows of `x`, queries, keys, values, probabilities, and the heads' outputs."""
         weight = self.params["in_proj_weight"]
-        x = check_input(x, "x", weight.dtype)
-        if x.ndim != 3 or x.shape[2] != self.features:
-            raise ValueError(f"x must have shape (batch, length, {self.features}), got {x.shape}")
+        x, checked = check_sequences(x, self.features, weight.dtype, lengths)
         batch, length, features = x.shape
-        if lengths is not None:
-            lengths = converted(lengths, "lengths")
-            if lengths.dtype.kind not in "iu":
-                raise TypeError(f"lengths must hold integers, got {lengths.dtype}")
-            lengths = lengths.astype(np.int64)
         rows = x.reshape(-1, features)
         q, k, v = parts = [np.empty((batch, length, features), x.dtype) for _ in range(3)]
         biases = self.params.get("in_proj_bias")
@@ -121,12 +125,8 @@ class MultiHeadAttention(Layer):
             _core.linear(rows, weight[own], bias, part.reshape(rows.shape))
         probabilities = np.empty((batch, self.heads, length, length), x.dtype)
         mixed = np.empty(x.shape, x.dtype)
-        _core.attend(q, k, v, self.heads, self.causal, lengths, probabilities, mixed)
-        y = np.empty(rows.shape, x.dtype)
-        out = self.params["out_proj.weight"], self.params.get("out_proj.bias")
-        _core.linear(mixed.reshape(rows.shape), *out, y)
-        self._keep(rows, q, k, v, probabilities, mixed)
-        return y.reshape(x.shape)
+        _core.attend(q, k, v, self.heads, self.causal, checked, probabilities, mixed)
+        return rows, q, k, v, probabilities, mixed
 
     def backward(self, dy: Array) -> Array:
         """Fill `grads` and return the gradient with respect to the last input."""
@@ -174,6 +174,43 @@ class MultiHeadAttention(Layer):
             "bias": "in_proj_bias" in self.params,
             "dtype": self.params["in_proj_weight"].dtype.name,
         }
+
+
+def check_sequences(
+    x: object, features: int, dtype: np.dtype[Any], lengths: npt.ArrayLike | None
+) -> tuple[Array, Array | None]:
+    """Return an input of shape (batch, length, features) and its lengths as arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they have other shapes or dtypes.
+    """
+    x = check_input(x, "x", dtype)
+    if x.ndim != 3 or x.shape[2] != features:
+        raise ValueError(f"x must have shape (batch, length, {features}), got {x.shape}")
+    if lengths is None:
+        return x, None
+    found = converted(lengths, "lengths")
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"lengths must hold integers, got {found.dtype}")
+    return x, found.astype(np.int64)
+
+
+def check_ids(x: object, rows: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of rows of a table as an array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not integers, or one is out of range.
+    """
+    ids = as_array(x, "x")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"x must hold integers, got {ids.dtype}")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise ValueError(f"x must be from 0 to {rows - 1}, got {ids.min()} to {ids.max()}")
+    return ids.astype(np.int64)
 
 
 class Embedding(Layer):
@@ -228,13 +265,7 @@ class Embedding(Layer):
         TypeError, ValueError
             If `x` does not hold integers, or one names no row.
         """
-        x = as_array(x, "x")
-        rows = len(self.weight)
-        if x.dtype.kind not in "iu":
-            raise TypeError(f"x must hold integers, got {x.dtype}")
-        if x.size and not 0 <= int(x.min()) <= int(x.max()) < rows:
-            raise ValueError(f"x must be from 0 to {rows - 1}, got {x.min()} to {x.max()}")
-        ids = x.astype(np.int64)
+        ids = check_ids(x, len(self.weight))
         y: Array = np.take(self.weight, ids, axis=0)
         self._keep(ids, y.shape)
         return y

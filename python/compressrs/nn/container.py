@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, overload
 
 import numpy as np
 
@@ -50,9 +51,28 @@ class Container(Layer):
     def grads(self, grads: dict[str, Any]) -> None:
         write_tree(self._grads, grads, "grads")
 
-    def _run(self, name: str, x: Array) -> Array:
+    takes_lengths = True
+
+    def forward(self, x: Array, lengths: Any = None) -> Array:
+        """Return the output for a batch.
+
+        Parameters
+        ----------
+        x : array
+        lengths : array of int, shape (batch,), optional
+            The lengths of padded sequences, for the attention layers.
+        """
+        return self._forward(x, functools.partial(self._run, lengths=lengths))
+
+    def _forward(self, x: Array, run: Callable[[str, Array], Array]) -> Array:
+        """Return the output, where ``run(name, x)`` is that of a layer."""
+        raise NotImplementedError
+
+    def _run(self, name: str, x: Array, lengths: Any = None) -> Array:
         layer = self._children[name]
         try:
+            if lengths is not None and layer.takes_lengths:
+                return layer(x, lengths)
             return layer.forward(x)
         except (TypeError, ValueError) as error:
             if type(error) not in (TypeError, ValueError):
@@ -115,10 +135,9 @@ class Sequential(Container):
         """The layers, in order."""
         return tuple(self._children.values())
 
-    def forward(self, x: Array) -> Array:
-        """Return the last layer's output."""
+    def _forward(self, x: Array, run: Callable[[str, Array], Array]) -> Array:
         for name in self._children:
-            x = self._run(name, x)
+            x = run(name, x)
         return x
 
     def backward(self, dy: Array) -> Array:
@@ -136,15 +155,49 @@ class Sequential(Container):
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 
-    def __getitem__(self, index: int) -> Layer:
+    @overload
+    def __getitem__(self, index: int | str) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    def __getitem__(self, index: int | str | slice) -> Any:
+        """Return a layer by its position or name, or some as a model that shares them.
+
+        Raises
+        ------
+        TypeError, IndexError, KeyError
+            If `index` is of another type, or there is no such layer.
+
+        Examples
+        --------
+        >>> import compressrs as cr
+        >>> inner = cr.nn.Residual(cr.nn.Linear(2, 2, rng=0))
+        >>> model = cr.nn.Sequential(inner, cr.nn.ReLU(), cr.nn.Linear(2, 1, rng=1))
+        >>> model["0.body.0"] is inner.body[0], len(model[:-1])
+        (True, 2)
+        """
+        if isinstance(index, slice):
+            return Sequential(*self.layers[index])
+        if isinstance(index, str):
+            return self._named(index)
         try:
             return self.layers[operator.index(index)]
         except TypeError:
-            raise TypeError(f"index must be an integer, got {type(index).__name__}") from None
+            raise TypeError(
+                f"index must be an integer, a slice or a name, got {type(index).__name__}"
+            ) from None
         except IndexError:
             raise IndexError(
                 f"index must be of a layer, of which there are {len(self)}, got {index}"
             ) from None
+
+    def _named(self, name: str) -> Layer:
+        layer: Layer = self
+        for key in name.split("."):
+            children = layer.children()
+            if key not in children:
+                raise KeyError(f"index must be the name of a layer, got {name!r}")
+            layer = children[key]
+        return layer
 
     def __len__(self) -> int:
         return len(self._children)
@@ -185,11 +238,10 @@ class Residual(Container):
         """What the input goes through, if anything."""
         return self._children.get("shortcut")
 
-    def forward(self, x: Array) -> Array:
-        """Return ``shortcut(x) + body(x)``."""
+    def _forward(self, x: Array, run: Callable[[str, Array], Array]) -> Array:
         x = as_array(x, "x")
-        y = self._run("body", x)
-        side = x if self.shortcut is None else self._run("shortcut", x)
+        y = run("body", x)
+        side = x if self.shortcut is None else run("shortcut", x)
         if y.shape != side.shape:
             raise ValueError(
                 f"the body must give the shape {side.shape} of its input, got {y.shape}"
@@ -239,6 +291,24 @@ class Flatten(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
         return (int(np.prod(shape)),)
+
+
+def forward_seen(
+    layer: Layer, x: Array, seen: Callable[[str, Layer, Array], None], name: str = ""
+) -> Array:
+    """Return the output, after ``seen(name, layer, x)`` for each layer with its input.
+
+    `seen` is called for layers that hold no others, at any depth, in the order in which they run.
+    """
+    if not isinstance(layer, Container):
+        seen(name, layer, x)
+        return layer.forward(x)
+    children = layer.children()
+
+    def run(key: str, x: Array) -> Array:
+        return forward_seen(children[key], x, seen, f"{name}.{key}" if name else key)
+
+    return layer._forward(x, run)
 
 
 def _check_chain(layers: tuple[Layer, ...]) -> None:

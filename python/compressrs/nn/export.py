@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,28 @@ import numpy as np
 from compressrs._arrays import Array
 from compressrs._files import write_atomically
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
-from compressrs.nn.attention import Embedding
+from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Flatten, Residual, Sequential
 from compressrs.nn.conv import AvgPool, Conv2d, MaxPool
 from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
+from compressrs.nn.quantized import QuantizedLinear
+from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
+from compressrs.quantize.tensor import QuantizedTensor
 
 #: What a step does with `x`, given its arrays `a`, `b`, ... as ``f[f"{i}.{k}"]``.
 _LINES = {
     "affine": "x = x @ a[0].T + a[1]",
+    "codes": "w = (a[0].astype(a[2].dtype) - a[1][:, a[3]]) * a[2][:, a[3]]",
+    "levels": "w = a[1][a[0]] * a[2][:, a[3]]",
+    "affine_w": "x = x @ w.T + a[0]",
+    "keep_w": "u = w",
+    "rows_w": "x = w[x]",
+    "round": "s = np.abs(x).max(-1, keepdims=True) / 127; "
+    "x = np.rint(x / np.maximum(s, 1e-30)) * s",
+    "attention": "x = attend(x, a[0], a[1], a[2], a[3], *a[4])",
+    "attention_w": "x = attend(x, u, a[0], w, a[1], *a[2])",
     "sparse": "w = np.zeros(a[3], a[0].dtype); w[a[2], a[1]] = a[0]; x = x @ w.T + a[4]",
     "scale": "x = x * a[0] + a[1]",
     "scale_axis_1": "x = x * a[0].reshape(-1, *[1] * (x.ndim - 2)) "
@@ -54,8 +67,20 @@ _CONV = """\
 def conv(x, w, b, groups, *sizes):
     v = windows(x, *w.shape[2:], *sizes, 0)
     v = v.reshape(len(x), groups, -1, *v.shape[2:])
-    y = np.einsum("ngchwkl,gfckl->ngfhw", v, w.reshape(groups, -1, *w.shape[1:]))
-    return y.reshape(len(x), len(w), *y.shape[3:]) + b.reshape(-1, 1, 1)"""
+    w = w.reshape(groups, -1, *w.shape[1:])
+    y = np.einsum("ngchwkl,gfckl->ngfhw", v, w, optimize=True)
+    return y.reshape(len(x), -1, *y.shape[3:]) + b.reshape(-1, 1, 1)"""
+_ATTEND = """\
+def attend(x, w, b, w_out, b_out, heads, causal):
+    n, length, features = x.shape
+    y = (x @ w.T + b).reshape(n, length, 3 * heads, -1).swapaxes(1, 2)
+    q, k, v = np.split(y, 3, axis=1)
+    s = q @ k.swapaxes(2, 3) * x.dtype.type((features // heads) ** -0.5)
+    if causal:
+        s = np.where(np.tri(length, dtype=bool), s, s.dtype.type(-np.inf))
+    s = np.exp(s - s.max(-1, keepdims=True))
+    y = s / s.sum(-1, keepdims=True) @ v
+    return y.swapaxes(1, 2).reshape(n, length, features) @ w_out.T + b_out"""
 
 Step = tuple[str, list[Any]]
 
@@ -97,6 +122,8 @@ def lines(kinds: list[str], path: Path) -> str:
         code.append(_WINDOWS)
     if "conv" in used:
         code.append(_CONV)
+    if {"attention", "attention_w"} & set(used):
+        code.append(_ATTEND)
     code += [
         f"def predict(x, path={str(path)!r}):",
         "    f = np.load(path)",
@@ -127,9 +154,7 @@ def _collect(layer: Layer, name: str, steps: list[Step]) -> None:
         return
     for kind, step in _STEPS.items():
         if type(layer) is kind:
-            found = step(layer)
-            if found is not None:
-                steps.append(found)
+            steps += step(layer)
             return
     kinds = ", ".join(sorted(kind.__name__ for kind in _STEPS))
     at = f"layer {name}" if name else "the model"
@@ -141,46 +166,121 @@ def _bias(layer: Any, size: int) -> Array:
     return np.zeros(size, weight.dtype) if layer.bias is None else layer.bias
 
 
-def _sparse(layer: SparseLinear) -> Step:
+def _sparse(layer: SparseLinear) -> list[Step]:
     dense = layer.weight.to_dense()
     rows, columns = np.nonzero(dense)
     small = np.uint16 if max(dense.shape) <= 2**16 else np.int64
     parts = [dense[rows, columns], columns.astype(small), rows.astype(small)]
-    return "sparse", [*parts, np.array(dense.shape), _bias(layer, len(dense))]
+    return [("sparse", [*parts, np.array(dense.shape), _bias(layer, len(dense))])]
 
 
-def _conv(layer: Conv2d) -> Step:
+def _conv(layer: Conv2d) -> list[Step]:
     sizes = [layer.groups, *layer.stride, *layer.padding, *layer.dilation]
-    return "conv", [layer.weight, _bias(layer, len(layer.weight)), np.array(sizes)]
+    return [("conv", [layer.weight, _bias(layer, len(layer.weight)), np.array(sizes)])]
 
 
-def _pool(kind: str) -> Callable[[Any], Step]:
-    def step(layer: Any) -> Step:
+def _pool(kind: str) -> Callable[[Any], list[Step]]:
+    def step(layer: Any) -> list[Step]:
         sizes = [*layer.kernel_size, *layer.stride, *layer.padding, 1, 1]
-        return kind, [np.array(sizes)]
+        return [(kind, [np.array(sizes)])]
 
     return step
 
 
-def _layer_norm(layer: LayerNorm) -> Step:
-    dtype = layer.weight.dtype
-    return "layer_norm", [np.array(layer.eps, dtype), layer.weight, _bias(layer, layer.weight.size)]
+def _layer_norm(layer: LayerNorm) -> list[Step]:
+    eps = np.array(layer.eps, layer.weight.dtype)
+    return [("layer_norm", [eps, layer.weight, _bias(layer, layer.weight.size)])]
 
 
-#: The step of each kind of layer; None for those that do nothing in evaluation.
-_STEPS: dict[type, Callable[[Any], Step | None]] = {
-    Linear: lambda layer: ("affine", [layer.weight, _bias(layer, len(layer.weight))]),
+def _attention(layer: MultiHeadAttention) -> list[Step]:
+    params, features = layer.params, layer.features
+    w_in, w_out = params["in_proj_weight"], params["out_proj.weight"]
+    b_in = params.get("in_proj_bias", np.zeros(3 * features, w_in.dtype))
+    b_out = params.get("out_proj.bias", np.zeros(features, w_in.dtype))
+    sizes = np.array([layer.heads, layer.causal])
+    return [("attention", [w_in, b_in, w_out, b_out, sizes])]
+
+
+def _quantized_linear(layer: QuantizedLinear) -> list[Step]:
+    return [*_inputs(layer), *_codes(layer.weight), ("affine_w", [_quantized_bias(layer)])]
+
+
+def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
+    first, second = layer.in_proj, layer.out_proj
+    if _inputs(second) or any(kind == "scale" for kind, _ in _inputs(first)):
+        raise TypeError(
+            "attention with inputs in int8 or scaled inputs (awq) cannot be exported; quantize it "
+            "with input='float32' and another method"
+        )
+    biases = [_quantized_bias(first), _quantized_bias(second)]
+    sizes = np.array([layer.heads, layer.causal])
+    weights = [*_codes(first.weight), ("keep_w", []), *_codes(second.weight)]
+    return [*weights, ("attention_w", [*biases, sizes])]
+
+
+def _inputs(layer: QuantizedLinear) -> list[Step]:
+    """Return what is done with the inputs of a product."""
+    scale, steps = layer.input_scale, []
+    if scale is not None:
+        steps.append(("scale", [1 / scale, np.zeros_like(scale)]))
+    if layer.input == "int8":
+        steps.append(("round", []))
+    return steps
+
+
+def _quantized_bias(layer: QuantizedLinear) -> Array:
+    bias = layer.bias
+    return np.zeros(len(layer.weight), layer.weight.dtype) if bias is None else bias
+
+
+def _codes(q: Any) -> list[Step]:
+    """Return the step that makes a weight of its codes; one column of scales for each group."""
+    rows, columns = q.shape
+    block = q.scheme.block(q.shape)
+    groups: Any = np.arange(columns) // block[1] if q.group_index is None else q.group_index
+    groups = groups.astype(np.uint16 if groups.max(initial=0) < 2**16 else np.int64)
+    scale = q.scale.repeat(block[0], 0)[:rows] if q.scale.shape[0] > 1 else q.scale
+    if q.scheme.dtype in ("int", "uint"):
+        zero = np.zeros((1, q.scale.shape[1]), np.int8) if q.zero_point is None else q.zero_point
+        zero = zero.repeat(block[0], 0)[:rows] if zero.shape[0] > 1 else zero
+        return [("codes", [q.codes, zero.astype(scale.dtype), scale, groups])]
+    if q.scheme.dtype == "codebook" and q.scale.size > 1:
+        raise TypeError("a codebook for each block cannot be exported; one for the tensor can")
+    return [("levels", [q.codes, _levels(q), scale, groups])]
+
+
+def _levels(q: Any) -> Array:
+    """Return the number that each code stands for, before the scale."""
+    one = np.ones((1, 1), q.scale.dtype)
+    scheme = dataclasses.replace(q.scheme, granularity="tensor", group_size=None)
+    count = 2**q.scheme.bits if q.codebook is None else q.codebook.shape[1]
+    codes = np.arange(count, dtype=q.codes.dtype).reshape(1, -1)
+    largest = {"fp8_e4m3": 0x7E, "fp8_e5m2": 0x7B}.get(q.scheme.dtype, 0xFF)
+    # What is no number is in no array of codes either.
+    codes[(codes & 0x7F) > largest] = 0
+    made = QuantizedTensor(codes, one, scheme=scheme, codebook=q.codebook, dtype=q.scale.dtype)
+    levels: Array = made.dequantize()[0]
+    return levels
+
+
+#: The steps of each kind of layer; none for those that do nothing in evaluation.
+_STEPS: dict[type, Callable[[Any], list[Step]]] = {
+    Linear: lambda layer: [("affine", [layer.weight, _bias(layer, len(layer.weight))])],
     SparseLinear: _sparse,
+    QuantizedLinear: _quantized_linear,
     Conv2d: _conv,
-    BatchNorm: lambda layer: ("scale_axis_1", list(layer.affine())),
+    BatchNorm: lambda layer: [("scale_axis_1", list(layer.affine()))],
     LayerNorm: _layer_norm,
-    Embedding: lambda layer: ("embedding", [layer.weight]),
-    ReLU: lambda layer: ("relu", []),
-    SiLU: lambda layer: ("silu", []),
-    GELU: lambda layer: ("gelu" if layer.approximate == "none" else "gelu_tanh", []),
-    Softmax: lambda layer: ("softmax", []),
-    Flatten: lambda layer: ("flatten", []),
+    MultiHeadAttention: _attention,
+    QuantizedMultiHeadAttention: _quantized_attention,
+    Embedding: lambda layer: [("embedding", [layer.weight])],
+    QuantizedEmbedding: lambda layer: [*_codes(layer.weight), ("rows_w", [])],
+    ReLU: lambda layer: [("relu", [])],
+    SiLU: lambda layer: [("silu", [])],
+    GELU: lambda layer: [("gelu" if layer.approximate == "none" else "gelu_tanh", [])],
+    Softmax: lambda layer: [("softmax", [])],
+    Flatten: lambda layer: [("flatten", [])],
     MaxPool: _pool("max_pool"),
     AvgPool: _pool("avg_pool"),
-    Dropout: lambda layer: None,
+    Dropout: lambda layer: [],
 }

@@ -232,14 +232,21 @@ def _make(
         weight = _MATRICES[config["format"]](parts, tuple(config["shape"]))
         bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
         return SparseLinear(weight, bias)
-    if kind == "QuantizedLinear":
-        # Its module needs those of this package that import this one.
-        from compressrs.nn.quantized import QuantizedLinear
+    if kind.startswith("Quantized"):
+        # Their modules need those of this package that import this one.
+        from compressrs.nn import quantized, quantized_attention
 
-        state = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
-        return QuantizedLinear._of_state(config, state)
-    if kind == "Linear" and (made := linear(prefix, config)) is not None:
-        return made
+        layers_of: dict[str, Any] = {
+            "QuantizedLinear": quantized.QuantizedLinear,
+            "QuantizedEmbedding": quantized_attention.QuantizedEmbedding,
+            "QuantizedMultiHeadAttention": quantized_attention.QuantizedMultiHeadAttention,
+        }
+        if kind in layers_of:
+            state = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+            made: Layer = layers_of[kind]._of_state(config, state)
+            return made
+    if kind == "Linear" and (found := linear(prefix, config)) is not None:
+        return found
     if kind not in _LAYERS:
         at = f"layer {prefix[:-1]}" if prefix else "the model"
         raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")

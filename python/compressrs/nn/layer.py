@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -71,8 +71,14 @@ class Layer:
         fixed = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         return ArrayDict(params, "params", fixed=fixed)
 
+    #: Whether `forward` takes the lengths of padded sequences as well.
+    takes_lengths: ClassVar[bool] = False
+
     def forward(self, x: Array) -> Array:
-        """Return the output for a batch."""
+        """Return the output for a batch.
+
+        Layers keep a reference to `x` for `backward`, not a copy: do not change it in between.
+        """
         raise NotImplementedError
 
     def backward(self, dy: Array) -> Array:
@@ -85,9 +91,9 @@ class Layer:
         """
         raise NotImplementedError
 
-    def __call__(self, x: Array) -> Array:
-        """Return ``forward(x)``."""
-        return self.forward(x)
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        """Return ``forward(x, ...)``."""
+        return self.forward(x, *args, **kwargs)
 
     def children(self) -> dict[str, Layer]:
         """Return the layers that this one is made of, by name."""
@@ -281,6 +287,10 @@ class Layer:
         from compressrs.nn.summarizing import summarize
 
         return summarize(self, None if input_shape is None else _shape(input_shape))
+
+    def _values(self) -> Iterator[Array]:
+        """Yield the parameters as numbers, for counts of them and of those that are not 0."""
+        yield from self.params.values()
 
     def _keep(self, *saved: Any) -> None:
         """Keep what `backward` needs, in training."""

@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
 from compressrs._checks import choice
 from compressrs.distill.kd import kd_loss
 
 
-def cross_entropy(logits: Array, labels: Array, **options: Any) -> tuple[float, Array]:
+@overload
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = ...,
+    class_weight: Array | None = ...,
+    sample_weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Literal["mean", "sum"] = ...,
+    out: Array | None = ...,
+) -> tuple[float, npt.NDArray[Any]]: ...
+
+
+@overload
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = ...,
+    class_weight: Array | None = ...,
+    sample_weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Literal["none"],
+    out: Array | None = ...,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[Any]]: ...
+
+
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    out: Array | None = None,
+) -> tuple[float | npt.NDArray[np.float64], npt.NDArray[Any]]:
     r"""Return the cross-entropy with labels, and its gradient.
 
     .. math:: -\frac{1}{n} \sum_i \ln \mathrm{softmax}(z_i)_{y_i}
+
+    This is the hard term of `compressrs.distill.kd_loss`, which has the formula with all options.
 
     Parameters
     ----------
     logits : array, shape (n, classes)
         float32, float64, float16 or bfloat16.
     labels : array of int, shape (n,)
-        Classes; -100 for rows that do not count.
-    **options
-        Of `compressrs.distill.kd_loss`, of which this is the hard term: `label_smoothing`,
-        `class_weight`, `sample_weight`, `ignore_index`, `reduction`, `out`.
+        The classes.
+    label_smoothing : float, default 0.0
+        In [0, 1]; the share of the target that is spread over all classes.
+    class_weight : array, shape (classes,), optional
+    sample_weight : array, shape (n,), optional
+    ignore_index : int, default -100
+        The label of rows that are ignored.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides by the sum of the weights, as PyTorch does; "none" returns the loss of each
+        row.
+    out : array, optional
+        Receives the gradient; of the logits' shape and dtype.
 
     Returns
     -------
-    loss : float
+    loss : float, or array of float64, shape (n,)
     grad : array, shape (n, classes)
         With respect to the logits.
 
@@ -49,8 +98,17 @@ def cross_entropy(logits: Array, labels: Array, **options: Any) -> tuple[float, 
         raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
     if logits.ndim < 2:
         raise ValueError(f"logits must have shape (n, classes), got {logits.shape}")
-    loss, grad = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
-    return loss, grad
+    options: Any = {
+        "label_smoothing": label_smoothing,
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "out": out,
+    }
+    # The teacher does not matter at alpha = 0.
+    result: Any = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
+    return result  # type: ignore[no-any-return]
 
 
 def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[float, Array]:

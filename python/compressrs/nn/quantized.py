@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -165,15 +165,7 @@ class QuantizedLinear(_Affine):
     @classmethod
     def _of_state(cls, config: Mapping[str, Any], state: Mapping[str, Array]) -> QuantizedLinear:
         """Return the layer whose `config` and `state_dict` these are."""
-        scheme = dict(config["scheme"])
-        if isinstance(scheme["group_size"], list):
-            scheme["group_size"] = tuple(scheme["group_size"])
-        arrays = {
-            name.removeprefix("weight."): array.copy()
-            for name, array in state.items()
-            if name.startswith("weight.")
-        }
-        weight = QuantizedTensor(**arrays, scheme=Scheme(**scheme), dtype=config["dtype"])
+        weight = tensor_of_state(config, state)
         bias = state["bias"].copy() if config["bias"] else None
         scale = state.get("input_scale")
         return cls(
@@ -190,10 +182,7 @@ class QuantizedLinear(_Affine):
         that the weight is packed once more.
         """
         self._packed = self._dense = None
-        names = ("codes", "scale", "zero_point", "codebook", "group_index")
-        arrays = {f"weight.{name}": getattr(self.weight, name) for name in names}
-        present = {name: array for name, array in arrays.items() if array is not None}
-        return {**super().state_dict(), **present}
+        return {**super().state_dict(), **self.weight._state("weight.")}
 
     def forward(self, x: Array) -> Array:
         """Return the output for `x` of shape (..., in_features)."""
@@ -226,6 +215,10 @@ class QuantizedLinear(_Affine):
         if self.input_scale is not None:
             dx /= self.input_scale
         return dx.reshape(*shape[:-1], self.weight.shape[1])
+
+    def _values(self) -> Iterator[Array]:
+        yield self.weight.dequantize()
+        yield from super()._values()
 
     def _weights(self) -> npt.NDArray[Any]:
         if self._dense is None:
@@ -346,6 +339,19 @@ class FakeQuantizedLinear(_Affine):
         q = quantize(self.weight, self.scheme, scale=self.scale.copy(), zero_point=self.zero_point)
         bias = None if self.bias is None else self.bias.copy()
         return QuantizedLinear(q, bias, input=self.input)
+
+
+def tensor_of_state(config: Mapping[str, Any], state: Mapping[str, Array]) -> QuantizedTensor:
+    """Return the weight of a layer whose `config` and `state_dict` these are."""
+    scheme = dict(config["scheme"])
+    if isinstance(scheme["group_size"], list):
+        scheme["group_size"] = tuple(scheme["group_size"])
+    arrays = {
+        name.removeprefix("weight."): array.copy()
+        for name, array in state.items()
+        if name.startswith("weight.")
+    }
+    return QuantizedTensor(**arrays, scheme=Scheme(**scheme), dtype=config["dtype"])
 
 
 def _float_reason(weight: QuantizedTensor, input: str) -> str | None:

@@ -22,7 +22,7 @@ def summarize(model: Layer, input_shape: tuple[int, ...] | None) -> Summary:
         trace(model, "", input_shape, shapes)
     rows = []
     for name, layer in model.named_layers():
-        arrays = list(layer.params.values())
+        arrays = list(layer._values() if isinstance(layer, Layer) else layer.params.values())
         state = layer.state_dict() if hasattr(layer, "state_dict") else layer.params
         found = shapes.get(name)
         rows.append(

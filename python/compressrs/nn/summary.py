@@ -29,7 +29,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Number of trained values."""
+        """Number of weights, quantized ones included."""
         return sum(row.parameters for row in self.rows)
 
     @property

@@ -36,8 +36,10 @@ class GroupPruner(Stateful):
     optimizer : Optimizer, optional
         The optimizer that trains the model, which then keeps removed units at 0. Without
         one, `step` sets them to 0 again.
-    scope : {"global", "layer"}, default "global"
-        Whether the lowest are found among all units, or in each group.
+    scope : {"layer", "global"}, default "layer"
+        Whether the same share of each group is removed, or the lowest of all units. Norms of
+        units in different groups are not comparable unless their weights are of one scale, so
+        that "global" may leave a group with a single unit.
     norm : {1, 2}, default 2
         By which norm of their weights.
 
@@ -79,7 +81,7 @@ class GroupPruner(Stateful):
         schedule: Schedule,
         optimizer: Optimizer | None = None,
         *,
-        scope: Literal["global", "layer"] = "global",
+        scope: Literal["global", "layer"] = "layer",
         norm: float = 2,
     ) -> None:
         if not callable(schedule):

@@ -14,7 +14,8 @@ from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number
 from compressrs._checks import file_path, flag, whole
 from compressrs._files import load_tensors, parse_json, save_tensors
-from compressrs.nn import Affine, Sequential
+from compressrs.nn import Affine, Layer, Sequential
+from compressrs.nn.container import forward_seen
 
 #: What the metadata of a file of statistics must have.
 KIND = {"compressrs": "InputStatistics"}
@@ -114,20 +115,21 @@ class InputStatistics:
 def input_statistics(
     model: Sequential, batches: Array | Iterable[Array], *, gram: bool = False
 ) -> list[InputStatistics]:
-    """Return the input statistics of all layers with weights for calibration inputs.
+    """Return the statistics of the inputs of all linear layers, for calibration inputs.
 
     Parameters
     ----------
     model : Sequential
-    batches : array, or iterable of array, shape (rows, features)
-        All inputs in one array, or an iterable of batches.
+    batches : array, or iterable of array
+        Inputs of the model, in one array or batch by batch.
     gram : bool, default False
         See `InputStatistics`.
 
     Returns
     -------
     list of InputStatistics
-        One per layer with weights, in their order.
+        One per linear layer, `Linear` or `SparseLinear`, in the order of
+        `Layer.named_layers`: at any depth of `Sequential` and `Residual`.
 
     Raises
     ------
@@ -144,10 +146,15 @@ def input_statistics(
     if not isinstance(model, Sequential):
         raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
     found = {
-        i: InputStatistics(layer.weight.shape[1], gram=gram)
-        for i, layer in enumerate(model)
+        name: InputStatistics(layer.weight.shape[1], gram=gram)
+        for name, layer in model.named_layers()
         if isinstance(layer, Affine)
     }
+
+    def seen(name: str, _: Layer, x: Array) -> None:
+        if name in found:
+            found[name].update(x)
+
     whole = isinstance(batches, np.ndarray) or hasattr(batches, "__dlpack__")
     if not whole and not isinstance(batches, Iterable):
         raise TypeError(
@@ -156,10 +163,7 @@ def input_statistics(
     given: Iterable[Any] = [batches] if whole else batches
     for k, x in enumerate(given):
         x = as_array(x, "batches" if whole else f"batches[{k}]")
-        for i, layer in enumerate(model):
-            if i in found:
-                found[i].update(x)
-            x = layer.forward(x)
+        forward_seen(model, x, seen)
     return list(found.values())
 
 

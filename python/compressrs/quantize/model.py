@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, flag
-from compressrs.nn.container import Sequential
+from compressrs.nn.attention import Embedding, MultiHeadAttention
+from compressrs.nn.container import Residual, Sequential
+from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear
 from compressrs.prune.statistics import InputStatistics
 from compressrs.quantize.codebook import kmeans
@@ -21,14 +24,16 @@ from compressrs.quantize.rounding import quantize
 from compressrs.quantize.scaling import awq
 from compressrs.quantize.scheme import Scheme
 from compressrs.quantize.sweep import gptq
-from compressrs.quantize.tensor import require_float
+from compressrs.quantize.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from compressrs.nn import QuantizedLinear
+    from compressrs.nn import QuantizedLinear, QuantizedMultiHeadAttention
 
 Method = Literal["nearest", "mse", "hqq", "gptq", "awq", "adaround"]
 _METHODS = ("nearest", "mse", "hqq", "gptq", "awq", "adaround")
 _CALIBRATED = ("gptq", "awq", "adaround")
+#: Layers that have a form in few bits.
+_KINDS = (Linear, Embedding, MultiHeadAttention)
 
 
 def quantize_model(
@@ -40,25 +45,28 @@ def quantize_model(
     input: str = "float32",
     correct_bias: bool = False,
 ) -> Sequential:
-    """Return a model whose linear layers are in few bits; others are copied.
+    """Return a model whose linear, embedding and attention layers are in few bits.
 
-    Layers are quantized one after another, and each is calibrated with the inputs that the
-    quantized layers before it give.
+    Layers are quantized one after another, at any depth of `Sequential` and `Residual`, and each
+    is calibrated with the inputs that the quantized layers before it give. All other layers are
+    copied.
 
     Parameters
     ----------
     model : Sequential
         Unchanged.
     scheme : Scheme, or dict of str to Scheme or None
-        For all layers, or by name: patterns as of `fnmatch` for the layer's position, as
-        ``{"0": None, "*": Scheme(bits=4)}``; the first that fits counts. None keeps a layer
-        in float, and so do names that no pattern fits.
-    calibration : array, or iterable of array, shape (rows, features), optional
+        For all layers, or by name as in `Layer.summary`: patterns of `fnmatch`, such as
+        ``{"0": None, "*.body.*": Scheme(bits=4), "*": Scheme(bits=8)}``, of which the first
+        that matches applies. None keeps a layer in float, and so do names that no pattern
+        matches.
+    calibration : array, or iterable of array, optional
         Inputs of the model, all at once or batch by batch (kept for all layers). Needed by
         the methods "gptq", "awq" and "adaround", and by `correct_bias`.
     method : {"nearest", "mse", "hqq", "gptq", "awq", "adaround"}, default "nearest"
         `quantize`, with scales of `mse_scale`, or the function of that name. Layers with a
-        codebook get `kmeans`, or "gptq" with it.
+        codebook get `kmeans`, or "gptq" with it. Embeddings, whose inputs are not multiplied,
+        are rounded to the nearest by the methods that need calibration.
     input : {"float32", "int8"}, default "float32"
         See `compressrs.nn.QuantizedLinear`.
     correct_bias : bool, default False
@@ -69,15 +77,16 @@ def quantize_model(
     Returns
     -------
     Sequential
-        With `compressrs.nn.QuantizedLinear` in place of `compressrs.nn.Linear`.
+        With `compressrs.nn.QuantizedLinear`, `compressrs.nn.QuantizedEmbedding` and
+        `compressrs.nn.QuantizedMultiHeadAttention`.
 
     Raises
     ------
     TypeError
         If an argument has another type.
     ValueError
-        If `method` or `input` is none of these, calibration inputs are missing or empty, or
-        no layer is quantized.
+        If `method` or `input` is none of these, calibration inputs are missing, empty or no
+        inputs of the model, or no layer is quantized.
 
     Examples
     --------
@@ -96,37 +105,139 @@ def quantize_model(
     choice(input, "input", ("float32", "int8"))
     schemes = _schemes(model, scheme)
     needed = method in _CALIBRATED or correct_bias
-    batches: list[Any] = []
-    if calibration is not None:
-        whole = isinstance(calibration, np.ndarray) or hasattr(calibration, "__dlpack__")
-        if not whole and not isinstance(calibration, Iterable):
-            raise TypeError(f"calibration must be arrays, got {type(calibration).__name__}")
-        batches = [calibration] if whole else list(calibration)
-        batches = [_batch(x, model) for x in batches]
+    # In evaluation, so that calibration changes no running means.
+    original = model.copy().eval()
+    batches = _batches(calibration, original)
     if needed and not sum(len(x) for x in batches):
         raise ValueError(
             f"calibration must hold inputs for {method!r}"
             f"{' with correct_bias' if correct_bias else ''}, got none"
         )
-    # What the layers of the model itself are given.
-    given = batches if correct_bias else []
-    layers: list[Any] = []
-    for i, layer in enumerate(model):
-        same: Any = copy.deepcopy(layer)
-        new = same
-        if schemes[i] is not None:
-            new = _quantized(layer, schemes[i], batches, method, input)
-        if new is not same and correct_bias:
+    conversion = _Conversion(schemes, method, input, correct_bias)
+    if not needed:
+        batches = []
+    new, *_ = conversion.sequential(original, "", batches, batches if correct_bias else [])
+    return new.train(model.training)
+
+
+def _batches(calibration: Any, model: Sequential) -> list[npt.NDArray[Any]]:
+    """Return calibration inputs as arrays, after one row of each has gone through the model."""
+    if calibration is None:
+        return []
+    whole = isinstance(calibration, np.ndarray) or hasattr(calibration, "__dlpack__")
+    if not whole and not isinstance(calibration, Iterable):
+        raise TypeError(f"calibration must be arrays, got {type(calibration).__name__}")
+    batches = [as_array(x, "calibration") for x in ([calibration] if whole else calibration)]
+    for x in batches:
+        try:
+            model.forward(x[:1])
+        except (TypeError, ValueError, IndexError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"calibration must hold inputs of the model: {error}") from None
+    return batches
+
+
+#: Inputs of a layer, batch by batch.
+_Batches: TypeAlias = "list[npt.NDArray[Any]]"
+
+
+@dataclasses.dataclass
+class _Conversion:
+    """What each layer is converted by.
+
+    Methods return the new layer, its outputs for calibration inputs, and the outputs of the
+    original layer for the inputs that the original model gives it (if biases are corrected).
+    """
+
+    schemes: Mapping[str, Scheme | None]
+    method: str
+    input: str
+    correct_bias: bool
+
+    def sequential(
+        self, model: Sequential, path: str, batches: _Batches, given: _Batches
+    ) -> tuple[Sequential, _Batches, _Batches]:
+        layers = []
+        for name, layer in model.children().items():
+            inner = f"{path}.{name}" if path else name
+            new, batches, given = self.layer(layer, inner, batches, given)
+            layers.append(new)
+        return Sequential(*layers), batches, given
+
+    def layer(
+        self, layer: Layer, path: str, batches: _Batches, given: _Batches
+    ) -> tuple[Layer, _Batches, _Batches]:
+        if isinstance(layer, Sequential):
+            return self.sequential(layer, path, batches, given)
+        if isinstance(layer, Residual):
+            return self.residual(layer, path, batches, given)
+        scheme = self.schemes.get(path)
+        if scheme is None:
+            new: Layer = copy.deepcopy(layer)
+        elif isinstance(layer, Linear):
+            new = self.linear(layer, scheme, batches, given)
+        elif isinstance(layer, MultiHeadAttention):
+            new = self.attention(layer, scheme, batches, given)
+        else:
+            new = self.embedding(layer, scheme)
+        new.eval()
+        return new, [new.forward(x) for x in batches], [layer.forward(x) for x in given]
+
+    def residual(
+        self, layer: Residual, path: str, batches: _Batches, given: _Batches
+    ) -> tuple[Residual, _Batches, _Batches]:
+        body, through, original = self.sequential(layer.body, f"{path}.body", batches, given)
+        shortcut, side, beside = layer.shortcut, batches, given
+        if shortcut is not None:
+            shortcut, side, beside = self.layer(shortcut, f"{path}.shortcut", batches, given)
+        sums = [x + y for x, y in zip(side, through, strict=True)]
+        original = [x + y for x, y in zip(beside, original, strict=True)]
+        return Residual(*body, shortcut=shortcut), sums, original
+
+    def linear(
+        self, layer: Any, scheme: Scheme, batches: _Batches, given: _Batches
+    ) -> QuantizedLinear:
+        new = _quantized(layer, scheme, batches, self.method, self.input)
+        if self.correct_bias:
             new = _with_bias(layer, new, _mean(given), _mean(batches))
-        batches = [new.forward(x) for x in batches] if needed else []
-        given = [same.forward(x) for x in given]
-        layers.append(copy.deepcopy(new))
-    return Sequential(*layers)
+        return new
+
+    def attention(
+        self, layer: MultiHeadAttention, scheme: Scheme, batches: _Batches, given: _Batches
+    ) -> QuantizedMultiHeadAttention:
+        # Its module imports this package.
+        from compressrs.nn.quantized_attention import QuantizedMultiHeadAttention, attended
+
+        params = layer.params
+        inner = _Weights(params["in_proj_weight"], params.get("in_proj_bias"))
+        outer = _Weights(params["out_proj.weight"], params.get("out_proj.bias"))
+        first = self.linear(inner, scheme, batches, given)
+        # What the heads give, from which the second product is calibrated.
+        mixed = [attended(first, layer.heads, layer.causal, x)[-1] for x in batches]
+        original = [layer._mixed(x)[-1] for x in given]
+        second = self.linear(outer, scheme, mixed, original)
+        return QuantizedMultiHeadAttention(first, second, layer.heads, causal=layer.causal)
+
+    def embedding(self, layer: Any, scheme: Scheme) -> Layer:
+        from compressrs.nn.quantized_attention import QuantizedEmbedding
+
+        method = "nearest" if self.method in _CALIBRATED else self.method
+        return QuantizedEmbedding(_codes(layer.weight, scheme, None, method))
 
 
-def _mean(batches: list[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    total = np.sum([x.sum(axis=0, dtype=np.float64) for x in batches], axis=0)
-    mean: npt.NDArray[np.float64] = total / sum(len(x) for x in batches)
+@dataclasses.dataclass
+class _Weights:
+    """Weight and bias of a product that is not a layer."""
+
+    weight: Array
+    bias: Array | None
+
+
+def _mean(batches: _Batches) -> npt.NDArray[np.float64]:
+    """Return the mean row of inputs with any number of axes."""
+    rows = [x.reshape(-1, x.shape[-1]) for x in batches]
+    total = np.sum([x.sum(axis=0, dtype=np.float64) for x in rows], axis=0)
+    mean: npt.NDArray[np.float64] = total / sum(map(len, rows))
     return mean
 
 
@@ -138,8 +249,7 @@ def _with_bias(
 ) -> QuantizedLinear:
     """Return the layer with a bias that keeps the mean of outputs.
 
-    `before` and `after` are the means of inputs that the layer is given in the model and in
-    the quantized model.
+    `before` and `after` are the means of the inputs in the model and in the quantized model.
     """
     from compressrs.nn import QuantizedLinear
 
@@ -152,24 +262,10 @@ def _with_bias(
     return QuantizedLinear(new.weight, found, input=new.input, input_scale=scale)
 
 
-def _batch(x: Any, model: Sequential) -> npt.NDArray[Any]:
-    """Return calibration inputs as an array, if the first layer may take it."""
-    batch = as_array(x, "calibration")
-    require_float(batch.dtype, "calibration")
-    features = next((layer.weight.shape[1] for layer in model if isinstance(layer, Linear)), None)
-    if batch.ndim != 2 or (isinstance(model[0], Linear) and batch.shape[1] != features):
-        raise ValueError(f"calibration must have shape (rows, {features}), got {batch.shape}")
-    if isinstance(model[0], Linear) and batch.dtype != model[0].weight.dtype:
-        raise TypeError(
-            f"calibration must have dtype {model[0].weight.dtype} like the model, got {batch.dtype}"
-        )
-    return batch
-
-
 def _schemes(
     model: Sequential, scheme: Scheme | Mapping[str, Scheme | None]
-) -> list[Scheme | None]:
-    """Return the scheme of each layer."""
+) -> dict[str, Scheme | None]:
+    """Return the scheme of each layer that has a form in few bits, by name."""
     rules = {"*": scheme} if isinstance(scheme, Scheme) else scheme
     if not isinstance(rules, Mapping):
         raise TypeError(f"scheme must be a Scheme or a dict, got {type(scheme).__name__}")
@@ -178,45 +274,51 @@ def _schemes(
             raise TypeError(
                 f"scheme[{pattern!r}] must be a Scheme or None, got {type(rule).__name__}"
             )
-    found: list[Scheme | None] = []
-    for i, layer in enumerate(model):
-        fits = (rule for pattern, rule in rules.items() if fnmatch.fnmatchcase(str(i), pattern))
-        found.append(next(fits, None) if isinstance(layer, Linear) else None)
-    if not any(found):
-        raise ValueError("scheme must quantize at least one Linear layer, got none")
+    names = [name for name, layer in model.named_layers() if isinstance(layer, _KINDS)]
+    found: dict[str, Scheme | None] = {}
+    for name in names:
+        fits = (rule for pattern, rule in rules.items() if fnmatch.fnmatchcase(name, pattern))
+        found[name] = next(fits, None)
+    if not any(found.values()):
+        raise ValueError(
+            f"scheme must quantize at least one layer, of which there are {names or 'none'}, got "
+            f"{list(rules)}"
+        )
     return found
 
 
 def _quantized(
-    layer: Any,
-    scheme: Any,
-    batches: list[npt.NDArray[Any]],
-    method: str,
-    input: str,
+    layer: Any, scheme: Scheme, batches: _Batches, method: str, input: str
 ) -> QuantizedLinear:
-    """Return one layer in few bits."""
+    """Return a product in few bits."""
     # Its module imports this package.
     from compressrs.nn import QuantizedLinear
 
-    w, scale = layer.weight, None
+    statistics = None
     if method in _CALIBRATED:
-        statistics = InputStatistics(w.shape[1], gram=True)
+        statistics = InputStatistics(layer.weight.shape[1], gram=True)
         for x in batches:
             statistics.update(x)
-    if method == "gptq":
-        q = gptq(w, statistics, scheme)
-    elif scheme.dtype == "codebook":
-        q = kmeans(w, scheme)
-    elif method == "awq":
-        q, scale = awq(w, statistics, scheme)
-    elif method == "adaround":
-        q = adaround(w, statistics, scheme)
-    elif method == "hqq":
-        q = hqq(w, scheme)
-    elif method == "mse":
-        found, zero_point = mse_scale(w, scheme)
-        q = quantize(w, scheme, scale=found, zero_point=zero_point)
+    scale = None
+    if method == "awq" and scheme.dtype != "codebook":
+        q, scale = awq(layer.weight, statistics, scheme)  # type: ignore[arg-type]
     else:
-        q = quantize(w, scheme)
+        q = _codes(layer.weight, scheme, statistics, method)
     bias = None if layer.bias is None else layer.bias.copy()
     return QuantizedLinear(q, bias, input=input, input_scale=scale)
+
+
+def _codes(w: Array, scheme: Scheme, statistics: Any, method: str) -> QuantizedTensor:
+    """Return a weight in few bits, by a method that does not change the inputs."""
+    if method == "gptq":
+        return gptq(w, statistics, scheme)
+    if scheme.dtype == "codebook":
+        return kmeans(w, scheme)
+    if method == "adaround":
+        return adaround(w, statistics, scheme)
+    if method == "hqq":
+        return hqq(w, scheme)
+    if method == "mse":
+        found, zero_point = mse_scale(w, scheme)
+        return quantize(w, scheme, scale=found, zero_point=zero_point)
+    return quantize(w, scheme)

@@ -257,6 +257,12 @@ class QuantizedTensor:
             given.reshape(matrix)[:, order] = target
         return given
 
+    def _state(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that are there, by name."""
+        names = ("codes", "scale", "zero_point", "codebook", "group_index")
+        arrays = {prefix + name: getattr(self, name) for name in names}
+        return {name: array for name, array in arrays.items() if array is not None}
+
     def copy(self) -> QuantizedTensor:
         """Return one with its own arrays."""
         return copy.deepcopy(self)
