@@ -255,7 +255,14 @@ CALLS: dict[str, Arguments] = {
     "nn.GELU": lambda: dict(approximate="none"),
     "nn.Residual": lambda: dict(shortcut=None),
     "nn.cross_entropy": lambda: dict(
-        logits=w(), labels=np.arange(8), label_smoothing=0.1, reduction="mean"
+        logits=w(),
+        labels=np.arange(8),
+        label_smoothing=0.1,
+        class_weight=np.ones(16),
+        sample_weight=np.ones(8),
+        ignore_index=-100,
+        reduction="mean",
+        out=None,
     ),
     "nn.mse_loss": lambda: dict(prediction=w(), target=w(), reduction="mean"),
     "nn.fold_batch_norm": lambda: dict(model=model()),

@@ -440,6 +440,19 @@ EXAMPLES: dict[str, Example] = {
             nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=4), input="int8"
         )
     ),
+    "nn.QuantizedMultiHeadAttention": layer(
+        lambda: quantize.quantize_model(
+            nn.Sequential(nn.MultiHeadAttention(8, 2, dtype=np.float64, rng=0)),
+            quantize.Scheme(bits=8),
+        )[0],
+        (2, 4, 8),
+    ),
+    "nn.QuantizedEmbedding": Example(
+        lambda: nn.QuantizedEmbedding.from_embedding(
+            nn.Embedding(4, 3, rng=0), quantize.Scheme(bits=8)
+        ),
+        lambda layer: [layer(np.array([1, 3, 1]))],
+    ),
     "nn.FakeQuantizedLinear": layer(
         lambda: nn.FakeQuantizedLinear(
             nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=2)

@@ -23,12 +23,22 @@ def ones() -> Any:
     return np.ones((8, 1))
 
 
+def attention() -> Any:
+    model = nn.Sequential(nn.MultiHeadAttention(8, 2, rng=0))
+    return quantize.quantize_model(model, quantize.Scheme(bits=8))[0]
+
+
 CALLS: dict[str, Arguments] = {
     "nn.QuantizedLinear": lambda: dict(
         weight=quantize.quantize(w(), scheme()), bias=None, input="int8", input_scale=None
     ),
     "nn.QuantizedLinear.from_linear": lambda: dict(
         layer=nn.Linear(3, 2), scheme=scheme(), input="int8"
+    ),
+    "nn.QuantizedEmbedding": lambda: dict(weight=quantize.quantize(w(), scheme())),
+    "nn.QuantizedEmbedding.from_embedding": lambda: dict(layer=nn.Embedding(5, 3), scheme=scheme()),
+    "nn.QuantizedMultiHeadAttention": lambda: dict(
+        in_proj=attention().in_proj, out_proj=attention().out_proj, heads=2, causal=True
     ),
     "nn.FakeQuantizedLinear": lambda: dict(layer=nn.Linear(3, 2), scheme=scheme(), input="float32"),
     "quantize.Scheme": lambda: dict(
@@ -117,6 +127,16 @@ METHODS: dict[str, Method] = {
         lambda: nn.QuantizedLinear(codebook()),
         "forward",
         lambda: dict(x=np.ones((2, 16))),
+    ),
+    "QuantizedEmbedding.forward": (
+        lambda: nn.QuantizedEmbedding(quantize.quantize(w(), scheme())),
+        "forward",
+        lambda: dict(x=np.array([1, 2])),
+    ),
+    "QuantizedMultiHeadAttention.forward": (
+        attention,
+        "forward",
+        lambda: dict(x=np.ones((2, 3, 8), "f"), lengths=np.array([1, 3])),
     ),
     "FakeQuantizedLinear.forward": (
         lambda: nn.FakeQuantizedLinear(nn.Linear(3, 2), scheme()),

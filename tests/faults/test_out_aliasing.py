@@ -115,6 +115,7 @@ def _public_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             lambda **kw: D.kd_loss(alpha=0.5, label_smoothing=0.1, **kw),
             {**pair, "temperature": each, "labels": labels, **weights},
         ),
+        "cross_entropy": (cr.nn.cross_entropy, {"logits": z, "labels": labels, **weights}),
         "dkd_loss": (
             D.dkd_loss,
             {

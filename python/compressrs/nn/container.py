@@ -164,7 +164,7 @@ class Sequential(Container):
 
         Raises
         ------
-        TypeError, IndexError, KeyError
+        TypeError, IndexError
             If `index` is of another type, or there is no such layer.
 
         Examples
@@ -195,7 +195,7 @@ class Sequential(Container):
         for key in name.split("."):
             children = layer.children()
             if key not in children:
-                raise KeyError(f"index must be the name of a layer, got {name!r}")
+                raise IndexError(f"index must be the name of a layer, got {name!r}")
             layer = children[key]
         return layer
 

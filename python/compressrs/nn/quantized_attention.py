@@ -83,7 +83,7 @@ class QuantizedMultiHeadAttention(Layer):
         for name, layer in (("in_proj", in_proj), ("out_proj", out_proj)):
             if not isinstance(layer, QuantizedLinear):
                 raise TypeError(f"{name} must be a QuantizedLinear, got {type(layer).__name__}")
-        self.features = out_proj.weight.shape[0]
+        self.features: int = out_proj.weight.shape[0]
         shapes = in_proj.weight.shape, out_proj.weight.shape
         if shapes != ((3 * self.features, self.features), (self.features, self.features)):
             raise ValueError(
