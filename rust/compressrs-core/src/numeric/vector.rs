@@ -5,8 +5,10 @@
 //! vector are independent, so the width that a level of instructions takes does not show in
 //! the results.
 
+use std::marker::PhantomData;
+
 use crate::numeric::element::Float;
-use crate::runtime::simd::{self, Kernel, Level, dispatch};
+use crate::runtime::simd::{ByVectors, dispatch};
 
 /// Some lanes of a type.
 pub trait Vector<T>: Copy {
@@ -142,28 +144,66 @@ pub trait WithVector<T: Float> {
 /// Runs work with the widest vectors, and as many rows as the registers hold.
 #[inline]
 pub fn by_level<T: Float, W: WithVector<T>>(work: W) -> W::Output {
-    match simd::level() {
-        // 24 of 32 registers hold sums, of 16 registers 12.
-        Ok(Level::Avx512 | Level::Avx512Vnni) => {
-            dispatch(At::<T, T::Avx512, W, 12, 4>(work, std::marker::PhantomData))
-        }
-        Ok(Level::Avx2 | Level::AvxVnni) => {
-            dispatch(At::<T, T::Avx2, W, 6, 2>(work, std::marker::PhantomData))
-        }
-        // NEON has 32 registers; elsewhere the compiler does what it can.
-        _ => dispatch(At::<T, T::Portable, W, 12, 4>(work, std::marker::PhantomData)),
+    dispatch(ByLevel(work, PhantomData))
+}
+
+struct ByLevel<T, W>(W, PhantomData<T>);
+
+impl<T: Float, W: WithVector<T>> ByVectors for ByLevel<T, W> {
+    type Output = W::Output;
+
+    // NEON has 32 registers; elsewhere the compiler does what it can.
+    #[inline(always)]
+    fn target(self) -> W::Output {
+        self.0.run::<T::Portable, 12, 4>()
+    }
+
+    // 12 of 16 registers hold sums.
+    #[inline(always)]
+    unsafe fn avx2(self) -> W::Output {
+        self.0.run::<T::Avx2, 6, 2>()
+    }
+
+    // 24 of 32 registers hold sums.
+    #[inline(always)]
+    unsafe fn avx512(self) -> W::Output {
+        self.0.run::<T::Avx512, 12, 4>()
     }
 }
 
-struct At<T, V, W, const R: usize, const Q: usize>(W, std::marker::PhantomData<(T, V)>);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::simd::{Level, Vectors, dispatch_at};
 
-impl<T: Float, V: Vector<T>, W: WithVector<T>, const R: usize, const Q: usize> Kernel
-    for At<T, V, W, R, Q>
-{
-    type Output = W::Output;
+    /// Lanes and rows of the tiles that it is run with.
+    struct Shape;
 
-    #[inline(always)]
-    fn run(self) -> W::Output {
-        self.0.run::<V, R, Q>()
+    impl<T: Float> WithVector<T> for Shape {
+        type Output = (usize, usize);
+
+        #[inline(always)]
+        fn run<V: Vector<T>, const R: usize, const Q: usize>(self) -> (usize, usize) {
+            (V::LANES, R)
+        }
+    }
+
+    #[test]
+    fn every_level_takes_its_own_vectors() {
+        for level in Level::supported() {
+            let (bits, rows) = match level.vectors() {
+                Vectors::Target => (128, 12),
+                Vectors::Avx2 => (256, 6),
+                Vectors::Avx512 => (512, 12),
+            };
+            assert_eq!(
+                dispatch_at(level, ByLevel::<f32, _>(Shape, PhantomData)),
+                (bits / 32, rows)
+            );
+            assert_eq!(
+                dispatch_at(level, ByLevel::<f64, _>(Shape, PhantomData)),
+                (bits / 64, rows)
+            );
+        }
     }
 }

@@ -6,9 +6,11 @@
 //! for each [`Level`]. `mul_add` and the fixed lanes of [`crate::numeric::lanes`] make the
 //! bits the same on all of them.
 //!
-//! The dot products of bytes that [`Level::AvxVnni`] and [`Level::Avx512Vnni`] add are of
-//! use to integer products alone, which choose by [`level`] themselves; to all other
-//! kernels these levels are AVX2 and AVX-512.
+//! A level says once, in [`Level::vectors`], which [`Vectors`] its kernels work with; what
+//! depends on them matches on that, without a wildcard. The dot products of bytes that
+//! [`Level::AvxVnni`] and [`Level::Avx512Vnni`] add are of use to integer products alone,
+//! which match on the level itself; to all other kernels these levels are AVX2 and AVX-512,
+//! and share their code.
 //!
 //! # Why hand-made wrappers
 //!
@@ -44,8 +46,20 @@ pub enum Level {
     Avx512Vnni,
 }
 
+/// The vector registers that kernels of a [`Level`] work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vectors {
+    /// Those of the compilation target, as the compiler uses them.
+    Target,
+    /// 256 bits: AVX2, FMA and F16C.
+    Avx2,
+    /// 512 bits: AVX-512 (F, BW, DQ, VL), and all of AVX2's.
+    Avx512,
+}
+
 impl Level {
-    const ALL: [Level; 6] = [
+    /// All levels, from the least to the most.
+    pub const ALL: [Level; 6] = [
         Level::Portable,
         Level::Neon,
         Level::Avx2,
@@ -63,6 +77,17 @@ impl Level {
             Level::AvxVnni => "avxvnni",
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512vnni",
+        }
+    }
+
+    /// The vectors of its kernels.
+    #[inline]
+    pub const fn vectors(self) -> Vectors {
+        match self {
+            // NEON is part of the aarch64 base target.
+            Level::Portable | Level::Neon => Vectors::Target,
+            Level::Avx2 | Level::AvxVnni => Vectors::Avx2,
+            Level::Avx512 | Level::Avx512Vnni => Vectors::Avx512,
         }
     }
 
@@ -165,23 +190,70 @@ pub trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Kernel;
-
+/// A kernel with a body of its own for each kind of [`Vectors`]. A [`Kernel`] has one body
+/// for all.
+pub trait ByVectors {
+    /// What the kernel returns.
+    type Output;
+    /// The body for [`Vectors::Target`]. Like the others it must be `#[inline(always)]`.
+    fn target(self) -> Self::Output;
+    /// The body for [`Vectors::Avx2`].
+    ///
     /// # Safety
-    /// The machine must have the features named.
-    #[cfg(not(feature = "single-level"))]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run()
+    /// The machine must have these vectors.
+    unsafe fn avx2(self) -> Self::Output;
+    /// The body for [`Vectors::Avx512`].
+    ///
+    /// # Safety
+    /// The machine must have these vectors.
+    unsafe fn avx512(self) -> Self::Output;
+}
+
+impl<K: Kernel> ByVectors for K {
+    type Output = K::Output;
+
+    #[inline(always)]
+    fn target(self) -> K::Output {
+        self.run()
+    }
+
+    #[inline(always)]
+    unsafe fn avx2(self) -> K::Output {
+        self.run()
+    }
+
+    #[inline(always)]
+    unsafe fn avx512(self) -> K::Output {
+        self.run()
+    }
+}
+
+/// The bodies, each compiled once per kernel.
+mod compiled {
+    use super::ByVectors;
+
+    #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
+    #[inline(never)]
+    pub fn target<K: ByVectors>(kernel: K) -> K::Output {
+        kernel.target()
     }
 
     /// # Safety
     /// The machine must have the features named.
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run()
+    pub unsafe fn avx2<K: ByVectors>(kernel: K) -> K::Output {
+        // SAFETY: the features are those of `Vectors::Avx2`.
+        unsafe { kernel.avx2() }
+    }
+
+    /// # Safety
+    /// The machine must have the features named.
+    #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub unsafe fn avx512<K: ByVectors>(kernel: K) -> K::Output {
+        // SAFETY: the features are those of `Vectors::Avx512`.
+        unsafe { kernel.avx512() }
     }
 }
 
@@ -191,7 +263,7 @@ mod x86 {
 /// If [`ENV`] names no level of this machine; callers that must not panic ask
 /// [`level`] first.
 #[inline]
-pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+pub fn dispatch<K: ByVectors>(kernel: K) -> K::Output {
     match level() {
         // SAFETY: `level` returns only supported levels.
         Ok(level) => unsafe { run_at(level, kernel) },
@@ -203,7 +275,7 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Panics
 /// If this machine does not support `level`.
-pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
+pub fn dispatch_at<K: ByVectors>(level: Level, kernel: K) -> K::Output {
     assert!(level.is_supported(), "{} is not supported here", level.name());
     // SAFETY: just checked.
     unsafe { run_at(level, kernel) }
@@ -212,19 +284,18 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
 /// # Safety
 /// The machine must support `level`.
 #[inline]
-unsafe fn run_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
-    match level {
-        #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
-        // SAFETY: the caller guarantees that the machine supports the level.
-        Level::Avx512 | Level::Avx512Vnni => unsafe { x86::avx512(kernel) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Level::Avx2 | Level::AvxVnni => unsafe { x86::avx2(kernel) },
-        #[cfg(all(target_arch = "x86_64", feature = "single-level"))]
-        _ => unreachable!("{} is not compiled", level.name()),
-        // NEON is part of the aarch64 base target.
+unsafe fn run_at<K: ByVectors>(level: Level, kernel: K) -> K::Output {
+    match level.vectors() {
         #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
-        _ => kernel.run(),
+        Vectors::Target => compiled::target(kernel),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller guarantees that the machine supports the level.
+        Vectors::Avx2 => unsafe { compiled::avx2(kernel) },
+        #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
+        // SAFETY: as above.
+        Vectors::Avx512 => unsafe { compiled::avx512(kernel) },
+        #[cfg(any(not(target_arch = "x86_64"), feature = "single-level"))]
+        _ => unreachable!("{} is not compiled", level.name()),
     }
 }
 
@@ -241,6 +312,39 @@ mod tests {
         for level in Level::supported() {
             assert_eq!(Level::choose(Some(level.name())), Ok(level));
         }
+    }
+
+    /// Says which of its bodies ran.
+    struct Which;
+
+    impl ByVectors for Which {
+        type Output = Vectors;
+        fn target(self) -> Vectors {
+            Vectors::Target
+        }
+        unsafe fn avx2(self) -> Vectors {
+            Vectors::Avx2
+        }
+        unsafe fn avx512(self) -> Vectors {
+            Vectors::Avx512
+        }
+    }
+
+    #[test]
+    fn every_level_takes_the_body_for_its_vectors() {
+        for level in Level::ALL {
+            let wanted = match level.name() {
+                "portable" | "neon" => Vectors::Target,
+                "avx2" | "avxvnni" => Vectors::Avx2,
+                "avx512" | "avx512vnni" => Vectors::Avx512,
+                name => panic!("a test for {name}"),
+            };
+            assert_eq!(level.vectors(), wanted);
+            if level.is_supported() {
+                assert_eq!(dispatch_at(level, Which), wanted);
+            }
+        }
+        assert_eq!(dispatch(Which), level().unwrap().vectors());
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub use table::Table;
 
 use super::{Damaged, take};
 use crate::runtime::memory;
+#[cfg(target_arch = "x86_64")]
+use crate::runtime::simd::Vectors;
 use crate::runtime::simd::{self, Level};
 
 /// Bits of a frequency.
@@ -97,16 +99,16 @@ pub fn decode_at<const N: usize>(
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
     if let Ok(states) = <&mut [u32; WIDE]>::try_from(&mut states[..]) {
-        match level {
-            Level::Avx512 | Level::Avx512Vnni => {
+        match level.vectors() {
+            Vectors::Avx512 => {
                 // SAFETY: the level is supported, as asserted, so the machine has AVX-512.
                 done = unsafe { x86::decode_avx512(slots, states, &mut words, out) }
             }
-            Level::Avx2 | Level::AvxVnni => {
+            Vectors::Avx2 => {
                 // SAFETY: the level is supported, as asserted, so the machine has AVX2.
                 done = unsafe { x86::decode_avx2(slots, states, &mut words, out) }
             }
-            _ => {}
+            Vectors::Target => {}
         }
     }
     done += decode_groups(slots, &mut states, &mut words, &mut out[done..]);

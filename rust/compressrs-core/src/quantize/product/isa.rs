@@ -280,6 +280,8 @@ pub unsafe fn run_at<B: Body>(level: Level, body: &B, tasks: Range<usize>) {
         // SAFETY: as above.
         Level::Avx512Vnni => unsafe { super::x86::avx512_vnni(body, tasks) },
         // SAFETY: what the target has is enough.
-        _ => unsafe { body.run::<Arrays>(tasks) },
+        Level::Portable | Level::Neon => unsafe { body.run::<Arrays>(tasks) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("{} is of another architecture", level.name()),
     }
 }
