@@ -39,11 +39,21 @@ mod _core {
     #[pymodule_export]
     use crate::errors::NonFiniteGradientError;
     #[pymodule_export]
-    use crate::nn::{
-        activate, activate_backward, add_rows, attend, attend_backward, batch_norm_backward,
-        channel_moments, conv2d, conv2d_backward, conv2d_shape, layer_norm, layer_norm_backward,
-        linear, linear_backward, pool, pool_backward, pool_shape, scale_channels, softmax_backward,
+    use crate::nn::activation::{activate, activate_backward};
+    #[pymodule_export]
+    use crate::nn::attention::{attend, attend_backward, softmax_backward};
+    #[pymodule_export]
+    use crate::nn::conv::{conv2d, conv2d_backward, conv2d_shape};
+    #[pymodule_export]
+    use crate::nn::embedding::add_rows;
+    #[pymodule_export]
+    use crate::nn::linear::{linear, linear_backward};
+    #[pymodule_export]
+    use crate::nn::norm::{
+        batch_norm_backward, channel_moments, layer_norm, layer_norm_backward, scale_channels,
     };
+    #[pymodule_export]
+    use crate::nn::pool::{pool, pool_backward, pool_shape};
     #[pymodule_export]
     use crate::optim::Stepper;
     #[pymodule_export]
