@@ -229,9 +229,16 @@ mod tests {
 
     #[test]
     fn codes_come_back() {
-        for (channels, count, group) in
-            [(0, 5, 4), (1, 1, 1), (16, 8, 8), (17, 9, 4), (33, 100, 32), (130, 13, 5), (3, 0, 7), (130, 0, 7)]
-        {
+        for (channels, count, group) in [
+            (0, 5, 4),
+            (1, 1, 1),
+            (16, 8, 8),
+            (17, 9, 4),
+            (33, 100, 32),
+            (130, 13, 5),
+            (3, 0, 7),
+            (130, 0, 7),
+        ] {
             for nibbles in [false, true] {
                 let code = |i: usize, j: usize| {
                     ((i * 31 + j * 7 + 3) % if nibbles { 16 } else { 256 }) as u8
