@@ -160,6 +160,13 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def string(value: Any, name: str) -> str:
+    """Return `value` after checking that it is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    return value
+
+
 def function(value: Any, name: str) -> Callable[..., Any]:
     """Return `value` after checking that it can be called."""
     if not callable(value):

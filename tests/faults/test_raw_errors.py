@@ -14,7 +14,7 @@ import pytest
 
 import compressrs as cr
 from compressrs import distill, prune
-from tests.faults import calls, optim_calls, quantize_calls, search_calls
+from tests.faults import calls, checkpoint_calls, optim_calls, quantize_calls, search_calls
 from tests.faults.calls import model, w
 from tests.faults.public import names
 
@@ -72,10 +72,23 @@ ALSO = {
 }
 
 
-CALLS = {**calls.CALLS, **optim_calls.CALLS, **quantize_calls.CALLS, **search_calls.CALLS}
-METHODS = {**calls.METHODS, **optim_calls.METHODS, **quantize_calls.METHODS, **search_calls.METHODS}
-LEFT_OUT = calls.LEFT_OUT | optim_calls.LEFT_OUT | quantize_calls.LEFT_OUT | search_calls.LEFT_OUT
-PACKAGES = ("TrainState", "distill", "nn", "optim", "prune", "quantize", "search", "sparse")
+#: Arguments that are names of files, of which the system's errors tell what is wrong.
+PATHS = ("path", "src", "dst", "a", "b", "calibration")
+TABLES = (calls, checkpoint_calls, optim_calls, quantize_calls, search_calls)
+CALLS = {name: call for table in TABLES for name, call in table.CALLS.items()}
+METHODS = {name: method for table in TABLES for name, method in table.METHODS.items()}
+LEFT_OUT = {name for table in TABLES for name in table.LEFT_OUT}
+PACKAGES = (
+    "TrainState",
+    "checkpoint",
+    "distill",
+    "nn",
+    "optim",
+    "prune",
+    "quantize",
+    "search",
+    "sparse",
+)
 
 
 def test_every_public_name_is_tried() -> None:
@@ -133,11 +146,15 @@ def test_wrong_arguments_are_refused_by_name(
             except MemoryError:
                 assert wrong == 10**30, f"{name}({argument}={wrong!r})"
             except OSError as error:
-                assert argument == "path" and error.filename, repr(error)
+                assert argument in PATHS, repr(error)
+                assert error.filename or mentioned(argument, str(error)), repr(error)
             except (TypeError, ValueError) as error:
                 said = str(error)
                 known = mentioned(argument, said) or ALSO.get(argument, "\0") in said
                 assert known, f"{name}({argument}={wrong!r}): {error!r}"
+            except KeyError as error:
+                # KeyError is right for names, as for a dict.
+                assert argument == "name" and str(wrong) in str(error), repr(error)
             except IndexError as error:
                 # IndexError is right for indexing, as for a list.
                 assert function().__name__ == "__getitem__", repr(error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +53,12 @@ class File:
     def __init__(self, path: Path, mapped: bool = False) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # A pipe is not waited for.
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        self._descriptor = os.open(path, flags)
         try:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
             self._state = self._stat()
             self.header: Header = _format.parse(path, self._descriptor, self._state[0])
             if mapped:

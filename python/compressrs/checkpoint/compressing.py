@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compressrs._checks import file_path
+from compressrs._checks import file_path, flag, function, whole
 from compressrs._files import write_atomically
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._calibration import Calibration, Given
@@ -149,6 +149,14 @@ def compress(
     True
     """
     recipe = Recipe() if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
+    memory_limit = whole(memory_limit, "memory_limit", 0)
+    if max_shard_size is not None:
+        max_shard_size = whole(max_shard_size, "max_shard_size", 1)
+    dry_run, resume = flag(dry_run, "dry_run"), flag(resume, "resume")
+    if progress is not None:
+        function(progress, "progress")
     target = Path(os.path.realpath(file_path(dst, "dst")))
     with ExitStack() as opened:
         files = opened.enter_context(Files(src, name="src"))
@@ -157,11 +165,8 @@ def compress(
                 raise ValueError(f"{file.path} is compressed already; decompress it first")
         single = target.name.endswith(SUFFIX)
         check_target(files, target, single)
-        if max_shard_size is not None and (single or max_shard_size < 1):
-            raise ValueError(
-                "max_shard_size must be at least 1, and dst a folder, "
-                f"got {max_shard_size} and {target.name}"
-            )
+        if max_shard_size is not None and single:
+            raise ValueError(f"max_shard_size needs dst to be a folder, got {target.name}")
         given = recipe.calibration if calibration is None else calibration
         found = None if given is None else opened.enter_context(Calibration(given))
         steps = plan(files, recipe, memory_limit, found)

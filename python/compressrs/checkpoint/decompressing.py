@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressrs._checks import file_path, function
 from compressrs._files import CHECKSUM, restore_checksum, write_atomically
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import Bytes
@@ -66,7 +67,9 @@ def decompress(
     ValueError
         If `src` is damaged, or `dst` exists as a folder.
     """
-    target = Path(os.path.realpath(dst))
+    src, target = file_path(src, "src"), Path(os.path.realpath(file_path(dst, "dst")))
+    if progress is not None:
+        function(progress, "progress")
     with Checkpoint(src) as c:
         single = target.name.endswith(SUFFIX)
         check_target(c.files, target, single)
@@ -214,6 +217,8 @@ def verify(
     ValueError
         If a tensor or file is damaged; the message names it.
     """
+    if progress is not None:
+        function(progress, "progress")
     with Checkpoint(path) as c:
         _outputs(c, single=False)
         for i, name in enumerate(c):

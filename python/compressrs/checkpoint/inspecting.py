@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressrs._checks import file_path
 from compressrs.checkpoint import _coding
 from compressrs.checkpoint._format import DTYPES, FLOATS
 from compressrs.checkpoint.reader import PLAIN_TILE, Checkpoint
@@ -107,7 +108,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str,
     ValueError
         If something is damaged.
     """
-    with Checkpoint(a) as first, Checkpoint(b) as second:
+    with Checkpoint(file_path(a, "a")) as first, Checkpoint(file_path(b, "b")) as second:
         rows = []
         for name in (*first, *(name for name in second if name not in first)):
             row: dict[str, Any] = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compressrs import _core
 from compressrs._arrays import dtype_of
+from compressrs._checks import file_path, flag, string, whole
 from compressrs.checkpoint import _coding, _quantized
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Parts
 from compressrs.checkpoint._decoding import decode
@@ -64,8 +65,9 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def __init__(
         self, path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = True
     ) -> None:
-        self._options = os.fspath(path), mapped, verify
-        self._verify = verify
+        path = file_path(path)
+        mapped, self._verify = flag(mapped, "mapped"), flag(verify, "verify")
+        self._options = os.fspath(path), mapped, self._verify
         self._checked: set[str] = set()
         self._files = Files(path, mapped)
         try:
@@ -169,7 +171,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             If there is no tensor of this name.
         """
         try:
-            d = self._descriptions[name]
+            d = self._descriptions[string(name, "name")]
         except KeyError:
             raise KeyError(f"no tensor {name!r} in {self._files.path}") from None
         return d if d.same is None else self._descriptions[d.same]
@@ -365,8 +367,11 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             If the tensor has no axes or fewer rows, or is damaged.
         """
         d = self.description(name)
+        start, stop = whole(start, "start", 0), whole(stop, "stop", 0)
         if not d.shape or not 0 <= start <= stop <= d.shape[0]:
-            raise ValueError(f"rows {start}:{stop} must lie in {name!r} of shape {d.shape}")
+            raise ValueError(
+                f"rows from start {start} to stop {stop} must lie in {name!r} of shape {d.shape}"
+            )
         row = d.size // d.shape[0] if d.shape[0] else 0
         first, last = start * row, stop * row
         bits = DTYPES[d.dtype].bits
@@ -497,7 +502,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         # Its module needs this one.
         from compressrs.checkpoint import _models
 
-        bias = f"{name}.bias"
+        bias = f"{string(name, 'name')}.bias"
         return _models.linear(self, f"{name}.weight", bias if bias in self else None)
 
     def close(self) -> None:

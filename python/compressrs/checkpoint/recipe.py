@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compressrs._checks import choice, share, whole
+from compressrs._checks import choice, file_path, sequence, share, string, whole
 
 INTEGERS = tuple(f"int{bits}" for bits in range(8, 1, -1))
 QUANTIZE = (*INTEGERS, "nf4", "codebook")
@@ -96,7 +96,7 @@ class Rule:
         ValueError
             If it is not one.
         """
-        match = _PATTERN.fullmatch(self.pattern or "")
+        match = _PATTERN.fullmatch(string(self.pattern, "pattern"))
         if match is None or int(match[1]) > int(match[2]):
             raise ValueError(f"pattern must be n:m with n <= m, as in 2:4, got {self.pattern!r}")
         return int(match[1]), int(match[2])
@@ -134,7 +134,7 @@ class Rule:
             If the string is not a valid rule.
         """
         given: dict[str, Any] = {}
-        for part in text.split(","):
+        for part in string(text, "text").split(","):
             name, found, value = part.strip().partition("=")
             if found:
                 given[name.strip()] = _value(value.strip())
@@ -144,7 +144,9 @@ class Rule:
                 given["dtype"] = name
             elif name != "lossless":
                 choices = ("lossless", *QUANTIZE, *DTYPES)
-                raise ValueError(f"a rule must be one of {', '.join(choices)}, got {name!r}")
+                raise ValueError(
+                    f"the text of a rule must be one of {', '.join(choices)}, got {name!r}"
+                )
         return _rule(given, "a rule")
 
 
@@ -187,15 +189,24 @@ class Recipe:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple((str(p), rule) for p, rule in self.rules))
-        object.__setattr__(self, "ignore", tuple(self.ignore))
+        _require_rule(self.default, "default")
+        object.__setattr__(
+            self, "rules", tuple(_pair(pair) for pair in sequence(self.rules, "rules"))
+        )
+        ignore = self.ignore
+        if isinstance(ignore, (str, bytes)):
+            raise TypeError(f"ignore must be a list of patterns, got {ignore!r}")
+        patterns = tuple(string(p, "ignore[...]") for p in sequence(ignore, "ignore"))
+        object.__setattr__(self, "ignore", patterns)
         if self.calibration is not None:
-            object.__setattr__(self, "calibration", os.fspath(self.calibration))
+            path = file_path(self.calibration, "calibration")
+            object.__setattr__(self, "calibration", os.fspath(path))
         for pattern in (*self.ignore, *(pattern for pattern, _ in self.rules)):
             matches(pattern, "")
 
     def rule(self, name: str, ndim: int) -> Rule:
         """Return the rule for a floating-point tensor with this name and number of axes."""
+        name, ndim = string(name, "name"), whole(ndim, "ndim", 0)
         if any(matches(pattern, name) for pattern in self.ignore):
             return Rule()
         for pattern, rule in reversed(self.rules):
@@ -237,9 +248,9 @@ class Recipe:
             If Python is older than 3.11 and tomli is not installed.
         """
         try:
-            content: dict[str, Any] = _toml().loads(text)
+            content: dict[str, Any] = _toml().loads(string(text, "text"))
         except ValueError as error:
-            raise ValueError(f"the recipe is not TOML: {error}") from None
+            raise ValueError(f"the text of the recipe is not TOML: {error}") from None
         unknown = set(content) - {"default", "set", "ignore", "calibration"}
         if unknown:
             raise ValueError(
@@ -285,7 +296,7 @@ class Recipe:
         ValueError
             If it is not a valid pattern and rule.
         """
-        at, reason = assignment.find("="), ValueError("it has no =")
+        at, reason = string(assignment, "assignment").find("="), ValueError("it has no =")
         # A regular expression may contain = as well: use the first = followed by a valid rule.
         while at >= 0:
             try:
@@ -294,7 +305,22 @@ class Recipe:
             except (TypeError, ValueError) as error:
                 reason = ValueError(str(error))
             at = assignment.find("=", at + 1)
-        raise ValueError(f"set must be PATTERN=RULE, got {assignment!r}: {reason}")
+        raise ValueError(
+            f"the assignment of set must be PATTERN=RULE, got {assignment!r}: {reason}"
+        )
+
+
+def _require_rule(rule: Any, name: str) -> None:
+    if not isinstance(rule, Rule):
+        raise TypeError(f"{name} must be a Rule, got {type(rule).__name__}")
+
+
+def _pair(pair: Any) -> tuple[str, Rule]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"rules must be pairs of a pattern and a Rule, got {pair!r}")
+    pattern = string(pair[0], "the pattern in rules")
+    _require_rule(pair[1], f"rules of {pattern!r}")
+    return pattern, pair[1]
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from compressrs._checks import choice
+from compressrs._checks import choice, file_path, function
 from compressrs.checkpoint.export import compressed_tensors, gguf, npz, onnx
 from compressrs.checkpoint.reader import Checkpoint
 
@@ -66,6 +66,9 @@ def export(
         If the format needs a package that is not installed.
     """
     choice(to, "to", ("safetensors", *_FORMATS))
+    src, dst = file_path(src, "src"), file_path(dst, "dst")
+    if progress is not None:
+        function(progress, "progress")
     if to == "safetensors":
         from compressrs.checkpoint.decompressing import decompress
 
