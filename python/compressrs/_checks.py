@@ -202,6 +202,9 @@ def length(value: Any, name: str) -> int:
 def file_path(value: Any, name: str = "path") -> Path:
     """Return `value` as a path after checking its type."""
     try:
-        return Path(value)
+        path = Path(value)
     except TypeError:
         raise TypeError(f"{name} must be a string or a path, got {type(value).__name__}") from None
+    if "\0" in str(path):
+        raise ValueError(f"{name} must not contain a null character, got {str(path)!r}")
+    return path

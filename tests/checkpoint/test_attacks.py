@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import attacks
-from compressrs import checkpoint
+from compressrs import checkpoint, prune
 from compressrs.checkpoint import _coding, _source
 
 SCRIPTS = [m.name for m in pkgutil.iter_modules(attacks.__path__) if not m.name.startswith("_")]
@@ -55,15 +55,25 @@ def container(tmp_path_factory):
         "plain": rng.integers(0, 256, 500).astype(np.uint8),
         "book": rng.normal(0, 0.02, (60, 40)).astype(np.float32),
         "sparse book": rng.normal(0, 0.02, (60, 40)).astype(np.float32),
+        "int4": rng.normal(0, 0.02, (60, 40)).astype(np.float32),
+        "hqq": rng.normal(0, 0.02, (60, 40)).astype(np.float16),
+        "awq": rng.normal(0, 0.02, (60, 40)).astype(np.float32),
+        "nf4": rng.normal(0, 0.02, (60, 40)).astype(np.float32),
     }
     save_file(arrays, folder / "a.safetensors")
     book = checkpoint.Rule(quantize="codebook")
     sparse = checkpoint.Rule(quantize="codebook", prune=0.8)
-    recipe = checkpoint.Recipe(rules=[("book", book), ("sparse book", sparse)])
+    rules = [("book", book), ("sparse book", sparse)]
+    rules += [(name, checkpoint.Rule("int4", 8, name)) for name in ("hqq", "awq")]
+    rules += [(name, checkpoint.Rule(name, 8)) for name in ("int4", "nf4")]
+    statistics = prune.InputStatistics(40, gram=True)
+    statistics.update(rng.normal(0, 1, (100, 40)))
     path = folder / "b.safetensors"
-    checkpoint.compress(folder / "a.safetensors", path, recipe)
+    recipe = checkpoint.Recipe(rules=rules)
+    checkpoint.compress(folder / "a.safetensors", path, recipe, calibration={"awq": statistics})
     with checkpoint.open(path) as c:
-        assert {c.description(name).coding for name in c} == {"planes", "plain", "codebook"}
+        codings = {c.description(name).coding for name in c}
+        assert codings == {"plain", *_coding.CODINGS}
         return path, {name: c[name].tobytes() for name in c}
 
 

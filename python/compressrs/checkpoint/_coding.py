@@ -116,7 +116,7 @@ class Description:
         if not isinstance(content, dict):
             raise ValueError("its description is not a map")
         dtype, shape = content.pop("dtype", None), content.pop("shape", None)
-        if dtype not in DTYPES or not _sizes(shape):
+        if not isinstance(dtype, str) or dtype not in DTYPES or not _sizes(shape):
             raise ValueError(f"its description has dtype {dtype!r} and shape {shape!r}")
         same = content.pop("same", None)
         if same is not None:
@@ -124,6 +124,8 @@ class Description:
                 raise ValueError(f"it must be the same as a tensor, got {same!r}")
             return Description(dtype, tuple(shape), PLAIN, same=same)
         coding, checksum = content.pop("coding", None), content.pop("xxh3", None)
+        if not isinstance(coding, str):
+            raise ValueError(f"its coding must be one of {[*CODINGS, PLAIN]}, got {coding!r}")
         if not isinstance(checksum, str) or len(checksum) != 16:
             raise ValueError(f"its checksum must be 16 hexadecimal digits, got {checksum!r}")
         d = Description(dtype, tuple(shape), coding, checksum=checksum)

@@ -154,6 +154,12 @@ def parse_header(path: str | os.PathLike[str], data: bytes) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _wrong(path, "its __metadata__ is not a map of strings")
     try:
+        for text in (*content, *metadata, *metadata.values()):
+            text.encode()
+    except UnicodeEncodeError:
+        # JSON can escape halves of characters, which no file can hold otherwise.
+        raise _wrong(path, f"{text!r} is not Unicode") from None
+    try:
         entries = tuple(_entry(name, value) for name, value in content.items())
         _check_layout(entries)
     except ValueError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressrs._checks import file_path
-from compressrs.checkpoint import _coding
+from compressrs.checkpoint import _coding, _format
 from compressrs.checkpoint._format import DTYPES, FLOATS
 from compressrs.checkpoint.reader import PLAIN_TILE, Checkpoint
 
@@ -82,7 +82,7 @@ def _row(c: Checkpoint, name: str) -> dict[str, Any]:
 def _numbers(c: Checkpoint, name: str, data: _coding.Bytes) -> NDArray[Any]:
     """Return a tile as an array with a dtype that NumPy supports."""
     x = data.view(c.numpy_dtype(name))
-    return x if x.dtype.kind in "fiub" else x.astype(np.float32)
+    return x if x.dtype.isbuiltin == 1 and x.dtype.kind in "fiub" else x.astype(np.float32)
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -97,7 +97,8 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str,
     -------
     list of dict
         ``name``; ``only_in`` (``"a"``, ``"b"`` or None); ``changed``, the fraction of
-        elements that differ (None if there is nothing to compare); and, for numeric tensors,
+        elements that differ (None if there is nothing to compare, 1 for another dtype than a
+        floating-point one); and, for numeric tensors,
         ``max_error``, ``relative_error`` ``|a - b| / |a|`` in the Euclidean norm, and
         ``cosine``, each None where undefined.
 
@@ -128,13 +129,15 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[dict[str,
 
 
 def _difference(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, Any]:
-    floats = first.dtype(name) in FLOATS and second.dtype(name) in FLOATS
+    kinds = first.dtype(name), second.dtype(name)
+    floats = set(kinds) <= set(FLOATS)
+    if not floats and kinds[0] != kinds[1]:
+        return {"changed": 1.0 if math.prod(first.shape(name)) else 0.0}
     changed, largest = 0, 0.0
     aa = bb = ab = squares = 0.0
-    for x, y in zip(_chunks(first, name), _chunks(second, name), strict=True):
+    for x, y in zip(_chunks(first, name, floats), _chunks(second, name, floats), strict=True):
         if not floats:
-            same = x == y if first.dtype(name) == second.dtype(name) else x.astype(str) == y
-            changed += x.size - int(np.count_nonzero(same))
+            changed += x.size - int(np.count_nonzero(x == y))
             continue
         p, q = x.astype(np.float64), y.astype(np.float64)
         changed += p.size - int(np.count_nonzero((p == q) | (np.isnan(p) & np.isnan(q))))
@@ -144,6 +147,9 @@ def _difference(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, A
         aa, bb = aa + float(p @ p), bb + float(q @ q)
         ab, squares = ab + float(p @ q), squares + float(error @ error)
     size = math.prod(first.shape(name))
+    if not floats:
+        # Of bytes, where elements are less than one.
+        size = min(size, _format.tensor_bytes(kinds[0], first.shape(name)))
     found: dict[str, Any] = {"changed": changed / size if size else 0.0}
     if floats:
         found["max_error"] = largest
@@ -152,9 +158,13 @@ def _difference(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, A
     return found
 
 
-def _chunks(c: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    """Yield a tensor's elements in chunks of the same size for every checkpoint."""
-    kind = c.numpy_dtype(name)
+def _chunks(c: Checkpoint, name: str, floats: bool) -> Iterator[NDArray[Any]]:
+    """Yield a tensor's elements in chunks of the same size for every checkpoint.
+
+    What is not compared as numbers is words of as many bits.
+    """
+    bits = DTYPES[c.dtype(name)].bits
+    kind = c.numpy_dtype(name) if floats else np.dtype(f"u{max(bits // 8, 1)}")
     rest = np.empty(0, kind)
     for _, data in c.tiles(name):
         x = data.view(kind)

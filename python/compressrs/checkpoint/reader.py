@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -289,11 +290,21 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         if self._verify and name not in self._checked:
             self.check(name)
         for i, parts in enumerate(self._parts(name)):
-            try:
-                yield i * d.tile, decode(d, parts)
-            except ValueError as error:
-                raise ValueError(f"{located.file.path}, {name!r}: {error}") from None
+            with self._damage_named(name):
+                data = decode(d, parts)
+            yield i * d.tile, data
         located.file.check_unchanged()
+
+    @contextmanager
+    def _damage_named(self, name: str) -> Iterator[None]:
+        """Add the file and the tensor to errors of the streams."""
+        try:
+            yield
+        except ValueError as error:
+            place = f"{self._located(name).file.path}, {name!r}: "
+            if str(error).startswith(place):
+                raise
+            raise ValueError(place + str(error)) from None
 
     def _parts(self, name: str) -> Iterator[Parts]:
         """Yield the streams of each tile of a compressed tensor."""
@@ -392,7 +403,9 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         for i, lengths in enumerate(d.lengths):
             begin, end = d.tile_range(i)
             if begin < last and end > first:
-                data = decode(d, Parts.of(d, i, located.file.read(offset, offset + sum(lengths))))
+                with self._damage_named(name):
+                    stored = located.file.read(offset, offset + sum(lengths))
+                    data = decode(d, Parts.of(d, i, stored))
                 parts.append(data[max(first - begin, 0) * width : (last - begin) * width])
             offset += sum(lengths)
         return np.concatenate(parts)
@@ -439,8 +452,11 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             If it is not stored as codes and scales, or is damaged.
         """
         d = self.description(name)
-        parts = [_quantized.tensor(d, part) for part in self._quantized_parts(name)]
-        return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
+        with self._damage_named(name):
+            parts = [_quantized.tensor(d, part) for part in self._quantized_parts(name)]
+            if not parts:
+                raise ValueError("it has no elements")
+            return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
 
     def input_scale(self, name: str) -> NDArray[np.float32] | None:
         """Read what the inputs of a quantized weight are divided by, if it is of method "awq".
@@ -454,8 +470,10 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         ValueError
             If it is not stored as codes and scales, or is damaged.
         """
-        first = next(self._quantized_parts(name))
-        return _quantized.input_scale(self.description(name), first)
+        with self._damage_named(name):
+            for first in self._quantized_parts(name):
+                return _quantized.input_scale(self.description(name), first)
+            return None
 
     def _quantized_parts(self, name: str) -> Iterator[Parts]:
         d = self.description(name)

@@ -13,13 +13,13 @@ from compressrs.checkpoint.reader import Checkpoint
 
 
 def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> None:
-    """Write all tensors, tile by tile; bfloat16 as float32, which NumPy's files have."""
+    """Write all tensors, tile by tile; in float32 what has no dtype in NumPy itself."""
     total = sum(d.size for d in map(c.description, c))
     done = 0
     with staged(target, 4 * total) as path, zipfile.ZipFile(path, "w") as archive:
         for name in c:
             kind = c.numpy_dtype(name)
-            stored = kind if kind.kind in "biufc" else np.dtype(np.float32)
+            stored = kind if kind.isbuiltin == 1 else np.dtype(np.float32)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 header = {"descr": stored.str, "fortran_order": False, "shape": c.shape(name)}
                 np.lib.format.write_array_header_1_0(file, header)

@@ -45,7 +45,8 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
             kind, dtype = TensorProto.FLOAT, np.dtype(np.float32)
         else:
             x = c[name]
-            dtype = x.dtype if x.dtype.kind in "biuf" else np.dtype(np.float32)
+            own = x.dtype.isbuiltin == 1 and x.dtype.kind in "biuf"
+            dtype = x.dtype if own else np.dtype(np.float32)
             parts = {f"{name}_stored": x.astype(dtype, copy=False)}
             node = helper.make_node("Identity", [*parts], [name])
             kind = helper.np_dtype_to_tensor_dtype(dtype)
