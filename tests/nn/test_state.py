@@ -8,6 +8,7 @@ import pytest
 
 import compressrs as cr
 from compressrs import nn
+from tests.faults import public
 
 
 def network(seed=0):
@@ -45,6 +46,45 @@ def equal(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], strict=True)
+
+
+LAYERS = [
+    name
+    for name, kind in public.classes().items()
+    if issubclass(kind, nn.Layer) and kind is not nn.Layer and name in public.EXAMPLES
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_public_layer_is_made_from_its_file(name, tmp_path):
+    objects = public.EXAMPLES[name].make()
+    layer = objects[0] if isinstance(objects, tuple) else objects
+    nn.Sequential(layer).save(tmp_path / "model.safetensors")
+    loaded = nn.load(tmp_path / "model.safetensors")
+    assert type(loaded[0]) is type(layer) and repr(loaded[0]) == repr(layer)
+    equal(loaded, nn.Sequential(layer))
+
+
+def matrices():
+    dense = np.diag(np.arange(1, 9, dtype=np.float32))
+    for index in ("int32", "int64"):
+        matrix = cr.sparse.CSRMatrix.from_dense(dense)
+        pattern = matrix.indices.astype(index), matrix.indptr.astype(index)
+        yield cr.sparse.CSRMatrix((matrix.data, *pattern), matrix.shape)
+    yield cr.sparse.CSRMatrix.from_dense(dense, index_dtype="int16")
+    yield cr.sparse.BSRMatrix.from_dense(dense, (4, 4))
+    yield cr.sparse.NMMatrix.from_dense(dense)
+    yield cr.sparse.NMMatrix.from_dense(dense, 3, 8)
+
+
+@pytest.mark.parametrize("matrix", list(matrices()), ids=repr)
+def test_every_sparse_weight_is_loaded(matrix, tmp_path):
+    model = nn.Sequential(nn.SparseLinear(matrix))
+    model.save(tmp_path / "model.safetensors")
+    loaded = nn.load(tmp_path / "model.safetensors")
+    equal(loaded, model)
+    assert type(loaded[0].weight) is type(matrix)
+    model.load(tmp_path / "model.safetensors")
 
 
 def test_files_give_the_same_model_back(tmp_path):

@@ -306,3 +306,16 @@ def test_scales_of_ranges():
     ):
         with pytest.raises((TypeError, ValueError)):
             parameters(*bad, SCHEMES[0])
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+@pytest.mark.parametrize("arguments", [{}, {"symmetric": False}, {"dtype": "uint"}])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_largest_numbers_stay_finite(dtype, arguments, bits):
+    most = np.finfo(dtype).max
+    for ends in ([most, -most], [most / 2, -most], [most, 0], [-most, -most]):
+        x = np.array([[*ends, 0, most / 3]], dtype)
+        with np.errstate(over="ignore"):
+            y = quantize(x, Scheme(bits=bits, **arguments)).dequantize()
+        assert np.isfinite(y).all()
+        assert np.abs(y / 2 - x / 2).max() <= most / (2**bits - 1)

@@ -229,15 +229,17 @@ def _make(
         return Residual(*body, shortcut=layers.get("shortcut"))
     if kind == "SparseLinear":
         parts = tuple(arrays[f"{prefix}weight{s}"].copy() for s in ("", ".indices", ".indptr"))
-        weight = _MATRICES[config["format"]](parts, tuple(config["shape"]))
+        options = {k: config[k] for k in ("n", "m") if k in config}
+        weight = _MATRICES[config["format"]]._of_parts(parts, tuple(config["shape"]), **options)
         bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
         return SparseLinear(weight, bias)
-    if kind.startswith("Quantized"):
+    if "Quantized" in kind:
         # Their modules need those of this package that import this one.
         from compressrs.nn import quantized, quantized_attention
 
         layers_of: dict[str, Any] = {
             "QuantizedLinear": quantized.QuantizedLinear,
+            "FakeQuantizedLinear": quantized.FakeQuantizedLinear,
             "QuantizedEmbedding": quantized_attention.QuantizedEmbedding,
             "QuantizedMultiHeadAttention": quantized_attention.QuantizedMultiHeadAttention,
         }

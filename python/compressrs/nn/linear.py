@@ -283,6 +283,7 @@ class SparseLinear(Affine):
             "shape": list(self._weight.shape),
             "bias": self.bias is not None,
             "dtype": self._weight.dtype.name,
+            **self._weight._options(),
         }
 
     def state_dict(self) -> dict[str, Array]:

@@ -293,8 +293,25 @@ class FakeQuantizedLinear(_Affine):
 
     def config(self) -> dict[str, Any]:
         """Return what tells such layers apart, but for the values of arrays."""
-        scheme = dataclasses.asdict(self.scheme)
-        return {"shape": list(self.weight.shape), "scheme": scheme, "input": self.input}
+        return {
+            "shape": list(self.weight.shape),
+            "dtype": self.weight.dtype.name,
+            "scheme": dataclasses.asdict(self.scheme),
+            "bias": self.bias is not None,
+            "input": self.input,
+        }
+
+    @classmethod
+    def _of_state(
+        cls, config: Mapping[str, Any], state: Mapping[str, Array]
+    ) -> FakeQuantizedLinear:
+        """Return the layer whose `config` and `state_dict` these are."""
+        rows, columns = config["shape"]
+        options: Any = {"bias": config["bias"], "dtype": config["dtype"], "rng": 0}
+        scheme = scheme_of(config)
+        layer = cls(Linear(columns, rows, **options), scheme, input=config["input"])
+        layer.load_state_dict(state)
+        return layer
 
     def forward(self, x: Array) -> Array:
         """Return the output for `x` of shape (..., in_features)."""
@@ -341,17 +358,22 @@ class FakeQuantizedLinear(_Affine):
         return QuantizedLinear(q, bias, input=self.input)
 
 
-def tensor_of_state(config: Mapping[str, Any], state: Mapping[str, Array]) -> QuantizedTensor:
-    """Return the weight of a layer whose `config` and `state_dict` these are."""
+def scheme_of(config: Mapping[str, Any]) -> Scheme:
+    """Return the scheme that a layer's `config` describes."""
     scheme = dict(config["scheme"])
     if isinstance(scheme["group_size"], list):
         scheme["group_size"] = tuple(scheme["group_size"])
+    return Scheme(**scheme)
+
+
+def tensor_of_state(config: Mapping[str, Any], state: Mapping[str, Array]) -> QuantizedTensor:
+    """Return the weight of a layer whose `config` and `state_dict` these are."""
     arrays = {
         name.removeprefix("weight."): array.copy()
         for name, array in state.items()
         if name.startswith("weight.")
     }
-    return QuantizedTensor(**arrays, scheme=Scheme(**scheme), dtype=config["dtype"])
+    return QuantizedTensor(**arrays, scheme=scheme_of(config), dtype=config["dtype"])
 
 
 def _float_reason(weight: QuantizedTensor, input: str) -> str | None:

@@ -190,6 +190,17 @@ class SparseMatrix(Products):
         self._shape = as_shape(shape)
         self._check()
 
+    @classmethod
+    def _of_parts(
+        cls: type[_M], parts: tuple[Array, ...], shape: tuple[int, int], **options: int
+    ) -> _M:
+        """Return the matrix of data, indices and indptr, and of what `_options` gave."""
+        return cls(parts, shape, **options)  # type: ignore[arg-type]
+
+    def _options(self) -> dict[str, int]:
+        """Return what the format needs beside arrays and shape."""
+        return {}
+
     def _check(self) -> None:
         """Validate the arrays and hand them to the core."""
         self._core = _core.Sparse(self._parts, self._shape, self._blocksize())

@@ -155,6 +155,17 @@ class NMMatrix(SparseMatrix):
         arrays = np.ascontiguousarray(data), positions.astype(np.uint8).reshape(flat)
         return cls(arrays, w.shape, n, m)
 
+    @classmethod
+    def _of_parts(
+        cls, parts: tuple[Array, ...], shape: tuple[int, int], **options: int
+    ) -> NMMatrix:
+        data, indices, _ = parts
+        positions = (indices % options["m"]).astype(np.uint8).reshape(data.shape)
+        return cls((data, positions), shape, **options)
+
+    def _options(self) -> dict[str, int]:
+        return {"n": self.n, "m": self.m}
+
     def with_data(self, data: Array) -> NMMatrix:
         """Return a matrix with other values and the same pattern."""
         return NMMatrix((data, self.positions), self._shape, self.n, self.m)

@@ -1,6 +1,6 @@
 //! Whole tensors to codes, rounded to the nearest, and back.
 
-use super::grid::{Coder, Grid};
+use super::grid::{Coder, Grid, clamp};
 use super::layout::Layout;
 pub use super::range::NotFinite;
 use super::range::{GRAIN_ELEMENTS, range, ranges, scale, scales};
@@ -56,6 +56,9 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Encode<'_, E, G> {
 
     #[inline(always)]
     fn run(self) {
+        // The last code of a block with the largest finite number may stand for a larger one.
+        let infinity = E::store(E::Compute::infinity());
+        let largest = E::from_magnitude(infinity.magnitude() - 1).load();
         for chunk in self.layout.iter(self.part) {
             let coder =
                 self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
@@ -194,7 +197,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Decode<'_, E, G> {
                 self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
             let x = &mut self.x[chunk.range.start - self.first..][..chunk.range.len()];
             for (x, code) in x.iter_mut().zip(&self.codes[chunk.range]) {
-                *x = E::store(coder.decode(*code));
+                *x = E::store(clamp(coder.decode(*code), -largest, largest));
             }
         }
     }
