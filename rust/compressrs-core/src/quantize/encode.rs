@@ -56,9 +56,6 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Encode<'_, E, G> {
 
     #[inline(always)]
     fn run(self) {
-        // The last code of a block with the largest finite number may stand for a larger one.
-        let infinity = E::store(E::Compute::infinity());
-        let largest = E::from_magnitude(infinity.magnitude() - 1).load();
         for chunk in self.layout.iter(self.part) {
             let coder =
                 self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
@@ -192,6 +189,9 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Decode<'_, E, G> {
 
     #[inline(always)]
     fn run(self) {
+        // The last code of a block with the largest finite number may stand for a larger one.
+        let infinity = E::store(num_traits::Float::infinity());
+        let largest = E::from_magnitude(infinity.magnitude() - 1).load();
         for chunk in self.layout.iter(self.part) {
             let coder =
                 self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
