@@ -224,3 +224,18 @@ def test_kahan_loses_no_small_step(dtype, step, count):
     buffer = next(a for name, a in opt.state[0].items() if a.ndim and a.dtype == dtype)
     mean = (w.astype(np.float64) + buffer.astype(np.float64)).mean()
     assert mean == pytest.approx(exact, abs=0.02 * moved)
+
+
+@pytest.mark.parametrize("order", [0.5, 3.0, 1e3, 1e5, 1e10, 1e17, 1e18, 1e30, 1e308])
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1.0, 3.0, 1e200, 1e308])
+def test_norms_of_any_order(order, scale):
+    g = np.array([[0.3, -0.7, 1.0], [1.0, 0.0, 1 - 2**-40]]) * scale
+    largest = np.abs(g).max()
+    ratios = (np.abs(g) / largest).astype(np.longdouble)
+    right = float(largest * (ratios**order).sum() ** (1 / np.longdouble(order)))
+    norm = cr.optim.clip_grad_norm_([g.copy()], np.inf, norm_type=order)
+    np.testing.assert_allclose(norm, right, rtol=1e-14, atol=5e-324)
+    if scale >= 1:
+        clipped = [g.copy()]
+        cr.optim.clip_grad_norm_(clipped, 0.5, norm_type=order)
+        np.testing.assert_allclose(clipped[0], g * (0.5 / (right + 1e-6)), rtol=1e-13)

@@ -116,7 +116,7 @@ impl PackedWeights {
         let shape = [channels, columns.groups()];
         let scale = Array::new(scale, Name("scale", ""))?;
         scale.require_dtype(Compute::F32, "the products")?;
-        scale.require_shape(&shape, "the groups of codes")?;
+        scale.require_shape(&shape, "codes with this group_size")?;
         let scale = scale.contiguous()?;
         // SAFETY: the GIL is held; copied, and looked at in the copy.
         let scales = unsafe { scale.slice::<f32>()? };
@@ -127,7 +127,7 @@ impl PackedWeights {
         let table = match parts.2 {
             None => None,
             Some(table) => {
-                let table = Array::new(&table, Name("table", ""))?;
+                let table = Array::new(&table, Name("levels", ""))?;
                 table.require_dtype(Compute::F32, "the products")?;
                 table.require_shape(&[1 << bits], "the codes")?;
                 table.require_contiguous()?;
@@ -146,7 +146,7 @@ impl PackedWeights {
             None => None,
             Some(zeros) => {
                 let zeros = Array::new(&zeros, Name("zero_point", ""))?;
-                zeros.require_shape(&shape, "the groups of codes")?;
+                zeros.require_shape(&shape, "codes with this group_size")?;
                 let zeros = zeros.contiguous()?;
                 // SAFETY: the GIL is held; what another thread writes meanwhile is masked.
                 let bytes = unsafe { Bytes::of(&zeros)? };

@@ -319,7 +319,7 @@ impl Sparse {
         let (accumulate, bias, relu) = epilogue;
         let own = self.arrays(py)?;
         let (rows, inner) = if transposed { (self.shape.1, self.shape.0) } else { self.shape };
-        let x = Operand::new(x, Name("X", ""), (self.dtype, "data"), false)?;
+        let x = Operand::new(x, Name("x", ""), (self.dtype, "data"), false)?;
         let mut out = Operand::new(out, Name("out", ""), (self.dtype, "data"), true)?;
         x.require_shape(inner, x.columns)?;
         out.require_shape(rows, x.columns)?;
@@ -362,8 +362,8 @@ impl Sparse {
         accumulate: bool,
     ) -> PyResult<()> {
         let own = self.arrays(py)?;
-        let u = Operand::new(u, Name("U", ""), (self.dtype, "data"), false)?;
-        let v = Operand::new(v, Name("V", ""), (self.dtype, "data"), false)?;
+        let u = Operand::new(u, Name("u", ""), (self.dtype, "data"), false)?;
+        let v = Operand::new(v, Name("v", ""), (self.dtype, "data"), false)?;
         u.require_shape(self.shape.0, u.columns)?;
         v.require_shape(u.columns, self.shape.1)?;
         let mut out = Array::new(out, Name("out", ""))?;

@@ -56,13 +56,13 @@ pub fn norm(gradients: &[Gradient<'_>], order: f64) -> Norm {
     if order == f64::INFINITY {
         return plain(reduce(gradients, Largest));
     }
-    let sum = |scale: f64| {
+    let sum = |unit: f64| {
         if order == 2.0 {
-            reduce(gradients, Square(scale))
+            reduce(gradients, Square(unit.recip()))
         } else if order == 1.0 {
-            reduce(gradients, Magnitude(scale))
+            reduce(gradients, Magnitude(unit.recip()))
         } else {
-            reduce(gradients, Power(scale, order))
+            reduce(gradients, Power(unit, order))
         }
     };
     let powers = sum(1.0);
@@ -78,7 +78,13 @@ pub fn norm(gradients: &[Gradient<'_>], order: f64) -> Norm {
     // [2^-1022, 2^1022].
     let exponent = (largest.to_bits() >> 52).clamp(1, 2045);
     let unit = f64::from_bits(exponent << 52);
-    Norm { value: sum(unit.recip()).powf(order.recip()), unit }
+    let powers = sum(unit);
+    if keeps_digits(powers) {
+        return Norm { value: powers.powf(order.recip()), unit };
+    }
+    // A large order, for which even powers of numbers between 1 and 2 overflow.
+    let powers = reduce(gradients, Power(largest, order));
+    Norm { value: largest / unit * powers.powf(order.recip()), unit }
 }
 
 /// Whether a sum of powers neither overflowed nor lost digits below the normal range.
@@ -138,7 +144,7 @@ struct Square(f64);
 /// `|scale x|`
 #[derive(Clone, Copy)]
 struct Magnitude(f64);
-/// `|scale x|^order`
+/// `|x / unit|^order`
 #[derive(Clone, Copy)]
 struct Power(f64, f64);
 /// The largest magnitude, NaN if there is one.
@@ -163,7 +169,7 @@ impl Term for Magnitude {
 impl Term for Power {
     #[inline(always)]
     fn add(self, sum: f64, x: f64) -> f64 {
-        sum + (self.0 * x).abs().powf(self.1)
+        sum + (x / self.0).abs().powf(self.1)
     }
 }
 
