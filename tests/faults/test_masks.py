@@ -1,13 +1,17 @@
 """Masked weights stay 0 in every operation that writes weights."""
 
+import contextlib
 import copy
 import gc
+import inspect
 import pickle
 
 import numpy as np
 import pytest
 
 import compressrs as cr
+from compressrs._arrays import flatten
+from tests.faults.public import EXAMPLES, classes
 
 MASK = np.arange(12).reshape(4, 3) % 3 != 0
 
@@ -18,6 +22,70 @@ def weights():
 
 def gone(*arrays):
     return all((a[~MASK] == 0).all() and (a[MASK] != 0).all() for a in arrays)
+
+
+#: The parameters by which a class is given the weights that it may write to.
+ROLES = {"optimizer", "params", "model", "student"}
+
+
+def writers():
+    """Return the names of the public classes that are given weights."""
+    # SET and RigL change the pattern of a sparse matrix, which is its mask.
+    without = {"prune.SET", "prune.RigL"}
+    kinds = {name: kind for name, kind in classes().items() if not issubclass(kind, Exception)}
+    return [
+        name
+        for name in kinds.keys() & EXAMPLES.keys() - without
+        if ROLES & set(inspect.signature(kinds[name]).parameters)
+    ]
+
+
+def test_writers_are_found():
+    assert {"optim.EMA", "optim.Lookahead", "optim.ScheduleFree", "optim.Adam"} <= {*writers()}
+    assert {"prune.LotteryTicket", "prune.GroupPruner", "distill.Distiller"} <= {*writers()}
+
+
+def operations(found):
+    """Yield the public methods of an object that take no arguments, but `step` (see `use`)."""
+    for name in dir(type(found)):
+        method = inspect.getattr_static(type(found), name)
+        if name.startswith("_") or name == "step" or not inspect.isfunction(method):
+            continue
+        if method.__module__.startswith("compressrs") and all(
+            p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            for p in list(inspect.signature(method).parameters.values())[1:]
+        ):
+            yield getattr(found, name)
+    if hasattr(found, "load_state_dict"):
+        yield lambda: found.load_state_dict(copy.deepcopy(found.state_dict()))
+
+
+@pytest.mark.parametrize("name", sorted(writers()))
+def test_everything_that_writes_weights_keeps_masks(name):
+    example = EXAMPLES[name]
+    objects = example.make()
+    found, *rest = objects if isinstance(objects, tuple) else (objects,)
+    held = [found, *rest, *vars(found).values()]
+    optimizer = next((x for x in held if isinstance(x, cr.optim.Optimizer)), None)
+    model = next((x for x in held if isinstance(x, cr.nn.Layer)), None)
+    arrays = optimizer._arrays() if model is None else [a for _, a in flatten(model.params)]
+    if optimizer is not None and all(a is not arrays[0] for a in optimizer._arrays()):
+        optimizer = None  # ScheduleFree's trains other arrays.
+    pruner = cr.prune.Pruner(arrays, cr.prune.OneShot(0.5), cr.prune.Random(0), optimizer=optimizer)
+    pruner.step()
+
+    def assert_masked():
+        for array, mask in zip(arrays, pruner.masks, strict=True):
+            assert (array[~mask] == 0).all()
+
+    assert pruner.sparsity > 0.4
+    for operation in (lambda: example.use(objects), *operations(found)):
+        result = operation()
+        assert_masked()
+        if isinstance(result, contextlib.AbstractContextManager):
+            with result:
+                assert_masked()
+        assert_masked()
 
 
 def by_optimizer(w, opt):
@@ -206,3 +274,58 @@ def test_averages_know_the_masks_of_who_is_gone(remove, wrapped):
     new.set_masks(None)
     ema.update()
     assert (ema.average[0] != 0).all()
+
+
+def perceptron():
+    return cr.nn.Sequential(cr.nn.Linear(4, 8, rng=0), cr.nn.ReLU(), cr.nn.Linear(8, 3, rng=1))
+
+
+def test_group_pruners_hold_masks_without_an_optimizer():
+    model = perceptron()
+    ema = cr.optim.EMA(model.params)
+    pruner = cr.prune.GroupPruner(model, cr.prune.OneShot(0.5))
+    pruner.step()
+    model, ema, pruner = pickle.loads(pickle.dumps((model, ema, pruner)))
+    removed = ~pruner.keep["0"]
+    for holder in (pruner, None):
+        model[0].weight = np.ones((8, 4), np.float32)
+        with ema.applied():
+            assert (model[0].weight[removed] == 0).all()
+            assert (model[0].weight[~removed] != 0).all()
+        # Stays masked when the pruner is gone.
+        pruner = holder
+        gc.collect()
+
+
+def test_group_pruners_refuse_a_model_that_was_shrunk():
+    model = perceptron()
+    pruner = cr.prune.GroupPruner(model, cr.prune.OneShot(0.5))
+    pruner.step()
+    state = pruner.state_dict()
+    cr.prune.shrink(model, {0: np.arange(8) > 2})
+    before = copy.deepcopy(model.state_dict())
+    for use in (pruner.step, pruner.shrink, lambda: pruner.load_state_dict(state)):
+        with pytest.raises(ValueError, match="make a new GroupPruner"):
+            use()
+    np.testing.assert_equal(model.state_dict(), before)
+    cr.optim.EMA(model.params).update()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_masks_follow_averages_that_are_shrunk(alive):
+    """Also those of a holder that is gone, or that was not given to `shrink`."""
+    model = perceptron()
+    ema, opt = cr.optim.EMA(model.params), cr.optim.SGD(model.params, lr=0.1)
+    mask = np.arange(32).reshape(8, 4) % 3 != 0
+    opt.set_masks({"0": {"weight": mask, "bias": None}, "2": {"weight": None, "bias": None}})
+    ema.update()
+    holder = opt if alive else None
+    del opt
+    gc.collect()
+    for keep in (np.arange(8) > 2, np.array([True, False, True, True, True])):
+        cr.prune.shrink(model, {0: keep}, ema=ema)
+        mask = mask[keep]
+        model[0].weight = np.ones(mask.shape, np.float32)
+        with ema.applied():
+            np.testing.assert_array_equal(model[0].weight != 0, mask)
+    assert (holder is not None) == alive

@@ -226,3 +226,24 @@ def test_momentum_that_was_off_is_switched_on(cls, name):
     assert int(opt.state[0]["step"]) == 7
     with pytest.raises(ValueError, match="no momentum to cycle"):
         MAKERS[name](cr.optim.Adagrad(np.ones(2)))
+
+
+@pytest.mark.parametrize("three_phase", [False, True])
+def test_one_cycle_follows_a_new_number_of_steps(three_phase):
+    opt, other = optimizer(), optimizer()
+    schedule = S.OneCycleLR(opt, 1.0, 10, three_phase=three_phase)
+    longer = S.OneCycleLR(other, 1.0, 20, three_phase=three_phase)
+    for _ in range(5):
+        schedule.step()
+        longer.step()
+    schedule.total_steps = 20
+    for _ in range(15):
+        schedule.step()
+        longer.step()
+        assert opt.param_groups[0]["lr"] == other.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="total_steps=20 steps, all taken"):
+        schedule.step()
+    for wrong, error in ((0, ValueError), ("x", TypeError)):
+        with pytest.raises(error, match="total_steps must be"):
+            schedule.total_steps = wrong
+    assert schedule.total_steps == 20

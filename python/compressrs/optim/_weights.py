@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -134,6 +134,20 @@ class Weights:
         ]
         # Now, since the holder may be gone before the next use.
         self.masks()
+
+    def replaced(self, arrays: Views, cut: Callable[[int, Array], Array]) -> Weights:
+        """Return the same for new arrays, after a change of structure.
+
+        Masks of the old arrays are kept if their holder did not follow the change; `cut`
+        returns what is left of the mask of the array with an index.
+        """
+        self._version = None
+        self.masks()
+        new = Weights(self.owner, self.names, arrays)
+        new._known = [
+            [(None, cut(i, mask)) for _, mask in known] for i, known in enumerate(self._known)
+        ]
+        return new
 
     def apply_masks(self, arrays: list[Array]) -> None:
         """Set masked elements of arrays with the weights' shapes to 0."""

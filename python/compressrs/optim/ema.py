@@ -154,11 +154,14 @@ class EMA(Stateful):
         self, find: Callable[[Array], tuple[int, Array] | None], cut: Callable[[int, Array], Array]
     ) -> None:
         """Average smaller arrays in the place of those that `find` has one for."""
-        for i, weight in enumerate(self._weights):
-            if (found := find(weight)) is not None:
-                self._weights = self._weights.replaced({i: found[1]})
-                self._averages[i] = cut(found[0], self._averages[i])
-        self._shared = Weights("EMA", self._names, self._weights)
+        found = {i: new for i, w in enumerate(self._weights) if (new := find(w)) is not None}
+
+        def cut_own(i: int, values: Array) -> Array:
+            return cut(found[i][0], values) if i in found else values
+
+        self._weights = self._weights.replaced({i: array for i, (_, array) in found.items()})
+        self._averages = [cut_own(i, average) for i, average in enumerate(self._averages)]
+        self._shared = self._shared.replaced(self._weights, cut_own)
 
 
 def checked_arrays(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from compressrs._checks import choice, count, number
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.nn import Sequential
 from compressrs.optim import EMA, Optimizer
+from compressrs.optim._weights import holds_masks, masks_changed, masks_set
 from compressrs.prune.dependencies import array_of, groups, one_or_two
 from compressrs.prune.optimizers import index_in
 from compressrs.prune.schedules import Schedule
@@ -35,7 +36,7 @@ class GroupPruner(Stateful):
         see `Pruner`.
     optimizer : Optimizer, optional
         The optimizer that trains the model, which then keeps removed units at 0. Without
-        one, `step` sets them to 0 again.
+        one, `step` sets them to 0 again. Averages such as `EMA` keep them at 0 either way.
     scope : {"layer", "global"}, default "layer"
         Whether the same share of each group is removed, or the lowest of all units. Norms of
         units in different groups are not comparable unless their weights are of one scale, so
@@ -98,9 +99,17 @@ class GroupPruner(Stateful):
         self.step_count = 0
         self._target = 0.0
         if optimizer is not None:
-            # Found out now whether it is one.
+            # Raises a TypeError unless it is an optimizer.
             for array, _ in self._masks():
                 index_in(optimizer, array)
+        holds_masks(self)
+
+    def _held_masks(self) -> Iterator[tuple[Array, Mask]]:
+        yield from ((array, mask) for array, mask in self._masks() if not mask.all())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        holds_masks(self)
 
     @property
     def sparsity(self) -> float:
@@ -117,6 +126,7 @@ class GroupPruner(Stateful):
             If the schedule gives a share outside [0, 1), or a weight is NaN; nothing is
             changed then.
         """
+        self._require_unchanged()
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
         if target > self._target:
             keep = self._chosen(target)
@@ -133,12 +143,14 @@ class GroupPruner(Stateful):
 
         The pruner goes on with what is left; its schedule's shares are of these.
         """
+        self._require_unchanged()
         removed: dict[int | str, Mask] = {
             name: keep for name, keep in self.keep.items() if not keep.all()
         }
         shrink(self._model, removed, self._optimizer, ema=ema)
         self.groups = groups(self._model)
         self.keep = {group.name: np.ones(group.size, np.bool_) for group in self.groups}
+        masks_changed()
 
     def state_dict(self) -> dict[str, Any]:
         """Return which units stay, and the steps."""
@@ -151,6 +163,7 @@ class GroupPruner(Stateful):
 
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         require_keys(state_dict, ("keep", "step_count", "target", "made_with"))
+        self._require_unchanged()
         if repr(state_dict["made_with"]) != repr(self._made_with()):
             raise ValueError(
                 f"state_dict['made_with'] must be {self._made_with()}, got "
@@ -200,8 +213,17 @@ class GroupPruner(Stateful):
         parts = zip(scores, starts, ends, strict=True)
         return {name: kept[start:end] for name, start, end in parts}
 
+    def _require_unchanged(self) -> None:
+        """Raise a ValueError if units of the model were removed by something else."""
+        now = {group.name: group.size for group in groups(self._model)}
+        if now != {name: keep.size for name, keep in self.keep.items()}:
+            raise ValueError(
+                "the model has other units than the GroupPruner was made with (they were removed "
+                "by shrink or neurons); make a new GroupPruner"
+            )
+
     def _masks(self) -> list[tuple[Array, Mask]]:
-        """Return what makes and scales units, with masks of them."""
+        """Return the parameters that produce and scale units, and their masks."""
         layers = dict(self._model.named_layers())
         found = []
         for group in self.groups:
@@ -209,15 +231,20 @@ class GroupPruner(Stateful):
                 layer = layers[member.layer]
                 array = array_of(layer, member)
                 if member.axis == 0 and array is not None and member.array in layer.params:
-                    keep = self.keep[group.name].reshape(-1, *[1] * (array.ndim - 1))
-                    found.append((array, np.broadcast_to(keep, array.shape).copy()))
+                    keep = self.keep[group.name]
+                    # Skipped if the model was shrunk by something else, which `step` refuses.
+                    if keep.size == len(array):
+                        mask = keep.reshape(-1, *[1] * (array.ndim - 1))
+                        found.append((array, np.broadcast_to(mask, array.shape).copy()))
         return found
 
     def _put(self, undo: Undo) -> None:
         """Set removed units to 0 and have the optimizer keep them there."""
         found = self._masks()
-        undo.remember(*(array for array, _ in found))
+        arrays = [array for array, _ in found]
+        undo.remember(*arrays)
         self._apply()
+        masks_set(arrays, undo)
         if self._optimizer is not None:
             masks = {index_in(self._optimizer, array): mask for array, mask in found}
             self._optimizer._set_masks({i: m for i, m in masks.items() if i is not None}, undo)

@@ -285,7 +285,7 @@ class Pruner(Stateful):
             # Removed weights are 0 and so have the smallest magnitudes.
             alive=None if by_magnitude else self._masks,
         )
-        masks = self.granularity.select(selection)
+        masks = self.granularity._select(selection)
         # A kept weight that is exactly 0 ties with removed ones.
         self._masks = [new & old for new, old in zip(masks, self._masks, strict=True)]
         self._target = sparsity
@@ -306,15 +306,16 @@ class Pruner(Stateful):
         self, find: Callable[[Array], tuple[int, Array] | None], cut: Callable[[int, Array], Array]
     ) -> None:
         """Prune smaller arrays in the place of those that `find` has one for."""
-        numbers: dict[int, int] = {}
-        for i, weight in enumerate(self._weights):
-            if (found := find(weight)) is not None:
-                numbers[i], array = found
-                self._weights = self._weights.replaced({i: array})
-                self._masks[i] = cut(numbers[i], self._masks[i])
+        found = {i: new for i, w in enumerate(self._weights) if (new := find(w)) is not None}
+
+        def cut_own(i: int, values: Array) -> Array:
+            return cut(found[i][0], values) if i in found else values
+
+        self._weights = self._weights.replaced({i: array for i, (_, array) in found.items()})
+        self._masks = [cut_own(i, mask) for i, mask in enumerate(self._masks)]
         self._shared = Weights(type(self).__name__, self._names, self._weights)
         masks_changed()
-        self.score._replace(lambda i, x: cut(numbers[i], x) if i in numbers else x)
+        self.score._replace(cut_own)
 
     def _apply(self) -> None:
         for name, w, mask in zip(self._names, self._weights, self._masks, strict=True):

@@ -92,7 +92,8 @@ def shrink(
                 name = f"the {member.array} that keep[{key!r}] is for"
                 cuts.add(array, member.axis, mask, name)
                 adopted.append((layers[member.layer], member))
-    followers = [follower for follower in (ema, pruner) if follower is not None]
+    # Averages come last: they keep the masks of those that did not follow.
+    followers = [follower for follower in (pruner, ema) if follower is not None]
     for (layer, member), array in zip(
         adopted, cuts.make(optimizer, followers, replaced=True), strict=True
     ):

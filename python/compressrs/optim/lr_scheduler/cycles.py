@@ -157,8 +157,9 @@ class OneCycleLR(LRScheduler):
                 raise ValueError("give total_steps, or both epochs and steps_per_epoch")
             epochs = whole(epochs, "epochs", 1)
             total_steps = epochs * whole(steps_per_epoch, "steps_per_epoch", 1)
-        self.total_steps = whole(total_steps, "total_steps", 1)
-        share = number(pct_start, "pct_start", 0, below=1)
+        self.total_steps = total_steps
+        self._pct_start = number(pct_start, "pct_start", 0, below=1)
+        self._three_phase = flag(three_phase, "three_phase")
         self._anneal = {"cos": cosine, "linear": _line}[
             choice(anneal_strategy, "anneal_strategy", ("cos", "linear"))
         ]
@@ -174,24 +175,19 @@ class OneCycleLR(LRScheduler):
         self.base_momentums = _momenta(base_momentum, "base_momentum", optimizer)
         self.max_momentums = _momenta(max_momentum, "max_momentum", optimizer)
         self._final_div = final_div
-        # Each phase: its last step, and the names of the endpoints of rate and momentum.
-        up = ("first", "max"), ("high", "low")
-        last = float(self.total_steps - 1)
-        if flag(three_phase, "three_phase"):
-            self._phases = [
-                (share * self.total_steps - 1, *up),
-                (2 * share * self.total_steps - 2, ("max", "first"), ("low", "high")),
-                (last, ("first", "last"), ("high", "high")),
-            ]
-        else:
-            self._phases = [
-                (share * self.total_steps - 1, *up),
-                (last, ("max", "last"), ("low", "high")),
-            ]
         first = [rate / div for rate in self.max_lrs]
         super().__init__(optimizer, last_epoch, _base_lrs=first)
         for group, rate in zip(optimizer.param_groups, first, strict=True):
             group["initial_lr"] = rate
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps; assigning another one changes the schedule from the next step on."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int) -> None:
+        self._total_steps = whole(value, "total_steps", 1)
 
     def step(self) -> None:
         """Advance by one step.
@@ -223,13 +219,24 @@ class OneCycleLR(LRScheduler):
     def _phase(self, step: float) -> tuple[tuple[str, str], tuple[str, str], float]:
         """Return the endpoints of rate and momentum, and the progress within their phase."""
         begin = 0.0
-        for end, rates, momenta in self._phases:
+        phases = self._phases()
+        for end, rates, momenta in phases:
             if step <= end:
                 return rates, momenta, (step - begin) / (end - begin) if end > begin else 1.0
             begin = end
         # Past the end, the final rate is kept.
-        _, rates, momenta = self._phases[-1]
+        _, rates, momenta = phases[-1]
         return rates, momenta, 1.0
+
+    def _phases(self) -> list[tuple[float, tuple[str, str], tuple[str, str]]]:
+        """Return the last step of each phase, and the endpoints of its rate and momentum."""
+        rise = self._pct_start * self.total_steps
+        up = (rise - 1, ("first", "max"), ("high", "low"))
+        last = float(self.total_steps - 1)
+        if self._three_phase:
+            down = (2 * rise - 2, ("max", "first"), ("low", "high"))
+            return [up, down, (last, ("first", "last"), ("high", "high"))]
+        return [up, (last, ("max", "last"), ("low", "high"))]
 
 
 def _line(start: float, end: float, done: float) -> float:
