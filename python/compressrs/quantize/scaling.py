@@ -287,7 +287,10 @@ def checked_gram(w: npt.NDArray[Any], statistics: InputStatistics) -> npt.NDArra
         )
     if not np.isfinite(w).all():
         raise ValueError("w must be finite, got NaN or infinity")
-    return statistics.gram
+    gram = statistics.gram
+    if not np.isfinite(gram).all() or (np.diagonal(gram) < 0).any():
+        raise ValueError("statistics must have a finite gram with a diagonal of at least 0")
+    return gram
 
 
 def output_error(change: npt.NDArray[Any], gram: npt.NDArray[np.float64]) -> float:
