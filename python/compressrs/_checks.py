@@ -153,6 +153,19 @@ def sequence(value: Any, name: str) -> list[Any]:
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}") from None
 
 
+def lengths(value: Any, name: str) -> tuple[int, ...]:
+    """Return a shape as a tuple of ints after checking that they are at least 0.
+
+    Raises
+    ------
+    TypeError
+        If it is not a sequence of integers.
+    ValueError
+        If one is negative.
+    """
+    return tuple(whole(n, f"{name}[{i}]", 0) for i, n in enumerate(sequence(value, name)))
+
+
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """Return `value` after checking that it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:

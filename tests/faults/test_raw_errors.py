@@ -14,9 +14,16 @@ import pytest
 
 import compressrs as cr
 from compressrs import distill, prune
-from tests.faults import calls, checkpoint_calls, optim_calls, quantize_calls, search_calls
+from tests.faults import (
+    calls,
+    checkpoint_calls,
+    method_calls,
+    optim_calls,
+    quantize_calls,
+    search_calls,
+)
 from tests.faults.calls import model, w
-from tests.faults.public import names
+from tests.faults.public import classes, names
 
 pytest.importorskip("scipy")
 
@@ -49,32 +56,13 @@ WRONG: list[Any] = [
 ]
 
 
-#: Arguments that messages refer to by another name.
-ALSO = {
-    "y": "X must",
-    "logits": "labels must have the shape",
-    "input_shape": "the input must have shape",
-    "norm_type": "the norm of the gradients",
-    "student": "teacher must have",
-    "teacher": "student must not be empty",
-    "x": "must",
-    "z": "axis",
-    "batches": "x must",
-    "masks": "the mask of",
-    "scores": "the list of arrays",
-    "begin": "end must",
-    "arrays": "must",
-    "shape": "indptr",
-    "n": "data must",
-    "m": "multiple of",
-    "u": "U must",
-    "v": "V must",
-}
+#: The names of the entries of an argument that is a tuple of arrays.
+ENTRIES = {"arrays": ("data", "indices", "indptr", "positions")}
 
 
 #: Arguments that are names of files, of which the system's errors tell what is wrong.
 PATHS = ("path", "src", "dst", "a", "b", "calibration")
-TABLES = (calls, checkpoint_calls, optim_calls, quantize_calls, search_calls)
+TABLES = (calls, checkpoint_calls, method_calls, optim_calls, quantize_calls, search_calls)
 CALLS = {name: call for table in TABLES for name, call in table.CALLS.items()}
 METHODS = {name: method for table in TABLES for name, method in table.METHODS.items()}
 LEFT_OUT = {name for table in TABLES for name in table.LEFT_OUT}
@@ -100,11 +88,62 @@ def test_every_public_name_is_tried() -> None:
     assert public - set(CALLS) == LEFT_OUT
 
 
+def test_every_public_method_is_tried() -> None:
+    tried = {method_of(make(), name) for make, name, _ in METHODS.values()}
+    for name in CALLS:
+        owner = public(name.rpartition(".")[0]) if "." in name else None
+        if inspect.isclass(owner):
+            tried.add(method_of(owner, name.rpartition(".")[2]))
+    missing = {
+        function.__qualname__
+        for kind in classes().values()
+        for name, function in methods_of(kind)
+        if function not in tried and name not in method_calls.FORMULAS
+    }
+    assert missing == set(method_calls.EXEMPT)
+
+
+def method_of(owner: Any, name: str) -> Any:
+    """Return the function that defines a method of a class or an object."""
+    found = inspect.getattr_static(owner if inspect.isclass(owner) else type(owner), name)
+    return inspect.unwrap(getattr(found, "__func__", found))
+
+
+#: Python's own protocols, whose arguments Python passes.
+PROTOCOLS = set(dir(object)) | {
+    "__copy__",
+    "__deepcopy__",
+    "__exit__",
+    "__setstate__",
+}
+
+
+def methods_of(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods of a class that take arguments, and are defined in compressrs."""
+    for name in dir(kind):
+        own = not name.startswith("_") or (name.startswith("__") and name not in PROTOCOLS)
+        function = method_of(kind, name)
+        if own and inspect.isfunction(function) and function.__module__.startswith("compressrs"):
+            bound = not isinstance(inspect.getattr_static(kind, name), staticmethod)
+            if len(inspect.signature(function).parameters) > bound:
+                yield name, function
+
+
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_every_argument_is_tried(name: str) -> None:
     parameters = inspect.signature(public(name)).parameters.values()
     own = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     assert own - {"progress"} <= set(CALLS[name]())
+
+
+def test_every_argument_of_a_method_is_tried() -> None:
+    tried: dict[Any, set[str]] = {}
+    for make, name, arguments in METHODS.values():
+        tried.setdefault(method_of(make(), name), set()).update(arguments())
+    for function, names_ in tried.items():
+        kinds = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
+        own = {n for n, k in kinds.items() if k not in (k.VAR_POSITIONAL, k.VAR_KEYWORD)}
+        assert own - {"self", "cls", "progress"} <= names_, function.__qualname__
 
 
 def public(name: str) -> Any:
@@ -150,7 +189,7 @@ def test_wrong_arguments_are_refused_by_name(
                 assert error.filename or mentioned(argument, str(error)), repr(error)
             except (TypeError, ValueError) as error:
                 said = str(error)
-                known = mentioned(argument, said) or ALSO.get(argument, "\0") in said
+                known = any(mentioned(n, said) for n in (argument, *ENTRIES.get(argument, ())))
                 assert known, f"{name}({argument}={wrong!r}): {error!r}"
             except KeyError as error:
                 # KeyError is right for names, as for a dict.

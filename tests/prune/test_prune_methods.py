@@ -173,7 +173,7 @@ def test_half_precision(dtype):
         (
             lambda w: cr.prune.masks([], 0.5),
             ValueError,
-            "the list of arrays must hold at least one value",
+            "scores must hold at least one value",
         ),
         (lambda w: cr.prune.masks(np.zeros(0), 0.5), ValueError, "at least one value"),
         (lambda w: cr.prune.masks(w > 0, 0.5), TypeError, "dtype"),

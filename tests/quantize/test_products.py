@@ -365,10 +365,10 @@ ONES = np.ones((4, 6), np.int8)
         ({"zero_point": np.zeros((3, 1), np.int8)}, ValueError, "zero_point must have the shape"),
         ({"zero_point": np.zeros((4, 1))}, TypeError, "zero_point must have dtype int8 or uint8"),
         ({"bits": 1}, ValueError, "bits must be at least 2"),
-        ({"bits": 9}, ValueError, "bits must be from 2 to 8"),
+        ({"bits": 9}, ValueError, "bits must be at most 8"),
         ({"bits": 4.0}, TypeError, "bits must be an integer"),
         ({"group_size": 0}, ValueError, "group_size must be at least 1"),
-        ({"levels": np.zeros(16, np.float32), "bits": 4}, ValueError, "table must belong"),
+        ({"levels": np.zeros(16, np.float32), "bits": 4}, ValueError, "levels must belong"),
     ],
 )
 def test_bad_weights(change, error, message):

@@ -219,9 +219,9 @@ def test_other_formats_and_types():
     with pytest.raises(TypeError, match="data must have dtype float32 or float64, got int64"):
         CSRMatrix.from_scipy(eye.tocsr().astype(np.int64))
     a = CSRMatrix.from_scipy(eye.tocsr())
-    with pytest.raises(TypeError, match="X must have dtype float64 like data"):
+    with pytest.raises(TypeError, match="x must have dtype float64 like data"):
         a @ np.ones((3, 2), np.float32)
-    with pytest.raises(ValueError, match=r"X must have shape \(3, 2\), got \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(3, 2\), got \(4, 2\)"):
         a @ np.ones((4, 2))
     with pytest.raises(TypeError):
         a @ 3
@@ -635,13 +635,13 @@ def test_what_is_not_n_of_m():
             NMMatrix((data, bad), (1, 4))
     with pytest.raises(TypeError, match="positions must have dtype uint8"):
         NMMatrix((data, positions.astype(int)), (1, 4))
-    with pytest.raises(ValueError, match="a multiple of 4 columns"):
+    with pytest.raises(ValueError, match="a multiple of m=4 columns"):
         NMMatrix((data, positions), (1, 5))
     with pytest.raises(ValueError, match="n must be at most m"):
         NMMatrix((data, positions), (1, 4), 5, 4)
     with pytest.raises(ValueError, match="mask must keep 2 of each 4 columns"):
         NMMatrix.from_dense(np.ones((1, 4)), mask=np.ones((1, 4), bool))
-    with pytest.raises(ValueError, match="the second a multiple of 4"):
+    with pytest.raises(ValueError, match="the second a multiple of m=4"):
         NMMatrix.from_dense(np.ones((1, 5)))
     with pytest.raises(ValueError, match="data must be C-contiguous"):
         NMMatrix((np.ones((2, 2)).T[::1, :], np.array([[0, 1]] * 2, np.uint8)), (2, 4))

@@ -265,5 +265,13 @@ def _run(
 ) -> _Result:
     """Call a loss of the core; `view` reshapes arrays to the axes that it expects."""
     student, teacher = as_array(student, "student"), as_array(teacher, "teacher")
+    if teacher.ndim != student.ndim:
+        raise ValueError(
+            f"teacher must have as many axes as student, of shape {student.shape}, "
+            f"got shape {teacher.shape}"
+        )
+    for name, x in (("student", student), ("teacher", teacher)):
+        if x.size == 0:
+            raise ValueError(f"{name} must not be empty, got shape {x.shape}")
     grad = gradient_like(student, out, "student")
     return loss(view(student), view(teacher), *options, view(grad)), grad

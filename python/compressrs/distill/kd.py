@@ -373,7 +373,9 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != batch:
-        raise ValueError(f"labels must have the shape {batch} of the batch, got {labels.shape}")
+        raise ValueError(
+            f"labels must have shape {batch}, one label per row of logits, got {labels.shape}"
+        )
     if labels.dtype == np.uint64:
         # Values that do not fit into int64 are clipped, and stay out of range.
         labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))

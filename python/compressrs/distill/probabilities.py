@@ -159,6 +159,8 @@ def _axis(axis: int, ndim: int) -> int:
         axis = operator.index(axis)
     except TypeError:
         raise TypeError(f"axis must be an integer, got {type(axis).__name__}") from None
+    if ndim == 0:
+        raise ValueError("z must have at least one axis, got none")
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for {ndim} axes, got {axis}")
     return axis % ndim

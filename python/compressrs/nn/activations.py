@@ -117,6 +117,8 @@ class Softmax(Layer):
     def forward(self, x: Array) -> Array:
         """Return the probabilities of each row."""
         x = check_input(x, "x")
+        if x.ndim == 0:
+            raise ValueError("x must have at least one axis, got none")
         y = np.asarray(softmax(x))
         # A copy, since the caller may change `y`.
         self._keep(y.copy() if self.training else y)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import converted, flag, floating, generator, whole
+from compressrs._checks import converted, flag, floating, generator, lengths, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -156,13 +156,14 @@ class MultiHeadAttention(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         if len(shape) != 2 or shape[1] != self.features:
-            raise ValueError(f"the input must have shape (length, {self.features}), got {shape}")
+            raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
         return shape
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
-        length = shape[0]
+        length = self.output_shape(shape)[0]
         return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
@@ -281,7 +282,8 @@ class Embedding(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        return (*shape, self.weight.shape[1])
+        shape = lengths(shape, "shape")
+        return *shape, self.weight.shape[1]
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, overload
@@ -12,6 +13,7 @@ import numpy as np
 
 from compressrs._arrays import Array, as_array, write_tree
 from compressrs._assignment import ArrayDict
+from compressrs._checks import lengths
 from compressrs.nn.layer import Layer, check_gradient
 
 
@@ -148,6 +150,7 @@ class Sequential(Container):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
@@ -260,6 +263,7 @@ class Residual(Container):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         return self.body.output_shape(shape)
 
 
@@ -290,7 +294,8 @@ class Flatten(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        return (int(np.prod(shape)),)
+        shape = lengths(shape, "shape")
+        return (math.prod(shape),)
 
 
 def forward_seen(

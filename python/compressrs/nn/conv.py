@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import flag, floating, generator, whole
+from compressrs._checks import flag, floating, generator, lengths, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -173,12 +174,13 @@ class Conv2d(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
         out = self.output_shape(shape)
-        return int(np.prod(out[1:])) * int(self.weight.size)
+        return math.prod(out[1:]) * int(self.weight.size)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""
@@ -233,6 +235,7 @@ class _Pool(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         return tuple(_core.pool_shape((1, *shape), *self._windows)[1:])
 
     def config(self) -> dict[str, Any]:

@@ -100,7 +100,12 @@ def export(
     model = fold_batch_norm(model) if isinstance(model, Sequential) else model
     steps: list[Step] = []
     if standardize is not None:
-        mean, scale = standardize
+        try:
+            mean, scale = (np.asarray(x, np.float64) for x in standardize)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"standardize must be a pair of arrays (mean, scale), got {standardize!r}"
+            ) from None
         steps.append(("scale", [1 / scale, -mean / scale]))
     _collect(model, "", steps)
     if after is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
-from compressrs._checks import file_path, generator, sequence, whole
+from compressrs._checks import file_path, flag, generator, lengths, string
 from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
@@ -111,7 +111,7 @@ class Layer:
         ValueError
             If the layer takes no such input.
         """
-        return shape
+        return lengths(shape, "shape")
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of a shape, without the batch."""
@@ -119,7 +119,7 @@ class Layer:
 
     def train(self: _L, mode: bool = True) -> _L:
         """Set this layer and those in it to training, or to evaluation; return the layer."""
-        self.training = bool(mode)
+        self.training = flag(mode, "mode")
         if not mode:
             self._saved = None
         for child in self.children().values():
@@ -137,6 +137,9 @@ class Layer:
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield the name and layer of all that hold no other layers, in order."""
+        return self._named_layers(string(prefix, "prefix"))
+
+    def _named_layers(self, prefix: str) -> Iterator[tuple[str, Layer]]:
         children = self.children()
         if not children:
             yield prefix, self
@@ -263,6 +266,7 @@ class Layer:
         """
         from compressrs.nn.export import export
 
+        show = flag(show, "show")
         code = export(self, file_path(path), standardize)
         if show:
             print(code)
@@ -286,7 +290,7 @@ class Layer:
         """
         from compressrs.nn.summarizing import summarize
 
-        return summarize(self, None if input_shape is None else _shape(input_shape))
+        return summarize(self, None if input_shape is None else lengths(input_shape, "input_shape"))
 
     def _values(self) -> Iterator[Array]:
         """Yield the parameters as numbers, for counts of them and of those that are not 0."""
@@ -359,12 +363,6 @@ class Parameter:
 
     def __set__(self, layer: Any, value: Any) -> None:
         layer._assign(self._name, value)
-
-
-def _shape(given: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of one input after checking its lengths."""
-    lengths = enumerate(sequence(given, "input_shape"))
-    return tuple(whole(n, f"input_shape[{i}]", 0) for i, n in lengths)
 
 
 def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Array:
@@ -443,7 +441,7 @@ def check_parameter(
     """
     x = as_array(x, name)
     if shape is not None and x.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+        raise ValueError(f"{name} must have shape {shape} to fit weight, got {x.shape}")
     if x.dtype != (dtype or x.dtype) or x.dtype not in (np.float32, np.float64):
         need = dtype or "float32 or float64"
         raise TypeError(f"{name} must have dtype {need}, got {x.dtype}")

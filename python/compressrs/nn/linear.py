@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, read_only
-from compressrs._checks import flag, floating, generator, whole
+from compressrs._checks import flag, floating, generator, lengths, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -56,14 +57,15 @@ class Affine(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         out_features, in_features = self.weight.shape
         if not shape or shape[-1] != in_features:
-            raise ValueError(f"the input must have shape (..., {in_features}), got {shape}")
+            raise ValueError(f"the input shape must be (..., {in_features}), got {shape}")
         return (*shape[:-1], out_features)
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
-        return int(np.prod(shape[:-1])) * int(self.params["weight"].size)
+        return math.prod(self.output_shape(shape)[:-1]) * int(self.params["weight"].size)
 
     @property
     def takes(self) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice
+from compressrs._checks import choice, lengths
 from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input
 from compressrs.nn.linear import Linear
 from compressrs.quantize.matrix import QuantizedMatrix
@@ -40,15 +41,14 @@ class _Affine(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = lengths(shape, "shape")
         if not shape or shape[-1] != self.weight.shape[1]:
-            raise ValueError(
-                f"the input must have shape (..., {self.weight.shape[1]}), got {shape}"
-            )
+            raise ValueError(f"the input shape must be (..., {self.weight.shape[1]}), got {shape}")
         return (*shape[:-1], int(self.weight.shape[0]))
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
-        return int(np.prod(shape[:-1])) * int(self.weight.size)
+        return math.prod(self.output_shape(shape)[:-1]) * int(self.weight.size)
 
     def _rows(self, x: Array) -> npt.NDArray[Any]:
         """Return the input as rows."""

@@ -51,7 +51,9 @@ def trace(
         try:
             out = layer.output_shape(shape)
         except ValueError as error:
-            raise ValueError(f"layer {name} ({type(layer).__name__}): {error}") from None
+            raise ValueError(
+                f"input_shape does not fit layer {name} ({type(layer).__name__}): {error}"
+            ) from None
         shapes[name] = shape, out
         return out
     out = shape

@@ -21,7 +21,7 @@ Norm: TypeAlias = float | Literal["sum"]
 class Granularity:
     """Unstructured pruning of single weights; base class of the structured granularities."""
 
-    def select(self, selection: Selection) -> list[Mask]:
+    def _select(self, selection: Selection) -> list[Mask]:
         """Return masks that remove the selected fraction of weights."""
         return selection.masks()
 
@@ -34,15 +34,15 @@ class _Groups(Granularity):
 
     norm: Norm
 
-    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+    def _norms(self, array: Array, name: str, norm: Norm) -> Array:
         """Return the norm of each group."""
         raise NotImplementedError
 
-    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    def _expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """Expand a mask of groups to a mask of weights."""
         raise NotImplementedError
 
-    def select(self, selection: Selection) -> list[Mask]:
+    def _select(self, selection: Selection) -> list[Mask]:
         """Return masks that remove the selected fraction of groups."""
         if selection.scope == "row":
             raise ValueError("scope must not be 'row' when whole groups are removed")
@@ -50,16 +50,16 @@ class _Groups(Granularity):
         for i, (array, name) in enumerate(zip(selection.arrays, selection.names, strict=True)):
             _core.refuse_nan(array, name)
             if selection.alive is None:
-                norms.append(self.norms(array, name, self.norm))
+                norms.append(self._norms(array, name, self.norm))
                 continue
             alive = selection.alive[i].astype(array.dtype)
-            norm = self.norms(np.where(alive, array, alive), name, self.norm)
-            norm[self.norms(alive, name, math.inf) == 0] = -np.inf
+            norm = self._norms(np.where(alive, array, alive), name, self.norm)
+            norm[self._norms(alive, name, math.inf) == 0] = -np.inf
             norms.append(norm)
         shapes = [array.shape for array in selection.arrays]
         of_groups = replace(selection, arrays=norms, by_value=True, alive=None, shapes=shapes)
         return [
-            self.expand(mask, shape) for mask, shape in zip(of_groups.masks(), shapes, strict=True)
+            self._expand(mask, shape) for mask, shape in zip(of_groups.masks(), shapes, strict=True)
         ]
 
 
@@ -91,7 +91,7 @@ class Blocks(_Groups):
         self.block = whole(rows, "block", 1), whole(columns, "block", 1)
         self.norm = check_norm(norm)
 
-    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+    def _norms(self, array: Array, name: str, norm: Norm) -> Array:
         """Return the norm of each block, shape (block rows, block columns)."""
         (height, width), shape = self.block, array.shape
         if array.ndim != 2 or shape[0] % height or shape[1] % width:
@@ -100,7 +100,7 @@ class Blocks(_Groups):
             )
         return block_norms(array, name, self.block, norm)
 
-    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    def _expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """Expand a mask of blocks to a mask of weights."""
         return expanded(mask, self.block, shape)
 
@@ -138,7 +138,7 @@ class Neurons(_Groups):
         self.axis = tuple(whole(a, "axis", -64) for a in axes)
         self.norm = check_norm(norm)
 
-    def norms(self, array: Array, name: str, norm: Norm) -> Array:
+    def _norms(self, array: Array, name: str, norm: Norm) -> Array:
         """Return the norm of each slice, with the shape of the indexing axes."""
         axes = self._axes(array.ndim, name)
         lengths = [array.shape[axis] for axis in axes]
@@ -150,7 +150,7 @@ class Neurons(_Groups):
         rows = np.moveaxis(array, axes, range(len(axes))).reshape(math.prod(lengths), -1)
         return block_norms(rows, name, (1, rows.shape[1]), norm).reshape(lengths)
 
-    def expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    def _expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """Expand a mask of slices to a mask of weights."""
         axes = self._axes(len(shape), "w")
         lengths = [shape[axis] for axis in axes]
@@ -198,23 +198,25 @@ class NM(Granularity):
             raise ValueError(f"n must be at most m, got {n} and {m}")
         self.axis = whole(axis, "axis", -64)
 
-    def select(self, selection: Selection) -> list[Mask]:
+    def _select(self, selection: Selection) -> list[Mask]:
         """Return masks that remove the same number of every `m` values."""
         share = number(selection.sparsity, "sparsity", 0, below=1)
         # Tolerates rounding errors, so that 0.1 * 10 counts as 1.
         n = max(self.n, math.ceil(round(self.m * (1 - share), 9)))
         sunk = selection.sunk()
         return [
-            self.mask(w, name, n, sunk.by_value)
+            self._mask(w, name, n, sunk.by_value)
             for w, name in zip(sunk.arrays, sunk.names, strict=True)
         ]
 
-    def mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
+    def _mask(self, w: Array, name: str, n: int, by_value: bool) -> Mask:
         """Return the mask of one array that keeps `n` of each group."""
-        if not (-w.ndim <= self.axis < w.ndim) or w.shape[self.axis] % self.m:
+        if not -w.ndim <= self.axis < w.ndim:
+            raise ValueError(f"axis must be one of {name}, which has {w.ndim}, got {self.axis}")
+        if w.shape[self.axis] % self.m:
             raise ValueError(
-                f"axis must be one of {name} whose length is a multiple of {self.m}, "
-                f"got axis {self.axis} of shape {w.shape}"
+                f"the length of axis {self.axis} of {name} must be a multiple of m={self.m}, "
+                f"got shape {w.shape}"
             )
         _core.refuse_nan(w, name)
         last = np.moveaxis(w, self.axis, -1)

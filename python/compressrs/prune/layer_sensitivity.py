@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays, require_in_place
-from compressrs._checks import number, sequence
+from compressrs._checks import file_path, number, sequence
 from compressrs._files import write_atomically
 from compressrs._progress import progress_bar
 from compressrs._typing import Figure
@@ -81,7 +81,7 @@ class Sensitivity:
         axes.set(xlabel="zeros in one layer, %", ylabel="value")
         axes.legend()
         if path is not None:
-            target, image = Path(path), io.BytesIO()
+            target, image = file_path(path), io.BytesIO()
             if not target.suffix:  # Matplotlib's default
                 target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
             figure.savefig(image, format=target.suffix[1:])
@@ -172,7 +172,7 @@ def sensitivity(
                 for j, share in enumerate(shares):
                     array = whole if by_magnitude else found
                     selection = Selection([array], [name], share, by_value=not by_magnitude)
-                    (mask,) = chosen.select(selection)
+                    (mask,) = chosen._select(selection)
                     _core.apply_mask(w, mask, name)
                     values[i, j] = _value(evaluate)
                     w[...] = whole

@@ -161,7 +161,7 @@ def nm_mask(w: Array, n: int = 2, m: int = 4, axis: int = -1) -> Mask:
     array([[False,  True,  True, False]])
     """
     granularity = NM(n, m, axis)
-    return granularity.mask(as_array(w, "w"), "w", granularity.n, by_value=False)
+    return granularity._mask(as_array(w, "w"), "w", granularity.n, by_value=False)
 
 
 def block_mask(
@@ -317,6 +317,8 @@ def masks(
            [ True, False]])
     """
     names, arrays = named_arrays(scores, "scores")
+    if not arrays:
+        raise ValueError("scores must hold at least one value, got none")
     selection = Selection(
         arrays,
         names,
@@ -325,11 +327,11 @@ def masks(
         by_value=True,
         allow_empty=flag(allow_empty, "allow_empty"),
     )
-    return rebuild(scores, iter(as_granularity(granularity).select(selection)))
+    return rebuild(scores, iter(as_granularity(granularity)._select(selection)))
 
 
 def _one(w: Array, sparsity: float, granularity: Granularity, allow_empty: bool) -> Mask:
     """Return the mask that removes the smallest magnitudes of one array."""
-    return granularity.select(
+    return granularity._select(
         Selection([w], ["w"], sparsity, allow_empty=flag(allow_empty, "allow_empty"))
     )[0]

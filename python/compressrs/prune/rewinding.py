@@ -115,8 +115,10 @@ class LotteryTicket:
                 continue
             array = np.asarray(mask)
             if array.dtype != np.bool_:
-                raise TypeError(f"the mask of {name} must be boolean, got {array.dtype}")
+                raise TypeError(f"masks must hold a boolean array for {name}, got {array.dtype}")
             if array.shape != w.shape:
-                raise ValueError(f"the mask of {name} must have shape {w.shape}, got {array.shape}")
+                raise ValueError(
+                    f"masks must hold an array of shape {w.shape} for {name}, got {array.shape}"
+                )
             chosen.append(np.ascontiguousarray(array))
         return chosen

@@ -50,7 +50,7 @@ class OneShot:
 
 
 class _Gradual:
-    """Base of schedules from one sparsity to another; `between` interpolates."""
+    """Base of schedules from one sparsity to another; `_between` interpolates."""
 
     def __init__(
         self,
@@ -62,11 +62,12 @@ class _Gradual:
     ) -> None:
         self.initial = number(initial, "initial", 0, below=1)
         self.final = number(final, "final", 0, below=1)
-        self.begin = whole(begin, "begin", 0)
-        self.end = whole(end, "end", self.begin + 1)
+        self.begin, self.end = whole(begin, "begin", 0), whole(end, "end", 0)
+        if self.end <= self.begin:
+            raise ValueError(f"end must be greater than begin, got {end} and {begin}")
         self.frequency = whole(frequency, "frequency", 1)
 
-    def between(self, left: float) -> float:
+    def _between(self, left: float) -> float:
         """Return the sparsity when a fraction `left` of the schedule remains."""
         raise NotImplementedError
 
@@ -78,7 +79,7 @@ class _Gradual:
         if step >= self.end:
             return self.final
         pruned = (step - self.begin) // self.frequency * self.frequency
-        return self.between(1 - pruned / (self.end - self.begin))
+        return self._between(1 - pruned / (self.end - self.begin))
 
     def __repr__(self) -> str:
         return (
@@ -127,7 +128,7 @@ class CubicSchedule(_Gradual):
     [0.0, 0.0, 0.0, 0.7, 0.8, 0.8]
     """
 
-    def between(self, left: float) -> float:
+    def _between(self, left: float) -> float:
         """Return the sparsity when a fraction `left` of the schedule remains."""
         return self.final + (self.initial - self.final) * left**3
 
@@ -147,7 +148,7 @@ class LinearSchedule(_Gradual):
     [0.0, 0.0, 0.0, 0.4, 0.8, 0.8]
     """
 
-    def between(self, left: float) -> float:
+    def _between(self, left: float) -> float:
         """Return the sparsity when a fraction `left` of the schedule remains."""
         return self.final + (self.initial - self.final) * left
 
@@ -173,7 +174,7 @@ class ExponentialSchedule(_Gradual):
     [0.0, 0.0, 0.0, 0.5, 0.75, 0.75]
     """
 
-    def between(self, left: float) -> float:
+    def _between(self, left: float) -> float:
         """Return the sparsity when a fraction `left` of the schedule remains."""
         return float(1 - (1 - self.initial) ** left * (1 - self.final) ** (1 - left))
 

@@ -106,7 +106,7 @@ class Selection:
         if self.alive is not None:
             return self.sunk().masks()
         if sum(array.size for array in self.arrays) == 0:
-            name = self.names[0] if self.names else "the list of arrays"
+            name = self.names[0] if self.names else "params"
             raise ValueError(f"{name} must hold at least one value, got none")
         given = self.sparsity
         if is_several(given):

@@ -162,8 +162,13 @@ def input_statistics(
         )
     given: Iterable[Any] = [batches] if whole else batches
     for k, x in enumerate(given):
-        x = as_array(x, "batches" if whole else f"batches[{k}]")
-        forward_seen(model, x, seen)
+        name = "batches" if whole else f"batches[{k}]"
+        x = as_array(x, name)
+        try:
+            forward_seen(model, x, seen)
+        except (TypeError, ValueError) as error:
+            raised = TypeError if isinstance(error, TypeError) else ValueError
+            raise raised(f"{name} does not fit the model: {error}") from error
     return list(found.values())
 
 

@@ -139,7 +139,7 @@ class QuantizedMatrix:
         scale = as_array(scale, "scale")
         if codes.ndim != 2:
             raise ValueError(f"codes must have 2 axes, got shape {codes.shape}")
-        bits = whole(bits, "bits", 2)
+        bits = whole(bits, "bits", 2, 8)
         columns = max(codes.shape[1], 1)
         group = columns if group_size is None else min(whole(group_size, "group_size", 1), columns)
         if scale.ndim == 0:

@@ -214,7 +214,7 @@ class MovingAverage(Observer):
         TypeError
             Always.
         """
-        raise TypeError("moving averages cannot be merged, since the order of batches counts")
+        raise TypeError("other cannot be merged: a moving average depends on the order of batches")
 
     def _range(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return self.low.copy(), self.high.copy()

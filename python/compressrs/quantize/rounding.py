@@ -97,7 +97,7 @@ def rounded(
         found = np.empty(shape, compute_dtype(w.dtype))
         zero: Any = np.empty(shape, scheme.code_dtype)
     else:
-        found = checked_scale(scale, shape, w.dtype)
+        found = checked_scale(scale, shape, w.dtype, name)
         zero = checked_zero_point(zero_point, shape, scheme)
         if not np.isfinite(matrix).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")

@@ -296,7 +296,9 @@ def _of_dtype(x: Array, name: str, dtype: str) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array) if array.ndim else array
 
 
-def checked_scale(scale: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def checked_scale(
+    scale: Array, shape: tuple[int, int], dtype: np.dtype[Any], name: str = "w"
+) -> npt.NDArray[Any]:
     """Return scales in the compute type of `dtype`, if they are good ones.
 
     Raises
@@ -307,7 +309,7 @@ def checked_scale(scale: Array, shape: tuple[int, int], dtype: np.dtype[Any]) ->
     array = as_array(scale, "scale")
     require_float(array.dtype, "scale")
     if array.shape != shape:
-        raise ValueError(f"scale must have shape {shape} for w, got {array.shape}")
+        raise ValueError(f"scale must have shape {shape} for {name}, got {array.shape}")
     compute = compute_dtype(dtype)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, compute)

@@ -224,7 +224,7 @@ def _given(
         found, zero = q.scale, q.zero_point
     else:
         shape = scheme.scale_shape(x.shape)
-        found = checked_scale(scale, shape, x.dtype)
+        found = checked_scale(scale, shape, x.dtype, "x")
         zero = checked_zero_point(zero_point, shape, scheme)
     return found, np.zeros(found.shape, np.uint8) if zero is None else zero.view(np.uint8)
 

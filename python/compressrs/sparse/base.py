@@ -84,17 +84,15 @@ class Products:
         The order of summation depends on the shapes alone, not on the number of threads. It
         does depend on the number of columns of `x`.
         """
-        x = as_array(x, "X")
-        if x.ndim not in (1, 2):
-            raise ValueError(f"X must have 1 or 2 axes, got shape {x.shape}")
+        x = self._operand(x, "x")
         if x.shape[0] != self.shape[1]:
             need = (self.shape[1], *x.shape[1:])
-            raise ValueError(f"X must have shape {need}, got {x.shape}")
+            raise ValueError(f"x must have shape {need}, got {x.shape}")
         shape = (self.shape[0], *x.shape[1:])
         if out is None:
             if flag(accumulate, "accumulate"):
                 raise ValueError("accumulate=True needs out, the array to add to")
-            # In X's memory order, so that the transpose of the result has that of X's transpose.
+            # In the memory order of `x`, so that transposes have the same order too.
             turned = x.flags.f_contiguous and not x.flags.c_contiguous
             out = np.empty(shape, self.dtype, order="F" if turned else "C")
         else:
@@ -133,14 +131,12 @@ class Products:
         bias : array, shape (columns,), optional
         relu, accumulate : bool, default False
         """
-        y = as_array(y, "X")
-        if y.ndim not in (1, 2):
-            raise ValueError(f"X must have 1 or 2 axes, got shape {y.shape}")
+        y = self._operand(y, "y")
         if out is not None:
             out = as_array(out, "out")
         if y.shape[-1] != self.shape[0]:
             need = (*y.shape[:-1], self.shape[0])
-            raise ValueError(f"X must have shape {need}, got {y.shape}")
+            raise ValueError(f"y must have shape {need}, got {y.shape}")
         shape = (*y.shape[:-1], self.shape[1])
         if out is not None and out.shape != shape:
             raise ValueError(f"out must have shape {shape}, got {out.shape}")
@@ -148,6 +144,18 @@ class Products:
             y.T, None if out is None else out.T, bias=bias, relu=relu, accumulate=accumulate
         )
         return np.asarray(product.T) if out is None else out
+
+    def _operand(self, x: Array, name: str) -> Array:
+        """Return the dense operand of a product after checking its axes and dtype."""
+        x = as_array(x, name)
+        if x.ndim not in (1, 2):
+            raise ValueError(f"{name} must have 1 or 2 axes, got shape {x.shape}")
+        if x.dtype != self.dtype:
+            raise TypeError(
+                f"{name} must have dtype {self.dtype} like data (convert it with "
+                f"a.astype('{self.dtype}')), got {x.dtype}"
+            )
+        return x
 
     def _transposed(self) -> Products:
         """Return the transpose."""
@@ -426,7 +434,7 @@ def sddmm(
         raise TypeError(
             f"pattern must be a sparse matrix of compressrs, got {type(pattern).__name__}"
         )
-    u, v = as_array(u, "U"), as_array(v, "V")
+    u, v = as_array(u, "u"), as_array(v, "v")
     if out is None:
         if flag(accumulate, "accumulate"):
             raise ValueError("accumulate=True needs out, the array to add to")
@@ -440,8 +448,9 @@ def sddmm(
 def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
     """Return `shape` as a pair of non-negative integers."""
     try:
-        rows, columns = map(operator.index, shape)
-    except (TypeError, ValueError):
+        # A slice, since sets and dicts have no first and second element.
+        rows, columns = map(operator.index, shape[:])
+    except (LookupError, TypeError, ValueError):
         raise TypeError(f"shape must be a pair of integers, got {shape!r}") from None
     if not (0 <= rows < 2**62 and 0 <= columns < 2**62):
         raise ValueError(f"shape must not be negative, nor huge, got {shape!r}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, number
+from compressrs._checks import choice, converted, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, immutable
 from compressrs.sparse.patterns import FlatIndex, carried
@@ -189,7 +189,7 @@ class CSRMatrix(SparseMatrix):
                [0., 0., 3.]])
         """
         if not isinstance(rows, slice):
-            rows = np.asarray(rows)
+            rows = converted(rows, "rows")
             if rows.ndim != 1 or (rows.dtype.kind not in "iub" and rows.size):
                 raise TypeError(
                     "rows must be a slice or an array of integers or booleans of one axis, got "

@@ -79,11 +79,14 @@ class NMMatrix(SparseMatrix):
         self._shape = as_shape(shape)
         rows, columns = self._shape
         if columns % self.m:
-            raise ValueError(f"shape must have a multiple of {self.m} columns, got {self._shape}")
+            raise ValueError(f"shape must have a multiple of m={self.m} columns, got {self._shape}")
         need = (rows, columns // self.m * self.n)
         for name, array in (("data", data), ("positions", positions)):
             if array.shape != need:
-                raise ValueError(f"{name} must have shape {need}, got {array.shape}")
+                raise ValueError(
+                    f"{name} must have shape {need} for shape={self._shape}, n={self.n} and "
+                    f"m={self.m}, got {array.shape}"
+                )
         if positions.dtype != np.uint8:
             raise TypeError(f"positions must have dtype uint8, got {positions.dtype}")
         if not data.flags.c_contiguous:
@@ -133,7 +136,7 @@ class NMMatrix(SparseMatrix):
         w = as_array(w, "w")
         n, m = _pair(n, m)
         if w.ndim != 2 or w.shape[1] % m:
-            raise ValueError(f"w must have two axes, the second a multiple of {m}, got {w.shape}")
+            raise ValueError(f"w must have two axes, the second a multiple of m={m}, got {w.shape}")
         groups = w.reshape(w.shape[0], w.shape[1] // m, m)
         if mask is None:
             if w.dtype.kind != "f":
