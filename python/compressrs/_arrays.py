@@ -124,11 +124,24 @@ def children(tree: ArrayTree) -> Iterator[tuple[str, Any]]:
             yield f"[{i}]", value
 
 
-def flatten(tree: ArrayTree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield path and value of each leaf, depth first."""
+#: The depth of nested lists and dicts from which on they are taken to hold themselves.
+_MAX_DEPTH = 100
+
+
+def flatten(tree: ArrayTree, path: str = "", _depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of each leaf, depth first.
+
+    Raises
+    ------
+    ValueError
+        If branches are nested too deeply, as in a list that holds itself.
+    """
     if is_branch(tree):
+        if _depth == _MAX_DEPTH:
+            name = path.partition("[")[0] or "the tree"
+            raise ValueError(f"{name} must not be nested deeper than {_MAX_DEPTH} lists or dicts")
         for step, child in children(tree):
-            yield from flatten(child, path + step)
+            yield from flatten(child, path + step, _depth + 1)
     else:
         yield path, tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ def number(
         if isinstance(value, (str, bytes)) or getattr(dtype, "kind", "f") in "cSUO":
             raise TypeError
         x = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise ValueError(
+            f"{name} must be a finite number, got one beyond the range of float64"
+        ) from None
+    except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if finite and not (math.isfinite(x) and x >= low and (below is None or x < below)):
         bounds = "" if low == -math.inf else f" >= {low:g}"
@@ -77,17 +82,23 @@ def share(value: Any, name: str) -> float:
     return x
 
 
-def whole(value: Any, name: str, low: int, high: int | None = None) -> int:
+def whole(value: Any, name: str, low: int, high: int = 2**63 - 1) -> int:
     """Return `value` as an int after checking its type and that it is in [`low`, `high`]."""
     try:
         integer = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if integer < low:
-        raise ValueError(f"{name} must be at least {low}, got {integer}")
-    if high is not None and integer > high:
-        raise ValueError(f"{name} must be at most {high}, got {integer}")
+        raise ValueError(f"{name} must be at least {low}, got {_shown(integer)}")
+    if integer > high:
+        raise ValueError(f"{name} must be at most {high}, got {_shown(integer)}")
     return integer
+
+
+def _shown(integer: int) -> str:
+    """Return an integer for a message; Python refuses to print huge ones."""
+    bits = integer.bit_length()
+    return str(integer) if bits <= 128 else f"an integer of {bits} bits"
 
 
 def count(value: Any, name: str) -> int:
@@ -216,8 +227,13 @@ def file_path(value: Any, name: str = "path") -> Path:
     """Return `value` as a path after checking its type."""
     try:
         path = Path(value)
+        encoded = os.fsencode(path)
     except TypeError:
         raise TypeError(f"{name} must be a string or a path, got {type(value).__name__}") from None
-    if "\0" in str(path):
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name} must not contain characters without an encoding, got {value!r}"
+        ) from None
+    if b"\0" in encoded:
         raise ValueError(f"{name} must not contain a null character, got {str(path)!r}")
     return path

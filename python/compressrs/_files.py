@@ -68,7 +68,15 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
         If it could not be written, or `path` is a device, a pipe or a folder; an existing
         file is then unchanged.
     """
-    path = Path(os.path.realpath(path))
+    given, path = path, Path(os.path.realpath(path))
+    try:
+        _write(path, parts, exclusive)
+    except OSError as error:
+        # Name the given file instead of the temporary one.
+        raise OSError(error.errno, error.strerror, str(given)) from None
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview], exclusive: bool) -> None:
     try:
         before = os.stat(path)
     except FileNotFoundError:

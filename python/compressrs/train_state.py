@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, dtype_of, flatten, is_branch
+from compressrs._arrays import Array, dtype_of, flatten
 from compressrs._checks import count, file_path, whole
 from compressrs._files import load_tensors, save_tensors
 from compressrs._state import Undo, checked_generator
@@ -197,6 +198,10 @@ class TrainState:
             If the file cannot be written.
         """
         n, keep = whole(n, "n", 1), whole(keep, "keep", 1)
+        folder = file_path(path).parent
+        if not folder.is_dir():
+            # Before the first n steps rather than after them.
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(folder))
         self.step += 1
         if self.step % n:
             return None
@@ -244,7 +249,7 @@ def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], No
             checked_generator(part, state, name)(Undo())
 
         return (lambda: source.state), set_generator
-    leaves = list(flatten(part)) if is_branch(part) else [("", part)]
+    leaves = [(path.removeprefix(name), leaf) for path, leaf in flatten(part, name)]
     if not leaves or not all(isinstance(leaf, np.ndarray) for _, leaf in leaves):
         raise TypeError(
             f"{name} must have state_dict and load_state_dict, be a numpy Generator, or hold "

@@ -119,7 +119,12 @@ CALLS: dict[str, Arguments] = {
     ),
     "prune.rewire": lambda: dict(matrix=A(), growth=w(), count=0, optimizer=None),
     "prune.sensitivity": lambda: dict(
-        params=w(), evaluate=lambda: 0.0, sparsities=[0.5], score=None, granularity=None
+        params=w(),
+        evaluate=lambda: 0.0,
+        sparsities=[0.5],
+        score=None,
+        granularity=None,
+        progress=False,
     ),
     "prune.sparsegpt": lambda: dict(
         w=w(), statistics=st(), sparsity=0.5, nm=None, damping=0.01, block=4
@@ -350,7 +355,14 @@ METHODS: dict[str, Method] = {
     "Conv2d.from_arrays": (
         lambda: nn.Conv2d,
         "from_arrays",
-        lambda: dict(weight=np.ones((4, 1, 3, 3)), bias=np.ones(4), stride=1, groups=2),
+        lambda: dict(
+            weight=np.ones((4, 1, 3, 3)),
+            bias=np.ones(4),
+            stride=1,
+            padding=0,
+            dilation=1,
+            groups=2,
+        ),
     ),
     "Sequential.load_state_dict": (
         model,
@@ -369,6 +381,8 @@ METHODS: dict[str, Method] = {
             sample_weight=np.ones(8),
             validation=(w().astype(np.float32), np.arange(8) % 3),
             patience=1,
+            checkpoint=None,
+            progress=False,
         ),
     ),
     "TeacherCache.write": (
@@ -383,6 +397,7 @@ METHODS: dict[str, Method] = {
             dtype="float32",
             batch_size=4,
             shard_rows=4,
+            progress=False,
         ),
     ),
     "TeacherCache[]": (

@@ -197,6 +197,7 @@ METHODS: dict[str, Method] = {
             "description",
             "dtype",
             "home",
+            "input_scale",
             "is_alias",
             "nbytes",
             "numpy_dtype",
@@ -234,9 +235,7 @@ EXEMPT = {
         ),
         "scikit-learn checks their arguments, in its own terms",
     ),
-    **dict.fromkeys(
-        ("Layer.backward", "Layer.forward", "LRScheduler.rate", "Score.scores"), "abstract"
-    ),
+    **dict.fromkeys(("Layer.backward", "Layer.forward", "Score.scores"), "abstract"),
 }
 
 #: The formulas of a schedule, which `step` calls with numbers it has checked.

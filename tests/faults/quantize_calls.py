@@ -120,6 +120,13 @@ CALLS: dict[str, Arguments] = {
     "quantize.Entropy": lambda: dict(channels=3, bits=4, bins=64),
 }
 
+CALLS |= {
+    "quantize.QuantizedMatrix": lambda: dict(q=quantize.quantize(w(), scheme())),
+    "quantize.matmul_integer": lambda: dict(
+        a=np.ones((2, 3), np.uint8), b=np.ones((3, 2), np.int8), out=None
+    ),
+}
+
 METHODS: dict[str, Method] = {
     "Quantized.dequantize": (codebook, "dequantize", lambda: dict(out=None)),
     "Quantized.rows": (codebook, "rows", lambda: dict(indices=[0, 1], out=None)),
@@ -154,7 +161,5 @@ METHODS: dict[str, Method] = {
 
 #: Protocols, records, and a kernel with tests of its own.
 LEFT_OUT = {
-    "quantize.QuantizedMatrix",
     "quantize.Scaled",
-    "quantize.matmul_integer",
 }

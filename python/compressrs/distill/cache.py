@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, file_path, length, positive, whole
+from compressrs._checks import choice, file_path, flag, length, positive, whole
 from compressrs._files import (
     map_tensors,
     parse_json,
@@ -160,6 +160,7 @@ class TeacherCache:
             If safetensors, or rich for progress, is not installed.
         """
         require_safetensors()
+        flag(progress, "progress")
         folder = file_path(path)
         choice(dtype, "dtype", _LOGITS)
         batch_size = whole(batch_size, "batch_size", 1)

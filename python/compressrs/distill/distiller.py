@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, flatten
-from compressrs._checks import converted, file_path, length, number, positive, share, whole
+from compressrs._checks import (
+    converted,
+    file_path,
+    flag,
+    length,
+    number,
+    positive,
+    share,
+    whole,
+)
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
 from compressrs.distill.cache import TeacherCache
@@ -263,6 +272,7 @@ class Distiller:
         parameters, the optimizer's state, the schedule. Another call goes on from there
         with the same result as if nothing had happened.
         """
+        flag(progress, "progress")
         n = length(x, "x")
         if n == 0:
             raise ValueError("x must have at least one row, got none")

@@ -63,12 +63,12 @@ class Parameters(Guarded):
         self._structure: ArrayTree
         if self._grouped:
             params = [{**group, "params": _listed(group["params"])} for group in params]
-            self._structure = [_skeleton(group["params"]) for group in params]
             for i, group in enumerate(params):
                 self._append_group(f"[{i}]", group)
+            self._structure = [_skeleton(group["params"]) for group in params]
         else:
-            self._structure = _skeleton(params)
             self._append_group("", {"params": params})
+            self._structure = _skeleton(params)
         if not self._paths:
             raise ValueError("params must hold at least one array, got none")
         self._prepare()
@@ -98,8 +98,9 @@ class Parameters(Guarded):
     def _append_group(self, path: str, group: Mapping[str, Any]) -> None:
         if "params" not in group:
             raise ValueError(f"a group must have the key 'params', got {sorted(group)}")
-        leaves = [(path + step, leaf) for step, leaf in flatten(group["params"])]
-        arrays = Views((leaf for _, leaf in leaves), (f"params{p}" for p, _ in leaves))
+        named = list(flatten(group["params"], f"params{path}"))
+        leaves = [(name.removeprefix("params"), leaf) for name, leaf in named]
+        arrays = Views((leaf for _, leaf in named), (name for name, _ in named))
         # Copied, since the caller may change a list of betas later.
         given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
         own = copy.deepcopy(self.defaults)

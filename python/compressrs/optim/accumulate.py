@@ -78,9 +78,10 @@ class GradientAccumulator:
             If structure or shapes differ from those of the first call; nothing is added
             in that case.
         """
-        paths = [f"grads{path}" for path, _ in flatten(grads)]
+        named = list(flatten(grads, "grads"))
+        paths = [path for path, _ in named]
         if not self._sums:
-            leaves = [leaf for _, leaf in flatten(grads)]
+            leaves = [leaf for _, leaf in named]
             arrays = self._arrays(leaves, paths)
             if any(a is None for a in arrays):
                 raise ValueError(

@@ -110,8 +110,8 @@ def clip_grad_value_(grads: ArrayTree, clip_value: float) -> None:
 
 def _gradients(grads: ArrayTree) -> tuple[list[str], list[Array]]:
     names, arrays = [], []
-    for path, leaf in flatten(grads):
+    for name, leaf in flatten(grads, "grads"):
         if leaf is not None:
-            names.append("grads" + path)
-            arrays.append(as_array(leaf, "grads" + path))
+            names.append(name)
+            arrays.append(as_array(leaf, name))
     return names, arrays

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays, require_in_place
-from compressrs._checks import file_path, number, sequence
+from compressrs._checks import file_path, flag, number, sequence
 from compressrs._files import write_atomically
 from compressrs._progress import progress_bar
 from compressrs._typing import Figure
@@ -150,6 +150,7 @@ def sensitivity(
     >>> w["a"]
     array([1., 2.])
     """
+    flag(progress, "progress")
     if not callable(evaluate):
         raise TypeError(f"evaluate must be callable, got {type(evaluate).__name__}")
     names, weights = named_arrays(params, "params")

@@ -135,7 +135,11 @@ def removal(
         raise ValueError("give either sparsity or nm, not both and not none")
     if nm is None:
         return (round(number(sparsity, "sparsity", 0, below=1) * size), None), block
-    n, m = whole(nm[0], "nm", 1), whole(nm[1], "nm", 1)
+    try:
+        n, m = nm
+    except (TypeError, ValueError):
+        raise TypeError(f"nm must be a pair of integers, got {nm!r}") from None
+    n, m = whole(n, "nm", 1), whole(m, "nm", 1)
     if n > m or features % m:
         raise ValueError(f"nm must be (n, m), n <= m, m a divisor of {features}, got {nm}")
     return (n, m), -(-block // m) * m

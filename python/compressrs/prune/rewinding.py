@@ -103,7 +103,7 @@ class LotteryTicket:
         """Return a mask, or None, for each array."""
         given = [None] * len(self._params)
         if masks is not None:
-            given = [leaf for _, leaf in flatten(masks)]
+            given = [leaf for _, leaf in flatten(masks, "masks")]
         if len(given) != len(self._params):
             raise ValueError(
                 f"masks must be {len(self._params)}, one for each array of params, got {len(given)}"

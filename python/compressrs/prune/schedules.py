@@ -231,6 +231,8 @@ class IterativeSchedule:
         self.rate = number(rate, "rate", 0, below=1)
         if self.rate == 0:
             raise ValueError("rate must be in (0, 1), got 0, which removes nothing")
+        if self.rate < 1e-12:
+            raise ValueError(f"rate must be at least 1e-12, got {rate!r}")
         self.final = number(final, "final", 0, below=1)
         self.begin = whole(begin, "begin", 0)
         self.frequency = whole(frequency, "frequency", 1)

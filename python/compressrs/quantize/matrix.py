@@ -68,6 +68,8 @@ class QuantizedMatrix:
     """
 
     def __init__(self, q: Any) -> None:
+        if not (hasattr(q, "scheme") and hasattr(q, "codes")):
+            raise TypeError(f"q must be a QuantizedTensor, got {type(q).__name__}")
         scheme, codes, scale = q.scheme, as_array(q.codes, "codes"), as_array(q.scale, "scale")
         if codes.ndim == 0:
             raise ValueError("q must have at least one axis, got a scalar")

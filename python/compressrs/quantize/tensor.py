@@ -191,6 +191,9 @@ class QuantizedTensor:
             raise TypeError("indices must be integers, in an array or a number") from None
         if index.dtype.kind not in "iu" and index.size:
             raise TypeError(f"indices must be integers, got {index.dtype}")
+        count = self.shape[0]
+        if index.size and not (-count <= int(index.min()) and int(index.max()) < count):
+            raise IndexError(f"indices must be from {-count} to {count - 1}, got {indices!r}")
         index = index.astype(np.intp, copy=False)
         codes = self.codes[index]
         blocks = np.arange(self.shape[0])[index].ravel() // self.scheme.block(self.shape)[0]

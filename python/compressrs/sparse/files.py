@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from compressrs._checks import file_path
+from compressrs._checks import file_path, flag
 from compressrs._files import write_atomically
 from compressrs.sparse.bsr import BSRMatrix
 from compressrs.sparse.csr import CSRMatrix
@@ -57,7 +57,7 @@ def save_npz(
         path = path.with_name(path.name + ".npz")
     data, indices, indptr = matrix._checked_parts()
     buffer = io.BytesIO()
-    save = np.savez_compressed if compressed else np.savez
+    save = np.savez_compressed if flag(compressed, "compressed") else np.savez
     save(
         buffer,
         indices=indices,

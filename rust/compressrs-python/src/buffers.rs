@@ -24,7 +24,7 @@ use numpy::npyffi::{
     NPY_ARRAY_WRITEABLE, NPY_TYPES, NpyTypes, PY_ARRAY_API, get_type_object, objects,
 };
 use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyWeakrefReference};
 
@@ -595,7 +595,10 @@ impl Display for Shape<'_> {
 
 /// A number.
 pub fn number(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<f64> {
-    object.extract::<f64>().map_err(|_| match object.get_type().name() {
+    object.extract::<f64>().map_err(|error| match object.get_type().name() {
+        Ok(_) if error.is_instance_of::<PyOverflowError>(object.py()) => {
+            name.value_error("be a finite number", "one beyond the range of float64")
+        }
         Ok(got) => name.type_error("be a number", got),
         Err(error) => error,
     })

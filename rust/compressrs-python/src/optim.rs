@@ -184,7 +184,7 @@ impl Stepper {
         groups: &Bound<'py, PyList>,
         max_grad_norm: Option<&Bound<'py, PyAny>>,
         grad_scale: &Bound<'py, PyAny>,
-        nonfinite: &str,
+        nonfinite: &Bound<'py, PyAny>,
     ) -> PyResult<Option<f64>> {
         if grads.len() != self.slots.len() {
             return Err(PyValueError::new_err(format!(
@@ -538,7 +538,7 @@ impl Scaling {
     fn new(
         max_grad_norm: Option<&Bound<'_, PyAny>>,
         grad_scale: &Bound<'_, PyAny>,
-        nonfinite: &str,
+        nonfinite: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let scale = number(grad_scale, Name("grad_scale", ""))?;
         if !scale.is_finite() {
@@ -550,13 +550,14 @@ impl Scaling {
             let need = "be a number >= 0 (infinity only measures the norm)";
             return Err(Name("max_grad_norm", "").value_error(need, norm));
         }
-        let nonfinite = match nonfinite {
-            "raise" => NonFinite::Raise,
-            "skip" => NonFinite::Skip,
-            "ignore" => NonFinite::Ignore,
-            other => {
+        // A string with a surrogate has no UTF-8.
+        let nonfinite = match nonfinite.extract::<String>().as_deref() {
+            Ok("raise") => NonFinite::Raise,
+            Ok("skip") => NonFinite::Skip,
+            Ok("ignore") => NonFinite::Ignore,
+            _ => {
                 let need = "be 'raise', 'skip' or 'ignore'";
-                return Err(Name("nonfinite", "").value_error(need, format_args!("{other:?}")));
+                return Err(Name("nonfinite", "").value_error(need, nonfinite.repr()?));
             }
         };
         Ok(Scaling { max_norm, scale, nonfinite })

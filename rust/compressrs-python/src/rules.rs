@@ -94,11 +94,16 @@ impl core::Source for Group<'_, '_> {
         optional: [bool; N],
     ) -> Result<[Option<f64>; N], Refused> {
         let value = self.get(name)?;
+        // One more than needed, since an iterable may be endless.
         let items: Option<Vec<_>> =
-            value.try_iter().ok().and_then(|items| items.collect::<PyResult<_>>().ok());
+            value.try_iter().ok().and_then(|items| items.take(N + 1).collect::<PyResult<_>>().ok());
         let items: [Bound<'_, PyAny>; N] =
             items.and_then(|items| items.try_into().ok()).ok_or_else(|| {
-                PyTypeError::new_err(format!("{name} must be {N} numbers, got {value}"))
+                let got = match value.len() {
+                    Ok(len) if len > 8 => format!("{len} elements"),
+                    _ => value.to_string(),
+                };
+                PyTypeError::new_err(format!("{name} must be {N} numbers, got {got}"))
             })?;
         let mut numbers = [None; N];
         for (i, item) in items.iter().enumerate() {

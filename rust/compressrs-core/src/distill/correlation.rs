@@ -4,6 +4,7 @@
 use super::GRAIN_ELEMENTS;
 use super::softmax::{Axis, PerRow, SoftmaxOutput, softmax};
 use super::tile::{LANES, broadcast, map_reduce, update};
+use super::wide::{MAX_SINGLE_TEMPERATURE, from_double, is_single, to_double};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -42,6 +43,13 @@ pub fn dist<C: Float>(what: Dist, student: &[C], teacher: &[C], grad: &mut [C]) 
     let Dist { classes, temperature, beta, gamma } = what;
     assert!(!student.is_empty() && student.len().is_multiple_of(classes));
     assert!(student.len() == teacher.len() && student.len() == grad.len());
+    if is_single::<C>() && temperature > MAX_SINGLE_TEMPERATURE {
+        // Probabilities are then so near to uniform that little is left of their deviations.
+        let mut found = memory::zeroed(grad.len());
+        let loss = dist::<f64>(what, &to_double(student), &to_double(teacher), &mut found);
+        from_double(&found, grad);
+        return loss;
+    }
     let rows = student.len() / classes;
     let probabilities = |z: &[C]| {
         let mut p = memory::zeroed(z.len());

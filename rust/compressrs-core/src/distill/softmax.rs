@@ -61,6 +61,14 @@ impl PerRow<'_> {
         }
     }
 
+    /// Whether any is greater than `limit`.
+    pub(super) fn any_above(self, limit: f64) -> bool {
+        match self {
+            PerRow::All(x) => x > limit,
+            PerRow::Each(x) => x.iter().any(|&x| x > limit),
+        }
+    }
+
     pub(super) fn fits(self, rows: usize) -> bool {
         match self {
             PerRow::All(_) => true,

@@ -66,11 +66,11 @@ fn polynomial<const N: usize>(c: &[f64; N], x: f64) -> f64 {
 }
 
 /// Below this magnitude the series are taken.
-const SMALL: f64 = 0.5;
+pub(super) const SMALL: f64 = 0.5;
 
 /// `e^d - 1 - d` for small `d`.
 #[inline(always)]
-fn exponential_rest(d: f64) -> f64 {
+pub(super) fn exponential_rest(d: f64) -> f64 {
     d * d * polynomial(&EXPONENTIAL, d)
 }
 

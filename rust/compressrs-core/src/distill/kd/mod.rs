@@ -9,7 +9,7 @@ mod top_k;
 use super::GRAIN_ELEMENTS;
 use super::softmax::PerRow;
 use super::tile::{LANES, MAX_TRANSPOSED, TILE_ROWS};
-use super::wide::Wide;
+use super::wide::{MAX_SINGLE_TEMPERATURE, Wide, from_double, is_single, to_double};
 use crate::numeric::element::Element;
 use crate::numeric::elementwise::Convert;
 use crate::runtime::memory;
@@ -134,6 +134,13 @@ pub fn kd_loss<T: Element>(
         }
     }
 
+    // Probabilities that are averaged or added up are rounded, and so near to uniform at high
+    // temperatures that nothing is left of their differences in single precision.
+    let rounded = matches!(teacher, Teacher::Ensemble(_) | Teacher::TopK(_));
+    if rounded && is_single::<T>() && what.temperature.any_above(MAX_SINGLE_TEMPERATURE) {
+        return kd_loss_in_double(what, student, teacher, losses, grad);
+    }
+
     let transposed = classes <= MAX_TRANSPOSED && !matches!(teacher, Teacher::TopK(_));
     let weights = Weights::new(what, rows);
     let per_class = PerClass::<T::Compute>::new(what, if transposed { LANES } else { 1 });
@@ -185,6 +192,32 @@ pub fn kd_loss<T: Element>(
             }
         }
     });
+}
+
+/// As [`kd_loss`], computed in double precision.
+fn kd_loss_in_double<T: Element>(
+    what: &KdLoss<'_>,
+    student: &[T],
+    teacher: &Teacher<'_, T>,
+    losses: &mut [f64],
+    grad: &mut [T],
+) {
+    let members = match teacher {
+        Teacher::Logits(z) | Teacher::Probabilities(z) => vec![to_double(z)],
+        Teacher::Ensemble(members) => memory::collect(members.iter().map(|z| to_double(z))),
+        Teacher::TopK(_) => vec![],
+    };
+    let teacher = match teacher {
+        Teacher::Logits(_) => Teacher::Logits(&members[0]),
+        Teacher::Probabilities(_) => Teacher::Probabilities(&members[0]),
+        Teacher::Ensemble(_) => {
+            Teacher::Ensemble(memory::collect(members.iter().map(Vec::as_slice)))
+        }
+        Teacher::TopK(top) => Teacher::TopK(*top),
+    };
+    let mut found = memory::zeroed(grad.len());
+    kd_loss::<f64>(what, &to_double(student), &teacher, losses, &mut found);
+    from_double(&found, grad);
 }
 
 /// What the soft and the hard term of a row count, before its own weight.

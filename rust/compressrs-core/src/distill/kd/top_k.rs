@@ -12,6 +12,7 @@ use super::super::softmax::PerRow;
 use super::super::tile::{LANES, broadcast, map_reduce, max_of, update};
 use super::super::wide::wide_len;
 use super::block::Tile;
+use super::close::{SMALL, exponential_rest};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::convert_into;
 use crate::runtime::memory;
@@ -110,10 +111,13 @@ impl<C: Float> Tile<'_, C, 1> {
         }
         let (all_t, all_s) = (log_sum(rest, &a), log_sum(others, &b));
         let inner = self.weights.soft * self.weight(0) * temperature;
-        // 0 where the teacher gives nothing, whatever the student says.
-        let term = |p: f64, log_p: f64, log_q: f64| {
-            let term = p * (log_p - log_q);
-            if p > 0.0 { term } else { 0.0 }
+        // p ln(p / q) + q - p, whose sum is the divergence as well, without cancellation where
+        // p and q are close; q where the teacher gives nothing, whatever the student says.
+        let term = |[p, q]: [f64; 2], [log_p, log_q]: [f64; 2]| {
+            let d = log_q - log_p;
+            let small = p * exponential_rest(d);
+            let term = if d.abs() < SMALL { small } else { q - p - p * d };
+            if p > 0.0 { term } else { q }
         };
         let (inputs, fill) = ([&*a, &*b], f64::NEG_INFINITY);
         let [[known]] =
@@ -121,13 +125,13 @@ impl<C: Float> Tile<'_, C, 1> {
                 for l in 0..LANES {
                     let (log_p, log_q) = (a[l] - all_t, b[l] - all_s);
                     let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
-                    sum[l] += term(p, log_p, log_q);
+                    sum[l] += term([p, q], [log_p, log_q]);
                     g[l] = inner * (q - p);
                 }
             });
         let (log_p, log_q) = (rest - all_t, others - all_s);
         let (p, q) = (log_p.exp_negative(), log_q.exp_negative());
-        let divergence = known + if p > 0.0 { term(p, log_p, log_q) } else { 0.0 };
+        let divergence = known + term([p, q], [log_p, log_q]);
         if sum > 0.0 {
             let factor = broadcast([C::from_f64(inner * (q - p) / sum)]);
             update(grad, [], |g, []| {
