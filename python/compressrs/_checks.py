@@ -164,7 +164,7 @@ def sequence(value: Any, name: str) -> list[Any]:
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}") from None
 
 
-def lengths(value: Any, name: str) -> tuple[int, ...]:
+def dimensions(value: Any, name: str) -> tuple[int, ...]:
     """Return a shape as a tuple of ints after checking that they are at least 0.
 
     Raises

@@ -274,7 +274,7 @@ def test_empty_softmax(shape):
         ({"labels": np.array([0, -1])}, ValueError, "got -1 in row 1"),
         ({"labels": np.array([0, 2**64 - 1], np.uint64)}, ValueError, "labels must be from"),
         ({"labels": np.array([0.0, 1.0])}, TypeError, "labels must be integers"),
-        ({"labels": np.array([0])}, ValueError, r"labels must have the shape \(2,\)"),
+        ({"labels": np.array([0])}, ValueError, r"labels must have shape \(2,\)"),
         ({"teacher": np.ones((2, 4))}, ValueError, r"teacher must have the shape \(2, 3\)"),
         ({"teacher": np.ones((2, 3), np.float32)}, TypeError, "teacher must have dtype float64"),
         ({"student": np.ones(3), "teacher": np.ones(3)}, ValueError, "student must have shape"),

@@ -76,6 +76,16 @@ def _opened() -> Any:
     return checkpoint.open(path)
 
 
+def _quantized_embedding() -> Any:
+    return nn.QuantizedEmbedding.from_embedding(_embedding(), scheme())
+
+
+def _looked_up() -> Any:
+    layer = _quantized_embedding()
+    layer(np.array([1, 2]))
+    return layer
+
+
 def _named(method: str) -> Method:
     return _opened, method, lambda: dict(name="weight")
 
@@ -109,6 +119,26 @@ def _toml() -> dict[str, Any]:
 
 METHODS: dict[str, Method] = {
     **_layers(),
+    "QuantizedEmbedding.backward": (
+        _looked_up,
+        "backward",
+        lambda: dict(dy=np.ones((2, 3), "f")),
+    ),
+    "QuantizedEmbedding.output_shape": (
+        _quantized_embedding,
+        "output_shape",
+        lambda: dict(shape=(2,)),
+    ),
+    "Container.forward": (
+        lambda: nn.Sequential(nn.MultiHeadAttention(4, 2, rng=0)),
+        "forward",
+        lambda: dict(x=np.ones((2, 3, 4), "f"), lengths=np.array([3, 2])),
+    ),
+    "QuantizedMultiHeadAttention.train": (
+        lambda: public.EXAMPLES["nn.QuantizedMultiHeadAttention"].make()[0],
+        "train",
+        lambda: dict(mode=False),
+    ),
     "Embedding.output_shape": (_embedding, "output_shape", lambda: dict(shape=(2,))),
     "Embedding.multiply_adds": (_embedding, "multiply_adds", lambda: dict(shape=(2,))),
     "Linear.train": (_linear, "train", lambda: dict(mode=True)),
@@ -151,11 +181,6 @@ METHODS: dict[str, Method] = {
         lambda: dict(ema=None),
     ),
     "Rotation.inverse": (lambda: quantize.HadamardRotation(16), "inverse", lambda: dict(x=w())),
-    "MovingAverage.merge": (
-        quantize.MovingAverage,
-        "merge",
-        lambda: dict(other=quantize.MovingAverage()),
-    ),
     "Observer.parameters": (_observed, "parameters", lambda: dict(scheme=scheme())),
     **{
         f"Scheme.{name}": (scheme, name, lambda: dict(shape=(8, 16)))
@@ -193,26 +218,18 @@ METHODS: dict[str, Method] = {
         for name in (
             "__getitem__",
             "check",
-            "csr",
             "description",
             "dtype",
             "home",
-            "input_scale",
             "is_alias",
             "nbytes",
             "numpy_dtype",
-            "quantized",
             "shape",
             "tiles",
         )
     },
-    "Checkpoint.rows": (_opened, "rows", lambda: dict(name="weight", start=0, stop=1)),
-    "Recipe.from_toml": (lambda: checkpoint.Recipe, "from_toml", lambda: dict(text="")),
     "Recipe.load": (lambda: checkpoint.Recipe, "load", _toml),
-    "Recipe.rule": (checkpoint.Recipe, "rule", lambda: dict(name="a", ndim=2)),
     "Recipe.unused": (checkpoint.Recipe, "unused", lambda: dict(names=["a"])),
-    "Recipe.with_rule": (checkpoint.Recipe, "with_rule", lambda: dict(assignment="a=int8")),
-    "Rule.from_text": (lambda: checkpoint.Rule, "from_text", lambda: dict(text="int8")),
 }
 
 #: No functions here.
@@ -222,6 +239,7 @@ LEFT_OUT: set[str] = set()
 #: Methods without an entry, by the class that defines them, and why.
 EXEMPT = {
     "Checkpoint.__contains__": "any object may be looked up",
+    "MovingAverage.merge": "refuses every argument",
     **dict.fromkeys(
         (
             "Distilled.set_params",

@@ -200,7 +200,8 @@ def test_wrong_arguments_are_refused_by_name(
                 assert known, f"{name}({argument}={wrong!r}): {error!r}"
             except KeyError as error:
                 # KeyError is right for names, as for a dict.
-                assert argument == "name" and str(wrong) in str(error), repr(error)
+                said = ascii(str(error))
+                assert argument == "name" and ascii(wrong).strip("'") in said, repr(error)
             except IndexError as error:
                 # IndexError is right for indexing, as for a list.
                 assert function().__name__ == "__getitem__", repr(error)

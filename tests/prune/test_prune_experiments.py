@@ -36,9 +36,9 @@ def test_bad_tickets():
     w[...] = 2
     with pytest.raises(ValueError, match="masks must be 1, one for each"):
         ticket.rewind([None, None])
-    with pytest.raises(TypeError, match="mask of params must be boolean"):
+    with pytest.raises(TypeError, match="masks must hold a boolean array"):
         ticket.rewind(w)
-    with pytest.raises(ValueError, match=r"must have shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"must hold an array of shape \(2, 2\)"):
         ticket.rewind(np.ones(4, bool))
     with pytest.raises(ValueError, match="must be a parameter of the optimizer"):
         cr.prune.LotteryTicket(w, cr.optim.SGD(np.ones(3), lr=0.1))

@@ -203,7 +203,7 @@ def test_half_precision(dtype):
         ),
         (lambda w: cr.prune.nm_mask(w, 5, 4), ValueError, "n must be at most m"),
         (lambda w: cr.prune.nm_mask(w, 0, 4), ValueError, "n must be at least 1"),
-        (lambda w: cr.prune.nm_mask(w, 1, 3), ValueError, "a multiple of 3"),
+        (lambda w: cr.prune.nm_mask(w, 1, 3), ValueError, "a multiple of m=3"),
         (lambda w: cr.prune.nm_mask(w, 1, 2, axis=2), ValueError, "axis must be one of w"),
         (lambda w: cr.prune.block_mask(w, (3, 3), 0.5), ValueError, "multiples of 3 and 3"),
         (lambda w: cr.prune.block_mask(w[0], (1, 1), 0.5), ValueError, "two axes"),

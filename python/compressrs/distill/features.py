@@ -265,7 +265,7 @@ def _run(
 ) -> _Result:
     """Call a loss of the core; `view` reshapes arrays to the axes that it expects."""
     student, teacher = as_array(student, "student"), as_array(teacher, "teacher")
-    if teacher.ndim != student.ndim:
+    if student.ndim and teacher.ndim != student.ndim:
         raise ValueError(
             f"teacher must have as many axes as student, of shape {student.shape}, "
             f"got shape {teacher.shape}"

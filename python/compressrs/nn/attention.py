@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import converted, flag, floating, generator, lengths, whole
+from compressrs._checks import converted, dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -156,7 +156,7 @@ class MultiHeadAttention(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         if len(shape) != 2 or shape[1] != self.features:
             raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
         return shape
@@ -282,7 +282,7 @@ class Embedding(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         return *shape, self.weight.shape[1]
 
     def config(self) -> dict[str, Any]:

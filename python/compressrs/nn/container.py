@@ -13,7 +13,7 @@ import numpy as np
 
 from compressrs._arrays import Array, as_array, write_tree
 from compressrs._assignment import ArrayDict
-from compressrs._checks import lengths
+from compressrs._checks import dimensions
 from compressrs.nn.layer import Layer, check_gradient
 
 
@@ -150,7 +150,7 @@ class Sequential(Container):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
@@ -263,7 +263,7 @@ class Residual(Container):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         return self.body.output_shape(shape)
 
 
@@ -294,7 +294,7 @@ class Flatten(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         return (math.prod(shape),)
 
 

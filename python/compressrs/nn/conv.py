@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import flag, floating, generator, lengths, whole
+from compressrs._checks import dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -174,7 +174,7 @@ class Conv2d(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
@@ -235,7 +235,7 @@ class _Pool(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         return tuple(_core.pool_shape((1, *shape), *self._windows)[1:])
 
     def config(self) -> dict[str, Any]:

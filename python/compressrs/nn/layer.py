@@ -11,7 +11,7 @@ import numpy as np
 
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
-from compressrs._checks import file_path, flag, generator, lengths, string
+from compressrs._checks import dimensions, file_path, flag, generator, string
 from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
@@ -111,7 +111,7 @@ class Layer:
         ValueError
             If the layer takes no such input.
         """
-        return lengths(shape, "shape")
+        return dimensions(shape, "shape")
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of a shape, without the batch."""
@@ -290,7 +290,9 @@ class Layer:
         """
         from compressrs.nn.summarizing import summarize
 
-        return summarize(self, None if input_shape is None else lengths(input_shape, "input_shape"))
+        return summarize(
+            self, None if input_shape is None else dimensions(input_shape, "input_shape")
+        )
 
     def _values(self) -> Iterator[Array]:
         """Yield the parameters as numbers, for counts of them and of those that are not 0."""

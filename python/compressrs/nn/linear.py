@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, read_only
-from compressrs._checks import flag, floating, generator, lengths, whole
+from compressrs._checks import dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -57,7 +57,7 @@ class Affine(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         out_features, in_features = self.weight.shape
         if not shape or shape[-1] != in_features:
             raise ValueError(f"the input shape must be (..., {in_features}), got {shape}")

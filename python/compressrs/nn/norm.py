@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import flag, floating, lengths, positive, share, whole
+from compressrs._checks import dimensions, flag, floating, positive, share, whole
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
 from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input, constant
@@ -103,7 +103,7 @@ class LayerNorm(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         if not shape or shape[-1] != self.weight.size:
             raise ValueError(f"the input shape must be (..., {self.weight.size}), got {shape}")
         return shape
@@ -223,7 +223,7 @@ class BatchNorm(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         if not shape or shape[0] != self.weight.size:
             raise ValueError(f"the input shape must be ({self.weight.size}, ...), got {shape}")
         return shape

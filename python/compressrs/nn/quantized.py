@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, lengths
+from compressrs._checks import choice, dimensions
 from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input
 from compressrs.nn.linear import Linear
 from compressrs.quantize.matrix import QuantizedMatrix
@@ -41,7 +41,7 @@ class _Affine(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        shape = lengths(shape, "shape")
+        shape = dimensions(shape, "shape")
         if not shape or shape[-1] != self.weight.shape[1]:
             raise ValueError(f"the input shape must be (..., {self.weight.shape[1]}), got {shape}")
         return (*shape[:-1], int(self.weight.shape[0]))

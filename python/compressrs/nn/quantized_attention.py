@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import flag, whole
+from compressrs._checks import dimensions, flag, whole
 from compressrs.nn.attention import Embedding, check_ids, check_sequences
 from compressrs.nn.layer import Layer, check_gradient
 from compressrs.nn.quantized import QuantizedLinear, tensor_of_state
@@ -160,13 +160,14 @@ class QuantizedMultiHeadAttention(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
+        shape = dimensions(shape, "shape")
         if len(shape) != 2 or shape[1] != self.features:
-            raise ValueError(f"the input must have shape (length, {self.features}), got {shape}")
+            raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
         return shape
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
-        length = shape[0]
+        length = self.output_shape(shape)[0]
         return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
@@ -274,7 +275,7 @@ class QuantizedEmbedding(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch."""
-        return (*shape, self.weight.shape[1])
+        return *dimensions(shape, "shape"), self.weight.shape[1]
 
     def config(self) -> dict[str, Any]:
         """Return what tells such layers apart, but for the values of arrays."""

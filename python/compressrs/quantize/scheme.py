@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from compressrs._checks import choice, lengths, whole
+from compressrs._checks import choice, dimensions, whole
 
 #: Height and width of the blocks that share a scale.
 Block: TypeAlias = tuple[int, int]
@@ -122,7 +122,10 @@ class Scheme:
 
     def nbytes(self, shape: tuple[int, ...], scale_itemsize: int = 4) -> int:
         """Return the bytes that an array of `shape` takes, codes packed at `bits` each."""
-        shape, scale_itemsize = lengths(shape, "shape"), whole(scale_itemsize, "scale_itemsize", 1)
+        shape, scale_itemsize = (
+            dimensions(shape, "shape"),
+            whole(scale_itemsize, "scale_itemsize", 1),
+        )
         blocks = math.prod(self.scale_shape(shape))
         total: int = -(-math.prod(shape) * self.bits // 8)
         if self.dtype == "codebook":
@@ -134,7 +137,7 @@ class Scheme:
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the rows and columns that an array of `shape` is seen as."""
-    shape = lengths(shape, "shape")
+    shape = dimensions(shape, "shape")
     if not shape:
         raise ValueError("shape must have at least one axis, got ()")
     return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))

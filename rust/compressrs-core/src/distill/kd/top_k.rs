@@ -170,7 +170,7 @@ pub fn top_k<T: Element>(
     let (chosen, rest) = (SharedMut::new(chosen), SharedMut::new(rest));
     parallel::for_each(0..rows, GRAIN_ELEMENTS.div_ceil(classes), 1, |part| {
         let mut wide = Scratch::<T::Compute>::new(wide_len::<T>(classes));
-        let mut masked = Scratch::<T::Compute>::new(classes);
+        let mut masked = Scratch::<f64>::new(classes);
         let mut found = memory::with_capacity(2 * k + LOGITS_AT_ONCE);
         for row in part {
             let z = &z[row * classes..(row + 1) * classes];
@@ -180,10 +180,13 @@ pub fn top_k<T: Element>(
             convert_into(z, &mut wide);
             let z = T::as_compute(z).unwrap_or(&wide);
             simd::dispatch(Select { z, found: &mut found, k });
-            masked.copy_from_slice(z);
+            // In double precision: at high temperatures the digits of the sum are all there is.
+            for (masked, z) in masked.iter_mut().zip(z) {
+                *masked = z.to_f64();
+            }
             for (chosen, &(_, class)) in chosen.iter_mut().zip(&found) {
                 *chosen = class;
-                masked[class as usize] = T::Compute::from_f64(f64::NEG_INFINITY);
+                masked[class as usize] = f64::NEG_INFINITY;
             }
             chosen.sort_unstable();
             let scale = temperature.of(row).recip();
@@ -242,27 +245,26 @@ fn keep<C: Float>(found: &mut Vec<(C, i32)>, k: usize) {
     }
 }
 
-struct Rest<'a, C> {
-    z: &'a [C],
+struct Rest<'a> {
+    z: &'a [f64],
     scale: f64,
 }
 
-impl<C: Float> Kernel for Rest<'_, C> {
+impl Kernel for Rest<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn run(self) -> f64 {
-        let [top] = max_of::<C, 1>(self.z);
-        if top == C::neg_infinity() {
+        let [top] = max_of::<f64, 1>(self.z);
+        if top == f64::NEG_INFINITY {
             return f64::NEG_INFINITY;
         }
-        let factor = broadcast([C::from_f64(self.scale)]);
         let [[sum]] =
-            map_reduce::<C, 1, 1, 0, 1>([self.z], [], C::neg_infinity(), |[z], [sum], []| {
+            map_reduce::<f64, 1, 1, 0, 1>([self.z], [], f64::NEG_INFINITY, |[z], [sum], []| {
                 for l in 0..LANES {
-                    sum[l] += ((z[l] - top) * factor[l]).exp_negative();
+                    sum[l] += ((z[l] - top) * self.scale).exp_negative();
                 }
             });
-        top.to_f64() * self.scale + sum.ln_fast()
+        top * self.scale + sum.ln_fast()
     }
 }
