@@ -185,7 +185,7 @@ def test_recipes_round_trip(tmp_path):
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert Recipe.load(tmp_path / "recipe.toml") == recipe
     for text, message in [
-        ("x = [", "must be TOML"),
+        ("x = [", "not TOML"),
         ("other = 1", "a recipe has default, set, ignore and calibration"),
         ("[default]\nbits = 3", "got bits"),
         ("default = 3", "must be a table"),

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -219,7 +218,7 @@ class Recipe:
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """Return the patterns that match none of the names."""
-        known = list(names)
+        known = sequence(names, "names")
         patterns = (*self.ignore, *(pattern for pattern, _ in self.rules))
         return [p for p in patterns if not any(matches(p, name) for name in known)]
 
@@ -279,14 +278,14 @@ class Recipe:
 
         A relative path of the calibration is relative to the file's folder.
         """
+        file = file_path(path)
         try:
-            recipe = Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
+            recipe = Recipe.from_toml(file.read_text(encoding="utf-8"))
             if recipe.calibration is None:
                 return recipe
-            found = os.path.join(os.path.dirname(os.fspath(path)), recipe.calibration)
-            return replace(recipe, calibration=found)
+            return replace(recipe, calibration=os.path.join(file.parent, recipe.calibration))
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
+            raise ValueError(f"{file}: {error}") from None
 
     def with_rule(self, assignment: str) -> Recipe:
         """Return the recipe with ``PATTERN=RULE`` added, such as ``re:.*attention.*=int8``.
