@@ -1,4 +1,4 @@
-"""Whole training runs in one file: saved inside an epoch, resumed to the same bits."""
+"""Training runs in one file, saved at any step and resumed to the same bits."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from compressrs.optim import EMA, Optimizer
 FORMAT = "compressrs.run"
 VERSION = "1"
 
-#: Dtypes that files hold as such; others are kept as their bytes.
+#: Dtypes that files store directly; others are stored as bytes.
 _AS_SUCH = frozenset(
     ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 )
 
 
 class TrainState:
-    """The state of a training run: what must be saved to go on as if nothing had happened.
+    """The state of a training run, which can be resumed to the same bits.
 
     Parameters
     ----------
     **parts
-        By names of your choice, usually ``model=``, ``optimizer=``, ``scheduler=``,
-        ``ema=``, ``pruner=`` and ``rng=``. Each has `state_dict` and `load_state_dict`, as
-        all of these have; or is a ``numpy.random.Generator``; or an array, or lists and
-        dicts of arrays, which are restored in place.
+        Under names of your choice, usually ``model=``, ``optimizer=``, ``scheduler=``,
+        ``ema=``, ``pruner=`` and ``rng=``: objects with `state_dict` and `load_state_dict`,
+        ``numpy.random.Generator``, and arrays, or lists and dicts of arrays, which are restored
+        in place.
 
     Attributes
     ----------
     parts : dict
-    step : int
-        How often `every` was called; part of the state.
+    step_count : int
+        Number of calls of `every`; part of the state.
 
     Raises
     ------
     TypeError
-        If a part is none of these.
+        If a part has another type.
     ValueError
         If there are no parts.
 
@@ -76,20 +76,20 @@ class TrainState:
         for name, part in parts.items():
             _access(name, part)
         self.parts = parts
-        self.step = 0
+        self.step_count = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all parts by name, and ``"step"``; arrays are not copied."""
         states = {name: _access(name, part)[0]() for name, part in self.parts.items()}
-        return {"step": self.step, "parts": states}
+        return {"step": self.step_count, "parts": states}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If it has other parts, or one does not fit; nothing is changed then.
+            If its parts differ, or one does not fit; nothing is changed then.
         """
         try:
             step, states = count(state_dict["step"], "step"), dict(state_dict["parts"])
@@ -114,22 +114,22 @@ class TrainState:
             ):
                 raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
             raise
-        self.step = step
+        self.step_count = step
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to one safetensors file.
 
-        It is written under another name, synced to the disk and renamed: whenever the
-        process is killed, `path` holds a complete run, the new one or the one before. Needs
-        the package safetensors (``pip install 'compressrs[save]'``).
+        The file is replaced atomically: if the process is killed, `path` holds either the new
+        or the previous run, complete. Requires the package safetensors
+        (``pip install 'compressrs[save]'``).
 
         Raises
         ------
         OSError
             If it cannot be written.
         TypeError
-            If a state holds something that is neither an array, nor a number, a string, a
-            list or a dict of these.
+            If a state contains anything but arrays, numbers, strings, and lists and dicts of
+            these.
         """
         arrays: dict[str, Array] = {}
         structure = pack(self.state_dict(), "", arrays)
@@ -143,7 +143,7 @@ class TrainState:
         save_tensors(file_path(path), arrays, metadata)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over a run that `save` wrote, or the latest that `every` wrote for this path.
+        """Load a run that `save` wrote, or the latest that `every` wrote for this path.
 
         Raises
         ------
@@ -173,22 +173,22 @@ class TrainState:
     def every(self, n: int, path: str | os.PathLike[str], keep: int = 3) -> Path | None:
         """Count a step, and save the run after every `n` of them.
 
-        Call it at the end of each training step. ``run.load(path)`` takes the latest.
+        Call it at the end of each training step. ``run.load(path)`` loads the latest file.
 
         Parameters
         ----------
         n : int
             At least 1.
         path : path
-            Files are named after it, with the step before the ending:
-            ``run.safetensors`` makes ``run-00000100.safetensors``.
+            The step is inserted into the names of files: ``run.safetensors`` gives
+            ``run-00000100.safetensors``.
         keep : int, default 3
-            So many of the latest files stay.
+            Number of files to keep, the latest.
 
         Returns
         -------
         path or None
-            That of the file, if one was written.
+            The file that was written, if any.
 
         Raises
         ------
@@ -202,26 +202,26 @@ class TrainState:
         if not folder.is_dir():
             # Before the first n steps rather than after them.
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(folder))
-        self.step += 1
-        if self.step % n:
+        self.step_count += 1
+        if self.step_count % n:
             return None
         base = file_path(path)
-        file = base.with_name(f"{base.stem}-{self.step:08d}{base.suffix}")
+        file = base.with_name(f"{base.stem}-{self.step_count:08d}{base.suffix}")
         self.save(file)
-        # A run that went back to an earlier step has later files, which are of another past.
+        # After going back to an earlier step, later files belong to another history.
         series = _series(base)
         for step, other in series:
-            if step > self.step:
+            if step > self.step_count:
                 other.unlink(missing_ok=True)
-        for _, other in [entry for entry in series if entry[0] <= self.step][:-keep]:
+        for _, other in [entry for entry in series if entry[0] <= self.step_count][:-keep]:
             other.unlink(missing_ok=True)
         return file
 
     def _order(self) -> list[str]:
         """Return the names of the parts in the order in which they are restored.
 
-        Pruners come first, since they set masks in optimizers, whose own state says which
-        there are; then optimizers; then what is masked.
+        Pruners first, since they set masks in optimizers; then optimizers, whose state decides
+        which masks there are; then whatever is masked.
         """
 
         def rank(name: str) -> int:
@@ -235,11 +235,11 @@ class TrainState:
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{name}={type(part).__name__}" for name, part in self.parts.items())
-        return f"<TrainState({kinds}) at step {self.step}>"
+        return f"<TrainState({kinds}) at step {self.step_count}>"
 
 
 def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """Return what reads the state of a part, and what restores it."""
+    """Return the functions that read and restore the state of a part."""
     if hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
         return part.state_dict, part.load_state_dict
     if isinstance(part, np.random.Generator):
@@ -282,12 +282,12 @@ def _series(base: Path) -> list[tuple[int, Path]]:
 
 
 def pack(value: Any, path: str, arrays: dict[str, Array]) -> Any:
-    """Return what JSON can hold of a state, and put its arrays aside."""
+    """Return a state in types that JSON can represent; its arrays are collected in `arrays`."""
     if isinstance(value, np.generic):
         return pack(value.item(), path, arrays)
     if isinstance(value, np.ndarray):
         array = np.asarray(value, order="C")
-        # Keys may hold dots.
+        # Keys may contain dots, so that names may collide.
         name = path if path not in arrays else f"{path}#{len(arrays)}"
         arrays[name] = array
         if array.dtype.name not in _AS_SUCH:
@@ -316,7 +316,7 @@ def _key(key: Any, path: str) -> Any:
 
 
 def unpack(value: Any, arrays: Mapping[str, Array]) -> Any:
-    """Return the state of which `pack` made this."""
+    """Return the state that `pack` was given."""
     if not isinstance(value, dict):
         return value
     if "array" in value:

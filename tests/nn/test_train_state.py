@@ -61,8 +61,8 @@ def train(run, steps):
         p["scheduler"].step()
         p["pruner"].step([model.grads["5"]["weight"], model.grads["7"]["weight"]])
         p["ema"].update()
-        p["best"][:] = loss, run.step
-        run.step += 1
+        p["best"][:] = loss, run.step_count
+        run.step_count += 1
 
 
 def leaves(tree):
@@ -94,7 +94,7 @@ def test_a_run_goes_on_to_the_same_bits_with_another_number_of_threads(tmp_path,
         resumed = make(state_dtype)
         train(resumed, 2)
         resumed.load(tmp_path / "run.safetensors")
-        assert resumed.step == 12 and same(resumed, half)
+        assert resumed.step_count == 12 and same(resumed, half)
         train(resumed, 13)
     finally:
         cr.set_num_threads(threads)
@@ -111,7 +111,7 @@ def test_files_are_rotated_and_the_latest_is_loaded(tmp_path):
     ]
     resumed = make()
     resumed.load(path)
-    assert resumed.step == 8
+    assert resumed.step_count == 8
     # One that goes back leaves no later file.
     resumed.load(tmp_path / "run-00000006.safetensors")
     resumed.every(1, path)
@@ -166,10 +166,10 @@ from tests.nn.test_train_state import make, train
 run, path = make(), Path(sys.argv[1])
 if list(path.parent.glob("run-*")):
     run.load(path)
-print("ready", run.step, flush=True)
-while run.step < 60:
+print("ready", run.step_count, flush=True)
+while run.step_count < 60:
     train(run, 1)
-    run.step -= 1
+    run.step_count -= 1
     run.every(1, path, keep=2)
 run.save(path.with_name("end.safetensors"))
 """

@@ -1,4 +1,4 @@
-"""Activation functions as layers, and dropout."""
+"""Activation functions and dropout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressrs.nn.layer import Layer, RandomState, check_gradient, check_input
 
 
 class ReLU(Layer):
-    """The larger of the input and 0; NaN stays NaN."""
+    r"""The rectified linear unit, :math:`\max(x, 0)`; NaN is propagated."""
 
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)``."""
@@ -34,12 +34,12 @@ class ReLU(Layer):
 
 
 class _Elementwise(Layer):
-    """An activation function of the core."""
+    """Base class of activation functions that the core computes."""
 
     _of: str
 
     def forward(self, x: Array) -> Array:
-        """Return the function of each element; float32 or float64."""
+        """Return the activation of each element, in float32 or float64."""
         x = check_input(x, "x")
         y = np.empty(x.shape, x.dtype)
         _core.activate(self._of, x, y)
@@ -61,7 +61,7 @@ class GELU(_Elementwise):
     Parameters
     ----------
     approximate : {"none", "tanh"}, default "none"
-        Whether :math:`\Phi` is the distribution function itself, or
+        Whether :math:`\Phi` is the normal distribution function or its approximation
         :math:`(1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3))) / 2`.
 
     References
@@ -81,7 +81,7 @@ class GELU(_Elementwise):
         self._of = "gelu" if self.approximate == "none" else "gelu_tanh"
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         return {"approximate": self.approximate}
 
 
@@ -105,7 +105,7 @@ class SiLU(_Elementwise):
 class Softmax(Layer):
     r"""Softmax along the last axis, :math:`y_j = e^{x_j} / \sum_k e^{x_k}`.
 
-    Losses such as `compressrs.nn.cross_entropy` take logits and need no such layer.
+    Not needed before `compressrs.nn.cross_entropy`, which takes logits.
 
     Examples
     --------
@@ -134,17 +134,17 @@ class Softmax(Layer):
 
 
 class Dropout(Layer):
-    r"""Sets elements to 0 with probability :math:`p` in training, and scales the others.
+    r"""Dropout: in training, each element becomes 0 with probability :math:`p`.
 
-    What is dropped depends on the seed and on how often `forward` was called in training,
-    both of which are buffers: a run that goes on from a file drops the same.
+    The random numbers depend on the seed and on the number of calls in training. Both are
+    buffers, so that a resumed run drops the same elements.
 
     Parameters
     ----------
     p : float, default 0.5
-        In [0, 1). What stays is multiplied by :math:`1 / (1 - p)`.
+        In [0, 1). The remaining elements are scaled by :math:`1 / (1 - p)`.
     rng : int, Generator or None
-        Seed, or source of one.
+        Seed, or generator that draws it.
 
     References
     ----------
@@ -168,7 +168,7 @@ class Dropout(Layer):
         self.buffers["calls"] = np.zeros((), np.int64)
 
     def forward(self, x: Array) -> Array:
-        """Return `x` with some elements at 0, or, in evaluation, `x`."""
+        """Return `x` with dropped elements; in evaluation, `x` itself."""
         x = check_input(x, "x")
         if not self.training:
             return x
@@ -181,11 +181,11 @@ class Dropout(Layer):
         return y
 
     def backward(self, dy: Array) -> Array:
-        """Return `dy` with the same elements at 0, and the others scaled."""
+        """Return `dy` with the same elements dropped and the others scaled."""
         (factor,) = self._kept()
         dx: Array = check_gradient(dy, factor.shape, factor.dtype) * factor
         return dx
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         return {"p": self.p}

@@ -1,4 +1,4 @@
-"""Attention of several heads, and embeddings."""
+"""Multi-head attention and embeddings."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from compressrs.nn.layer import (
 class MultiHeadAttention(Layer):
     r"""Self-attention, :math:`\mathrm{softmax}(Q K^\top / \sqrt{d}) V` for each head.
 
-    Queries, keys and values are one product of the input with ``in_proj_weight``; the
-    heads' outputs, side by side, are multiplied by ``out_proj.weight``.
+    ``in_proj_weight`` projects the input to queries, keys and values; the concatenated outputs
+    of the heads are multiplied by ``out_proj.weight``.
 
     Parameters
     ----------
     features : int
-        Of the input and of the output.
+        Size of inputs and outputs.
     heads : int
-        Divides `features`.
+        Number of heads; must divide `features`.
     causal : bool, default False
-        Whether a place sees only those that are not behind it.
+        Whether each position attends only to itself and earlier ones.
     bias : bool, default True
     dtype : dtype, default float32
         float32 or float64.
     rng : int, Generator or None
-        Seed or source of the initial values: Glorot's for the first product, uniform in
-        :math:`\pm 1 / \sqrt{\text{features}}` for the last; biases are 0. As in PyTorch.
+        Seed or generator of the initial values, which are PyTorch's: Glorot's for
+        ``in_proj_weight``, uniform in :math:`\pm 1 / \sqrt{\text{features}}` for
+        ``out_proj.weight``; biases are 0.
 
     Attributes
     ----------
@@ -88,7 +89,7 @@ class MultiHeadAttention(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the input."""
         return "features", self.features
 
     gives = takes
@@ -155,7 +156,7 @@ class MultiHeadAttention(Layer):
         return result
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         if len(shape) != 2 or shape[1] != self.features:
             raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
@@ -167,7 +168,7 @@ class MultiHeadAttention(Layer):
         return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         return {
             "features": self.features,
             "heads": self.heads,
@@ -215,16 +216,16 @@ def check_ids(x: object, rows: int) -> npt.NDArray[np.int64]:
 
 
 class Embedding(Layer):
-    """Rows of a table, by their numbers.
+    """A table of vectors, looked up by index.
 
     Parameters
     ----------
     num_embeddings, features : int
-        Rows of the table, and their length.
+        Number of rows of the table, and their length.
     dtype : dtype, default float32
         float32 or float64.
     rng : int, Generator or None
-        Seed or source of the initial values, normally distributed.
+        Seed or generator of the initial values, which are normally distributed.
 
     Attributes
     ----------
@@ -259,12 +260,12 @@ class Embedding(Layer):
         self._add(weight=weight)
 
     def forward(self, x: Array) -> Array:
-        """Return the rows of integers `x`; shape (..., features).
+        """Return the rows with indices `x`, of shape (..., features).
 
         Raises
         ------
         TypeError, ValueError
-            If `x` does not hold integers, or one names no row.
+            If `x` does not hold integers, or an index is out of range.
         """
         ids = check_ids(x, len(self.weight))
         y: Array = np.take(self.weight, ids, axis=0)
@@ -272,7 +273,7 @@ class Embedding(Layer):
         return y
 
     def backward(self, dy: Array) -> Array:
-        """Fill `grads` and return zeros, since integers have no gradient."""
+        """Fill `grads` and return zeros, since indices have no gradient."""
         ids, shape = self._kept()
         dy = check_gradient(dy, shape, self.weight.dtype)
         grad = self.grads["weight"]
@@ -281,11 +282,11 @@ class Embedding(Layer):
         return np.zeros(ids.shape, dy.dtype)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         return *shape, self.weight.shape[1]
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         rows, features = self.weight.shape
         return {"num_embeddings": rows, "features": features, "dtype": self.weight.dtype.name}

@@ -1,4 +1,4 @@
-"""Layers made of layers."""
+"""Layers that contain layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compressrs.nn.layer import Layer, check_gradient
 
 
 class Container(Layer):
-    """A layer that is made of others, whose `params` and `grads` it gathers."""
+    """A layer that contains others, whose `params` and `grads` it gathers."""
 
     def __init__(self, layers: dict[str, Layer]) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Container(Layer):
                         f"got {type(layer).__name__}"
                     )
             if any(layer is other for other in list(layers.values())[: list(layers).index(name)]):
-                # It would keep the last of its inputs alone.
+                # A layer keeps only its last input, so that it can be used once.
                 raise ValueError(f"layer {name} must not be in the model twice")
         self._children = layers
         self._gather()
 
     def children(self) -> dict[str, Layer]:
-        """Return the layers that this one is made of, by name."""
+        """Return the layers that this one contains, by name."""
         return dict(self._children)
 
     def _gather(self) -> None:
@@ -79,7 +79,7 @@ class Container(Layer):
         except (TypeError, ValueError) as error:
             if type(error) not in (TypeError, ValueError):
                 raise
-            # Which of the layers, in a model with many.
+            # Names the layer.
             kind = type(layer).__name__
             inner = str(error).removeprefix("layer ") if isinstance(layer, Container) else None
             message = f"{name}.{inner}" if inner else f"{name} ({kind}): {error}"
@@ -103,20 +103,20 @@ class Container(Layer):
 
 
 class Sequential(Container):
-    """Layers one after another.
+    """A chain of layers.
 
     Attributes
     ----------
     layers : tuple of layer
     params, grads : dict of dict of array
-        Those of the layers that have some, by their position as a string.
+        Those of the layers with parameters, by position as a string.
 
     Raises
     ------
     TypeError
-        If something is not a layer.
+        If an argument is not a layer.
     ValueError
-        If a layer gives a number of features that the next does not take.
+        If the features of a layer do not match those of the next.
 
     Examples
     --------
@@ -149,7 +149,7 @@ class Sequential(Container):
         return dy
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         for layer in self.layers:
             shape = layer.output_shape(shape)
@@ -207,14 +207,14 @@ class Sequential(Container):
 
 
 class Residual(Container):
-    r"""Adds what goes in to what layers make of it, :math:`y = x + f(x)`.
+    r"""A residual block, :math:`y = x + f(x)`.
 
     Parameters
     ----------
     *layers : layer
-        :math:`f`, one after another.
+        The chain of layers :math:`f`.
     shortcut : layer, optional
-        :math:`y = s(x) + f(x)` where shapes change.
+        With a shortcut :math:`s`, :math:`y = s(x) + f(x)`; needed where shapes change.
 
     Examples
     --------
@@ -232,13 +232,13 @@ class Residual(Container):
 
     @property
     def body(self) -> Sequential:
-        """The layers whose output is added."""
+        """The chain of layers :math:`f`."""
         body: Any = self._children["body"]
         return body  # type: ignore[no-any-return]
 
     @property
     def shortcut(self) -> Layer | None:
-        """What the input goes through, if anything."""
+        """The layer :math:`s` of the shortcut, or None."""
         return self._children.get("shortcut")
 
     def _forward(self, x: Array, run: Callable[[str, Array], Array]) -> Array:
@@ -262,13 +262,13 @@ class Residual(Container):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         return self.body.output_shape(shape)
 
 
 class Flatten(Layer):
-    """Makes one axis of all axes but the first.
+    """Flattens all axes but the first into one.
 
     Examples
     --------
@@ -278,7 +278,7 @@ class Flatten(Layer):
     """
 
     def forward(self, x: Array) -> Array:
-        """Return `x` as rows."""
+        """Return `x` with shape (batch, features)."""
         x = as_array(x, "x")
         if x.ndim < 2:
             raise ValueError(f"x must have at least 2 axes, got shape {x.shape}")
@@ -293,7 +293,7 @@ class Flatten(Layer):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         return (math.prod(shape),)
 
@@ -317,14 +317,14 @@ def forward_seen(
 
 
 def _check_chain(layers: tuple[Layer, ...]) -> None:
-    """Raise a ValueError where a layer cannot take what the one before gives."""
+    """Raise a ValueError where the features of a layer do not match those of the next."""
     numbered = [
         (i, layer) for i, layer in enumerate(layers) if getattr(layer, "takes", None) is not None
     ]
     for (i, before), (k, after) in itertools.pairwise(numbered):
         kind, gives = before.gives  # type: ignore[attr-defined]
         other, takes = after.takes  # type: ignore[attr-defined]
-        # Between them only what leaves every element in its place.
+        # Only if all layers in between preserve the features.
         passing = _PASSING | _POOLS if kind == "channels" else _PASSING
         passes = all(type(layer).__name__ in passing for layer in layers[i + 1 : k])
         if passes and kind == other and gives != takes:
@@ -334,7 +334,7 @@ def _check_chain(layers: tuple[Layer, ...]) -> None:
             )
 
 
-#: Layers that do not change which features there are.
+#: Layers that preserve features.
 _PASSING = frozenset(("ReLU", "GELU", "SiLU", "Softmax", "Dropout"))
-#: Layers that leave channels as they are.
+#: Layers that preserve channels but not features.
 _POOLS = frozenset(("MaxPool", "AvgPool"))

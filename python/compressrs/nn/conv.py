@@ -21,27 +21,28 @@ from compressrs.nn.layer import (
     uniform,
 )
 
-#: A number for both directions, or one for the height and one for the width.
+#: A number for both directions, or a pair (height, width).
 Pair: TypeAlias = int | tuple[int, int]
 
 
 class Conv2d(Layer):
-    r"""A convolution of images with filters (in truth a correlation, as everywhere).
+    r"""A two-dimensional convolution (a cross-correlation, as in PyTorch).
 
     .. math:: y_{o,i,j} = b_o + \sum_{c,k,l} w_{o,c,k,l} \,
         x_{c, i s + k d - p, j s + l d - p}
 
-    Nothing of the size of im2col is made: a band of the padded image is all that it
-    needs beside inputs and outputs.
+    Apart from inputs and outputs, only a band of the padded image is held in memory for each
+    thread; there is no im2col buffer.
 
     Parameters
     ----------
     in_channels, out_channels : int
     kernel_size : int or pair of int
     stride, padding, dilation : int or pair of int, default 1, 0 and 1
-        :math:`s`, :math:`p` and :math:`d`; padding is of zeros.
+        :math:`s`, :math:`p` and :math:`d`; the image is padded with zeros.
     groups : int, default 1
-        Input and output channels are divided into so many groups that do not meet.
+        Number of groups into which input and output channels are divided; each group of outputs
+        depends on one group of inputs.
     bias : bool, default True
     dtype : dtype, default float32
         float32 or float64.
@@ -53,7 +54,7 @@ class Conv2d(Layer):
     ----------
     weight : array, shape (out_channels, in_channels / groups, height, width)
     bias : array, shape (out_channels,), or None
-        Assigning to either copies into the buffer that is trained.
+        Assigning to either copies into the array that is trained.
 
     Examples
     --------
@@ -111,12 +112,12 @@ class Conv2d(Layer):
         dilation: Pair = 1,
         groups: int = 1,
     ) -> Conv2d:
-        """Return a layer that trains given arrays, which are used, not copied.
+        """Return a layer that trains the given arrays in place, without copying them.
 
         Raises
         ------
         TypeError, ValueError
-            If they are no arrays of such shapes, C-contiguous and writable.
+            If their shapes or dtypes do not fit, or they are not C-contiguous and writable.
         """
         weight = check_parameter(weight, "weight")
         if weight.ndim != 4 or 0 in weight.shape:
@@ -146,12 +147,12 @@ class Conv2d(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its second axis, and how many."""
+        """The kind and number of channels on the second axis of the input."""
         return "channels", self.weight.shape[1] * self.groups
 
     @property
     def gives(self) -> tuple[str, int]:
-        """What the output has on its second axis, and how many."""
+        """The kind and number of channels on the second axis of the output."""
         return "channels", self.weight.shape[0]
 
     def forward(self, x: Array) -> Array:
@@ -173,7 +174,7 @@ class Conv2d(Layer):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
 
@@ -183,7 +184,7 @@ class Conv2d(Layer):
         return math.prod(out[1:]) * int(self.weight.size)
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         out_channels, of_group, *kernel = self.weight.shape
         return {
             "in_channels": of_group * self.groups,
@@ -199,7 +200,7 @@ class Conv2d(Layer):
 
 
 class _Pool(Layer):
-    """Windows over images."""
+    """Base class of pooling layers."""
 
     def __init__(self, kernel_size: Pair, *, stride: Pair | None = None, padding: Pair = 0) -> None:
         super().__init__()
@@ -234,26 +235,26 @@ class _Pool(Layer):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         return tuple(_core.pool_shape((1, *shape), *self._windows)[1:])
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         windows = zip(("kernel_size", "stride", "padding"), self._windows, strict=True)
         return {name: list(value) for name, value in windows}
 
 
 class MaxPool(_Pool):
-    """The largest of each window; the first of several, and NaN before all.
+    """The maximum of each window; NaN if it contains NaN, and the first of equal ones.
 
     Parameters
     ----------
     kernel_size : int or pair of int
     stride : int or pair of int, optional
-        `kernel_size` by default.
+        Defaults to `kernel_size`.
     padding : int or pair of int, default 0
-        At most half of `kernel_size`; what lies outside does not count.
+        At most half of `kernel_size`; padding is ignored.
 
     Examples
     --------
@@ -268,13 +269,13 @@ class MaxPool(_Pool):
 
 
 class AvgPool(_Pool):
-    """The mean of each window, in which padding counts as zeros.
+    """The mean of each window, including padding as zeros.
 
     Parameters
     ----------
     kernel_size : int or pair of int
     stride : int or pair of int, optional
-        `kernel_size` by default.
+        Defaults to `kernel_size`.
     padding : int or pair of int, default 0
         At most half of `kernel_size`.
 

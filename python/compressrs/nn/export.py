@@ -1,4 +1,4 @@
-"""Models as files that a few lines of NumPy run."""
+"""Export to files that a few lines of NumPy code run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compressrs.nn.quantized import QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.quantize.tensor import QuantizedTensor
 
-#: What a step does with `x`, given its arrays `a`, `b`, ... as ``f[f"{i}.{k}"]``.
+#: The code of each kind of step, which changes `x`; its arrays are ``a[0]``, ``a[1]``, ...
 _LINES = {
     "affine": "x = x @ a[0].T + a[1]",
     "codes": "w = (a[0].astype(a[2].dtype) - a[1][:, a[3]]) * a[2][:, a[3]]",
@@ -56,7 +56,7 @@ _LINES = {
     "avg_pool": "x = windows(x, *a[0], 0).mean((4, 5))",
 }
 
-#: Windows of images as two more axes, and what is made of them.
+#: Sliding windows as two additional axes, and the convolution on them.
 _WINDOWS = """\
 def windows(x, kh, kw, sh, sw, ph, pw, dh, dw, fill):
     x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill)
@@ -88,7 +88,7 @@ Step = tuple[str, list[Any]]
 def export(
     model: Layer, path: Path, standardize: tuple[Array, Array] | None, after: str | None = None
 ) -> str:
-    """Write a model to an ``.npz`` file and return the lines that run it.
+    """Write a model to an ``.npz`` file and return the code that runs it.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
 
 
 def _inputs(layer: QuantizedLinear) -> list[Step]:
-    """Return what is done with the inputs of a product."""
+    """Return the steps that scale or round the inputs of a product."""
     scale, steps = layer.input_scale, []
     if scale is not None:
         steps.append(("scale", [1 / scale, np.zeros_like(scale)]))
@@ -239,7 +239,7 @@ def _quantized_bias(layer: QuantizedLinear) -> Array:
 
 
 def _codes(q: Any) -> list[Step]:
-    """Return the step that makes a weight of its codes; one column of scales for each group."""
+    """Return the step that decodes a weight; scales have one column for each group."""
     rows, columns = q.shape
     block = q.scheme.block(q.shape)
     groups: Any = np.arange(columns) // block[1] if q.group_index is None else q.group_index
@@ -261,14 +261,14 @@ def _levels(q: Any) -> Array:
     count = 2**q.scheme.bits if q.codebook is None else q.codebook.shape[1]
     codes = np.arange(count, dtype=q.codes.dtype).reshape(1, -1)
     largest = {"fp8_e4m3": 0x7E, "fp8_e5m2": 0x7B}.get(q.scheme.dtype, 0xFF)
-    # What is no number is in no array of codes either.
+    # Codes of NaN do not occur.
     codes[(codes & 0x7F) > largest] = 0
     made = QuantizedTensor(codes, one, scheme=scheme, codebook=q.codebook, dtype=q.scale.dtype)
     levels: Array = made.dequantize()[0]
     return levels
 
 
-#: The steps of each kind of layer; none for those that do nothing in evaluation.
+#: The steps of each kind of layer; empty for those without effect in evaluation.
 _STEPS: dict[type, Callable[[Any], list[Step]]] = {
     Linear: lambda layer: [("affine", [layer.weight, _bias(layer, len(layer.weight))])],
     SparseLinear: _sparse,

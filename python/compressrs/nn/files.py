@@ -1,4 +1,4 @@
-"""Models in files: what they are made of, and their arrays."""
+"""Models in files: their structure and their arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MATRICES: dict[str, Any] = {matrix.__name__: matrix for matrix in FORMATS.value
 
 
 def describe(layer: Layer) -> dict[str, Any]:
-    """Return what a layer is made of, as JSON can hold it."""
+    """Return the structure of a layer, in types that JSON can represent."""
     config = layer.config() if hasattr(layer, "config") else {}
     children = layer.children() if hasattr(layer, "children") else {}
     inner = {name: describe(child) for name, child in children.items()}
@@ -68,7 +68,7 @@ def save(path: Path, model: Layer) -> None:
 
 
 def load_into(path: Path, model: Layer) -> None:
-    """Take over the arrays of a model that is made of the same layers."""
+    """Load the arrays into a model of the same layers."""
     with _compressed(path) as compressed:
         if compressed is None:
             description, arrays = _read(path)
@@ -190,7 +190,7 @@ def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _difference(own: Any, other: Any, path: str = "") -> str | None:
-    """Return in what two descriptions differ first, if they do."""
+    """Return the first difference between two descriptions, or None."""
     name = f"layer {path}" if path else "the model"
     if not isinstance(other, dict) or own["type"] != other.get("type"):
         got = other.get("type") if isinstance(other, dict) else other
@@ -213,7 +213,7 @@ def _make(
     prefix: str,
     linear: Callable[[str, Mapping[str, Any]], Layer | None],
 ) -> Layer:
-    """Return a layer of which `describe` made this; its arrays have any values.
+    """Return the layer that a description stands for, with arbitrary values in its arrays.
 
     `linear` returns a linear layer in another form than dense, or None.
     """
@@ -234,7 +234,7 @@ def _make(
         bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
         return SparseLinear(weight, bias)
     if "Quantized" in kind:
-        # Their modules need those of this package that import this one.
+        # Imported here, since these modules import this one.
         from compressrs.nn import quantized, quantized_attention
 
         layers_of: dict[str, Any] = {

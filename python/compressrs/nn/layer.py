@@ -1,4 +1,4 @@
-"""What all layers have in common: parameters, state, files, copies."""
+"""Base class of the layers: parameters, state, files, copies."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _L = TypeVar("_L", bound="Layer")
 
 
 class Layer:
-    """Base class of layers: what is done with any of them.
+    """Base class of layers.
 
-    A subclass has `forward` and `backward`, and fills `params` and `grads`.
+    A subclass implements `forward` and `backward`, and fills `params` and `grads`.
 
     Attributes
     ----------
     params, grads : dict of array, or of dicts of these
-        What the optimizers take; of the same structure. Assigning to `params`, or to an
-        entry, copies into the arrays that are trained.
+        Parameters and their gradients, in the same structure. Assigning to `params`, or to
+        an entry, copies into the arrays that are trained.
     buffers : dict of array
-        State that is not trained, as running means.
+        State that is not trained, such as running means.
     training : bool
-        True at first. `eval` makes it False: then `forward` keeps nothing for `backward`,
-        and layers that act differently in training (`Dropout`, `BatchNorm`) do not.
+        Initially True. After `eval` it is False: `forward` keeps no data for `backward`, and
+        `Dropout` and `BatchNorm` apply their evaluation formulas.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class Layer:
         if not isinstance(grads, dict) or (self._grads and grads.keys() != self._grads.keys()):
             got = list(grads) if isinstance(grads, dict) else type(grads).__name__
             raise ValueError(f"grads must be a dict with the keys {list(self._grads)}, got {got}")
-        # The dict stays, since models that this layer is in refer to it.
+        # The same dict, since models that contain this layer refer to it.
         self._grads.update(grads)
 
     def _own(self, params: Mapping[str, Any]) -> ArrayDict:
-        # A user's subclass may add parameters of its own.
+        # Subclasses defined by users may add parameters later.
         fixed = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         return ArrayDict(params, "params", fixed=fixed)
 
@@ -96,29 +96,29 @@ class Layer:
         return self.forward(x, *args, **kwargs)
 
     def children(self) -> dict[str, Layer]:
-        """Return the layers that this one is made of, by name."""
+        """Return the layers that this one contains, by name."""
         return {}
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer, but for the values of its arrays."""
+        """Return the constructor arguments, without the values of arrays."""
         return {}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output for an input of a shape, both without the batch.
+        """Return the output shape for an input shape, both without the batch axis.
 
         Raises
         ------
         ValueError
-            If the layer takes no such input.
+            If the layer does not accept this shape.
         """
         return dimensions(shape, "shape")
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return the multiplications for one input of a shape, without the batch."""
+        """Return the multiplications for one input of this shape, without the batch axis."""
         return 0
 
     def train(self: _L, mode: bool = True) -> _L:
-        """Set this layer and those in it to training, or to evaluation; return the layer."""
+        """Set training or evaluation mode for this layer and its children; return the layer."""
         self.training = flag(mode, "mode")
         if not mode:
             self._saved = None
@@ -128,15 +128,15 @@ class Layer:
         return self
 
     def eval(self: _L) -> _L:
-        """Set this layer and those in it to evaluation: nothing of the data is kept."""
+        """Set this layer and its children to evaluation mode, in which no data is kept."""
         return self.train(False)
 
     def copy(self: _L) -> _L:
-        """Return the same layer with arrays of its own, without what `forward` kept."""
+        """Return a copy with its own arrays, without the data that `forward` kept."""
         return copy.deepcopy(self)
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        """Yield the name and layer of all that hold no other layers, in order."""
+        """Yield the names and layers of all leaves, in order."""
         return self._named_layers(string(prefix, "prefix"))
 
     def _named_layers(self, prefix: str) -> Iterator[tuple[str, Layer]]:
@@ -167,7 +167,7 @@ class Layer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy values that `state_dict` returned into this layer's arrays.
 
-        Names are those of PyTorch's modules, whose state dicts are taken as well.
+        Names are those of PyTorch's modules, so their state dicts are accepted too.
 
         Raises
         ------
@@ -199,17 +199,17 @@ class Layer:
                 )
             if not array.flags.writeable and not np.array_equal(array, value):
                 raise ValueError(f"state_dict[{name!r}] must be the pattern of this model's weight")
-            # Copied, since it may be a view of another target.
+            # Copied, since it may be a view of another array that is written first.
             values.append(value.copy())
         for array, value in zip(own.values(), values, strict=True):
             if array.flags.writeable:
                 array[...] = value
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to one safetensors file: what it is made of, and all arrays.
+        """Write the model, its structure and all arrays, to one safetensors file.
 
-        The file is complete or what was there before still is. Needs the package
-        safetensors (``pip install 'compressrs[save]'``).
+        The file is replaced atomically. Requires the package safetensors
+        (``pip install 'compressrs[save]'``).
 
         Raises
         ------
@@ -221,15 +221,15 @@ class Layer:
         files.save(file_path(path), self)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the values of a file that `save` wrote; see also `compressrs.nn.load`.
+        """Load the values of a file that `save` wrote; see also `compressrs.nn.load`.
 
         Raises
         ------
         OSError
             If the file cannot be read.
         ValueError
-            If it is damaged, of another version, or of a model that is made of other layers;
-            nothing is changed then.
+            If it is damaged, of another version, or of a model with other layers; nothing is
+            changed then.
         """
         from compressrs.nn import files
 
@@ -242,20 +242,20 @@ class Layer:
         show: bool = True,
         standardize: tuple[Array, Array] | None = None,
     ) -> str:
-        """Write an ``.npz`` file that a few lines of NumPy run, and print these lines.
+        """Write an ``.npz`` file and print the few lines of NumPy code that run it.
 
         Parameters
         ----------
         path : path
         show : bool, default True
-            Whether to print the lines.
+            Whether to print the code.
         standardize : pair of array, optional
-            Mean and scale of the features, which the lines subtract and divide by first.
+            Mean and scale of the features, by which the code standardizes its input.
 
         Returns
         -------
         str
-            The lines: a function ``predict(x, path)`` that needs NumPy alone.
+            The code: a function ``predict(x, path)`` that needs only NumPy.
 
         Raises
         ------
@@ -278,8 +278,8 @@ class Layer:
         Parameters
         ----------
         input_shape : sequence of int, optional
-            The shape of one input, without the batch. Without it there are no shapes and
-            no multiply-adds.
+            Shape of one input, without the batch axis. If omitted, shapes and multiply-adds
+            are not shown.
 
         Examples
         --------
@@ -299,7 +299,7 @@ class Layer:
         yield from self.params.values()
 
     def _keep(self, *saved: Any) -> None:
-        """Keep what `backward` needs, in training."""
+        """Keep the data that `backward` needs, in training mode."""
         self._saved = saved if self.training else None
 
     def _kept(self) -> Any:
@@ -308,25 +308,25 @@ class Layer:
         return self._saved
 
     def _add(self, **arrays: Array | None) -> None:
-        """Add parameters, and room for their gradients; None is none."""
+        """Add parameters and their gradients; None stands for an absent one."""
         present = {name: array for name, array in arrays.items() if array is not None}
         self._use(present)
 
     def _use(self, params: Mapping[str, Array]) -> None:
-        """Train these arrays from now on; the dicts, which others hold, stay."""
+        """Replace the trained arrays; the dicts, which others refer to, remain the same."""
         self._params.replace(params)
         self._grads.update({name: np.zeros_like(value) for name, value in params.items()})
         self._saved = None
 
     def _assign(self, name: str, value: Any) -> None:
-        """Copy values into the buffer of a parameter, which is trained on."""
+        """Copy values into the array of a parameter."""
         own = self.params.get(name)
         if own is None:
             raise ValueError(f"{type(self).__name__} has no {name} to assign to")
         write_tree(own, value, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither what forward kept nor gradients: both are made of data.
+        # Without the data that forward kept, and without gradients, which derive from data.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_saved", "_grads")}
         for kind in ("_params", "buffers"):
             state[kind] = {name: Shared.of(value) for name, value in state[kind].items()}
@@ -339,7 +339,7 @@ class Layer:
         self._grads = {name: np.zeros_like(value) for name, value in self._params.items()}
 
     def __copy__(self: _L) -> _L:
-        # Shares all, as copies of other objects that are not deep.
+        # A shallow copy shares the arrays.
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
@@ -350,7 +350,7 @@ class Layer:
 
 
 class Parameter:
-    """A parameter as an attribute: assigning copies into the buffer that is trained."""
+    """A parameter as an attribute; assigning copies into the array that is trained."""
 
     def __init__(self, doc: str) -> None:
         self.__doc__ = doc
@@ -368,7 +368,7 @@ class Parameter:
 
 
 def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return `x` as an array of a dtype, or of any that layers compute in.
+    """Return `x` as an array of `dtype`, or of float32 or float64.
 
     Raises
     ------
@@ -386,7 +386,7 @@ def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Arr
 
 
 def check_gradient(dy: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return `dy` as an array, if it is one of the output.
+    """Return `dy` as an array after checking it against the output.
 
     Raises
     ------
@@ -402,18 +402,18 @@ def check_gradient(dy: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
 
 
 def uniform(rng: RandomState, bound: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Draw initial values in plus and minus a bound.
+    """Draw initial values uniformly from [-bound, bound].
 
     Raises
     ------
     MemoryError
-        If there are more than any memory holds.
+        If the array is too large for any memory.
     """
     draw = generator(rng)
     try:
         return draw.uniform(-bound, bound, shape).astype(dtype)
     except ValueError:
-        # What NumPy says of sizes that no address reaches.
+        # NumPy raises ValueError for sizes beyond the address space.
         raise MemoryError(f"an array of shape {shape} is more than memory can hold") from None
 
 
@@ -423,7 +423,7 @@ def constant(value: float, size: int, dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     MemoryError
-        If there are more than any memory holds.
+        If the array is too large for any memory.
     """
     try:
         return np.full(size, value, dtype)
@@ -434,12 +434,12 @@ def constant(value: float, size: int, dtype: np.dtype[Any]) -> Array:
 def check_parameter(
     x: object, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None
 ) -> Array:
-    """Return an array that is to be trained in place.
+    """Return an array after checking that it can be trained in place.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not of such a shape and dtype, or cannot be changed in place.
+        If it has another shape or dtype, or cannot be changed in place.
     """
     x = as_array(x, name)
     if shape is not None and x.shape != shape:

@@ -1,4 +1,4 @@
-"""Dense and sparse affine layers."""
+"""Dense and sparse linear layers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
 
 class Affine(Layer):
-    """What layers of the form :math:`x W^T + b` share: all but the product itself.
+    """Base class of layers of the form :math:`x W^T + b`.
 
-    A subclass has `weight`, of which shape and dtype are asked, `bias`, and the parts of
-    `forward` and `backward` in which the weight's storage matters.
+    A subclass has `weight` (with shape and dtype), `bias`, and the products of `forward` and
+    `backward`, which depend on how the weight is stored.
     """
 
     weight: Any
@@ -56,7 +56,7 @@ class Affine(Layer):
         return dx.reshape(*shape[:-1], dx.shape[1])
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         out_features, in_features = self.weight.shape
         if not shape or shape[-1] != in_features:
@@ -69,12 +69,12 @@ class Affine(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the input."""
         return "features", int(self.weight.shape[1])
 
     @property
     def gives(self) -> tuple[str, int]:
-        """What the output has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the output."""
         return "features", int(self.weight.shape[0])
 
     def _affine(self, x: Array) -> Array:
@@ -103,7 +103,7 @@ class Linear(Affine):
     ----------
     weight : array, shape (out_features, in_features)
     bias : array, shape (out_features,), or None
-        Assigning to either copies into the buffer that is trained.
+        Assigning to either copies into the array that is trained.
     params, grads : dict of array
         Keys ``"weight"`` and ``"bias"``.
 
@@ -140,7 +140,7 @@ class Linear(Affine):
 
     @classmethod
     def from_arrays(cls, weight: Array, bias: Array | None = None) -> Linear:
-        """Return a layer that trains given arrays, which are used, not copied.
+        """Return a layer that trains the given arrays in place, without copying them.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class Linear(Affine):
         return layer
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         out_features, in_features = self.weight.shape
         return {
             "in_features": in_features,
@@ -269,9 +269,10 @@ class SparseLinear(Affine):
     def from_linear(
         cls, layer: Linear, threshold: float = 0.0, *, mask: Array | None = None
     ) -> SparseLinear:
-        """Store what is not 0 in a dense layer, and not below `threshold`; copies it.
+        """Return a sparse copy of a dense layer.
 
-        Or what a mask keeps, even where it is 0.
+        Stored are the weights whose magnitude is not 0 and not below `threshold`, or those that
+        a mask keeps, even where they are 0.
         """
         if not isinstance(layer, Linear):
             raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
@@ -279,7 +280,7 @@ class SparseLinear(Affine):
         return cls(CSRMatrix.from_dense(layer.weight, threshold, mask=mask), bias)
 
     def config(self) -> dict[str, Any]:
-        """Return what makes such a layer."""
+        """Return format, shape and dtype."""
         return {
             "format": type(self._weight).__name__,
             "shape": list(self._weight.shape),
@@ -289,12 +290,12 @@ class SparseLinear(Affine):
         }
 
     def state_dict(self) -> dict[str, Array]:
-        """Return values, bias and the pattern, which cannot be written to."""
+        """Return values, bias and the pattern, which is read-only."""
         pattern = {"weight.indices": self._weight.indices, "weight.indptr": self._weight.indptr}
         return {**self.params, **{k: read_only(v) for k, v in pattern.items()}}
 
     def dense_gradient(self) -> Array:
-        """Return the last backward's gradient of all weights, also of those not stored.
+        """Return the gradient of all weights, stored or not, from the last `backward`.
 
         Raises
         ------

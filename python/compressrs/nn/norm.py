@@ -1,4 +1,4 @@
-"""Normalization of rows and of channels."""
+"""Layer normalization and batch normalization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from compressrs.nn.linear import Linear
 
 
 class LayerNorm(Layer):
-    r"""Normalizes the last axis, :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+    r"""Layer normalization of the last axis.
+
+    .. math:: y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ class LayerNorm(Layer):
     Attributes
     ----------
     weight, bias : array, shape (features,)
-        Ones and zeros at first; `bias` may be None.
+        Initially ones and zeros; `bias` may be None.
 
     References
     ----------
@@ -46,7 +48,7 @@ class LayerNorm(Layer):
     """
 
     weight = Parameter("The factors, of shape (features,).")
-    bias = Parameter("What is added, of shape (features,), or None.")
+    bias = Parameter("The offsets, of shape (features,), or None.")
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class LayerNorm(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the input."""
         return "features", self.weight.size
 
     gives = takes
@@ -93,7 +95,7 @@ class LayerNorm(Layer):
         return result
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         return {
             "features": self.weight.size,
             "eps": self.eps,
@@ -102,7 +104,7 @@ class LayerNorm(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         if not shape or shape[-1] != self.weight.size:
             raise ValueError(f"the input shape must be (..., {self.weight.size}), got {shape}")
@@ -110,17 +112,19 @@ class LayerNorm(Layer):
 
 
 class BatchNorm(Layer):
-    r"""Normalizes each channel, :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+    r"""Batch normalization of each channel.
 
-    In training, mean and variance are those of the batch, and running means of them are
-    kept, which are used in evaluation. Channels are the second axis, of images as of rows.
+    .. math:: y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b
+
+    In training, mean and variance are those of the batch; their running averages are used in
+    evaluation. Channels are the second axis, for images and for rows.
 
     Parameters
     ----------
     channels : int
     eps : float, default 1e-5
     momentum : float, default 0.1
-        Weight of a batch in the running means.
+        Weight of the current batch in the running averages.
     dtype : dtype, default float32
         float32 or float64.
 
@@ -145,7 +149,7 @@ class BatchNorm(Layer):
     """
 
     weight = Parameter("The factors, of shape (channels,).")
-    bias = Parameter("What is added, of shape (channels,).")
+    bias = Parameter("The offsets, of shape (channels,).")
 
     def __init__(
         self,
@@ -165,7 +169,7 @@ class BatchNorm(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its second axis, and how many."""
+        """The kind and number of channels on the second axis of the input."""
         return "channels", self.weight.size
 
     gives = takes
@@ -205,7 +209,7 @@ class BatchNorm(Layer):
         return dx
 
     def affine(self) -> tuple[Array, Array]:
-        """Return scale and shift of each channel in evaluation."""
+        """Return scale and shift of each channel, as used in evaluation."""
         inverse = 1 / np.sqrt(self.buffers["running_var"].astype(np.float64) + self.eps)
         scale = self.weight * inverse
         shift = self.bias - self.buffers["running_mean"] * scale
@@ -213,7 +217,7 @@ class BatchNorm(Layer):
         return scale.astype(dtype), shift.astype(dtype)
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make such a layer."""
+        """Return the constructor arguments."""
         return {
             "channels": self.weight.size,
             "eps": self.eps,
@@ -222,7 +226,7 @@ class BatchNorm(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         if not shape or shape[0] != self.weight.size:
             raise ValueError(f"the input shape must be ({self.weight.size}, ...), got {shape}")
@@ -230,17 +234,17 @@ class BatchNorm(Layer):
 
 
 def fold_batch_norm(model: Sequential) -> Sequential:
-    r"""Return a model whose normalizations of channels are part of the layers before.
+    r"""Return a model whose batch normalizations are folded into the layers before them.
 
     After a `Linear` or `Conv2d`, scale and shift of evaluation become part of its weight
-    and bias, :math:`w' = s w,\; b' = s b + t`. Outputs in evaluation are the same to
-    rounding. The model itself stays as it is.
+    and bias, :math:`w' = s w,\; b' = s b + t`. Outputs in evaluation agree to rounding. The
+    given model is unchanged.
 
     Parameters
     ----------
     model : Sequential
-        Residual bodies and shortcuts are folded, too. A `BatchNorm` that follows another
-        layer stays.
+        Residual bodies and shortcuts are folded too. A `BatchNorm` that follows another kind of
+        layer remains.
 
     Raises
     ------

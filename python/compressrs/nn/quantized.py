@@ -1,4 +1,4 @@
-"""Linear layers in few bits: for inference, and for training with rounding."""
+"""Quantized linear layers, for inference and for quantization-aware training."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _INPUTS = ("float32", "int8")
 
 
 class _Affine(Layer):
-    """What both layers share: shapes."""
+    """Shapes, which both layers share."""
 
     weight: Any
     bias = Parameter("The vector of shape (out_features,), or None.")
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the input."""
         return "features", int(self.weight.shape[1])
 
     @property
     def gives(self) -> tuple[str, int]:
-        """What the output has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the output."""
         return "features", int(self.weight.shape[0])
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         if not shape or shape[-1] != self.weight.shape[1]:
             raise ValueError(f"the input shape must be (..., {self.weight.shape[1]}), got {shape}")
@@ -61,34 +61,33 @@ class _Affine(Layer):
 
 
 class QuantizedLinear(_Affine):
-    r"""A linear layer whose weight is in few bits, :math:`y = x \tilde W^\top + b`.
+    r"""A linear layer with a quantized weight, :math:`y = x \tilde W^\top + b`.
 
-    For inference; `backward` returns the gradient of the input, and fills that of the bias.
-    Products are those of `compressrs.quantize.QuantizedMatrix`, packed at the first `forward`;
-    where it has none, `float_reason` says why, and the weight is kept dequantized beside its
-    codes.
+    For inference; `backward` returns the gradient of the input and fills that of the bias.
+    Products use `compressrs.quantize.QuantizedMatrix`, packed at the first `forward`. If it does
+    not support the weight, `float_reason` says why, and a dequantized copy is multiplied.
 
     Parameters
     ----------
     weight : QuantizedTensor, shape (out_features, in_features)
         Used, not copied.
     bias : array, shape (out_features,), optional
-        Of the weight's dtype; used, not copied.
+        In the weight's dtype; used, not copied.
     input : {"float32", "int8"}, default "float32"
-        With "int8", each row of the input is rounded to :math:`\max |x| / 127` times an
-        integer before; rows that are not finite become NaN.
+        "int8" quantizes each row of the input first, with the scale :math:`\max |x| / 127`;
+        rows that are not finite become NaN.
     input_scale : array, shape (in_features,), optional
-        Divides the input, as of `compressrs.quantize.awq`.
+        The input is divided by it; see `compressrs.quantize.awq`.
 
     Attributes
     ----------
     float_reason : str or None
-        Why products are those of float, if they are.
+        Why products are computed in floating point, or None if they use the codes.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is none of these.
+        If an argument has another type, shape or value.
 
     Examples
     --------
@@ -129,12 +128,12 @@ class QuantizedLinear(_Affine):
     def from_linear(
         cls, layer: Linear, scheme: Scheme, *, input: str = "float32"
     ) -> QuantizedLinear:
-        """Round the weight of a layer to the nearest codes; copies the bias.
+        """Return a layer with the weight rounded to the nearest codes; the bias is copied.
 
         Raises
         ------
         TypeError, ValueError
-            If `layer` is no `Linear`, or as `compressrs.quantize.quantize`.
+            If `layer` is not a `Linear`; also those of `compressrs.quantize.quantize`.
         """
         if not isinstance(layer, Linear):
             raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
@@ -143,7 +142,7 @@ class QuantizedLinear(_Affine):
 
     @property
     def input_scale(self) -> npt.NDArray[Any] | None:
-        """What divides the input."""
+        """The scale by which the input is divided, or None."""
         return self.buffers.get("input_scale")
 
     @property
@@ -153,7 +152,7 @@ class QuantizedLinear(_Affine):
         return int(self.weight.nbytes) + sum(a.nbytes for a in arrays if a is not None)
 
     def config(self) -> dict[str, Any]:
-        """Return what tells such layers apart, but for the values of arrays."""
+        """Return shape, dtype and options, without the values of arrays."""
         return {
             "shape": list(self.weight.shape),
             "dtype": self.weight.dtype.name,
@@ -178,8 +177,8 @@ class QuantizedLinear(_Affine):
     def state_dict(self) -> dict[str, Array]:
         """Return bias, scale of inputs, and the weight's arrays, as ``"weight.codes"``.
 
-        The arrays are the layer's own, not copies: whoever has them may write to them, so
-        that the weight is packed once more.
+        The arrays are the layer's own, not copies. Since the caller may write to them, the
+        weight is packed again at the next `forward`.
         """
         self._packed = self._dense = None
         return {**super().state_dict(), **self.weight._state("weight.")}
@@ -206,7 +205,7 @@ class QuantizedLinear(_Affine):
         return y
 
     def backward(self, dy: Array) -> Array:
-        """Return the gradient of the input as if nothing was rounded in it."""
+        """Return the gradient of the input (straight-through for its rounding)."""
         (shape,) = self._kept()
         rows = check_gradient(dy, shape, self.weight.dtype).reshape(-1, shape[-1])
         if self.bias is not None:
@@ -230,20 +229,20 @@ class QuantizedLinear(_Affine):
 
 
 class FakeQuantizedLinear(_Affine):
-    r"""A linear layer that trains with its weight rounded, and learns its scales (LSQ).
+    r"""A linear layer for quantization-aware training, with learned scales (LSQ).
 
-    Forward :math:`y = x\,Q(W, s)^\top + b`; backward as if nothing was rounded, but weights
-    beyond the range have no gradient, and scales have that of
+    Forward :math:`y = x\,Q(W, s)^\top + b`; the gradient passes straight through the rounding,
+    is 0 for weights beyond the range, and that of the scales is given by
     `compressrs.quantize.fake_quantize_backward`.
 
     Parameters
     ----------
     layer : Linear
-        Whose weight and bias are trained on, not copied.
+        Its weight and bias are trained in place, not copied.
     scheme : Scheme
-        "int" or "uint", up to 8 bits.
+        With dtype "int" or "uint".
     input : {"float32", "int8"}, default "float32"
-        See `QuantizedLinear`; gradients pass what is rounded.
+        See `QuantizedLinear`; the gradient passes straight through the rounding.
 
     Attributes
     ----------
@@ -253,7 +252,7 @@ class FakeQuantizedLinear(_Affine):
     Raises
     ------
     TypeError, ValueError
-        If an argument is none of these.
+        If an argument has another type, shape or value.
 
     Examples
     --------
@@ -280,7 +279,7 @@ class FakeQuantizedLinear(_Affine):
         found = quantize(layer.weight, scheme)
         scale = found.scale
         if scheme.dtype == "int" and scheme.symmetric:
-            # LSQ's beginning is meant for few bits: it may not reach the largest weights.
+            # LSQ's initial scale suits few bits; with more it clips less than the range does.
             scale = np.minimum(scale, lsq_scale(layer.weight, scheme))
         self._add(weight=layer.weight, bias=layer.bias, scale=scale)
         if found.zero_point is not None:
@@ -288,11 +287,11 @@ class FakeQuantizedLinear(_Affine):
 
     @property
     def zero_point(self) -> npt.NDArray[Any] | None:
-        """The zero points, which are not trained."""
+        """The zero points, which are not trained, or None."""
         return self.buffers.get("zero_point")
 
     def config(self) -> dict[str, Any]:
-        """Return what tells such layers apart, but for the values of arrays."""
+        """Return shape, dtype and options, without the values of arrays."""
         return {
             "shape": list(self.weight.shape),
             "dtype": self.weight.dtype.name,
@@ -346,12 +345,12 @@ class FakeQuantizedLinear(_Affine):
         return dx.reshape(*shape[:-1], x.shape[1])
 
     def _keep_positive(self) -> None:
-        """Undo what a step of the optimizer has done beyond 0."""
+        """Raise scales that a step of the optimizer made 0 or negative."""
         scale = self.params["scale"]
         np.maximum(scale, np.finfo(scale.dtype).smallest_normal, out=scale)
 
     def quantized(self) -> QuantizedLinear:
-        """Return the layer in few bits, as it is now, with its own arrays."""
+        """Return the quantized layer, with its own arrays."""
         self._keep_positive()
         q = quantize(self.weight, self.scheme, scale=self.scale.copy(), zero_point=self.zero_point)
         bias = None if self.bias is None else self.bias.copy()
@@ -377,7 +376,7 @@ def tensor_of_state(config: Mapping[str, Any], state: Mapping[str, Array]) -> Qu
 
 
 def _float_reason(weight: QuantizedTensor, input: str) -> str | None:
-    """Return why there is no `QuantizedMatrix` for a weight, if so."""
+    """Return why `QuantizedMatrix` does not support a weight, or None."""
     scheme = weight.scheme
     if weight.dtype != np.float32:
         return f"products with codes are in float32, the weight is {weight.dtype}"
@@ -391,7 +390,7 @@ def _float_reason(weight: QuantizedTensor, input: str) -> str | None:
 
 
 def round_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return each row as integers of at most 127 times ``max|x| / 127``.
+    """Round each row to multiples of ``max|x| / 127``.
 
     Rows that are not finite become NaN.
     """

@@ -1,4 +1,4 @@
-"""Attention and embeddings in few bits, for inference."""
+"""Quantized attention and embeddings, for inference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def attended(
 
 
 class QuantizedMultiHeadAttention(Layer):
-    r"""Self-attention whose two products have weights in few bits.
+    r"""Self-attention with quantized weights in both of its products.
 
     For inference; `backward` returns the gradient of the input, and fills those of the biases.
     Made by `compressrs.quantize.quantize_model`.
@@ -103,7 +103,7 @@ class QuantizedMultiHeadAttention(Layer):
         self._gather()
 
     def _gather(self) -> None:
-        """Take the biases of both layers for parameters."""
+        """Make the biases of both layers the parameters."""
         parts = {"in_proj": self.in_proj, "out_proj": self.out_proj}
         biased = {f"{name}.bias": part for name, part in parts.items() if part.bias is not None}
         self._params = self._own({name: part.bias for name, part in biased.items()})
@@ -111,7 +111,7 @@ class QuantizedMultiHeadAttention(Layer):
 
     @property
     def takes(self) -> tuple[str, int]:
-        """What the input has on its last axis, and how many."""
+        """The kind and number of features on the last axis of the input."""
         return "features", self.features
 
     gives = takes
@@ -159,7 +159,7 @@ class QuantizedMultiHeadAttention(Layer):
         return first + second
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
         if len(shape) != 2 or shape[1] != self.features:
             raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
@@ -171,7 +171,7 @@ class QuantizedMultiHeadAttention(Layer):
         return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
-        """Return what tells such layers apart, but for the values of arrays."""
+        """Return shape, dtype and options, without the values of arrays."""
         parts = {"in_proj": self.in_proj.config(), "out_proj": self.out_proj.config()}
         return {**parts, "heads": self.heads, "causal": self.causal}
 
@@ -203,7 +203,7 @@ class QuantizedMultiHeadAttention(Layer):
 
 
 class QuantizedEmbedding(Layer):
-    """Rows of a table in few bits, by their numbers; for inference.
+    """A quantized table of vectors, looked up by index; for inference.
 
     Parameters
     ----------
@@ -240,19 +240,19 @@ class QuantizedEmbedding(Layer):
         Raises
         ------
         TypeError, ValueError
-            If `layer` is not an `Embedding`, or as `compressrs.quantize.quantize`.
+            If `layer` is not an `Embedding`; also those of `compressrs.quantize.quantize`.
         """
         if not isinstance(layer, Embedding):
             raise TypeError(f"layer must be an Embedding, got {type(layer).__name__}")
         return cls(quantize(layer.weight, scheme))
 
     def forward(self, x: Array) -> Array:
-        """Return the rows of integers `x`; shape (..., features).
+        """Return the rows with indices `x`, of shape (..., features).
 
         Raises
         ------
         TypeError, ValueError
-            If `x` does not hold integers, or one names no row.
+            If `x` does not hold integers, or an index is out of range.
         """
         ids = check_ids(x, len(self.weight))
         y = self.weight.rows(ids)
@@ -260,7 +260,7 @@ class QuantizedEmbedding(Layer):
         return y
 
     def backward(self, dy: Array) -> Array:
-        """Return zeros, since integers have no gradient."""
+        """Return zeros, since indices have no gradient."""
         shape, output, dtype = self._kept()
         return np.zeros(shape, check_gradient(dy, output, dtype).dtype)
 
@@ -274,11 +274,11 @@ class QuantizedEmbedding(Layer):
         return int(self.weight.nbytes)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch."""
+        """Return the shape of the output, without the batch axis."""
         return *dimensions(shape, "shape"), self.weight.shape[1]
 
     def config(self) -> dict[str, Any]:
-        """Return what tells such layers apart, but for the values of arrays."""
+        """Return shape, dtype and options, without the values of arrays."""
         scheme = dataclasses.asdict(self.weight.scheme)
         shape, dtype = list(self.weight.shape), self.weight.dtype.name
         return {"shape": shape, "dtype": dtype, "scheme": scheme}

@@ -45,7 +45,7 @@ def trace(
     shape: tuple[int, ...],
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
 ) -> tuple[int, ...]:
-    """Note what shapes go into each layer and come out; return the last."""
+    """Record input and output shape of each layer; return the output shape."""
     children = layer.children()
     if not children:
         try:
@@ -58,7 +58,7 @@ def trace(
         return out
     out = shape
     for key, child in children.items():
-        # Of a residual each part takes the input; else each takes what the one before gives.
+        # Both parts of a residual block take the input; others form a chain.
         given = shape if isinstance(layer, Residual) else out
         out = trace(child, f"{name}.{key}" if name else key, given, shapes)
     return out

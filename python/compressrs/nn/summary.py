@@ -1,4 +1,4 @@
-"""What a model is made of, in numbers."""
+"""The summary of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Row:
 
     name: str
     layer: str
-    #: Of the output without the batch, if that of the input was given.
+    #: Output shape without the batch axis, if the input shape was given.
     shape: tuple[int, ...] | None
     parameters: int
     nonzeros: int
@@ -34,7 +34,7 @@ class Summary:
 
     @property
     def nonzeros(self) -> int:
-        """Number of those that are not 0."""
+        """Number of weights that are not 0."""
         return sum(row.nonzeros for row in self.rows)
 
     @property
@@ -44,7 +44,7 @@ class Summary:
 
     @property
     def multiply_adds(self) -> int | None:
-        """Multiplications for one input, if its shape was given."""
+        """Multiplications for one input, or None if its shape was not given."""
         counts = [row.multiply_adds for row in self.rows if row.multiply_adds is not None]
         return sum(counts) if len(counts) == len(self.rows) else None
 
