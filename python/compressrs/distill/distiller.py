@@ -44,13 +44,13 @@ Schedule: TypeAlias = float | Callable[[int], float]
 
 
 class Epoch(NamedTuple):
-    """What is known after an epoch."""
+    """The result of an epoch."""
 
     #: "soft" or "hard".
     phase: str
     #: The mean over the batches.
     loss: float
-    #: Share of the validation rows that are classified right, or None.
+    #: Accuracy on the validation rows, or None.
     accuracy: float | None
 
 
@@ -66,7 +66,7 @@ class _Backward:
 
 
 class Distiller:
-    r"""Trains a student on what a teacher says, then on labels alone.
+    r"""Trains a student on the outputs of a teacher, then on labels alone.
 
     Parameters
     ----------
@@ -79,14 +79,14 @@ class Distiller:
         A callable gives logits for a batch of `x`. The others hold the logits of all rows
         of `x`. A list of callables or arrays is an ensemble.
     optimizer : Optimizer
-        The optimizer of the student's parameters, of which it knows the arrays.
+        The optimizer of the student's parameters.
     loss : callable, default `kd_loss`
-        Called as ``loss(logits, teacher, temperature, labels, alpha)`` for a loss and its
-        gradient. Options are set by ``functools.partial(cr.distill.kd_loss,
-        divergence="js")``, say. `dkd_loss` and `dist_loss` have no term for labels of
-        their own: they get the weight `alpha`, and the cross-entropy with the labels
-        the rest. So does a loss whose parameters have names but for ``alpha``; of
-        ``temperature`` and ``labels`` it is given those that it has.
+        Called as ``loss(logits, teacher, temperature, labels, alpha)``; returns the loss and
+        its gradient. Set options with, for example,
+        ``functools.partial(cr.distill.kd_loss, divergence="js")``. `dkd_loss`, `dist_loss` and
+        other losses without a parameter ``alpha`` are weighted by `alpha`, and the
+        cross-entropy with the labels by ``1 - alpha``; ``temperature`` and ``labels`` are
+        passed if the loss has parameters of these names.
     temperature : float or callable, default 4.0
         :math:`T`, or a function of the training step.
     alpha : float or callable, default 0.5
@@ -95,17 +95,17 @@ class Distiller:
         A schedule of the optimizer's learning rate, whose ``step()`` is called after each
         step of the optimizer.
     pruner : Pruner or GroupPruner, optional
-        Whose ``step`` is called then, with the gradients if its score needs them.
+        Its ``step`` is called after each step, with the gradients if its score needs them.
     ema : EMA, optional
-        Whose ``update()`` is called then. Pruner and averages are part of checkpoints.
+        Its ``update()`` is called after each step. Pruner and averages are part of checkpoints.
     after_step : callable, optional
         Called last after each step, with the distiller.
     after_epoch : callable, optional
         Called after each epoch, with the distiller and its `Epoch`.
     batch_size : int, default 32
     rng : int or Generator, default 0
-        Seed of the order of the rows, which depends on it and the epoch alone; a generator
-        is asked for one.
+        Seed of the order of the rows, which depends only on it and the epoch; drawn from the
+        generator if one is given.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class Distiller:
     Raises
     ------
     TypeError
-        If something is not of such a kind.
+        If an argument is of another type.
     ValueError
         If a number is out of its range.
 
@@ -233,19 +233,19 @@ class Distiller:
             Labels; -100 for rows that have none. Needed if `alpha` is less than 1 or
             there are `hard_epochs`.
         epochs, hard_epochs : int
-            Epochs of both phases, all counted from the first call on: a second call with
-            more epochs goes on.
+            Epochs of both phases, counted from the first call: a second call with more
+            epochs continues.
         sample_weight : array, shape (n,), optional
-            What each row counts, at least 0, in means over a batch. The `loss` must take
-            an argument of this name.
+            Weight of each row, at least 0, in means over a batch. The `loss` must have a
+            parameter of this name.
         validation : pair of array, optional
             Rows and their labels, for `accuracy`.
         patience : int, optional
-            A phase ends early after so many epochs without a better accuracy, and the
-            parameters of its best epoch are taken. Needs `validation`.
+            End a phase after this many epochs without a better accuracy, and restore the
+            parameters of its best epoch. Requires `validation`.
         checkpoint : path, optional
             A safetensors file that is written after each epoch, and read first if it
-            exists: a run that was interrupted goes on from there, with the same result.
+            exists: an interrupted run continues from it, with the same result.
         progress : bool, default False
             Whether to show a progress bar (needs rich).
 
@@ -268,9 +268,9 @@ class Distiller:
 
         Notes
         -----
-        An exception within an epoch, Ctrl-C included, takes back the whole epoch: the
-        parameters, the optimizer's state, the schedule. Another call goes on from there
-        with the same result as if nothing had happened.
+        An exception within an epoch, including KeyboardInterrupt, reverts the whole epoch:
+        parameters, optimizer state and schedule. Another call continues with the same result
+        as an uninterrupted run.
         """
         flag(progress, "progress")
         n = length(x, "x")

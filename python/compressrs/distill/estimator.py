@@ -22,7 +22,7 @@ UNLABELLED = -1
 
 
 class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
-    """A small network that learns what a classifier says, through its `predict_proba`.
+    """A small network that is trained on the outputs of a classifier's `predict_proba`.
 
     Features are standardized first. Then a multi-layer perceptron with ReLU is trained
     with Adam on the classifier's probabilities and on the labels.
@@ -37,9 +37,9 @@ class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
         None is a RandomForestClassifier.
     hidden_layer_sizes : int or tuple of int, default (16,)
     temperature : float, default 2.0
-        Of the soft targets. Probabilities are those at 1.
+        Temperature of the soft targets; predictions use temperature 1.
     alpha : float, default 0.5
-        Weight of the soft targets; the labels have the rest.
+        Weight of the soft targets; that of the labels is ``1 - alpha``.
     epochs, hard_epochs : int, default 100 and 0
         Epochs with soft targets, and then with labels alone.
     learning_rate : float, default 0.01
@@ -99,7 +99,7 @@ class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> DistilledClassifier:
-        """Fit the teacher if need be, and the student to it.
+        """Fit the teacher unless it is fitted, and train the student on its outputs.
 
         Parameters
         ----------
@@ -109,8 +109,8 @@ class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
             fitted teacher knows no class -1, or else if there are at least two other labels:
             the student learns from the teacher alone there.
         sample_weight : array, shape (n,), optional
-            What each row counts, for the student and for a teacher that is fitted here and
-            takes it.
+            Weight of each row, for the student and for a teacher that is fitted here and
+            accepts weights.
 
         Returns
         -------
@@ -161,7 +161,7 @@ class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
         return softmax(self._outputs(X))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the likeliest class of each row."""
+        """Return the most probable class of each row."""
         best = self.predict_proba(X).argmax(axis=1)
         labels: npt.NDArray[Any] = self.classes_[best]
         return labels

@@ -1,4 +1,4 @@
-"""What the estimators for scikit-learn share: a small network and its training."""
+"""Common base of the estimators for scikit-learn: a small network and its training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _D = TypeVar("_D", bound="Distilled")
 
 
 class Distilled(BaseEstimator):  # type: ignore[misc]
-    """A perceptron on standardized features that learns what a teacher says."""
+    """A perceptron on standardized features, trained on the outputs of a teacher."""
 
     estimator: Any
     hidden_layer_sizes: int | tuple[int, ...]
@@ -60,7 +60,7 @@ class Distilled(BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         if "student_" in state and not self.keep_teacher and is_fitted(self.estimator):
-            # The forest that was distilled is not needed any more; its parameters stay.
+            # The fitted teacher is not needed any more; its hyperparameters are kept.
             state["estimator"] = clone(self.estimator)
         return state
 
@@ -152,7 +152,7 @@ class Distilled(BaseEstimator):  # type: ignore[misc]
 
 
 def weights_of(sample_weight: Any, X: Floats) -> Floats | None:
-    """Return weights of rows, if there are any.
+    """Return the weights of the rows, or None.
 
     Raises
     ------

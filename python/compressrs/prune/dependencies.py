@@ -1,4 +1,4 @@
-"""What of a model must go together: a filter, its bias and norm, and what reads it."""
+"""Dependencies between the arrays of a model that structured pruning must cut together."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from compressrs.nn import (
     Softmax,
 )
 
-#: Layers that give 0 for 0, element by element or channel by channel.
+#: Layers that map 0 to 0, elementwise or channelwise.
 _PASSING = (ReLU, GELU, SiLU, Dropout, MaxPool, AvgPool, Flatten)
 
 
 class Member(NamedTuple):
     """An array that has an entry for each unit along an axis."""
 
-    #: Of the layer in the model.
+    #: The name of the layer in the model.
     layer: str
-    #: In `params` or `buffers`.
+    #: The name of the array in `params` or `buffers`.
     array: str
-    #: 0 for what makes a unit (and for what scales it), 1 for what reads it.
+    #: 0 for an array that produces or scales units, 1 for one that consumes them.
     axis: int
 
 
@@ -52,15 +52,15 @@ class Group:
     Attributes
     ----------
     name : str
-        That of the first layer which makes these units.
+        The name of the first layer that produces the units.
     size : int
         Number of units.
     makers : tuple of str
-        All layers that make them: more than one where residuals are added.
+        All layers that produce them: more than one where residuals are added.
     members : tuple of Member
-        What arrays have an entry for each.
+        The arrays with an entry per unit.
     is_output : bool
-        Whether the model's outputs are among them.
+        Whether they include the outputs of the model.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Group:
     is_output: bool = False
 
     def scores(self, model: Sequential, norm: float = 2) -> npt.NDArray[np.float64]:
-        """Return a norm of what makes each unit, relative to the number of its weights.
+        """Return a norm of the weights that produce each unit, divided by their number.
 
         Parameters
         ----------
         model : Sequential
-            The model that the group is of.
+            The model that the group belongs to.
         norm : float, default 2
             1 or 2.
 
@@ -102,22 +102,22 @@ class Group:
 
 @dataclass(eq=False)
 class Space:
-    """The units on an axis of what flows between layers."""
+    """The units along an axis of an activation."""
 
     size: int | None
     members: list[Member] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     is_output: bool = False
-    #: Why no unit can be removed, if so.
+    #: The reason why no unit can be removed, or None.
     fixed: str | None = None
     merged: Space | None = None
 
     def root(self) -> Space:
-        """Return the space that this one became a part of."""
+        """Return the space that this one was merged into."""
         return self if self.merged is None else self.merged.root()
 
     def join(self, other: Space) -> Space:
-        """Make one of two spaces whose units are added to each other."""
+        """Merge two spaces whose units are added to each other."""
         a, b = self.root(), other.root()
         if a is not b:
             a.members += b.members

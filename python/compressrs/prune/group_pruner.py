@@ -1,4 +1,4 @@
-"""Removes whole units along a schedule, with all that belongs to them."""
+"""Structured pruning of whole units along a schedule."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from compressrs.prune.shrinking import shrink
 
 
 class GroupPruner(Stateful):
-    """Sets whole neurons and filters to 0 along a schedule, until `shrink` takes them away.
+    """Structured pruning: masks whole neurons and filters along a schedule; `shrink` removes them.
 
-    Of a unit that is removed, weights, bias and normalization are 0, so that it puts out 0
-    whatever goes in: the shrunk model's outputs are the same to rounding. Units that make
-    the model's outputs stay.
+    Weights, bias and normalization of a masked unit are 0, so its output is 0 for any input,
+    and the outputs of the shrunk model are the same up to rounding. Outputs of the model are
+    never pruned.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ class GroupPruner(Stateful):
         units in different groups are not comparable unless their weights are of one scale, so
         that "global" may leave a group with a single unit.
     norm : {1, 2}, default 2
-        By which norm of their weights.
+        The norm of the weights by which units are ranked.
 
     Attributes
     ----------
     groups : list of Group
     keep : dict of array of bool
-        By the name of each group, which units stay.
+        By name of the group: True for the units that are kept.
 
     Raises
     ------
@@ -118,13 +118,13 @@ class GroupPruner(Stateful):
         return 1 - sum(int(keep.sum()) for keep in self.keep.values()) / total
 
     def step(self) -> None:
-        """Remove as many units as the schedule says; call once a training step.
+        """Prune to the schedule's share of the units; call once per training step.
 
         Raises
         ------
         ValueError
-            If the schedule gives a share outside [0, 1), or a weight is NaN; nothing is
-            changed then.
+            If the schedule returns a share outside [0, 1), a weight is NaN, or the model was
+            shrunk by something else; nothing is changed in that case.
         """
         self._require_unchanged()
         target = number(self.schedule(self.step_count), "the schedule's sparsity", 0, below=1)
@@ -139,9 +139,10 @@ class GroupPruner(Stateful):
         self.step_count += 1
 
     def shrink(self, ema: EMA | None = None) -> None:
-        """Take removed units out of the model's arrays, of the optimizer's and the averages'.
+        """Remove the masked units from the model, the optimizer and the averages.
 
-        The pruner goes on with what is left; its schedule's shares are of these.
+        The pruner continues with the remaining units, to which the schedule's shares then
+        refer.
         """
         self._require_unchanged()
         removed: dict[int | str, Mask] = {
@@ -153,7 +154,7 @@ class GroupPruner(Stateful):
         masks_changed()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which units stay, and the steps."""
+        """Return the masks of the units and the number of steps."""
         return {
             "keep": {name: keep.copy() for name, keep in self.keep.items()},
             "step_count": self.step_count,
@@ -192,13 +193,13 @@ class GroupPruner(Stateful):
         return {"schedule": repr(self.schedule), "scope": self.scope, "norm": self.norm}
 
     def _chosen(self, sparsity: float) -> dict[str, Mask]:
-        """Return which units stay; of each group at least one does."""
+        """Return the masks of the units, at least one of which is kept in each group."""
         scores = {}
         for group in self.groups:
             of_group = group.scores(self._model, self.norm)
             if np.isnan(of_group).any():
                 raise ValueError(f"the weights of layer {group.name} must not be NaN")
-            # What is removed stays so.
+            # Masks only grow.
             of_group[~self.keep[group.name]] = -np.inf
             scores[group.name] = of_group
         if self.scope == "layer":
@@ -239,7 +240,7 @@ class GroupPruner(Stateful):
         return found
 
     def _put(self, undo: Undo) -> None:
-        """Set removed units to 0 and have the optimizer keep them there."""
+        """Set masked units to 0, and set the masks in the optimizer."""
         found = self._masks()
         arrays = [array for array, _ in found]
         undo.remember(*arrays)
@@ -258,7 +259,7 @@ class GroupPruner(Stateful):
 
 
 def _largest(scores: Array, remove: int) -> Mask:
-    """Return a mask without the lowest; at least one stays, and of equals the last."""
+    """Return a mask that removes the lowest scores but one; among equals, the first."""
     keep = np.ones(scores.size, np.bool_)
     keep[np.argsort(scores, kind="stable")[: min(remove, scores.size - 1)]] = False
     return keep

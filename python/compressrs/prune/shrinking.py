@@ -1,4 +1,4 @@
-"""Models without some units: all arrays that have to do with them, and who trains them."""
+"""Removal of units from a model, its optimizer, averages and pruner."""
 
 from __future__ import annotations
 
@@ -23,35 +23,37 @@ def shrink(
     pruner: Pruner | None = None,
     outputs: bool = False,
 ) -> None:
-    """Take neurons or filters of a model away, and all that belongs to them.
+    """Remove neurons or filters from a model, with all dependent arrays.
 
-    What that is `groups` tells: rows of weights and biases, entries of normalizations, and
-    the inputs of layers that read them, through residuals and flattening. The outputs of
-    the model are those with masks on all arrays that make these units, to rounding.
+    These are the arrays that `groups` lists: rows of weights and biases, entries of
+    normalizations, and the inputs of the layers that consume the units, through residuals and
+    flattening. Up to rounding, the outputs of the model equal those with all arrays that
+    produce the units masked.
 
     Parameters
     ----------
     model : Sequential
-        Its layers get new, smaller arrays.
+        The model, whose layers receive new, smaller arrays.
     keep : dict of array of bool
-        By the position or the name of a layer in the model, as ``"3.body.0"``, which of its
-        neurons or filters stay; see `neuron_mask`. Of several layers that make the same
-        units, one is to be named.
+        By position or name of a layer in the model, such as ``"3.body.0"``: True for the
+        neurons or filters that are kept; see `neuron_mask`. If several layers produce the same
+        units, name one of them.
     optimizer : Optimizer, optional
-        The one that trains the model; it goes on with the new arrays, and its state of them.
+        The optimizer of the model; it continues with the new arrays and their state.
     ema, pruner : EMA and Pruner, optional
-        Averages and masks that follow. A `GroupPruner` has a `shrink` of its own.
+        Averages and masks to shrink with the model. For a `GroupPruner`, use its method
+        `shrink`.
     outputs : bool, default False
-        Whether units may be taken from the model's outputs.
+        Whether outputs of the model may be removed.
 
     Raises
     ------
     TypeError
         If `model` is not a `Sequential`, `keep` not a dict, a mask not a boolean vector, or
-        a layer of another kind than whose units can be removed; the layer is named.
+        a layer is of a kind whose units cannot be removed; the layer is named.
     ValueError
-        If a layer has no layer after it, no neuron would stay, units are named twice, or a
-        shape does not fit. Nothing is changed then.
+        If a layer has no layer after it, no neuron would be kept, units are named twice, or
+        a shape does not match. Nothing is changed in that case.
 
     Examples
     --------
@@ -92,7 +94,7 @@ def shrink(
                 name = f"the {member.array} that keep[{key!r}] is for"
                 cuts.add(array, member.axis, mask, name)
                 adopted.append((layers[member.layer], member))
-    # Averages come last: they keep the masks of those that did not follow.
+    # Averages come last: they keep the masks of holders that were not shrunk.
     followers = [follower for follower in (pruner, ema) if follower is not None]
     for (layer, member), array in zip(
         adopted, cuts.make(optimizer, followers, replaced=True), strict=True
@@ -101,7 +103,7 @@ def shrink(
 
 
 def _adopt(layer: Any, member: Member, array: Array) -> None:
-    """Give a layer a new array."""
+    """Replace an array of a layer."""
     if member.array in layer.buffers:
         layer.buffers[member.array] = array
         return
@@ -113,7 +115,7 @@ def _adopt(layer: Any, member: Member, array: Array) -> None:
 def _group(
     walk: Walk, layers: dict[str, Layer], model: Sequential, key: int | str, outputs: bool
 ) -> Group:
-    """Return the units that a layer makes, if they can be removed."""
+    """Return the units that a layer produces after checking that they can be removed."""
     name = str(key)
     if name not in layers:
         if isinstance(key, int) and 0 <= key < len(model):

@@ -1,4 +1,4 @@
-"""Arrays without some neurons: fewer rows here, fewer inputs there."""
+"""Removal of neurons from the arrays of a layer and of the layers that it feeds."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ def neurons(
     inputs: Sequence[Array] = (),
     optimizer: Optimizer | None = None,
 ) -> tuple[list[Array], list[Array]]:
-    """Return the arrays of a layer, and of those that it feeds, without some neurons.
+    """Return the arrays of a layer, and of the layers that it feeds, without some neurons.
 
-    The arrays are smaller and so is every product with them. What a removed neuron put
-    out counts as 0: results are those of masks on its weights and its bias.
+    The arrays, and every product with them, become smaller. The output of a removed neuron
+    is taken as 0, so results equal those with its weights and bias masked.
 
     Parameters
     ----------
     keep : array of bool, shape (neurons,)
-        True for a neuron that stays.
+        True for a neuron that is kept.
     outputs : list of array
-        What has a row for each neuron: the layer's weight, its bias, the scale and shift
-        of a normalization; for filters a kernel (outputs, inputs, height, width).
+        Arrays with a row per neuron: the layer's weight, its bias, the scale and shift of a
+        normalization; for filters a kernel (outputs, inputs, height, width).
     inputs : list of array, optional
-        What has a column (axis 1) for each neuron, or as many columns in a row for each
-        as go into it evenly: weights and kernels of the next layers, and a weight that
-        takes feature maps, flattened channel by channel. A recurrent weight may be here
-        and in `outputs`.
+        Arrays with a column (axis 1) per neuron, or the same number of consecutive columns
+        for each: weights and kernels of the next layers, and a weight that takes flattened
+        feature maps. A recurrent weight may be both here and in `outputs`.
     optimizer : Optimizer, optional
-        Those of the arrays that it trains are replaced in it, with their state and masks.
-        What else holds on to the old arrays, as an `EMA` or a `Pruner` does, has to be made
-        anew.
+        The arrays that it trains are replaced in it, with their state and masks. Other
+        objects with references to the old arrays, such as an `EMA` or a `Pruner`, must be
+        created again.
 
     Returns
     -------
@@ -51,9 +50,9 @@ def neurons(
     Raises
     ------
     TypeError
-        If `keep` is not a boolean vector, or something not an array.
+        If `keep` is not a boolean vector, or another argument is not an array.
     ValueError
-        If no neuron stays, or a shape does not fit; nothing is changed then.
+        If no neuron is kept, or a shape does not match; nothing is changed in that case.
 
     Examples
     --------
@@ -77,16 +76,16 @@ def neurons(
 
 
 class Cuts:
-    """What is taken from arrays, along one axis or both."""
+    """The slices to remove from arrays, along one axis or both."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
         self._cuts: list[dict[int, Mask]] = []
-        #: Which array each `add` was about.
+        #: The index of the array of each call of `add`.
         self._places: list[int] = []
 
     def add(self, array: Array, axis: int, keep: Mask, name: str) -> None:
-        """Take along an axis what `keep` does not keep, of an array called `name`."""
+        """Remove the slices of an array along an axis where `keep` is False."""
         length = array.shape[axis] if array.ndim > axis else 0
         each = length // keep.size
         if length == 0 or length != each * keep.size or (axis == 0 and each != 1):
@@ -105,11 +104,11 @@ class Cuts:
     def make(
         self, optimizer: Optimizer | None, followers: Sequence[Any] = (), *, replaced: bool = False
     ) -> list[Array]:
-        """Return the new array for each `add`, having the optimizer train them.
+        """Return the new array of each `add`, and replace the arrays in the optimizer.
 
-        With `replaced`, the arrays of a model are, so that others may not go on with the old
-        ones. A follower has ``_replace(find, cut)``, which is given what finds the number and the
-        new array for an old one, and what cuts values that belong to the one of a number.
+        With `replaced`, the old arrays are recorded as replaced, and objects that still refer
+        to them raise an error. A follower has ``_replace(find, cut)``: `find` returns the index
+        and the replacement of an old array, `cut` slices values like the array with an index.
         """
         new = [_cut(array, cut) for array, cut in zip(self._arrays, self._cuts, strict=True)]
         if optimizer is not None:
@@ -137,7 +136,7 @@ class Cuts:
 
 
 def as_unit_mask(keep: object, name: str) -> Mask:
-    """Return a mask of neurons, if it is one that keeps some."""
+    """Return a mask of neurons after checking that it keeps at least one."""
     mask = as_array(keep, name)
     if mask.dtype != np.bool_ or mask.ndim != 1:
         raise TypeError(
@@ -149,7 +148,7 @@ def as_unit_mask(keep: object, name: str) -> Mask:
 
 
 def _cut(array: Array, cut: dict[int, Mask]) -> Array:
-    """Return an array without what is cut along some axes, where it has these lengths."""
+    """Return an array without the masked slices, along the axes of matching length."""
     for axis, keep in cut.items():
         # Means over an axis have length 1 there.
         if array.ndim > axis and array.shape[axis] == keep.size:

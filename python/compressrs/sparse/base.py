@@ -93,8 +93,8 @@ class Products:
             if flag(accumulate, "accumulate"):
                 raise ValueError("accumulate=True needs out, the array to add to")
             # In the memory order of `x`, so that transposes have the same order too.
-            turned = x.flags.f_contiguous and not x.flags.c_contiguous
-            out = np.empty(shape, self.dtype, order="F" if turned else "C")
+            transposed = x.flags.f_contiguous and not x.flags.c_contiguous
+            out = np.empty(shape, self.dtype, order="F" if transposed else "C")
         else:
             out = as_array(out, "out")
             if out.shape != shape:
