@@ -260,7 +260,7 @@ class TeacherCache:
 
 
 class _Teacher:
-    """A teacher with its data set; computes what is stored for a range of rows."""
+    """A teacher with its data set; computes the stored outputs for a range of rows."""
 
     def __init__(
         self, teacher: Callable[[Any], Array], x: Any, k: int | None, temperature: float, dtype: str

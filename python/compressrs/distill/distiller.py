@@ -350,7 +350,7 @@ class Distiller:
         save_tensors(file_path(path), arrays, metadata)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over what `save` wrote, into the arrays of the optimizer's parameters.
+        """Load a file that `save` wrote into the arrays of the optimizer's parameters.
 
         Raises
         ------
@@ -358,7 +358,7 @@ class Distiller:
             If the file cannot be read.
         ValueError
             If it is damaged, of another student or optimizer, or of another seed or batch
-            size; nothing is changed then.
+            size; nothing is changed in that case.
         """
         file = file_path(path)
         arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
@@ -403,7 +403,7 @@ class Distiller:
         return positive(t, "temperature"), share(alpha, "alpha")
 
     def _targets(self, x: Array, rows: npt.NDArray[np.intp]) -> Any:
-        """Return what the teacher says of a batch."""
+        """Return the outputs of the teacher for a batch."""
         batch = [member(x) if callable(member) else member[rows] for member in self._members]
         return batch if self._ensemble else batch[0]
 
@@ -412,7 +412,7 @@ class Distiller:
         return [name for group in groups for name in group["param_names"]]
 
     def _assign(self, values: dict[str, Array]) -> None:
-        """Set what the student learns, but for what an optimizer or a pruner removed."""
+        """Set parameters and buffers of the student; masked weights become 0."""
         own = self._arrays()
         shared = Weights("Distiller", list(own), list(own.values()))
         shared.assign([values[name] for name in own])
@@ -421,7 +421,7 @@ class Distiller:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _arrays(self) -> dict[str, Array]:
-        """Return parameters by name, and what else the student learns, as running means."""
+        """Return parameters and buffers, such as running means, by name."""
         named = getattr(self._student, "named_layers", None)
         layers = [] if named is None else list(named())
         buffers = {
@@ -444,7 +444,7 @@ class Distiller:
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Restore what an epoch changes if it raises."""
+        """Revert an epoch if it raises."""
         state = self._state()
         before = copy.deepcopy(state.state_dict())
         steps, epochs = self.step_count, len(self.history)
@@ -558,7 +558,7 @@ def _five_arguments(loss: Callable[..., tuple[Any, Array]]) -> Callable[..., tup
     except (TypeError, ValueError):
         return loss
     kinds = [p.kind for p in parameters.values()]
-    # What has but positions, or takes any, is called by position.
+    # Without names of parameters, the loss is called by position.
     names = [name for name in ("temperature", "labels") if name in parameters]
     if inner not in (dkd_loss, dist_loss) and (
         not names or "alpha" in parameters or inspect.Parameter.VAR_POSITIONAL in kinds

@@ -121,7 +121,7 @@ class DistilledClassifier(ClassifierMixin, Distilled):  # type: ignore[misc]
         TypeError
             If the teacher has no `predict_proba`.
         ValueError
-            If X or y are not such, or the teacher does not know a label.
+            If X or y are invalid, or the teacher does not know a label.
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)

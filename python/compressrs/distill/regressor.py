@@ -17,7 +17,7 @@ from compressrs.distill.students import Distilled, Floats, weights_of
 
 
 class DistilledRegressor(RegressorMixin, Distilled):  # type: ignore[misc]
-    r"""A small network that learns what a regressor predicts.
+    r"""A small network that is trained on the predictions of a regressor.
 
     Features and targets are standardized first. Then a multi-layer perceptron with ReLU is
     trained with Adam on the squared distance to the teacher's predictions and to the targets.
@@ -103,7 +103,7 @@ class DistilledRegressor(RegressorMixin, Distilled):  # type: ignore[misc]
         TypeError
             If the teacher has no `predict`.
         ValueError
-            If X or y are not such, or the teacher's predictions are not finite.
+            If X or y are invalid, or the teacher's predictions are not finite.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = np.asarray(y, np.float64)

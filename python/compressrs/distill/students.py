@@ -172,6 +172,6 @@ def is_fitted(estimator: Any) -> bool:
     try:
         check_is_fitted(estimator)
     except (NotFittedError, TypeError):
-        # What is no estimator at all is refused by `fit`.
+        # Objects that are not estimators are rejected by `fit`.
         return False
     return True

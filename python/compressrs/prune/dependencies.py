@@ -156,7 +156,7 @@ class Walk:
         return space
 
     def _layer(self, layer: Any, name: str, inputs: Space) -> Space:
-        """Note what a layer has for its input's units; return the space of its output."""
+        """Add the arrays of a layer to the groups of its units; return the space of its output."""
         if isinstance(layer, Sequential):
             for key, child in layer.children().items():
                 inputs = self._layer(child, f"{name}.{key}" if name else key, inputs)
@@ -220,7 +220,7 @@ def group_of(space: Space) -> Group:
 
 
 def groups(model: Sequential, *, outputs: bool = False) -> list[Group]:
-    """Return what units of a model can be removed, and from which arrays each has to go.
+    """Return the groups of units that can be removed, with the arrays that depend on them.
 
     Units are followed through normalizations, activations, pooling, `Flatten`, depthwise
     convolutions and residuals: where outputs of two layers are added, their units go

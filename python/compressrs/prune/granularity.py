@@ -76,7 +76,7 @@ class Blocks(_Groups):
     Raises
     ------
     TypeError, ValueError
-        If a parameter is not one of those.
+        If a parameter is invalid.
 
     References
     ----------
@@ -124,7 +124,7 @@ class Neurons(_Groups):
     Raises
     ------
     TypeError, ValueError
-        If a parameter is not one of those.
+        If a parameter is invalid.
 
     References
     ----------
@@ -185,7 +185,7 @@ class NM(Granularity):
     Raises
     ------
     TypeError, ValueError
-        If a parameter is not one of those.
+        If a parameter is invalid.
 
     References
     ----------

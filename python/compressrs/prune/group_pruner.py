@@ -55,7 +55,7 @@ class GroupPruner(Stateful):
     TypeError
         If `model` is not a `Sequential` or `schedule` not callable.
     ValueError
-        If there are no units that can be removed, or an argument is none of those.
+        If there are no units that can be removed, or an argument is invalid.
 
     References
     ----------

@@ -66,7 +66,7 @@ def sparsegpt(
     ValueError
         If a parameter is out of range, `statistics` has seen nothing, has no `gram`, other
         features or a `gram` that cannot be factored, as where it is not finite, or a weight
-        is not finite; `w` is unchanged then.
+        is not finite; `w` is unchanged in that case.
 
     Warns
     -----

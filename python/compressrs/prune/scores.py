@@ -53,7 +53,7 @@ class Score(Stateful):
         return lambda undo: None
 
     def _replace(self, change: Callable[[int, Array], Array]) -> None:
-        """Change what belongs to each array of weights, some of which have become smaller."""
+        """Cut the accumulated values of each array of weights after some were shrunk."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -222,7 +222,7 @@ class _Products(Score):
         return take
 
     def _replace(self, change: Callable[[int, Array], Array]) -> None:
-        """Change what belongs to each array of weights, some of which have become smaller."""
+        """Cut the accumulated values of each array of weights after some were shrunk."""
         self._sums = [change(i, total) for i, total in enumerate(self._sums)]
 
 

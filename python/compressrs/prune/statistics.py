@@ -78,7 +78,7 @@ class InputStatistics:
             If `x` is not an array of such a dtype.
         ValueError
             If it has another number of features, something in it is not finite, or the
-            sums of its squares would not be; nothing is taken in then.
+            sums of its squares would not be; nothing is added in that case.
         """
         x = as_array(x, "x")
         if x.ndim < 1 or x.shape[-1] != self.features:

@@ -202,11 +202,11 @@ class SparseMatrix(Products):
     def _of_parts(
         cls: type[_M], parts: tuple[Array, ...], shape: tuple[int, int], **options: int
     ) -> _M:
-        """Return the matrix of data, indices and indptr, and of what `_options` gave."""
+        """Return a matrix from data, indices and indptr, and the values of `_options`."""
         return cls(parts, shape, **options)  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, int]:
-        """Return what the format needs beside arrays and shape."""
+        """Return the parameters of the format besides arrays and shape."""
         return {}
 
     def _check(self) -> None:
