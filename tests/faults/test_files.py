@@ -350,3 +350,25 @@ def test_kill_while_saving(tmp_path):
             cr.optim.Adam(np.zeros(100_000)).load(path)
     cr.optim.Adam(np.zeros(100_000)).save(path)
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_errors_name_the_path_that_was_given(tmp_path):
+    layer = cr.nn.Linear(3, 2, rng=0)
+    opt = cr.optim.Adam(layer.params)
+    run = cr.TrainState(model=layer, optimizer=opt)
+    missing = tmp_path / "missing" / "file.safetensors"
+    matrix = cr.sparse.CSRMatrix.from_dense(np.eye(2))
+    for save in (
+        lambda: layer.save(missing),
+        lambda: opt.save(missing),
+        lambda: run.save(missing),
+        lambda: layer.export(missing.with_suffix(".npz"), show=False),
+        lambda: cr.sparse.save_npz(missing.with_suffix(".npz"), matrix),
+    ):
+        with pytest.raises(FileNotFoundError) as found:
+            save()
+        assert Path(found.value.filename).with_suffix("") == missing.with_suffix("")
+    # Before the first 100 steps rather than after them.
+    with pytest.raises(FileNotFoundError, match="missing"):
+        run.every(100, missing)
+    assert run.step_count == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import compressrs as cr
-from compressrs import distill, prune
+from compressrs import distill, optim, prune
 from tests.faults import (
     calls,
     checkpoint_calls,
@@ -224,3 +225,28 @@ def test_one_hidden_layer_may_be_a_number() -> None:
     x, y = w(), np.arange(8) % 2
     found = distill.DistilledClassifier(linear.LogisticRegression(), 3, epochs=1, random_state=0)
     assert found.fit(x, y).student_[0].weight.shape == (3, 16)
+
+
+PAIRS = {
+    "betas": (optim.Adam, optim.AdamW, optim.Adamax, optim.Lamb, optim.Lion, optim.NAdam),
+    "eps": (optim.Adafactor,),
+    "etas": (optim.Rprop,),
+    "ns_coefficients": (optim.Muon,),
+    "step_sizes": (optim.Rprop,),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_only_the_needed_elements_of_an_iterable_are_read(name: str) -> None:
+    for kind in PAIRS[name]:
+        for wrong in (itertools.count(1), range(10**12), [0.9] * 1000):
+            with pytest.raises(TypeError, match=f"{name} must be . numbers"):
+                kind(np.ones((2, 2)), **{name: wrong})
+
+
+def test_numbers_beyond_float64_are_values_not_types() -> None:
+    for wrong in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="lr must be a finite number"):
+            optim.SGD(np.ones(2), lr=wrong)
+        with pytest.raises(ValueError, match="decay must be a finite number"):
+            optim.EMA(np.ones(2), decay=wrong)
