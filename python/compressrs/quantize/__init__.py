@@ -1,15 +1,15 @@
-"""Quantization: numbers in 8 bits and fewer.
+"""Quantization to 8 bits and fewer.
 
-- What codes and scales are: `Scheme`; an array in them: `QuantizedTensor`.
+- The kind of codes and scales: `Scheme`; a quantized array: `QuantizedTensor`.
 - Rounding to the nearest code: `quantize`; scales of given ranges: `parameters`.
-- Levels of one's own: `kmeans`, `codebook_gradient`.
-- Rounding with later weights making up for it: `gptq`, `prune_and_quantize`.
+- Codebooks: `kmeans`, `codebook_gradient`.
+- Rounding compensated by later weights: `gptq`, `prune_and_quantize`.
 - Better scales and rounding: `mse_scale`, `hqq`, `adaround`, `bias_correction`.
-- Weights and inputs that share what is hard: `awq`, `smooth_scale`, `equalize`,
-  `HadamardRotation`.
+- Moving the quantization difficulty between weights and inputs: `awq`, `smooth_scale`,
+  `equalize`, `HadamardRotation`.
 - Ranges of activations: `MinMax`, `MovingAverage`, `Percentile`, `MSE`, `Entropy`.
 - Whole models: `quantize_model`; products: `QuantizedMatrix`, `matmul_integer`.
-- While training: `fake_quantize`, `fake_quantize_backward`, `lsq_scale`.
+- Quantization-aware training: `fake_quantize`, `fake_quantize_backward`, `lsq_scale`.
 """
 
 from compressrs.quantize.codebook import codebook_gradient, kmeans

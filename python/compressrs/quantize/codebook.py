@@ -1,4 +1,4 @@
-"""Codebooks: few levels, found by k-means, that are trained like weights."""
+"""Codebooks: levels found by k-means, which can be trained like weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from compressrs.quantize.tensor import QuantizedTensor, kind
 def kmeans(
     w: Array, scheme: Scheme, *, keep_zero: bool = False, rounds: int = 300
 ) -> QuantizedTensor:
-    r"""Give each block of an array its own :math:`2^b` levels: the means of k-means.
+    r"""Quantize each block of an array to its own :math:`2^b` levels, found by k-means.
 
-    The means begin at equal distances from the smallest to the largest value, which Han et
-    al. found better than random and density-based beginnings: large weights, which are
-    few, keep levels near them.
+    The means are initialized at equal distances from the smallest to the largest value, which
+    Han et al. found better than random and density-based initialization, since it keeps levels
+    near the few large weights.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def kmeans(
     scheme : Scheme
         With dtype "codebook".
     keep_zero : bool, default False
-        For pruned weights: 0 is one of the levels, and zeros take no part in the others.
+        For pruned weights: 0 is one of the levels, and zeros do not influence the others.
     rounds : int, default 300
-        How often values are assigned to means at most; it ends when none changes its mean.
+        Maximum number of iterations; k-means stops when no assignment changes.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def kmeans(
 
 
 def assign(w: npt.NDArray[Any], scheme: Scheme, codebook: npt.NDArray[Any]) -> QuantizedTensor:
-    """Return the nearest levels of given codebooks; of two equally near, the lower."""
+    """Return the nearest levels of given codebooks; of two equally near, the lower one."""
     matrix = w.reshape(scheme.matrix(w.shape))
     scale = np.ones(scheme.scale_shape(w.shape), codebook.dtype)
     codes = np.empty(matrix.shape, np.uint8)
@@ -91,7 +91,7 @@ def assign(w: npt.NDArray[Any], scheme: Scheme, codebook: npt.NDArray[Any]) -> Q
 
 
 def codebook_gradient(q: QuantizedTensor, dw: Array) -> npt.NDArray[Any]:
-    r"""Return the gradient of the levels, the sum over the weights that have one.
+    r"""Return the gradient of the levels: for each level, the sum over its weights.
 
     .. math::
         \frac{\partial L}{\partial c_k} = \sum_{i : q_i = k} \frac{\partial L}{\partial w_i}
@@ -101,18 +101,18 @@ def codebook_gradient(q: QuantizedTensor, dw: Array) -> npt.NDArray[Any]:
     q : QuantizedTensor
         With codebooks.
     dw : array
-        The gradient with respect to what the codes stand for, of the shape of `q`.
+        Gradient with respect to the dequantized weights, of the shape of `q`.
 
     Returns
     -------
     array
-        Of the shape and dtype of ``q.codebook``, for any optimizer. Levels that are trained
-        may leave their order, which `QuantizedTensor` does not mind; codes stay.
+        In the shape and dtype of ``q.codebook``, for any optimizer. Trained levels need not stay
+        in ascending order.
 
     Raises
     ------
     TypeError
-        If `q` is no QuantizedTensor with codebooks, or `dw` no array of numbers.
+        If `q` is not a QuantizedTensor with codebooks, or `dw` not an array of numbers.
     ValueError
         If `dw` has another shape.
 

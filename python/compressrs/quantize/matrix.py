@@ -27,14 +27,13 @@ class QuantizedMatrix:
     .. math:: W_{nk} = s_{ng}\,(c_{nk} - z_{ng}), \qquad g = \lfloor k / G \rfloor
 
     with groups of :math:`G` columns. Codes of up to 4 bits take half a byte each, others a
-    byte. They are copied: later changes of `q` change nothing here, and nobody can write to
-    what is packed.
+    byte. They are copied, so that later changes of `q` have no effect.
 
     Parameters
     ----------
     q : QuantizedTensor, shape (out, in)
         Of dtype "int" or "uint", "nf4", or a codebook of up to 4 bits for the whole tensor.
-        More axes than two are seen as a matrix, the first axis its rows.
+        An array with more than two axes is treated as a matrix whose rows are the first axis.
 
     Attributes
     ----------
@@ -51,11 +50,10 @@ class QuantizedMatrix:
     TypeError
         If an array has another dtype.
     ValueError
-        If there are no products for the dtype of `q`, codes or zero points are out of
-        range, scales are not finite, or shapes do not fit. Use ``q.dequantize()`` where
-        there are no products.
+        If the dtype of `q` is not supported (use ``q.dequantize()`` then), codes or zero points
+        are out of range, scales are not finite, or shapes do not fit.
     MemoryError
-        If there is not the memory for a packed copy.
+        If the packed copy does not fit into memory.
 
     Examples
     --------
@@ -85,7 +83,7 @@ class QuantizedMatrix:
             zero = None if zero is None else np.repeat(zero, height, axis=0)[:rows]
         order = None
         if getattr(q, "group_index", None) is not None:
-            # Groups of columns that are neighbours only once they are sorted.
+            # Columns of a group are adjacent only after sorting.
             order = np.argsort(q.group_index, kind="stable")
             codes = codes[:, order]
         self._pack(codes, scale, zero, scheme.bits, min(width, max(columns, 1)), levels, order)
@@ -101,12 +99,12 @@ class QuantizedMatrix:
         group_size: int | None = None,
         levels: Array | None = None,
     ) -> QuantizedMatrix:
-        """Pack arrays from elsewhere.
+        """Pack codes and scales from other sources.
 
         Parameters
         ----------
         codes : array of int8 or uint8, shape (out, in)
-            In two's complement from ``-2**(bits - 1)``, or unsigned.
+            Signed, from ``-2**(bits - 1)``, or unsigned.
         scale : array of float32, shape (out, groups)
             Finite; with one group also (out,) or, for all outputs, a scalar.
         zero_point : array, shape of `scale`, optional
@@ -116,8 +114,8 @@ class QuantizedMatrix:
         group_size : int, optional
             Columns that share a scale; default all. The last group may be shorter.
         levels : array of float32, shape (2**bits,), optional
-            What unsigned codes of up to 4 bits stand for, instead of themselves; products
-            take ``input="float32"`` then.
+            The value of each code, for unsigned codes of up to 4 bits; products then require
+            ``input="float32"``.
 
         Raises
         ------
@@ -255,15 +253,15 @@ class QuantizedMatrix:
         Parameters
         ----------
         x : array of float32, shape (batch, in)
-            Copied first if not C-contiguous. With `input_scale` int8: codes already.
+            Copied if not C-contiguous. With `input_scale`, int8 codes.
         bias : array of float32, shape (out,), optional
         activation : {"relu", "gelu"}, optional
             ``max(y, 0)``, or :math:`y\,\Phi(y)` with the normal distribution's
             :math:`\Phi`.
         input : {"float32", "int8"}, default "float32"
-            "int8" is the faster, from a little at one row to several times at many.
+            "int8" is faster: slightly for one row, several times for many.
         out : array, shape (batch, out), optional
-            Where to write the result; C-contiguous.
+            Receives the result; C-contiguous.
         input_scale : array of float32, shape (batch,), or float, optional
             With ``input="int8"``: the scales :math:`t_b` of int8 `x`.
         output_scale : float, optional
@@ -282,8 +280,8 @@ class QuantizedMatrix:
             If an array has another dtype.
         ValueError
             If a shape does not fit, `out` cannot be written or shares memory with another
-            argument, a parameter is out of range, ``input="int8"`` is asked for with
-            levels that are no integers, or int8 output of numbers that are not finite.
+            argument, a parameter is out of range, ``input="int8"`` is combined with levels that
+            are not integers, or numbers that are not finite would become int8.
 
         Notes
         -----
@@ -364,7 +362,7 @@ class QuantizedMatrix:
 
 
 def _levels(q: Any) -> npt.NDArray[np.float32]:
-    """Return what the codes of `q` stand for, by its own rule, without the scale."""
+    """Return the value of each code of `q`, without the scale."""
     scheme, codebook = q.scheme, getattr(q, "codebook", None)
     if scheme.bits > 4 or (codebook is not None and len(codebook) != 1):
         raise ValueError(
@@ -387,15 +385,15 @@ def matmul_integer(
 ) -> npt.NDArray[np.int32]:
     """Return ``a @ b`` of bytes in int32, exactly, on every instruction set.
 
-    NumPy multiplies integers one by one; this runs at the speed of the machine's byte
-    products. Nothing saturates on the way.
+    Uses the byte products of the instruction set, without saturation; NumPy has no fast integer
+    product.
 
     Parameters
     ----------
     a : array of int8 or uint8, shape (m, k)
     b : array of int8 or uint8, shape (k, n)
     out : array of int32, shape (m, n), optional
-        Where to write the result; C-contiguous.
+        Receives the result; C-contiguous.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Whole models in few bits."""
+"""Quantization of whole models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Method = Literal["nearest", "mse", "hqq", "gptq", "awq", "adaround"]
 _METHODS = ("nearest", "mse", "hqq", "gptq", "awq", "adaround")
 _CALIBRATED = ("gptq", "awq", "adaround")
-#: Layers that have a form in few bits.
+#: Layers that can be quantized.
 _KINDS = (Linear, Embedding, MultiHeadAttention)
 
 
@@ -45,7 +45,7 @@ def quantize_model(
     input: str = "float32",
     correct_bias: bool = False,
 ) -> Sequential:
-    """Return a model whose linear, embedding and attention layers are in few bits.
+    """Return a copy of a model with quantized linear, embedding and attention layers.
 
     Layers are quantized one after another, at any depth of `Sequential` and `Residual`, and each
     is calibrated with the inputs that the quantized layers before it give. All other layers are
@@ -65,13 +65,13 @@ def quantize_model(
         the methods "gptq", "awq" and "adaround", and by `correct_bias`.
     method : {"nearest", "mse", "hqq", "gptq", "awq", "adaround"}, default "nearest"
         `quantize`, with scales of `mse_scale`, or the function of that name. Layers with a
-        codebook get `kmeans`, or "gptq" with it. Embeddings, whose inputs are not multiplied,
-        are rounded to the nearest by the methods that need calibration.
+        codebook use `kmeans`, or "gptq" with its levels. Embeddings are rounded to nearest by
+        the methods that need calibration.
     input : {"float32", "int8"}, default "float32"
         See `compressrs.nn.QuantizedLinear`.
     correct_bias : bool, default False
-        Whether each layer's bias makes up for the change of its mean output, also for what
-        earlier layers change in its input, see `bias_correction`; layers without bias get
+        Whether to correct each layer's bias for the change of its mean output, including the
+        change of its input by earlier layers; see `bias_correction`. Layers without bias get
         one.
 
     Returns
@@ -85,8 +85,8 @@ def quantize_model(
     TypeError
         If an argument has another type.
     ValueError
-        If `method` or `input` is none of these, calibration inputs are missing, empty or no
-        inputs of the model, or no layer is quantized.
+        If `method` or `input` has another value, calibration inputs are missing, empty or not
+        accepted by the model, or no layer would be quantized.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def quantize_model(
     choice(input, "input", ("float32", "int8"))
     schemes = _schemes(model, scheme)
     needed = method in _CALIBRATED or correct_bias
-    # In evaluation, so that calibration changes no running means.
+    # In evaluation mode, so that calibration does not change running averages.
     original = model.copy().eval()
     batches = _batches(calibration, original)
     if needed and not sum(len(x) for x in batches):
@@ -121,7 +121,7 @@ def quantize_model(
 
 
 def _batches(calibration: Any, model: Sequential) -> list[npt.NDArray[Any]]:
-    """Return calibration inputs as arrays, after one row of each has gone through the model."""
+    """Return calibration inputs as arrays, after running the model on one row of each."""
     if calibration is None:
         return []
     whole = isinstance(calibration, np.ndarray) or hasattr(calibration, "__dlpack__")
@@ -143,7 +143,7 @@ _Batches: TypeAlias = "list[npt.NDArray[Any]]"
 
 @dataclasses.dataclass
 class _Conversion:
-    """What each layer is converted by.
+    """The conversion of each kind of layer.
 
     Methods return the new layer, its outputs for calibration inputs, and the outputs of the
     original layer for the inputs that the original model gives it (if biases are corrected).
@@ -205,14 +205,14 @@ class _Conversion:
     def attention(
         self, layer: MultiHeadAttention, scheme: Scheme, batches: _Batches, given: _Batches
     ) -> QuantizedMultiHeadAttention:
-        # Its module imports this package.
+        # Imported here, since the module imports this package.
         from compressrs.nn.quantized_attention import QuantizedMultiHeadAttention, attended
 
         params = layer.params
         inner = _Weights(params["in_proj_weight"], params.get("in_proj_bias"))
         outer = _Weights(params["out_proj.weight"], params.get("out_proj.bias"))
         first = self.linear(inner, scheme, batches, given)
-        # What the heads give, from which the second product is calibrated.
+        # The outputs of the heads calibrate the second product.
         mixed = [attended(first, layer.heads, layer.causal, x)[-1] for x in batches]
         original = [layer._mixed(x)[-1] for x in given]
         second = self.linear(outer, scheme, mixed, original)
@@ -265,7 +265,7 @@ def _with_bias(
 def _schemes(
     model: Sequential, scheme: Scheme | Mapping[str, Scheme | None]
 ) -> dict[str, Scheme | None]:
-    """Return the scheme of each layer that has a form in few bits, by name."""
+    """Return the scheme of each layer that can be quantized, by name."""
     rules = {"*": scheme} if isinstance(scheme, Scheme) else scheme
     if not isinstance(rules, Mapping):
         raise TypeError(f"scheme must be a Scheme or a dict, got {type(scheme).__name__}")
@@ -290,8 +290,8 @@ def _schemes(
 def _quantized(
     layer: Any, scheme: Scheme, batches: _Batches, method: str, input: str
 ) -> QuantizedLinear:
-    """Return a product in few bits."""
-    # Its module imports this package.
+    """Return a quantized linear layer."""
+    # Imported here, since the module imports this package.
     from compressrs.nn import QuantizedLinear
 
     statistics = None
@@ -309,7 +309,7 @@ def _quantized(
 
 
 def _codes(w: Array, scheme: Scheme, statistics: Any, method: str) -> QuantizedTensor:
-    """Return a weight in few bits, by a method that does not change the inputs."""
+    """Return a quantized weight, by a method that does not scale the inputs."""
     if method == "gptq":
         return gptq(w, statistics, scheme)
     if scheme.dtype == "codebook":

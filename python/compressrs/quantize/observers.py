@@ -1,4 +1,4 @@
-"""Ranges of activations, from calibration inputs seen batch by batch."""
+"""Ranges of activations, from calibration inputs in batches."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _O = TypeVar("_O", bound="Observer")
 
 
 class Observer:
-    """What all observers share: batches, channels, padding, merging.
+    """Base class of the observers.
 
-    Memory does not grow with what is seen.
+    Memory does not grow with the number of inputs.
 
     Parameters
     ----------
     channels : int, optional
-        Ranges of each index of the last axis, of which there are so many; otherwise one
-        range of everything.
+        Size of the last axis, to observe a range for each of its indices; by default one range
+        of all values.
 
     Attributes
     ----------
     count : int
-        Rows (all axes but the last) seen, without padding.
+        Number of rows (all axes but the last) observed, without padding.
     """
 
     def __init__(self, channels: int | None = None) -> None:
@@ -41,14 +41,14 @@ class Observer:
         self.count = 0
 
     def update(self, x: Array, mask: Array | None = None) -> None:
-        """Take in a batch.
+        """Observe a batch.
 
         Parameters
         ----------
         x : array, shape (..., features)
             float32, float64, float16 or bfloat16.
         mask : array of bool, shape ``x.shape[:-1]``, optional
-            True where a row counts; padding is False, and may hold anything.
+            True for rows to observe, False for padding, whose values are ignored.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Observer:
 
 
 class MinMax(Observer):
-    """The smallest and the largest value of all.
+    """Observes the smallest and the largest value.
 
     Examples
     --------
@@ -179,8 +179,8 @@ class MinMax(Observer):
 class MovingAverage(Observer):
     r"""Moving averages of the smallest and the largest value of batches.
 
-    :math:`l \leftarrow l + m\,(\min x - l)`, beginning with the first batch, and so for the
-    largest. The order of batches counts, so that two cannot be merged.
+    :math:`l \leftarrow l + m\,(\min x - l)`, starting from the first batch, and likewise for the
+    maximum. The result depends on the order of batches, so that two cannot be merged.
 
     Parameters
     ----------
@@ -226,9 +226,9 @@ class MovingAverage(Observer):
 class Histogram(MinMax):
     r"""Counts of values in bins of equal width, a power of 2, on both sides of 0.
 
-    The range is :math:`[-2^e, 2^e)` with the least :math:`e` that holds what was seen: where it
-    grows, neighbouring bins are added up, and no value changes its bin otherwise. So the
-    counts depend neither on the order nor on the batches, and merging is exact.
+    The range is :math:`[-2^e, 2^e)` with the smallest :math:`e` that contains all values. When it
+    grows, adjacent bins are merged. Counts depend neither on the order nor on the batches, and
+    merging two histograms is exact.
 
     Parameters
     ----------
@@ -296,8 +296,7 @@ class Histogram(MinMax):
 class Percentile(Histogram):
     r"""The range without the most extreme values: :math:`1 - p` of them on each side.
 
-    Found to within a bin, see `Histogram`, between whose ends values are taken to be spread
-    evenly.
+    Values are assumed to be uniformly distributed within a bin, see `Histogram`.
 
     Parameters
     ----------
@@ -337,7 +336,7 @@ class Percentile(Histogram):
 
 
 class MSE(Histogram):
-    r"""The range whose rounding errors are least in the mean square.
+    r"""The range with the least mean squared rounding error.
 
     Of ranges :math:`r\,[\min, \max]`, :math:`r` from 0.01 to 1, the one with the least error of
     the histogram's values, at the middle of their bins, in the given bits.
@@ -347,7 +346,7 @@ class MSE(Histogram):
     channels : int, optional
     bits : int, default 8
     symmetric : bool, default True
-        Whether for symmetric codes.
+        Whether the codes are symmetric.
     bins : int, default 2048
 
     References
@@ -392,7 +391,7 @@ class MSE(Histogram):
 
 
 class Entropy(Histogram):
-    r"""The symmetric range that keeps most of the distribution of magnitudes.
+    r"""The symmetric range with the least KL divergence of magnitudes, as in TensorRT.
 
     Of thresholds :math:`t`, the one for which :math:`\mathrm{KL}(P \,\|\, Q)` is least: P are
     the counts up to `t`, those beyond added to the last bin; Q the same without those
@@ -402,7 +401,7 @@ class Entropy(Histogram):
     ----------
     channels : int, optional
     bits : int, default 8
-        There must be at least two bins a level.
+        At most as many as leave two bins for each level.
     bins : int, default 4096
 
     References
@@ -439,7 +438,7 @@ class Entropy(Histogram):
 
 
 def _divergence(kept: npt.NDArray[np.int64], beyond: int, levels: int) -> float:
-    """Return KL(P || Q) of the bins kept, with those beyond in P's last one."""
+    """Return KL(P || Q) of the bins kept; P's last bin includes those beyond."""
     if not kept.any():
         return np.inf
     p = kept.astype(np.float64)

@@ -236,7 +236,7 @@ def adaround(
     scheme : Scheme
         "int" or "uint".
     scale, zero_point : array, optional
-        Given instead of found, see `quantize`.
+        Used instead of scales from the range of the weights; see `quantize`.
     steps : int, default 1000
     lr : float, default 1e-2
         Of Adam.

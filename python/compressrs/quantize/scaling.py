@@ -59,8 +59,8 @@ def awq(w: Array, statistics: InputStatistics, scheme: Scheme, *, steps: int = 2
     TypeError
         If an argument has another type or dtype.
     ValueError
-        If a parameter is out of range, `statistics` has seen nothing, has no `gram` or
-        other features, or a weight is not finite.
+        If a parameter is out of range, `statistics` is empty, has no `gram` or another number
+        of features, or a weight is not finite.
 
     Notes
     -----
@@ -145,7 +145,7 @@ def smooth_scale(
     ranges : array, shape (inputs,)
         :math:`\max |x_j|`, as of a `MinMax` of all channels.
     alpha : float, default 0.5
-        In [0, 1]; more makes inputs easier.
+        In [0, 1]; larger values shift more of the range from inputs to weights.
 
     Returns
     -------
@@ -191,15 +191,15 @@ def smooth_scale(
 
 
 def equalize(first: Array, bias: Array | None, second: Array) -> npt.NDArray[np.float64]:
-    r"""Make channels between two layers equally large, in place; outputs stay the same.
+    r"""Equalize the ranges of channels between two layers, in place, without changing outputs.
 
     For :math:`y = W_2 f(W_1 x + b_1)` with :math:`f(s z) = s f(z)` for :math:`s > 0`, as of
     ReLU, row `i` of the first is divided and column `i` of the second multiplied by
 
     .. math:: s_i = \sqrt{r_i^{(1)} / r_i^{(2)}}
 
-    where the ranges :math:`r_i` are the largest magnitudes of that row and column. Channels
-    of zeros stay.
+    where the ranges :math:`r_i` are the largest magnitudes of that row and column. Channels of
+    zeros are unchanged.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def equalize(first: Array, bias: Array | None, second: Array) -> npt.NDArray[np.
     Raises
     ------
     TypeError, ValueError
-        If an array is none of these, or is not finite; nothing is changed then.
+        If an array does not fit or is not finite; nothing is changed then.
 
     References
     ----------
@@ -268,7 +268,7 @@ def equalize(first: Array, bias: Array | None, second: Array) -> npt.NDArray[np.
 
 
 def checked_gram(w: npt.NDArray[Any], statistics: InputStatistics) -> npt.NDArray[np.float64]:
-    """Return the products of inputs, if statistics have them and fit a weight that is finite.
+    """Return the Gram matrix of statistics, after checking it and the weight.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How numbers become codes: which codes, and which numbers share a scale."""
+"""Quantization schemes: the codes, and which numbers share a scale."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _GRANULARITIES = ("tensor", "channel", "group", "block")
 class Scheme:
     r"""Describe codes and the granularity of their scales.
 
-    An array is seen as a matrix whose rows are its first axis and whose columns are all
-    others, as the weight of a layer (outputs, inputs, ...); one axis is one row.
+    An array is treated as a matrix whose rows are its first axis and whose columns are all
+    others, like the weight of a layer (outputs, inputs, ...). A vector is one row.
 
     ========== ================================================================
     ``dtype``  codes
@@ -36,25 +36,24 @@ class Scheme:
     Parameters
     ----------
     bits : int, optional
-        2 to 8 for "int" and "uint" (default 8), 1 to 8 for "codebook" (default 4); the
-        others have the bits that their name says.
+        2 to 8 for "int" and "uint" (default 8), 1 to 8 for "codebook" (default 4); fixed for
+        the others.
     symmetric : bool, default True
-        Whether 0 has the middle code, and the range is as large on both sides of it;
-        otherwise a zero point, the code of 0, is stored beside each scale. Only "int" and
+        Whether the range is symmetric about 0; otherwise a zero point, the code of 0, is stored
+        with each scale. Only "int" and
         "uint" can be asymmetric.
     granularity : {"channel", "tensor", "group", "block"}, default "channel"
-        What shares a scale: a row, everything, `group_size` neighbours in a row, or blocks.
+        Which elements share a scale: a row, all, `group_size` adjacent ones in a row, or a block.
     group_size : int or pair of int, optional
-        For "group" the neighbours; for "block" rows and columns, or one number for both.
-        Where it does not divide a row (or column), the last group is shorter; nothing is
-        padded.
+        For "group" the number of elements; for "block" rows and columns, or one number for
+        both. If it does not divide a row (or column), the last group is shorter.
     dtype : str, default "int"
-        One of the table.
+        A row of the table.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is none of these, or two do not go together.
+        If a parameter has another value, or two cannot be combined.
 
     Examples
     --------
@@ -96,7 +95,7 @@ class Scheme:
         return self.dtype == "uint" or not self.symmetric
 
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the rows and columns that an array of `shape` is seen as.
+        """Return the shape of an array as a matrix.
 
         Raises
         ------
@@ -136,7 +135,7 @@ class Scheme:
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the rows and columns that an array of `shape` is seen as."""
+    """Return the shape of an array as a matrix."""
     shape = dimensions(shape, "shape")
     if not shape:
         raise ValueError("shape must have at least one axis, got ()")

@@ -1,4 +1,4 @@
-"""GPTQ, and pruning and quantizing in one sweep."""
+"""GPTQ, and joint pruning and quantization."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gptq(
     damping: float = 0.01,
     block: int = 128,
 ) -> QuantizedTensor:
-    r"""Round a layer's weights so that its outputs change as little as possible.
+    r"""Quantize a layer's weights with the least change of its outputs (GPTQ).
 
     With :math:`H = X^\top X + \lambda\,\mathrm{mean}(\mathrm{diag}\,X^\top X)\,I` and
     :math:`H^{-1} = U^\top U`, `U` upper triangular, columns are rounded from left to right.
@@ -41,26 +41,26 @@ def gptq(
     Parameters
     ----------
     w : array, shape (outputs, inputs, ...)
-        float32, float64, float16 or bfloat16. Axes after the first count as inputs together.
+        float32, float64, float16 or bfloat16. All axes after the first are inputs.
     statistics : InputStatistics
         With ``gram=True``, of calibration inputs of this layer.
     scheme : Scheme
-        Of any dtype; "codebook" takes the levels of `kmeans`.
+        Any dtype; "codebook" uses the levels of `kmeans`.
     scale, zero_point : array, optional
-        Given instead of found, see `quantize`.
+        Used instead of scales from the range of the weights; see `quantize`.
     act_order : bool, default False
-        Whether columns are rounded in the order of their :math:`\sum x_j^2`, the largest
-        first, when more others can still make up for them. Better with few bits.
+        Whether columns are rounded in descending order of :math:`\sum x_j^2`, so that more
+        remaining columns can compensate for important ones. Better with few bits.
     static_groups : bool, default False
-        Whether the scales of groups are those of `w`; otherwise a group's are found when
-        its first column is reached, from weights that have made up for earlier errors. With
-        `act_order`, groups that are not static are of columns in that order, and the result
-        has a `group_index`, which not every kernel reads.
+        Whether the scales of groups are computed from `w` beforehand; otherwise when the first
+        column of a group is reached, from weights that compensate for earlier errors. With
+        `act_order`, groups that are not static consist of columns in that order, and the result
+        has a `group_index`, which not every kernel supports.
     damping : float, default 0.01
-        The share :math:`\lambda` of the mean that is added to the diagonal.
+        :math:`\lambda`, the fraction of the mean that is added to the diagonal.
     block : int, default 128
-        Columns that are rounded before later ones change; a matter of speed alone. Made a
-        multiple of `group_size` where that is needed.
+        Number of columns that are rounded before later ones are updated. Affects only speed;
+        rounded up to a multiple of `group_size` where necessary.
 
     Returns
     -------
@@ -71,8 +71,8 @@ def gptq(
     TypeError
         If an argument has another type or dtype.
     ValueError
-        If a parameter is out of range, `statistics` has seen nothing, has no `gram` or
-        other features, or a weight is not finite.
+        If a parameter is out of range, `statistics` is empty, has no `gram` or another number
+        of features, or a weight is not finite.
 
     Warns
     -----
@@ -82,8 +82,7 @@ def gptq(
 
     Notes
     -----
-    Weights of inputs that were always 0 become 0. Everything but rounding itself is in
-    double precision.
+    Weights of inputs that were always 0 become 0. Arithmetic is in double precision.
 
     References
     ----------
@@ -116,7 +115,7 @@ def gptq(
 
 
 class Factored(NamedTuple):
-    """What the sweep needs of calibration inputs: the same for all rows of a layer."""
+    """The factor of calibration inputs, the same for all rows of a layer."""
 
     #: Of the inverse Hessian, its columns in `order`.
     factor: npt.NDArray[np.float64]
@@ -179,11 +178,11 @@ def prune_and_quantize(
     damping: float = 0.01,
     block: int = 128,
 ) -> tuple[QuantizedTensor, Mask]:
-    """Prune and quantize a layer at once: what stays makes up for both.
+    """Prune and quantize a layer jointly; remaining weights compensate for both.
 
-    `compressrs.prune.sparsegpt`, whose weights that stay are rounded as by `gptq` in the same
-    sweep. What stays becomes larger as it makes up for what goes: scales are those of the
-    weights that pruning alone would give.
+    `compressrs.prune.sparsegpt`, with the remaining weights quantized by `gptq` in the same
+    sweep. Scales are those of the weights after pruning alone, which are larger since they
+    compensate for removed ones.
 
     Parameters
     ----------
@@ -195,19 +194,19 @@ def prune_and_quantize(
     Returns
     -------
     q : QuantizedTensor
-        What is pruned is exactly 0.
+        Pruned weights are exactly 0.
     mask : array of bool
         Of the shape of `w`, True where a weight is kept.
 
     Raises
     ------
     TypeError, ValueError
-        As those two; if the scheme's codes have no 0, as "codebook".
+        Those of both functions; if the scheme has no code for 0, such as "codebook".
 
     Warns
     -----
     CalibrationWarning
-        As those two.
+        Those of both functions.
 
     References
     ----------
@@ -261,7 +260,7 @@ class _Sweep:
         self.matrix[:, idle] = 0
 
     def start(self, scale: Array | None, zero_point: Array | None, static_groups: bool) -> None:
-        """Find or take the scales."""
+        """Compute the scales, or use the given ones."""
         scheme = self.scheme
         self.find = scheme.granularity == "group" and not static_groups and scale is None
         self.find = self.find and scheme.dtype != "codebook"
@@ -288,7 +287,7 @@ class _Sweep:
     def scales_after_pruning(
         self, choice: tuple[int, int | None]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-        """Return the scales and zero points of what pruning alone leaves."""
+        """Return the scales and zero points of the weights after pruning alone."""
         pruned, mask = self.matrix.copy(), np.empty(self.matrix.shape, np.bool_)
         if not _core.reconstruct(pruned, self.factor, choice, self.step, mask):
             raise ValueError("w and statistics must be such that nothing overflows")
@@ -307,7 +306,7 @@ class _Sweep:
     def run(
         self, choice: tuple[int, int | None] | None
     ) -> tuple[QuantizedTensor, npt.NDArray[np.bool_] | None]:
-        """Round all columns; return the codes and what was kept."""
+        """Round all columns; return the codes and the mask."""
         scheme, q, order = self.scheme, self.q, self.order
         block = scheme.block(self.w.shape)
         codes = np.empty(self.matrix.shape, scheme.code_dtype)

@@ -14,29 +14,28 @@ from compressrs.quantize.scheme import Scheme
 
 
 class QuantizedTensor:
-    r"""An array in few bits: :math:`x = \mathrm{scale}\,(\mathrm{code} - \mathrm{zero\_point})`.
+    r"""A quantized array: :math:`x = \mathrm{scale}\,(\mathrm{code} - \mathrm{zero\_point})`.
 
     For other codes than integers, :math:`x = \mathrm{scale}\cdot\mathrm{level}(\mathrm{code})`.
-    Made by `quantize` and the methods of this module; the constructor is for codes from
-    elsewhere.
+    Returned by `quantize` and the methods of this package; the constructor is for codes from
+    other sources.
 
     Parameters
     ----------
     codes : array of int8 or uint8
-        One code an element, as `scheme` says; used, not copied.
+        One code per element, in the scheme's dtype; used, not copied.
     scale : array, shape ``scheme.scale_shape(codes.shape)``
         float32, or float64 if `dtype` is; others are converted.
     zero_point : array, optional
-        Of the shape of `scale` and the dtype of `codes`; given where the scheme has it.
+        In the shape of `scale` and the dtype of `codes`; required if the scheme has zero points.
     scheme : Scheme
     codebook : array, shape (blocks, levels), optional
         For dtype "codebook": the levels of each block.
     group_index : array of int32, shape (columns,), optional
-        For granularity "group": the group of each column, where columns were sorted into
-        groups (GPTQ's order of activation). Each group has `group_size` columns, the last
-        one what is left.
+        For granularity "group": the group of each column, if columns were sorted into groups
+        (GPTQ's activation order). Each group has `group_size` columns, the last one the rest.
     dtype : dtype, optional
-        Of what `dequantize` returns: float32 (default), float64, float16 or bfloat16.
+        Result dtype of `dequantize`: float32 (default), float64, float16 or bfloat16.
 
     Attributes
     ----------
@@ -52,7 +51,7 @@ class QuantizedTensor:
         If an array has another dtype.
     ValueError
         If shapes do not fit, codes or zero points are out of range, or a scale is not a
-        positive normal number (0 and subnormal scales lose everything).
+        positive normal number.
 
     Examples
     --------
@@ -106,7 +105,7 @@ class QuantizedTensor:
 
     @classmethod
     def _of(cls, scheme: Scheme, dtype: np.dtype[Any], **arrays: Any) -> QuantizedTensor:
-        """Return a tensor of arrays that are known to be right."""
+        """Return a tensor of arrays that need no checks."""
         q = cls.__new__(cls)
         q.scheme, q.dtype = scheme, dtype
         for name in ("zero_point", "codebook", "group_index"):
@@ -117,7 +116,7 @@ class QuantizedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the array."""
+        """Shape of the array."""
         return self.codes.shape
 
     @property
@@ -132,38 +131,37 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes with codes packed at `bits` each, scales and all else included.
+        """Bytes with codes packed at `bits` each, including scales and codebooks.
 
-        That is what files and `QuantizedMatrix` take; here codes take a byte each.
+        This is the size in files and in `QuantizedMatrix`; in memory, codes take a byte each.
         """
         total = self.scheme.nbytes(self.shape, self.scale.itemsize)
         return total + (0 if self.group_index is None else self.group_index.nbytes)
 
     def dequantize(self, out: Array | None = None) -> npt.NDArray[Any]:
-        """Return the numbers that the codes stand for.
+        """Return the numbers that the codes represent.
 
         Parameters
         ----------
         out : array, optional
-            Written to instead of a new array: of this shape and dtype, C-contiguous.
+            Receives the result; of this shape and dtype, C-contiguous.
 
         Raises
         ------
         TypeError
-            If `out` is no array of this dtype.
+            If `out` is not an array of this dtype.
         ValueError
-            If `out` has another shape, or codes are not valid (any more); nothing is
-            written then.
+            If `out` has another shape, or codes have become invalid; nothing is written then.
         """
         return self._decode(self.codes, self.scale, self.zero_point, out)
 
     def rows(self, indices: npt.ArrayLike, out: Array | None = None) -> npt.NDArray[Any]:
-        """Return some rows in full precision, as an embedding does.
+        """Return dequantized rows, as an embedding does.
 
         Parameters
         ----------
         indices : int or array of int
-            Of the first axis; negative ones count from the end.
+            Indices of rows; negative ones count from the end.
         out : array, optional
             As in `dequantize`, of shape ``indices.shape + shape[1:]``.
 
@@ -172,7 +170,7 @@ class QuantizedTensor:
         IndexError
             If an index is out of range.
         TypeError, ValueError
-            As `dequantize`; if indices are no integers, or there is only one axis.
+            Those of `dequantize`; if indices are not integers, or there is only one axis.
 
         Examples
         --------
@@ -223,7 +221,7 @@ class QuantizedTensor:
         out: Array | None,
         blocks: npt.NDArray[Any] | None = None,
     ) -> npt.NDArray[Any]:
-        """Dequantize all rows, or those whose rows of blocks are given."""
+        """Dequantize all rows, or those with the given rows of blocks."""
         if out is None:
             given = np.empty(codes.shape, self.dtype)
         else:
@@ -261,13 +259,13 @@ class QuantizedTensor:
         return given
 
     def _state(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays that are there, by name."""
+        """Return the arrays that are not None, by name."""
         names = ("codes", "scale", "zero_point", "codebook", "group_index")
         arrays = {prefix + name: getattr(self, name) for name in names}
         return {name: array for name, array in arrays.items() if array is not None}
 
     def copy(self) -> QuantizedTensor:
-        """Return one with its own arrays."""
+        """Return a copy with its own arrays."""
         return copy.deepcopy(self)
 
     def __len__(self) -> int:
@@ -280,7 +278,7 @@ class QuantizedTensor:
 def kind(
     scheme: Scheme, codebook: npt.NDArray[Any] | None = None
 ) -> tuple[str, int, bool, npt.NDArray[Any] | None]:
-    """Return the codes of a scheme as the Rust module takes them."""
+    """Return the codes of a scheme in the form that the bindings take."""
     return scheme.dtype, scheme.bits, scheme.symmetric, codebook
 
 
@@ -302,7 +300,7 @@ def _of_dtype(x: Array, name: str, dtype: str) -> npt.NDArray[Any]:
 def checked_scale(
     scale: Array, shape: tuple[int, int], dtype: np.dtype[Any], name: str = "w"
 ) -> npt.NDArray[Any]:
-    """Return scales in the compute type of `dtype`, if they are good ones.
+    """Return checked scales in the compute type of `dtype`.
 
     Raises
     ------
@@ -326,7 +324,7 @@ def checked_scale(
 def checked_zero_point(
     zero_point: Array | None, shape: tuple[int, int], scheme: Scheme
 ) -> npt.NDArray[Any] | None:
-    """Return zero points in the dtype of codes, if they are codes of the scheme.
+    """Return checked zero points in the dtype of the codes.
 
     Raises
     ------
@@ -353,7 +351,7 @@ def checked_zero_point(
 
 
 def limits(scheme: Scheme) -> tuple[int, int]:
-    """Return the smallest and largest code of integers or of levels."""
+    """Return the smallest and the largest code."""
     low = -(2 ** (scheme.bits - 1)) if scheme.dtype == "int" else 0
     return low, low + 2**scheme.bits - 1
 

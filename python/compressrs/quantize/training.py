@@ -1,4 +1,4 @@
-"""Rounding during training: forward as codes do, backward as if nothing was rounded."""
+"""Quantization-aware training: rounding in the forward pass, straight-through gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fake_quantize(
     *,
     out: Array | None = None,
 ) -> npt.NDArray[Any]:
-    r"""Return what the codes of `x` stand for: ``quantize(x, ...).dequantize()`` in one pass.
+    r"""Return ``quantize(x, ...).dequantize()``, computed in a single pass.
 
     Parameters
     ----------
@@ -33,20 +33,20 @@ def fake_quantize(
     scheme : Scheme
         Not "codebook".
     scale, zero_point : array, optional
-        See `quantize`; found from the range of `x` if not given, which must be finite then.
-        With a scale given, NaN stays NaN, and infinities become the end of the range.
+        See `quantize`; by default from the range of `x`, which must be finite then. With a given
+        scale, NaN is propagated and infinities are clipped.
     out : array, optional
-        Written to instead of a new array: of this shape and dtype, C-contiguous.
+        Receives the result; of this shape and dtype, C-contiguous.
 
     Returns
     -------
     array
-        Of the shape and dtype of `x`.
+        In the shape and dtype of `x`.
 
     Raises
     ------
     TypeError, ValueError
-        As `quantize`; if `out` is none that fits.
+        Those of `quantize`; if `out` does not fit.
 
     References
     ----------
@@ -91,26 +91,26 @@ def fake_quantize_backward(
     Parameters
     ----------
     x, dy : array
-        The input, and the gradient with respect to the result, of one shape and dtype.
+        The input and the gradient with respect to the result, with equal shapes and dtypes.
     scheme, scale, zero_point
         As given to `fake_quantize`.
     lsq : bool, default True
-        Whether :math:`g = 1 / \sqrt{N q_{\max}}`, N the elements of a block, as LSQ has it
-        so that scales learn at the pace of weights; else 1.
+        Whether :math:`g = 1 / \sqrt{N q_{\max}}`, N the elements of a block, LSQ's factor that
+        balances the updates of scales and weights; otherwise 1.
     out : array, optional
-        For the first result.
+        Receives `dx`.
 
     Returns
     -------
     dx : array
-        Of the shape and dtype of `x`.
+        In the shape and dtype of `x`.
     dscale : array
         Of the shape and dtype of `scale`.
 
     Raises
     ------
     TypeError, ValueError
-        As `fake_quantize`; if `dy` is not like `x`.
+        Those of `fake_quantize`; if `dy` does not match `x`.
 
     References
     ----------
@@ -154,7 +154,7 @@ def fake_quantize_backward(
 
 
 def lsq_scale(w: Array, scheme: Scheme) -> npt.NDArray[Any]:
-    r"""Return the scales that LSQ starts from, :math:`2\,\mathrm{mean}|w| / \sqrt{q_{\max}}`.
+    r"""Return LSQ's initial scales, :math:`2\,\mathrm{mean}|w| / \sqrt{q_{\max}}`.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def lsq_scale(w: Array, scheme: Scheme) -> npt.NDArray[Any]:
     Raises
     ------
     TypeError, ValueError
-        As `quantize`; if the scheme is another.
+        Those of `quantize`; if the scheme is not symmetric "int".
 
     References
     ----------
@@ -213,7 +213,7 @@ def _block_sizes(shape: tuple[int, ...], block: tuple[int, int]) -> npt.NDArray[
 def _given(
     x: npt.NDArray[Any], scheme: Scheme, scale: Array | None, zero_point: Array | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return scales and the bytes of zero points, checked, or found."""
+    """Return the scales and the bytes of zero points, given (and checked) or computed."""
     if scheme.dtype == "codebook":
         raise ValueError("scheme must not be a codebook")
     zero: npt.NDArray[Any] | None
