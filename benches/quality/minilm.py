@@ -34,15 +34,16 @@ RECIPES = {
     "int5 g64": Recipe(Rule("int5", 64)),
     "nf4 g16": Recipe(Rule("nf4", 16)),
     "int4 g32": Recipe(Rule("int4", 32)),
+    "int4 g16": Recipe(Rule("int4", 16)),
     "int4 g32, hqq": Recipe(Rule("int4", 32, "hqq")),
-    "int4 g32, awq, tables g16": Recipe(
-        Rule("int4", 32, "awq"), [(TABLES, Rule("int4", 16, "mse"))], calibration="CALIBRATION"
+    "int4 g32, gptq": Recipe(
+        Rule("int4", 32, "gptq"), [(TABLES, Rule("int4", 32))], calibration="CALIBRATION"
     ),
-    "int4 g32, gptq, tables g16": Recipe(
-        Rule("int4", 32, "gptq"), [(TABLES, Rule("int4", 16, "mse"))], calibration="CALIBRATION"
+    "int4 g16, gptq": Recipe(
+        Rule("int4", 16, "gptq"), [(TABLES, Rule("int4", 16))], calibration="CALIBRATION"
     ),
-    "int4 g32, gptq, tables g32": Recipe(
-        Rule("int4", 32, "gptq"), [(TABLES, Rule("int4", 32, "mse"))], calibration="CALIBRATION"
+    "int4 g16, awq": Recipe(
+        Rule("int4", 16, "awq"), [(TABLES, Rule("int4", 16))], calibration="CALIBRATION"
     ),
     "50 % + int8": Recipe(Rule("int8", prune=0.5)),
     "codebook 16": Recipe(Rule("codebook", entries=16)),

@@ -123,8 +123,10 @@ def work_folder(destination: Path) -> Path:
 
 
 @contextmanager
-def disk_full_said(destination: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Add the required and the available space to disk-full errors."""
+def disk_full_said(
+    destination: Path, needed: Callable[[], int], then: str = "start anew"
+) -> Iterator[None]:
+    """Add the required and the available space, and what to do then, to disk-full errors."""
     try:
         yield
     except OSError as error:
@@ -134,5 +136,5 @@ def disk_full_said(destination: Path, needed: Callable[[], int]) -> Iterator[Non
         raise OSError(
             error.errno,
             f"the disk of {destination.parent} is full: about {needed():,} bytes are needed, "
-            f"{free:,} are free; make room and resume",
+            f"{free:,} are free; make room and {then}",
         ) from error

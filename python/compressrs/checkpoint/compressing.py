@@ -264,7 +264,7 @@ class _Run:
         work = Work(self.target, self.fingerprint(), resume)
         removed = True
         try:
-            with disk_full_said(self.target, self.needed):
+            with disk_full_said(self.target, self.needed, "resume"):
                 shards = self._shards(work, groups, reserves)
                 after = self._publish(work, shards, groups)
         except (OSError, KeyboardInterrupt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import string
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from compressrs import __version__
@@ -62,12 +63,7 @@ def to_html(report: Report) -> str:
     ModuleNotFoundError
         If matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "reports need matplotlib: pip install 'compressrs[demo]'"
-        ) from None
+    require_matplotlib()
     cells = [
         (
             row.name,
@@ -94,6 +90,12 @@ def to_html(report: Report) -> str:
         ),
         figures="".join(f"<figure>{_svg(figure)}</figure>" for figure in _figures(report)),
     )
+
+
+def require_matplotlib() -> None:
+    """Raise a ModuleNotFoundError that says what to install, unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("reports need matplotlib: pip install 'compressrs[demo]'")
 
 
 def _figures(report: Report) -> list[Figure]:

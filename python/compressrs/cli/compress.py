@@ -94,6 +94,7 @@ def run(
     """
     from compressrs import checkpoint, set_num_threads
     from compressrs._files import write_atomically
+    from compressrs.checkpoint.report import require_matplotlib, to_html
 
     rule = checkpoint.Rule(
         quantize=quantize, group_size=group_size, method=method, entries=entries,
@@ -110,6 +111,11 @@ def run(
     for assignment in set_ or []:
         whole = whole.with_rule(assignment)
     whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
+    if report is not None:
+        # Before hours of work.
+        require_matplotlib()
+        if not report.absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder {report.parent} of the report does not exist")
     if calibration is not None:
         whole = replace(whole, calibration=str(calibration.absolute()))
     if save_recipe is not None:
@@ -125,8 +131,6 @@ def run(
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run again with --resume to continue") from None
     if report is not None:
-        from compressrs.checkpoint.report import to_html
-
         write_atomically(report, to_html(done).encode())
     if json:
         print(done.to_json())
