@@ -113,14 +113,28 @@ def test_k_means_is_a_fixed_point_of_lloyd():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(-1, 0.1, 1000), rng.normal(2, 0.3, 500)]).astype(np.float32)
     for k in (1, 2, 7, 32):
-        c = _codebook.k_means(x, k)
+        c = _codebook.levels(x, k)
         assert len(c) <= k and (np.diff(c) > 0).all()
         nearest = np.abs(x[:, None] - c).argmin(1)
         for i in range(len(c)):
             if (nearest == i).any():
                 assert c[i] == pytest.approx(x[nearest == i].astype(float).mean(), abs=2e-3)
-    assert np.array_equal(_codebook.k_means(np.array([3, 3, 3], np.float32), 4), [3])
-    assert _codebook.k_means(np.zeros(0, np.float32), 4).size == 0
+    assert np.array_equal(_codebook.levels(np.array([3, 3, 3], np.float32), 4), [3])
+    assert _codebook.levels(np.zeros(0, np.float32), 4).size == 0
+
+
+def test_values_that_are_few_stay_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    few = np.array([-1.5, -1.4999, 0.3, 0.31, 7], np.float32)
+    x = few[rng.integers(0, 5, (100, 50))] * (rng.random((100, 50)) < 0.1)
+    for name, w in (("sparse", x.astype(np.float32)), ("dense", few[rng.integers(0, 5, (90, 7))])):
+        save_file({"w": w}, tmp_path / f"{name}.safetensors")
+        out = tmp_path / "b.safetensors"
+        checkpoint.compress(
+            tmp_path / f"{name}.safetensors", out, Recipe(Rule("codebook", entries=6))
+        )
+        with checkpoint.open(out) as c:
+            assert np.array_equal(c["w"], w)
 
 
 def test_rules_by_name(path, weights):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressrs import _core
 from compressrs._arrays import dtype_of
 from compressrs.checkpoint import _coding
 from compressrs.checkpoint._coding import Bytes, Description, Parts, Tile
@@ -15,34 +16,23 @@ from compressrs.checkpoint._format import DTYPES
 #: Maximum number of steps of Lloyd's algorithm.
 MAX_STEPS = 100
 
+#: Number of values by which it is seen that there are more than a codebook holds.
+_SEEN = 1 << 14
 
-def k_means(values: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """Return at most `k` ascending centroids, a fixed point of Lloyd's algorithm.
 
-    They are initialized linearly between the smallest and the largest value, which preserves
-    the few large weights and is the best of the three methods in Deep Compression. Values are
-    sorted once; a step then computes cluster sums from prefix sums in ``O(k log n)``.
+def levels(values: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Return at most `k` ascending levels: the values, if they are so few, or k-means of them.
+
+    Values that were shared before, and perhaps trained, so stay the same.
     """
-    ordered = np.sort(values.astype(np.float64))
-    if ordered.size == 0:
-        return ordered
-    distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan) != 0)]
-    if distinct.size <= k:
-        # Values that were shared before, and perhaps trained, stay the same.
-        return distinct
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    centroids = np.unique(np.linspace(ordered[0], ordered[-1], k))
-    for _ in range(MAX_STEPS):
-        ends = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
-        edges = np.concatenate([[0], ends, [ordered.size]])
-        counts = np.diff(edges)
-        # A cluster without values keeps its centroid.
-        means = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), centroids)
-        means = np.unique(means)
-        if means.size == centroids.size and np.array_equal(means, centroids):
-            break
-        centroids = means
-    return centroids
+    if np.unique(values[:: max(values.size // _SEEN, 1)]).size <= k:
+        distinct = np.unique(values)
+        if distinct.size <= k:
+            return distinct
+    found = np.empty((1, k), np.float32)
+    matrix = np.ascontiguousarray(values).reshape(1, -1)
+    _core.kmeans(matrix, (1, values.size), False, MAX_STEPS, found)
+    return np.unique(found)
 
 
 def encode(x: NDArray[Any], dtype: str, streams: tuple[str, ...], entries: int) -> Tile:
@@ -55,7 +45,7 @@ def encode(x: NDArray[Any], dtype: str, streams: tuple[str, ...], entries: int) 
     values = x.astype(np.float32)
     sparse = streams[0] in _coding.POSITIONS
     kept = values[values != 0] if sparse else values
-    book = np.unique(k_means(kept, entries - sparse).astype(kind).astype(np.float32))
+    book = np.unique(levels(kept, entries - sparse).astype(kind).astype(np.float32))
     if sparse:
         book = np.concatenate([[np.float32(0)], book[book != 0]])
     codes = np.zeros(values.size, np.uint8)
