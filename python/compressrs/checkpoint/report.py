@@ -32,7 +32,7 @@ figure svg { width: 100%; height: auto; }
 </head>
 <body>
 <h1>$source</h1>
-<p>$before bytes $became $after bytes: $ratio times smaller. compressrs $version.</p>
+<p>$before bytes $became $after bytes: $ratio times smaller, in $seconds s$memory. compressrs $version.</p>
 $figures
 <table>
 <thead><tr>$headings</tr></thead>
@@ -82,6 +82,8 @@ def to_html(report: Report) -> str:
         after=f"{report.after:,}",
         became="would become" if report.dry_run else "became",
         ratio=f"{report.ratio:.2f}",
+        seconds=f"{'about ' if report.dry_run else ''}{report.seconds:.1f}",
+        memory="" if report.memory is None else f" and {report.memory / 1e6:,.0f} MB of memory",
         version=__version__,
         headings="".join(f"<th>{heading}</th>" for heading in _HEADINGS),
         rows="\n".join(
