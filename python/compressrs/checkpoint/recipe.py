@@ -185,7 +185,7 @@ class Recipe:
     default: Rule = Rule()
     rules: tuple[tuple[str, Rule], ...] = ()
     ignore: tuple[str, ...] = ()
-    calibration: str | None = None
+    calibration: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         _require_rule(self.default, "default")
@@ -228,7 +228,7 @@ class Recipe:
         if self.ignore:
             lines += [f"ignore = {json.dumps(list(self.ignore))}", ""]
         if self.calibration is not None:
-            lines += [f"calibration = {json.dumps(self.calibration)}", ""]
+            lines += [f"calibration = {json.dumps(os.fspath(self.calibration))}", ""]
         lines += ["[default]", *_assignments(self.default), ""]
         for pattern, rule in self.rules:
             lines += ["[[set]]", f"names = {json.dumps(pattern)}"]
