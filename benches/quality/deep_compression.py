@@ -33,7 +33,10 @@ BITS, BIAS_BITS = 3, 3
 RECIPE = checkpoint.Recipe(
     rules=[
         ("re:.*weight", checkpoint.Rule(quantize="codebook", entries=2**BITS)),
-        ("re:.*bias", checkpoint.Rule(quantize="codebook", entries=2**BIAS_BITS)),
+        *(
+            (f"ip{i}.bias", checkpoint.Rule(quantize="codebook", entries=2**BIAS_BITS))
+            for i in (1, 2, 3)
+        ),
     ]
 )
 

@@ -29,6 +29,8 @@ def test_there_and_back(plain, tmp_path, capsys):
     assert "times smaller" in shown and "half sparse" in shown
     assert run("verify", small) == 0
     assert "15 tensors are intact" in capsys.readouterr().out
+    assert run("verify", plain) == 0
+    assert "has no checksums" in capsys.readouterr().out
     assert run("info", small) == 0
     assert "ключ" in capsys.readouterr().out
     assert run("diff", plain, small, "--quiet") == 0
@@ -58,7 +60,7 @@ def test_export(plain, tmp_path, capsys):
     assert str(arrays) in capsys.readouterr().out
     with np.load(arrays) as found:
         np.testing.assert_array_equal(found["dense"], load_file(plain)["dense"])
-    assert run("export", small, "-o", tmp_path / "x", "--to", "zip") == 1
+    assert run("export", small, "-o", tmp_path / "x", "--to", "zip") == 2
     assert "compressed-tensors" in capsys.readouterr().err
 
 
@@ -82,11 +84,27 @@ def test_recipes_and_reports(plain, tmp_path, capsys):
     [
         (["compress", "no.safetensors", "-o", "x"], 1, "No such file"),
         (["compress", "PLAIN", "-o", "PLAIN"], 1, "is the source itself"),
-        (["compress", "PLAIN", "-o", "x", "--quantize", "int9"], 1, "quantize must be one of"),
-        (["compress", "PLAIN", "-o", "x", "--lossless", "--prune", "0.5"], 1, "lossless keeps"),
+        (["compress", "PLAIN", "-o", "x", "--quantize", "int9"], 2, "quantize must be one of"),
+        (["compress", "PLAIN", "-o", "x", "--lossless", "--prune", "0.5"], 2, "lossless keeps"),
+        (["compress", "PLAIN", "-o", "x", "--prune", "nan"], 2, "prune must be"),
+        (["compress", "PLAIN", "-o", "x", "--entries", "16"], 2, "entries needs quantize"),
+        (["compress", "PLAIN", "-o", "x", "--set", "re:(((=int8"], 2, "no regular expression"),
+        (["compress", "PLAIN", "-o", "x", "--set", "re:a.*=int4,groupsize=3"], 2, "got groupsize"),
+        (["compress", "PLAIN", "-o", "x", "--ignore", "nothing"], 2, "matches no tensor"),
+        (
+            ["compress", "PLAIN", "-o", "x", "--quantize", "int4", "--group-size", "9" * 25],
+            2,
+            "gro",
+        ),
+        (["compress", "PLAIN", "-o", "x", "--threads", "1000000"], 2, "--threads"),
+        (["compress", "PLAIN", "-o", "x", "--report", "PLAIN"], 2, "must be another file"),
+        (["compress", "PLAIN", "-o", "x", "--save-recipe", "PLAIN"], 2, "must be another file"),
+        (["compress", "PLAIN", "-o", "x", "--report", "x"], 2, "must be another file"),
+        (["compress", "PLAIN", "-o", "x", "--report", "x/y.html"], 2, "must be another file"),
+        (["compress", "PLAIN", "-o", "x", "--recipe", "DEEP"], 2, "nested too deep"),
+        (["export", "PLAIN", "-o", "x", "--to", "zip"], 2, "to must be one of"),
         (["compress", "PLAIN", "-o", "x", "--memory-limit", "much"], 2, "must be a size"),
-        (["compress", "PLAIN", "-o", "x", "--memory-limit", "1KiB"], 1, "memory_limit must be"),
-        (["compress", "PLAIN", "-o", "x", "--resume"], 1, "no interrupted run"),
+        (["compress", "PLAIN", "-o", "x", "--memory-limit", "1KiB"], 2, "memory_limit must be"),
         (["compress", "PLAIN"], 2, "--output"),
         (["verify", "DAMAGED"], 1, "safetensors file"),
         (["nothing"], 2, "nothing"),
@@ -95,11 +113,17 @@ def test_recipes_and_reports(plain, tmp_path, capsys):
 def test_mistakes(arguments, code, message, plain, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "damaged.safetensors").write_bytes(plain.read_bytes()[:-1])
-    paths = {"PLAIN": plain, "DAMAGED": tmp_path / "damaged.safetensors"}
+    before = plain.read_bytes()
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    paths = {
+        "PLAIN": plain,
+        "DEEP": tmp_path / "deep.toml",
+        "DAMAGED": tmp_path / "damaged.safetensors",
+    }
     assert run(*(paths.get(a, a) for a in arguments)) == code
     shown = capsys.readouterr()
     assert message in shown.err and "Traceback" not in shown.err
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x").exists() and plain.read_bytes() == before
 
 
 def test_as_a_module(plain, tmp_path):

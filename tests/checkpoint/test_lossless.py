@@ -283,6 +283,16 @@ def test_info_and_diff(plain, arrays, tmp_path):
     assert rows["steps"]["only_in"] == "a"
 
 
+def test_a_dry_run_knows_what_is_stored_once(plain, tmp_path):
+    small = tmp_path / "b.safetensors"
+    predicted = checkpoint.compress(plain, small, dry_run=True)
+    done = checkpoint.compress(plain, small)
+    assert [row.coding for row in predicted.rows] == [row.coding for row in done.rows]
+    assert {row["name"] for row in checkpoint.info(small) if row["coding"] == "shared"} == {
+        row.name for row in done.rows if row.coding == "shared"
+    }
+
+
 @pytest.mark.parametrize("size", [33, 96, 254, 255, 256, 257, 511, 600])
 @pytest.mark.parametrize("ones", [0, 1])
 def test_tensors_of_zeros_of_any_size(tmp_path, size, ones):

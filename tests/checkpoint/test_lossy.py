@@ -148,6 +148,11 @@ def test_rules_by_name(path, weights):
     found, rows = decoded(path, Recipe(rules=[("re:a.*", Rule("int8", dtype="bfloat16"))]))
     assert rows["a.weight"].coding == "quantized" and rows["a.bias"].coding == "planes"
     assert found["a.bias"].dtype == ml_dtypes.bfloat16
+    # What an expression matches besides, such as biases, is not pruned; what is named is.
+    found, _ = decoded(path, Recipe(rules={"re:a.*": Rule(prune=0.5)}))
+    assert (found["a.weight"] == 0).any() and (found["a.bias"] != 0).all()
+    found, _ = decoded(path, Recipe(rules={"a.bias": Rule(prune=0.5)}))
+    assert (found["a.bias"] == 0).mean() == 0.5 and (found["a.weight"] != 0).all()
 
 
 def test_predictions_are_near(path, weights):
@@ -206,11 +211,15 @@ def test_recipes_round_trip(tmp_path):
         ("calibration = 3", "calibration must be a path"),
         ("set = 3", "must be a list of tables"),
         ("[[set]]\nprune = 0.5", "must have names"),
+        ("[[set]]\nnames = [3]", "must have names"),
         ('ignore = "x"', "must be a list"),
         ('ignore = ["re:("]', "no regular expression"),
     ]:
         with pytest.raises(ValueError, match=message):
             Recipe.from_toml(text)
+    several = Recipe.from_toml('[[set]]\nnames = ["a", "re:b.*"]\nquantize = "int8"')
+    assert several.rules == (("a", Rule("int8")), ("re:b.*", Rule("int8")))
+    assert Rule("int8", method="nearest") == Rule("int8")
     assert Recipe().with_rule("re:a=b.*=int8").rules == (("re:a=b.*", Rule(quantize="int8")),)
     for text in ("x", "x=int9", "=", "x=int8,bits=3", "re:(=int8"):
         with pytest.raises(ValueError):

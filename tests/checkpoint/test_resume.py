@@ -176,6 +176,21 @@ def test_two_runs_do_not_write_the_same(plain, tmp_path):
     checkpoint.compress(plain, out)
 
 
+def test_a_run_that_cannot_begin_leaves_nothing(plain, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_work.Path, "write_text", full)
+        for run in (checkpoint.compress, checkpoint.decompress):
+            with pytest.raises(OSError, match=rf"the disk of {tmp_path} is full"):
+                run(plain, tmp_path / "out.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["plain.safetensors"]
+    # Where no run was interrupted, there is nothing to resume.
+    checkpoint.compress(plain, tmp_path / "out.safetensors", resume=True)
+    checkpoint.verify(tmp_path / "out.safetensors")
+
+
 def test_a_full_disk_says_how_much_is_needed_and_loses_nothing(plain, tmp_path, monkeypatch):
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"precious")

@@ -13,7 +13,7 @@ from compressrs.checkpoint._calibration import PER_NUMBER, Calibration, Inputs
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description
 from compressrs.checkpoint._format import DTYPES, FLOATS
 from compressrs.checkpoint._source import Files, Located, equal
-from compressrs.checkpoint.recipe import Recipe, Rule
+from compressrs.checkpoint.recipe import Recipe, RecipeError, Rule
 
 #: Elements of a tile at most, and at least where memory is short.
 MAX_TILE, MIN_TILE = 1 << 22, 1 << 16
@@ -116,7 +116,7 @@ def plan(
     """
     unused = recipe.unused(files.tensors)
     if unused:
-        raise ValueError(f"{', '.join(map(repr, unused))} matches no tensor of {files.path}")
+        raise RecipeError(f"{', '.join(map(repr, unused))} matches no tensor of {files.path}")
     inputs = _inputs(files, recipe, calibration)
     ordered = sorted(
         files.tensors.items(),
@@ -146,7 +146,7 @@ def _inputs(files: Files, recipe: Recipe, calibration: Calibration | None) -> di
         and recipe.rule(name, len(located.entry.shape)).calibrated
     ]
     if needed and calibration is None:
-        raise ValueError(
+        raise RecipeError(
             "calibration must be given for the methods gptq and awq: a file of "
             "prune.save_statistics, got None"
         )
@@ -168,14 +168,14 @@ def _inputs(files: Files, recipe: Recipe, calibration: Calibration | None) -> di
             continue
         row = row_elements(located)
         if calibration.features(statistics) != row:
-            raise ValueError(
+            raise RecipeError(
                 f"calibration must have {row} inputs for {name!r}, "
                 f"got {calibration.features(statistics)}"
             )
         found[name] = Inputs(calibration, statistics)
     if missing:
         shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(
+        raise RecipeError(
             f"calibration must have statistics of {shown}; ignore what has none, or set a rule "
             f"with another method for it, as --set 'NAME=int8' does"
         )
@@ -201,7 +201,7 @@ def _step(
     # What a calibrated method holds besides tiles.
     held = 0 if inputs is None else PER_NUMBER * row * row
     if memory_limit - held < MIN_MEMORY:
-        raise ValueError(
+        raise RecipeError(
             f"{name!r} has rows of {row} elements; to calibrate them takes a memory_limit of "
             f"{MIN_MEMORY + held} bytes"
         )
@@ -211,16 +211,16 @@ def _step(
         # Elements stand for themselves: any number of them is a tile.
         tile = most
     elif tile > 4 * most:
-        raise ValueError(
+        raise RecipeError(
             f"{name!r} has rows of {row} elements; to {_what(rule)} it takes a memory_limit of "
             f"{BASE + held + row * PER_ELEMENT} bytes"
         )
     if rule.has_scales and len(entry.shape) < 2:
-        raise ValueError(
+        raise RecipeError(
             f"{name!r} has no rows that share scales; ignore it, or set codebook or float16 for it"
         )
     if rule.pattern is not None and row % rule.kept_of()[1]:
-        raise ValueError(
+        raise RecipeError(
             f"{name!r} has rows of {row}, not a multiple of the pattern {rule.pattern}; "
             "ignore it, or set another rule for it"
         )

@@ -91,6 +91,8 @@ class File:
         ValueError
             If the file has become shorter.
         """
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path} was closed, and cannot be read")
         start = self.header.start
         if self._map is not None:
             part = np.frombuffer(self._map, np.uint8, end - begin, start + begin)

@@ -17,6 +17,9 @@ from compressrs import _files
 #: Bytes of a file's name at most.
 _LONGEST = 255
 
+#: Bytes that a run needs to begin.
+_STARTING = 1 << 12
+
 
 class Work:
     """The folder to which a run writes before its output is published atomically.
@@ -28,30 +31,38 @@ class Work:
     fingerprint : dict
         Source, recipe and settings of the run. Only an identical run can be resumed.
     resume : bool
-        Resume an interrupted run. Otherwise its files are removed.
+        Resume an interrupted run, if there is one. Otherwise its files are removed.
 
     Raises
     ------
     OSError
         If the folder cannot be created, or another run is using it.
     ValueError
-        If there is no run to resume, or it was a different one.
+        If the run to resume was a different one.
     """
 
     def __init__(self, destination: Path, fingerprint: dict[str, Any], resume: bool) -> None:
         self.destination = destination
         self.folder = work_folder(destination)
         said = json.dumps(fingerprint, sort_keys=True)
-        if resume and not (self.folder / "journal").exists():
-            raise ValueError(f"there is no interrupted run to {destination} to resume")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._acquire()
-            self.records = self._resume(said) if resume else self._start(said)
-            self._journal = os.open(self.folder / "journal", os.O_WRONLY | os.O_APPEND)
+            with disk_full_said(destination, lambda: _STARTING):
+                self._begin(said, resume)
         except BaseException:
             os.close(self._lock)
+            raise
+
+    def _begin(self, said: str, resume: bool) -> None:
+        resume = resume and (self.folder / "journal").exists()
+        try:
+            self.records = self._resume(said) if resume else self._start(said)
+            self._journal = os.open(self.folder / "journal", os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            if not resume:
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
     def _acquire(self) -> None:

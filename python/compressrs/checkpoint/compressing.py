@@ -25,10 +25,10 @@ from compressrs.checkpoint._container import (
 )
 from compressrs.checkpoint._encoding import predict
 from compressrs.checkpoint._header import CANONICAL, VERSION, canonical_header, container_info
-from compressrs.checkpoint._plan import Step, plan
+from compressrs.checkpoint._plan import Step, plan, samples
 from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files, equal
 from compressrs.checkpoint._work import Work, disk_full_said
-from compressrs.checkpoint.recipe import Recipe
+from compressrs.checkpoint.recipe import Recipe, Rule
 
 #: Default memory limit.
 MEMORY_LIMIT = 1_000_000_000
@@ -79,7 +79,7 @@ class Report:
 def compress(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
-    recipe: Recipe | None = None,
+    recipe: Recipe | Rule | None = None,
     *,
     calibration: Given | None = None,
     memory_limit: int = MEMORY_LIMIT,
@@ -101,7 +101,7 @@ def compress(
         either. Other files of a folder are copied.
     dst : path
         A file if it ends in ``.safetensors``, else a folder, which must not exist.
-    recipe : Recipe, optional
+    recipe : Recipe or Rule, optional
         How tensors are compressed. Lossless by default.
     calibration : path or dict of str to prune.InputStatistics, optional
         What the methods "gptq" and "awq" need: the statistics of the inputs of layers, by the
@@ -116,8 +116,8 @@ def compress(
     dry_run : bool, default False
         Predict sizes, errors, time and memory from samples without writing anything.
     resume : bool, default False
-        Resume the interrupted run with the same arguments. The result is byte-identical to
-        that of an uninterrupted run.
+        Resume an interrupted run with the same arguments, if there is one. The result is
+        byte-identical to that of an uninterrupted run.
     progress : callable, optional
         Called with bytes done and bytes in total.
 
@@ -149,6 +149,8 @@ def compress(
     True
     """
     recipe = Recipe() if recipe is None else recipe
+    if isinstance(recipe, Rule):
+        recipe = Recipe(recipe)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
     memory_limit = whole(memory_limit, "memory_limit", 0)
@@ -223,10 +225,16 @@ class _Run:
 
     def predict(self) -> Report:
         rows, seconds, memory = [], 0.0, 0
+        seen: set[tuple[Any, ...]] = set()
         for step in self.steps:
             found = predict(step)
             entry = step.located.entry
-            rows.append(self._row(step.name, step.coding, found.after, found.error))
+            # Samples tell tensors that will be stored once.
+            key = *self._kind(step.name), *(part.tobytes() for part in samples(step.located))
+            shared = key in seen and entry.size > 0
+            coding, after = ("shared", 0) if shared else (step.coding, found.after)
+            seen.add(key)
+            rows.append(self._row(step.name, coding, after, found.error))
             seconds, memory = seconds + found.seconds, max(memory, found.memory)
             self.advance(entry.nbytes)
         headers = 256 * len(self.steps)

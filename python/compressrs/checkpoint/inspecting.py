@@ -50,7 +50,7 @@ def _row(c: Checkpoint, name: str) -> dict[str, Any]:
         "name": name,
         "dtype": d.dtype,
         "shape": list(d.shape),
-        "coding": d.coding,
+        "coding": "shared" if c.is_alias(name) else d.coding,
         "bytes": d.size * bits // 8,
         "stored": c.nbytes(name),
         "min": None,

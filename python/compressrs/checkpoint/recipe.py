@@ -19,7 +19,7 @@ QUANTIZE = (*INTEGERS, "nf4", "codebook")
 DTYPES = ("float16", "bfloat16")
 #: Those that need the statistics of a layer's inputs.
 CALIBRATED = ("gptq", "awq")
-METHODS = ("rtn", "mse", "hqq", *CALIBRATED)
+METHODS = ("rtn", "nearest", "mse", "hqq", *CALIBRATED)
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -34,12 +34,12 @@ class Rule:
         Codes are entropy-coded: they take fewer bits than these.
     group_size : int, optional
         Elements of a row that share a scale; by default all of a row.
-    method : {'rtn', 'mse', 'hqq', 'gptq', 'awq'}, default 'rtn'
-        Rounding to nearest, with scales from the largest magnitude or of the least squared
-        error (`compressrs.quantize.mse_scale`); half-quadratic splitting, with zero points
-        (`compressrs.quantize.hqq`); with calibration, GPTQ in the order of activations with
-        scales of the least squared error (`compressrs.quantize.gptq`), and scaled inputs
-        (`compressrs.quantize.awq`).
+    method : {'rtn', 'nearest', 'mse', 'hqq', 'gptq', 'awq'}, default 'rtn'
+        Rounding to nearest (also called "nearest"), with scales from the largest magnitude or of
+        the least squared error (`compressrs.quantize.mse_scale`); half-quadratic splitting, with
+        zero points (`compressrs.quantize.hqq`, slow); with calibration, GPTQ in the order of
+        activations with scales of the least squared error (`compressrs.quantize.gptq`), and
+        scaled inputs (`compressrs.quantize.awq`).
     entries : int, default 32
         Size of the codebook, up to 256.
     prune : float, optional
@@ -62,12 +62,14 @@ class Rule:
         if self.quantize is not None:
             choice(self.quantize, "quantize", QUANTIZE)
         if self.group_size is not None:
-            whole(self.group_size, "group_size", 1)
+            whole(self.group_size, "group_size", 1, 2**31 - 1)
             if not self.has_scales:
                 raise ValueError(
                     f"group_size needs quantize to be int2 to int8 or nf4, got {self.quantize!r}"
                 )
         choice(self.method, "method", METHODS)
+        if self.method == "nearest":
+            object.__setattr__(self, "method", "rtn")
         if self.method == "hqq" and (self.quantize not in INTEGERS or self.prunes):
             raise ValueError("method 'hqq' needs quantize to be int2 to int8, without pruning")
         if self.method == "mse" and not self.has_scales:
@@ -158,10 +160,11 @@ class Recipe:
     default : Rule, optional
         For weights, that is, floating-point tensors with two or more axes. For other tensors
         only its `dtype` applies.
-    rules : sequence of (str, Rule), optional
+    rules : sequence of (str, Rule) or dict of str to Rule, optional
         For tensors whose name matches a pattern; the last match applies. A pattern is a name,
-        or ``re:`` and a regular expression that must match the whole name. Of what an
-        expression matches, codes with scales are only for tensors with two or more axes.
+        or ``re:`` and a regular expression that must match the whole name. To
+        what an expression matches, as to the default, only `dtype` applies if it has fewer than two
+        axes.
     ignore : sequence of str, optional
         Patterns of tensors that are always stored losslessly.
     calibration : path, optional
@@ -189,9 +192,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require_rule(self.default, "default")
-        object.__setattr__(
-            self, "rules", tuple(_pair(pair) for pair in sequence(self.rules, "rules"))
-        )
+        object.__setattr__(self, "rules", tuple(_pair(pair) for pair in _pairs(self.rules)))
         ignore = self.ignore
         if isinstance(ignore, (str, bytes)):
             raise TypeError(f"ignore must be a list of patterns, got {ignore!r}")
@@ -210,8 +211,8 @@ class Recipe:
             return Rule()
         for pattern, rule in reversed(self.rules):
             if matches(pattern, name):
-                # An expression may match biases besides, which have no rows to share scales.
-                if ndim < 2 and rule.has_scales and pattern.startswith("re:"):
+                # An expression may match biases besides: those are named where they are meant.
+                if ndim < 2 and pattern.startswith("re:"):
                     return Rule(dtype=rule.dtype)
                 return rule
         return self.default if ndim >= 2 else Rule(dtype=self.default.dtype)
@@ -248,6 +249,8 @@ class Recipe:
         """
         try:
             content: dict[str, Any] = _toml().loads(string(text, "text"))
+        except RecursionError:
+            raise ValueError("the text of the recipe is nested too deep") from None
         except ValueError as error:
             raise ValueError(f"the text of the recipe is not TOML: {error}") from None
         unknown = set(content) - {"default", "set", "ignore", "calibration"}
@@ -266,10 +269,12 @@ class Recipe:
             raise ValueError("set must be a list of tables: write [[set]]")
         pairs = []
         for given in rules:
-            pattern = given.pop("names", None)
-            if not isinstance(pattern, str):
-                raise ValueError(f"[[set]] must have names, got {pattern!r}")
-            pairs.append((pattern, _rule(given, f"[[set]] of {pattern!r}")))
+            names = given.pop("names", None)
+            patterns = [names] if isinstance(names, str) else names
+            if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+                raise ValueError(f"[[set]] must have names, a pattern or a list, got {names!r}")
+            rule = _rule(given, f"[[set]] of {names!r}")
+            pairs += [(pattern, rule) for pattern in patterns]
         return Recipe(_rule(default, "[default]"), tuple(pairs), tuple(ignore), calibration)
 
     @staticmethod
@@ -296,13 +301,17 @@ class Recipe:
             If it is not a valid pattern and rule.
         """
         at, reason = string(assignment, "assignment").find("="), ValueError("it has no =")
+        # Whether an error is of what begins as a rule does.
+        known = False
         # A regular expression may contain = as well: use the first = followed by a valid rule.
         while at >= 0:
             try:
                 rule = Rule.from_text(assignment[at + 1 :])
                 return replace(self, rules=(*self.rules, (assignment[:at], rule)))
             except (TypeError, ValueError) as error:
-                reason = ValueError(str(error))
+                first = assignment[at + 1 :].partition(",")[0].partition("=")[0].strip()
+                if first in (*QUANTIZE, *DTYPES, *(f.name for f in fields(Rule))) or not known:
+                    reason, known = ValueError(str(error)), first in QUANTIZE or known
             at = assignment.find("=", at + 1)
         raise ValueError(
             f"the assignment of set must be PATTERN=RULE, got {assignment!r}: {reason}"
@@ -314,12 +323,20 @@ def _require_rule(rule: Any, name: str) -> None:
         raise TypeError(f"{name} must be a Rule, got {type(rule).__name__}")
 
 
+def _pairs(rules: Any) -> list[Any]:
+    return list(rules.items()) if isinstance(rules, Mapping) else sequence(rules, "rules")
+
+
 def _pair(pair: Any) -> tuple[str, Rule]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"rules must be pairs of a pattern and a Rule, got {pair!r}")
     pattern = string(pair[0], "the pattern in rules")
     _require_rule(pair[1], f"rules of {pattern!r}")
     return pattern, pair[1]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be applied to a checkpoint."""
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -32,7 +32,8 @@ figure svg { width: 100%; height: auto; }
 </head>
 <body>
 <h1>$source</h1>
-<p>$before bytes $became $after bytes: $ratio times smaller, in $seconds s$memory. compressrs $version.</p>
+<p>$before bytes $became $after bytes: $ratio times smaller, in $seconds s$memory.
+compressrs $version.</p>
 $figures
 <table>
 <thead><tr>$headings</tr></thead>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from compressrs import __version__
+from compressrs.checkpoint.recipe import RecipeError
 from compressrs.cli import compress, config, decompress, demo, diff, export, info, verify
+from compressrs.cli._options import Usage
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress.run,
@@ -69,9 +72,13 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
-        except ModuleNotFoundError as error:
+        except BrokenPipeError:
+            # Such as `head`, which has read enough; nothing is written when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
-        except (OSError, ValueError, TypeError, MemoryError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
             code, message = 1, str(error) or type(error).__name__
         if code:
             print(f"compressrs: {message}", file=sys.stderr)

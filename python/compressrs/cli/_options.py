@@ -34,13 +34,38 @@ Destination = Annotated[
         "-o",
         "--output",
         metavar="DST",
-        help="A file if it ends in .safetensors, else a folder, which must not exist.",
+        help="A file if it ends in .safetensors, which is replaced if it exists, else a folder, "
+        "which must not exist.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Number of threads (default: all CPUs).", min=1)]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+
+class Usage(Exception):
+    """Wrong arguments of a command, for which it ends with 2."""
+
+
+@contextmanager
+def arguments() -> Iterator[None]:
+    """Report errors of values as wrong arguments."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Usage(str(error)) from None
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the number of threads, if it is given."""
+    from compressrs import set_num_threads
+
+    if threads is not None:
+        try:
+            set_num_threads(threads)
+        except ValueError as error:
+            raise Usage(f"--threads {threads}: {error}") from None
 
 
 def size(text: str | int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,10 @@ from compressrs.cli._options import (
     Json,
     Source,
     Threads,
+    arguments,
     console,
     progress,
+    set_threads,
     shown,
     size,
 )
@@ -36,7 +39,9 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="Statistics of inputs, of prune.save_statistics."),
     ] = None,
-    entries: Annotated[int, typer.Option(help="Values of a codebook, 2 to 256.")] = 32,
+    entries: Annotated[
+        int | None, typer.Option(help="Values of a codebook, 2 to 256 (default: 32).")
+    ] = None,
     prune: Annotated[
         float | None, typer.Option(help="Fraction of weights to set to 0, by magnitude.")
     ] = None,
@@ -73,7 +78,9 @@ def run(
     max_shard_size: Annotated[
         int | None, typer.Option(parser=size, metavar="SIZE", help="Maximum size of a file.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume an interrupted run, if there is one.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
     ] = None,
@@ -92,25 +99,33 @@ def run(
         compressrs compress model/ -o small/ --quantize int4 --group-size 32 --method gptq
         --calibration statistics.safetensors `--set 're:.*embed.*=int5,group_size=64'`
     """
-    from compressrs import checkpoint, set_num_threads
+    from compressrs import checkpoint
     from compressrs._files import write_atomically
+    from compressrs.checkpoint._plan import tile_elements
     from compressrs.checkpoint.report import require_matplotlib, to_html
 
-    rule = checkpoint.Rule(
-        quantize=quantize, group_size=group_size, method=method, entries=entries,
-        prune=prune, pattern=pattern, dtype=dtype,
-    )  # fmt: skip
-    if lossless and (not rule.lossless or set_ or recipe):
-        raise ValueError("lossless keeps all bits; give it without rules")
-    if recipe is None:
-        whole = checkpoint.Recipe(rule)
-    elif rule != checkpoint.Rule():
-        raise ValueError("give the rule for all tensors in the recipe or as options, not both")
-    else:
-        whole = checkpoint.Recipe.load(recipe)
-    for assignment in set_ or []:
-        whole = whole.with_rule(assignment)
-    whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
+    with arguments():
+        rule = checkpoint.Rule(
+            quantize=quantize, group_size=group_size, method=method,
+            entries=32 if entries is None else entries,
+            prune=prune, pattern=pattern, dtype=dtype,
+        )  # fmt: skip
+        if entries is not None and quantize != "codebook":
+            raise ValueError("entries needs quantize to be codebook")
+        if lossless and (not rule.lossless or set_ or recipe):
+            raise ValueError("lossless keeps all bits; give it without rules")
+        if recipe is None:
+            whole = checkpoint.Recipe(rule)
+        elif rule != checkpoint.Rule():
+            raise ValueError("give the rule for all tensors in the recipe or as options, not both")
+        else:
+            whole = checkpoint.Recipe.load(recipe)
+        for assignment in set_ or []:
+            whole = whole.with_rule(assignment)
+        whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
+        tile_elements(memory_limit)
+        for file in (report, save_recipe):
+            _check_other(file, src, output)
     if report is not None:
         # Before hours of work.
         require_matplotlib()
@@ -120,8 +135,7 @@ def run(
         whole = replace(whole, calibration=str(calibration.absolute()))
     if save_recipe is not None:
         write_atomically(save_recipe, whole.to_toml().encode())
-    if threads is not None:
-        set_num_threads(threads)
+    set_threads(threads)
     with progress("compressing") as bar:
         try:
             done = checkpoint.compress(
@@ -136,6 +150,19 @@ def run(
         print(done.to_json())
     else:
         _show(done)
+
+
+def _check_other(file: Path | None, src: Path, output: Path) -> None:
+    """Raise a ValueError if a file to be written is the source, in it, or the result."""
+    if file is None:
+        return
+    path, source, target = (Path(os.path.realpath(p)) for p in (file, src, output))
+    kept = source if source.is_dir() else source.parent
+    weights = path.suffix in (".safetensors", ".json") and path.exists() and path.parent == kept
+    if weights or path in (source, target) or target in path.parents:
+        raise ValueError(
+            f"{file} must be another file than the source, its weights and the destination"
+        )
 
 
 def _show(done: Any) -> None:
@@ -161,8 +188,9 @@ def _show(done: Any) -> None:
     out = console()
     out.print(table)
     memory = "" if done.memory is None else f", memory {shown(done.memory)}"
+    change = f"{done.ratio:.2f} times smaller" if done.ratio >= 1 else "larger"
     out.print(
-        f"{shown(done.before)} -> {shown(done.after)}: {done.ratio:.2f} times smaller, "
+        f"{shown(done.before)} -> {shown(done.after)}: {change}, "
         f"{'predicted: about' if done.dry_run else 'in'} {done.seconds:.1f} s{memory}",
         highlight=False,
     )

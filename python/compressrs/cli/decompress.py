@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressrs.cli._options import Destination, Source, Threads, progress, shown
+from compressrs.cli._options import Destination, Source, Threads, progress, set_threads, shown
 
 
 def run(src: Source, output: Destination, threads: Threads = None) -> None:
@@ -10,10 +10,9 @@ def run(src: Source, output: Destination, threads: Threads = None) -> None:
 
     compressrs decompress small.safetensors -o model.safetensors
     """
-    from compressrs import checkpoint, set_num_threads
+    from compressrs import checkpoint
 
-    if threads is not None:
-        set_num_threads(threads)
+    set_threads(threads)
     with progress("decompressing") as bar:
         n = checkpoint.decompress(src, output, progress=bar)
     print(f"{output}: {shown(n)}")

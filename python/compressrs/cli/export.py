@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from compressrs.cli._options import Destination, Source, progress
+from compressrs._checks import choice
+from compressrs.cli._options import Source, arguments, progress
 
 
 def run(
     src: Source,
-    output: Destination,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DST",
+            help="A file, which is replaced if it exists; for compressed-tensors a folder, and for "
+            "safetensors as of decompress.",
+        ),
+    ],
     to: Annotated[
         str,
         typer.Option(help="compressed-tensors, safetensors, npz, gguf-tensors or onnx."),
@@ -22,7 +33,10 @@ def run(
     compressrs export small/ -o for-vllm/ --to compressed-tensors
     """
     from compressrs import checkpoint
+    from compressrs.checkpoint.export import FORMATS
 
+    with arguments():
+        choice(to, "to", FORMATS)
     with progress("exporting") as bar:
         checkpoint.export(src, output, to, progress=bar)
     print(output)

@@ -29,8 +29,8 @@ from compressrs.quantize.tensor import QuantizedTensor
 if TYPE_CHECKING:
     from compressrs.nn import QuantizedLinear, QuantizedMultiHeadAttention
 
-Method = Literal["nearest", "mse", "hqq", "gptq", "awq", "adaround"]
-_METHODS = ("nearest", "mse", "hqq", "gptq", "awq", "adaround")
+Method = Literal["nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround"]
+_METHODS = ("nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround")
 _CALIBRATED = ("gptq", "awq", "adaround")
 #: Layers that can be quantized.
 _KINDS = (Linear, Embedding, MultiHeadAttention)
@@ -63,7 +63,7 @@ def quantize_model(
     calibration : array, or iterable of array, optional
         Inputs of the model, all at once or batch by batch (kept for all layers). Needed by
         the methods "gptq", "awq" and "adaround", and by `correct_bias`.
-    method : {"nearest", "mse", "hqq", "gptq", "awq", "adaround"}, default "nearest"
+    method : {"nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround"}, default "nearest"
         `quantize`, with scales of `mse_scale`, or the function of that name. Layers with a
         codebook use `kmeans`, or "gptq" with its levels. Embeddings are rounded to nearest by
         the methods that need calibration.

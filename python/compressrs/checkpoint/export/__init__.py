@@ -20,6 +20,9 @@ _FORMATS: dict[str, Callable[[Checkpoint, Path, Progress], None]] = {
     "onnx": onnx.write,
 }
 
+#: What `export` takes.
+FORMATS = ("safetensors", *_FORMATS)
+
 
 def export(
     src: str | os.PathLike[str],
@@ -65,7 +68,7 @@ def export(
     ModuleNotFoundError
         If the format needs a package that is not installed.
     """
-    choice(to, "to", ("safetensors", *_FORMATS))
+    choice(to, "to", FORMATS)
     src, dst = file_path(src, "src"), file_path(dst, "dst")
     if progress is not None:
         function(progress, "progress")

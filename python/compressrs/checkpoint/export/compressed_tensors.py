@@ -65,9 +65,11 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
     packed = {n for n in c if _is_packable(n, c.description(n)) and not _is_embedding(n)}
     schemes = {_scheme(c.description(n)) for n in packed}
     if len(schemes) != 1:
+        shifted = sum(c.description(n).coding in ("shifted", "scaled") for n in c)
         raise ValueError(
             "compressed-tensors needs matrices named *.weight, quantized to int4 or int8 all in "
             f"one way, got {len(schemes)} ways"
+            + (f"; {shifted} are of hqq or awq, which it has no form for" if shifted else "")
         )
     (bits, group), *_ = schemes
     form = "int-quantized" if bits == 8 and group is None else "pack-quantized"
