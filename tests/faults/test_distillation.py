@@ -300,3 +300,30 @@ def test_rows_that_do_not_exist_are_refused_by_name():
     for rows in (np.array([4]), np.ones(3, bool), "x"):
         with pytest.raises(IndexError, match="rows must select some of 4 rows"):
             kept[rows]
+
+
+def test_fit_within_fit_is_refused():
+    x, model = np.ones((8, 4), np.float32), cr.nn.Linear(4, 3, rng=0)
+    distiller = D.Distiller(
+        model,
+        np.ones((8, 3), np.float32),
+        cr.optim.Adam(model.params),
+        after_step=lambda d: d.fit(x, np.arange(8) % 3, epochs=1),
+    )
+    before = model.weight.copy()
+    with pytest.raises(RuntimeError, match="fit must not be called while it runs"):
+        distiller.fit(x, np.arange(8) % 3, epochs=2)
+    assert distiller.history == []
+    np.testing.assert_array_equal(model.weight, before)
+
+
+def test_overlapping_contexts_restore_scikit_learn():
+    mlp = pytest.importorskip("sklearn.neural_network._multilayer_perceptron")
+    own = mlp.AdamOptimizer
+    first, second = cr.optim.sklearn_mlp(), cr.optim.sklearn_mlp()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert mlp.AdamOptimizer is not own
+    second.__exit__(None, None, None)
+    assert mlp.AdamOptimizer is own

@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,6 +39,9 @@ from compressrs.train_state import TrainState, pack, unpack
 
 FORMAT = "compressrs.distiller"
 VERSION = "2"
+
+#: Distillers in an epoch. Not an attribute, which copies would have as well.
+_in_epoch: weakref.WeakSet[Distiller] = weakref.WeakSet()
 
 #: A number, or one as a function of the training step, counted from 0.
 Schedule: TypeAlias = float | Callable[[int], float]
@@ -445,6 +449,17 @@ class Distiller:
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Revert an epoch if it raises."""
+        if self in _in_epoch:
+            raise RuntimeError("fit must not be called while it runs, as from after_step")
+        _in_epoch.add(self)
+        try:
+            with self._reverting():
+                yield
+        finally:
+            _in_epoch.discard(self)
+
+    @contextlib.contextmanager
+    def _reverting(self) -> Iterator[None]:
         state = self._state()
         before = copy.deepcopy(state.state_dict())
         steps, epochs = self.step_count, len(self.history)

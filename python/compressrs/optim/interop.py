@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,11 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
+#: scikit-learn's own classes, once for each context that is active.
+_contexts: list[tuple[Any, Any]] = []
+_contexts_lock = threading.Lock()
+
+
 @contextmanager
 def sklearn_mlp() -> Iterator[None]:
     """Return a context in which scikit-learn's MLP models train with compressrs' optimizers.
@@ -77,9 +83,17 @@ def sklearn_mlp() -> Iterator[None]:
 
     from compressrs.optim import _sklearn as ours
 
-    before = mlp.AdamOptimizer, mlp.SGDOptimizer
-    mlp.AdamOptimizer, mlp.SGDOptimizer = ours.MLPAdam, ours.MLPMomentum
+    # Contexts may overlap, as those of several threads do: the last one restores.
+    with _contexts_lock:
+        if not _contexts:
+            _contexts.append((mlp.AdamOptimizer, mlp.SGDOptimizer))
+            mlp.AdamOptimizer, mlp.SGDOptimizer = ours.MLPAdam, ours.MLPMomentum
+        else:
+            _contexts.append(_contexts[0])
     try:
         yield
     finally:
-        mlp.AdamOptimizer, mlp.SGDOptimizer = before
+        with _contexts_lock:
+            before = _contexts.pop()
+            if not _contexts:
+                mlp.AdamOptimizer, mlp.SGDOptimizer = before
