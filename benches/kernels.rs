@@ -5,7 +5,8 @@ use std::hint::black_box;
 
 use compressrs_core::distill::{Axis, KdLoss, PerRow, SoftmaxOutput, Teacher, kd_loss, softmax};
 use compressrs_core::linalg::cholesky::Factor;
-use compressrs_core::linalg::gemm::{Matrix, multiply, multiply_by_transpose};
+use compressrs_core::linalg::gemm::{multiply, multiply_by_transpose};
+use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{
     Adagrad, Adam, BLOCK, Codes, Halves, MAX_STATES, Moments, Rounding, Rule, Scalars, Sgd,
@@ -15,8 +16,8 @@ use compressrs_core::prune::{Magnitude, rank};
 use compressrs_core::runtime::parallel::{self, SharedMut};
 use compressrs_core::runtime::simd::{self, Kernel};
 use compressrs_core::sparse::{
-    Csr, Dense, DenseMut, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets,
-    sddmm, to_dense, transpose,
+    Csr, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets, sddmm, to_dense,
+    transpose,
 };
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
@@ -196,21 +197,21 @@ fn csr(c: &mut Criterion) {
         let title = format!("csr {n} x {n}, {} %, {columns} columns", 100.0 * kept);
         let mut group = c.benchmark_group(title);
         group.sample_size(20).throughput(Throughput::Elements((nnz * columns) as u64));
-        let dense = Dense::row_major(&x, n, columns);
-        let turned = Dense::row_major(&x, columns, n).transposed();
+        let dense = Matrix::row_major(&x, n, columns);
+        let turned = Matrix::row_major(&x, columns, n).transposed();
         let epilogue = Epilogue::default();
         group.bench_function("A X", |b| {
-            b.iter(|| matmul(a, dense, DenseMut::row_major(&mut y, n, columns), epilogue));
+            b.iter(|| matmul(a, dense, MatrixMut::row_major(&mut y, n, columns), epilogue));
         });
         group.bench_function("X A^T", |b| {
             b.iter(|| {
-                let y = DenseMut::row_major(&mut y, columns, n).transposed();
+                let y = MatrixMut::row_major(&mut y, columns, n).transposed();
                 matmul(a, turned, y, epilogue);
             });
         });
         group.bench_function("A^T X", |b| {
             b.iter(|| {
-                matmul_transposed(a, dense, DenseMut::row_major(&mut y, n, columns), epilogue)
+                matmul_transposed(a, dense, MatrixMut::row_major(&mut y, n, columns), epilogue)
             });
         });
         group.bench_function("sddmm", |b| {

@@ -1,8 +1,9 @@
 //! Sparse conversion and products against triple loops in double precision.
 
+use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::sparse::{
-    Csr, CsrError, Dense, DenseMut, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Repeats,
-    fill, locate, matmul, matmul_transposed, row_offsets, sddmm, to_dense, transpose,
+    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Repeats, fill, locate, matmul,
+    matmul_transposed, row_offsets, sddmm, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -84,7 +85,7 @@ fn product(
     (x, y): (&[f64], &[f64]),
     (inner, rows, n): (usize, usize, usize),
     (x_order, y_order): (Order, Order),
-    multiply: impl FnOnce(Dense<'_, f64>, DenseMut<'_, f64>),
+    multiply: impl FnOnce(Matrix<'_, f64>, MatrixMut<'_, f64>),
 ) -> Vec<f64> {
     let strides = |order, rows, columns| match order {
         Order::Rows => (columns, 1),
@@ -102,7 +103,7 @@ fn product(
     };
     let (xs, ys) = (strides(x_order, inner, n), strides(y_order, rows, n));
     let (x, mut y) = (place(x, inner, xs), place(y, rows, ys));
-    multiply(Dense::new(&x, inner, n, xs.0, xs.1), DenseMut::new(&mut y, rows, n, ys.0, ys.1));
+    multiply(Matrix::new(&x, inner, n, xs.0, xs.1), MatrixMut::new(&mut y, rows, n, ys.0, ys.1));
     let at: Vec<usize> = (0..rows * n).map(|i| i / n * ys.0 + i % n * ys.1).collect();
     if matches!(y_order, Order::Strided) {
         let gaps = (0..y.len()).filter(|i| !at.contains(i));
@@ -261,7 +262,7 @@ proptest! {
         let truth: Vec<f64> =
             full.iter().zip(&w).filter(|(_, w)| **w != 0.0).map(|(x, _)| *x).collect();
         let mut out = vec![f64::NAN; truth.len()];
-        let (u, v) = (Dense::row_major(&u, m, n), Dense::row_major(&v, n, k));
+        let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
         sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
         prop_assert_eq!(&out, &truth);
     }
@@ -281,7 +282,7 @@ proptest! {
         let (u, v) = (integers(seed ^ 3, m * n, 1), integers(seed ^ 4, n * k, 1));
         let full = naive(&u, &v, (m, n, k));
         let mut out = vec![f64::NAN; owned.data.len()];
-        let (u, v) = (Dense::row_major(&u, m, n), Dense::row_major(&v, n, k));
+        let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
         sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
         for row in 0..m {
             for p in owned.row(row) {
@@ -318,7 +319,7 @@ fn check_sddmm<const R: usize, const C: usize>(owned: &Owned<i32>, n: usize, see
     let full = naive(&u, &v, (m, n, k));
     let old = integers(seed ^ 5, owned.data.len(), 1);
     let mut out = old.clone();
-    sddmm(a, Dense::row_major(&u, m, n), Dense::row_major(&v, n, k), &mut out, true);
+    sddmm(a, Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k), &mut out, true);
     for row in 0..m / R {
         for p in owned.row(row) {
             for i in 0..R * C {
@@ -353,14 +354,14 @@ fn changed_indices_are_noticed() {
         let pattern = Pattern::checked(&bad, &offsets, 2);
         let a = Csr::<_, _>::new(pattern, &data).unwrap();
         let x = [1.0f32; 4];
-        let panics = |f: &dyn Fn(DenseMut<'_, f32>)| {
+        let panics = |f: &dyn Fn(MatrixMut<'_, f32>)| {
             let mut y = [0.0; 4];
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                f(DenseMut::row_major(&mut y, 2, 2));
+                f(MatrixMut::row_major(&mut y, 2, 2));
             }))
             .is_err()
         };
-        let x = Dense::row_major(&x, 2, 2);
+        let x = Matrix::row_major(&x, 2, 2);
         assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
         assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
         assert!(panics(&|_| sddmm(a, x, x, &mut [0.0; 2], false)));
@@ -383,8 +384,8 @@ fn repeated_entries_add_up() {
     to_dense(a, &mut dense);
     assert_eq!(dense, [4.0, 3.0]);
     let mut y = [0.0];
-    let x = Dense::row_major(&[10.0, 100.0], 2, 1);
-    matmul(a, x, DenseMut::row_major(&mut y, 1, 1), Epilogue::default());
+    let x = Matrix::row_major(&[10.0, 100.0], 2, 1);
+    matmul(a, x, MatrixMut::row_major(&mut y, 1, 1), Epilogue::default());
     assert_eq!(y, [340.0]);
 }
 
@@ -404,7 +405,7 @@ fn relu_keeps_nan() {
     let a = Csr::<_, _>::new(pattern, &[f32::NAN, -1.0]).unwrap();
     let mut y = [0.0; 2];
     let epilogue = Epilogue { relu: true, ..Epilogue::default() };
-    matmul(a, Dense::row_major(&[1.0], 1, 1), DenseMut::row_major(&mut y, 2, 1), epilogue);
+    matmul(a, Matrix::row_major(&[1.0], 1, 1), MatrixMut::row_major(&mut y, 2, 1), epilogue);
     assert!(y[0].is_nan() && y[1] == 0.0);
 }
 

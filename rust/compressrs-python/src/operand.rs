@@ -1,7 +1,7 @@
 //! Dense operands of sparse products: matrices of any strides.
 
+use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::numeric::element::Float;
-use compressrs_core::sparse::{Dense, DenseMut};
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
@@ -78,7 +78,7 @@ impl<'py, 'n> Operand<'py, 'n> {
 
     /// # Safety
     /// As for [`Array::slice`].
-    pub unsafe fn dense<T: Float>(&self) -> PyResult<Dense<'_, T>> {
+    pub unsafe fn matrix<T: Float>(&self) -> PyResult<Matrix<'_, T>> {
         let Strides { row, column, extent } = self.strides()?;
         self.array.require_itemsize::<T>()?;
         let data = if extent == 0 {
@@ -88,12 +88,12 @@ impl<'py, 'n> Operand<'py, 'n> {
             // `extent` places of this size; the caller guarantees the rest.
             unsafe { std::slice::from_raw_parts(self.array.data().cast::<T>(), extent) }
         };
-        Ok(Dense::new(data, self.rows, self.columns, row, column))
+        Ok(Matrix::new(data, self.rows, self.columns, row, column))
     }
 
     /// # Safety
     /// As for [`Array::slice_mut`]; places between the elements count as used.
-    pub unsafe fn dense_mut<T: Float>(&mut self) -> PyResult<DenseMut<'_, T>> {
+    pub unsafe fn matrix_mut<T: Float>(&mut self) -> PyResult<MatrixMut<'_, T>> {
         let Strides { row, column, extent } = self.strides()?;
         self.array.require_itemsize::<T>()?;
         self.array.require_granted()?;
@@ -103,6 +103,6 @@ impl<'py, 'n> Operand<'py, 'n> {
             // SAFETY: as for `dense`; nothing else of the call uses the memory.
             unsafe { std::slice::from_raw_parts_mut(self.array.data().cast::<T>(), extent) }
         };
-        Ok(DenseMut::new(data, self.rows, self.columns, row, column))
+        Ok(MatrixMut::new(data, self.rows, self.columns, row, column))
     }
 }

@@ -339,7 +339,7 @@ impl Sparse {
             let (a, x, out, bias) = unsafe {
                 let a = self.view::<T, I, R, C>(py, &own)?;
                 let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
-                (a, x.dense::<T>()?, out.dense_mut::<T>()?, bias)
+                (a, x.matrix::<T>()?, out.matrix_mut::<T>()?, bias)
             };
             let (a, epilogue) = (a.csr()?, Epilogue { accumulate, bias, relu });
             run(py, || {
@@ -375,7 +375,7 @@ impl Sparse {
             // SAFETY: as in `matmul`.
             let (a, u, v, out) = unsafe {
                 let a = self.view::<T, I, R, C>(py, &own)?;
-                (a, u.dense::<T>()?, v.dense::<T>()?, out.slice_mut::<T>()?)
+                (a, u.matrix::<T>()?, v.matrix::<T>()?, out.slice_mut::<T>()?)
             };
             let a = a.csr()?;
             run(py, || core::sddmm(a, u, v, out, accumulate))

@@ -1,7 +1,8 @@
 //! Triangular factors of a symmetric positive definite matrix, in an order of summation
 //! that depends on nothing but its size.
 
-use crate::linalg::gemm::{Matrix, multiply};
+use crate::linalg::gemm::multiply;
+use crate::linalg::matrix::Matrix;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 

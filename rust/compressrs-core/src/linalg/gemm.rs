@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::numeric::vector::{Vector, WithVector, by_level};
 use crate::runtime::memory;
@@ -23,64 +24,6 @@ const SQUARE: usize = 32;
 
 /// Elements worth packing by a task of their own.
 const PACKED: usize = 64 * 1024;
-
-/// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a, T: Float> Matrix<'a, T> {
-    /// Rows one after another.
-    ///
-    /// # Panics
-    /// If `data` is not of this size.
-    pub fn row_major(data: &'a [T], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns);
-        Matrix { data, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    /// A part of the matrix.
-    ///
-    /// # Panics
-    /// If it reaches beyond the matrix.
-    pub fn block(self, rows: Range<usize>, columns: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= self.rows);
-        assert!(columns.start <= columns.end && columns.end <= self.columns);
-        let first = rows.start * self.row_stride + columns.start * self.column_stride;
-        let data = if rows.is_empty() || columns.is_empty() { &[] } else { &self.data[first..] };
-        Matrix { data, rows: rows.len(), columns: columns.len(), ..self }
-    }
-
-    /// The transpose; nothing moves.
-    pub fn transposed(self) -> Self {
-        Matrix {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Its elements, row by row.
-    pub fn to_vec(self) -> Vec<T> {
-        let mut elements = memory::with_capacity(memory::product(self.rows, self.columns));
-        for i in 0..self.rows {
-            elements.extend((0..self.columns).map(|j| self.at(i, j)));
-        }
-        elements
-    }
-
-    #[inline(always)]
-    fn at(&self, i: usize, j: usize) -> T {
-        self.data[i * self.row_stride + j * self.column_stride]
-    }
-}
 
 /// `out = alpha a b + beta c`, where `(beta, c)` is `add`; `c` and `out` are in
 /// row-major order.
@@ -117,7 +60,7 @@ pub fn multiply_by_transpose<T: Float>(
     out: &mut [T],
 ) {
     product(alpha, a, a.transposed(), matrix(add), Part::RightOfDiagonal, out);
-    mirror(out, a.rows);
+    mirror(out, a.rows());
 }
 
 fn matrix<T>(add: Option<(T, &[T])>) -> Add<'_, T> {
@@ -160,12 +103,12 @@ fn product<T: Float>(
     part: Part,
     out: &mut [T],
 ) {
-    assert_eq!(a.columns, b.rows);
-    assert_eq!(out.len(), a.rows * b.columns);
+    assert_eq!(a.columns(), b.rows());
+    assert_eq!(out.len(), a.rows() * b.columns());
     match add {
         Add::Nothing => {}
         Add::Matrix(_, c) => assert_eq!(c.len(), out.len()),
-        Add::Row(row) => assert_eq!(row.len(), b.columns),
+        Add::Row(row) => assert_eq!(row.len(), b.columns()),
     }
     by_level(Product { alpha, a, b, add, part, out });
 }
@@ -200,7 +143,7 @@ impl<T: Float> WithVector<T> for Product<'_, T> {
     #[inline(always)]
     fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
         let Product { alpha, a, b, add, part: of, out } = self;
-        let (rows, inner, columns) = (a.rows, a.columns, b.columns);
+        let (rows, inner, columns) = (a.rows(), a.columns(), b.columns());
         let width = 2 * V::LANES;
         // Panels of `b`, each read from the first to the last byte.
         let panels = columns.div_ceil(width);
@@ -214,18 +157,18 @@ impl<T: Float> WithVector<T> for Product<'_, T> {
                 let lines = unsafe { lines.slice(panel * size..(panel + 1) * size) };
                 let left = panel * width;
                 let here = width.min(columns - left);
-                if b.column_stride == 1 {
+                if b.column_stride() == 1 {
                     for (k, line) in lines.chunks_exact_mut(width).enumerate() {
-                        copy(&b.data[k * b.row_stride + left..][..here], line, width);
+                        copy(&b.data()[k * b.row_stride() + left..][..here], line, width);
                     }
                     continue;
                 }
                 for (block, lines) in lines.chunks_mut(SQUARE * width).enumerate() {
                     // Down the columns, as a transpose lies in memory.
                     for l in 0..here {
-                        let column = (left + l) * b.column_stride;
+                        let column = (left + l) * b.column_stride();
                         for (k, line) in lines.chunks_exact_mut(width).enumerate() {
-                            line[l] = b.data[(block * SQUARE + k) * b.row_stride + column];
+                            line[l] = b.data()[(block * SQUARE + k) * b.row_stride() + column];
                         }
                     }
                 }
@@ -262,7 +205,7 @@ impl<T: Float> WithVector<T> for Strip<'_, T> {
     #[inline(always)]
     fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
         let Strip { alpha, a, packed, add, out, columns, diagonal } = self;
-        let (rows, inner) = (a.rows, a.columns);
+        let (rows, inner) = (a.rows(), a.columns());
         let width = 2 * V::LANES;
         let mut lines = memory::zeroed::<[T; R]>(rows.div_ceil(R) * DEPTH.min(inner));
         // The results of a tile, whole even where the matrix ends in it.
@@ -348,15 +291,15 @@ fn pack<T: Float, const R: usize>(
         return;
     }
     for r in 0..R {
-        let row = (top + r).min(a.rows - 1) * a.row_stride;
-        if a.column_stride == 1 {
-            let row = &a.data[row + first..][..lines.len()];
+        let row = (top + r).min(a.rows() - 1) * a.row_stride();
+        if a.column_stride() == 1 {
+            let row = &a.data()[row + first..][..lines.len()];
             for (line, x) in lines.iter_mut().zip(row) {
                 line[r] = *x;
             }
         } else {
             for (k, line) in lines.iter_mut().enumerate() {
-                line[r] = a.data[row + (first + k) * a.column_stride];
+                line[r] = a.data()[row + (first + k) * a.column_stride()];
             }
         }
     }

@@ -2,4 +2,5 @@
 
 pub mod cholesky;
 pub mod gemm;
+pub mod matrix;
 pub mod obs;

@@ -6,7 +6,8 @@
 //! `-(w_j - v_j) / U_jj U_j`, where `U` is the upper triangular factor of the inverse
 //! Hessian, `inverse(X' X) = U' U`; what is lost then is `((w_j - v_j) / U_jj)^2`.
 
-use crate::linalg::gemm::{Matrix, multiply};
+use crate::linalg::gemm::multiply;
+use crate::linalg::matrix::Matrix;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};

@@ -2,7 +2,8 @@
 
 use super::GRAIN_ELEMENTS;
 use crate::distill::{Axis, PerRow, SoftmaxOutput, softmax};
-use crate::linalg::gemm::{Matrix, multiply};
+use crate::linalg::gemm::multiply;
+use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::numeric::lanes::sum_tree;
 use crate::runtime::parallel::{self, SharedMut};

@@ -1,6 +1,7 @@
 //! What pruning asks of the inputs of a layer: sums over their rows, in double precision.
 
-use crate::linalg::gemm::{Matrix, multiply_by_transpose};
+use crate::linalg::gemm::multiply_by_transpose;
+use crate::linalg::matrix::Matrix;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::zip_into;
 use crate::runtime::memory;

@@ -1,7 +1,9 @@
-//! Dense matrices of any strides, and their row-major form.
+//! What sparse products make of dense matrices: rows that can be read a vector at a time,
+//! and outputs that tasks write blocks of.
 
 use std::ops::{Deref, Range};
 
+use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -14,106 +16,38 @@ const GRAIN_ELEMENTS: usize = 64 * 1024;
 /// Side of the squares in which a transposing copy goes.
 const TILE_SIDE: usize = 16;
 
-/// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Dense<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-/// Length of the buffer that a matrix of these strides reaches into.
-fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> Option<usize> {
-    if rows == 0 || columns == 0 {
-        return Some(0);
-    }
-    let last_row = (rows - 1).checked_mul(row_stride)?;
-    let last_column = (columns - 1).checked_mul(column_stride)?;
-    last_row.checked_add(last_column)?.checked_add(1)
-}
-
-impl<'a, T: Float> Dense<'a, T> {
-    /// Describes a matrix.
-    ///
-    /// # Panics
-    /// If it reaches beyond `data`.
-    pub fn new(
-        data: &'a [T],
-        rows: usize,
-        columns: usize,
-        row_stride: usize,
-        column_stride: usize,
-    ) -> Self {
-        let extent = extent(rows, columns, row_stride, column_stride);
-        assert!(extent.is_some_and(|n| n <= data.len()), "a matrix beyond its buffer");
-        Dense { data, rows, columns, row_stride, column_stride }
-    }
-
-    /// Rows one after another.
-    pub fn row_major(data: &'a [T], rows: usize, columns: usize) -> Self {
-        Dense::new(data, rows, columns, columns, 1)
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// The transpose; nothing moves.
-    pub fn transposed(self) -> Self {
-        Dense {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Some of the columns.
-    pub(super) fn columns_range(self, columns: Range<usize>) -> Self {
-        let start = (columns.start * self.column_stride).min(self.data.len());
-        Dense { data: &self.data[start..], columns: columns.len(), ..self }
-    }
-
+impl<'a, T: Float> Matrix<'a, T> {
     /// The matrix as rows that can be read `width` elements at a time, filled up
     /// with zeros: borrowed where it is stored so, unless it is to be aligned to the
     /// lines of the cache and is not.
     pub(super) fn to_rows(self, width: usize, align: bool) -> Rows<'a, T> {
         if width == 0 {
-            return Rows { data: Cells::Borrowed(&[]), count: self.rows, stride: 0 };
+            return Rows { data: Cells::Borrowed(&[]), count: self.rows(), stride: 0 };
         }
-        let stored = self.columns == width && (self.column_stride == 1 || width == 1);
+        let stored = self.columns() == width && (self.column_stride() == 1 || width == 1);
         let line = width * size_of::<T>();
-        let aligned =
-            self.data.as_ptr().addr().is_multiple_of(LINE.min(line)) && self.row_stride == width;
+        let aligned = self.data().as_ptr().addr().is_multiple_of(LINE.min(line))
+            && self.row_stride() == width;
         // A vector's elements follow one another, so that finding one takes no product.
-        if stored && if width == 1 { self.row_stride == 1 } else { aligned || !align } {
+        if stored && if width == 1 { self.row_stride() == 1 } else { aligned || !align } {
             return Rows {
-                data: Cells::Borrowed(self.data),
-                count: self.rows,
-                stride: self.row_stride,
+                data: Cells::Borrowed(self.data()),
+                count: self.rows(),
+                stride: self.row_stride(),
             };
         }
-        let mut buffer = Scratch::new(memory::product(self.rows, width));
+        let mut buffer = Scratch::new(memory::product(self.rows(), width));
         let shared = SharedMut::new(&mut buffer);
-        parallel::for_each(0..self.rows, GRAIN_ELEMENTS.div_ceil(width), TILE_SIDE, |rows| {
+        parallel::for_each(0..self.rows(), GRAIN_ELEMENTS.div_ceil(width), TILE_SIDE, |rows| {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of
             // rows do not overlap.
             let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
-            if self.columns < width {
+            if self.columns() < width {
                 part.fill(T::zero());
             }
             self.copy_rows(rows, part, width);
         });
-        Rows { data: Cells::Owned(buffer), count: self.rows, stride: width }
+        Rows { data: Cells::Owned(buffer), count: self.rows(), stride: width }
     }
 
     /// Copies `rows` to `out`, whose rows start `width` elements apart.
@@ -163,7 +97,7 @@ impl<T: Float> Rows<'_, T> {
         self.count
     }
 
-    /// The `width` elements of a row, as many as [`Dense::to_rows`] was asked for.
+    /// The `width` elements of a row, as many as [`Matrix::to_rows`] was asked for.
     ///
     /// # Safety
     /// There must be such a row, and it must be as wide.
@@ -227,7 +161,7 @@ impl<'a, T: Float, const W: usize> RowsView<'a, T, W> {
 /// Copies rows to contiguous ones, tile by tile, since one side of the copy is
 /// strided.
 struct CopyRows<'a, 'b, T> {
-    source: &'b Dense<'a, T>,
+    source: &'b Matrix<'a, T>,
     rows: Range<usize>,
     out: &'b mut [T],
     width: usize,
@@ -241,15 +175,17 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
         let CopyRows { source, rows, out, width } = self;
         for top in rows.clone().step_by(TILE_SIDE) {
             let bottom = rows.end.min(top + TILE_SIDE);
-            for left in (0..source.columns).step_by(TILE_SIDE) {
-                let right = source.columns.min(left + TILE_SIDE);
+            for left in (0..source.columns()).step_by(TILE_SIDE) {
+                let right = source.columns().min(left + TILE_SIDE);
                 let start = (top - rows.start) * width + left;
-                if source.row_stride == 1 && bottom - top == TILE_SIDE && right - left == TILE_SIDE
+                if source.row_stride() == 1
+                    && bottom - top == TILE_SIDE
+                    && right - left == TILE_SIDE
                 {
-                    let first = top + left * source.column_stride;
+                    let first = top + left * source.column_stride();
                     transpose_tile(
-                        &source.data[first..],
-                        source.column_stride,
+                        &source.data()[first..],
+                        source.column_stride(),
                         &mut out[start..],
                         width,
                     );
@@ -258,7 +194,7 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
                 for i in top..bottom {
                     for j in left..right {
                         out[start + (i - top) * width + j - left] =
-                            source.data[i * source.row_stride + j * source.column_stride];
+                            source.data()[i * source.row_stride() + j * source.column_stride()];
                     }
                 }
             }
@@ -282,82 +218,22 @@ fn transpose_tile<T: Float>(source: &[T], source_stride: usize, out: &mut [T], o
     }
 }
 
-/// A dense matrix to write to; see [`Dense`].
-///
-/// Different `(i, j)` must be different elements, which [`DenseMut::new`] checks.
-pub struct DenseMut<'a, T> {
-    data: &'a mut [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a, T: Float> DenseMut<'a, T> {
-    /// Describes a matrix.
-    ///
-    /// # Panics
-    /// If it reaches beyond `data`, or elements share memory.
-    pub fn new(
-        data: &'a mut [T],
-        rows: usize,
-        columns: usize,
-        row_stride: usize,
-        column_stride: usize,
-    ) -> Self {
-        let extent = extent(rows, columns, row_stride, column_stride);
-        assert!(extent.is_some_and(|n| n <= data.len()), "a matrix beyond its buffer");
-        let empty = rows == 0 || columns == 0;
-        let disjoint = rows <= 1
-            || columns <= 1
-            || (column_stride > 0 && row_stride > (columns - 1) * column_stride)
-            || (row_stride > 0 && column_stride > (rows - 1) * row_stride);
-        let spread = (rows <= 1 || row_stride > 0) && (columns <= 1 || column_stride > 0);
-        assert!(empty || disjoint && spread, "elements of an output share memory");
-        DenseMut { data, rows, columns, row_stride, column_stride }
-    }
-
-    /// Rows one after another.
-    pub fn row_major(data: &'a mut [T], rows: usize, columns: usize) -> Self {
-        DenseMut::new(data, rows, columns, columns, 1)
-    }
-
-    /// The transpose; nothing moves.
-    pub fn transposed(self) -> Self {
-        DenseMut {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
+impl<'a, T: Float> MatrixMut<'a, T> {
     /// The same, for tasks that write to different elements.
-    pub(super) fn share(self) -> SharedDense<'a, T> {
-        let DenseMut { data, rows: _, columns: _, row_stride, column_stride } = self;
-        SharedDense { data: SharedMut::new(data), row_stride, column_stride }
+    pub(super) fn share(self) -> SharedMatrix<'a, T> {
+        let (data, row_stride, column_stride) = self.into_parts();
+        SharedMatrix { data: SharedMut::new(data), row_stride, column_stride }
     }
 }
 
 /// A dense matrix that tasks write blocks of.
-pub(super) struct SharedDense<'a, T> {
+pub(super) struct SharedMatrix<'a, T> {
     data: SharedMut<'a, T>,
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<T: Float> SharedDense<'_, T> {
+impl<T: Float> SharedMatrix<'_, T> {
     /// Reads the first `width` elements of a block's rows, from row `top` and column
     /// `left` on.
     ///

@@ -1,6 +1,6 @@
 //! What is done with a product while it is in the cache.
 
-use super::dense::SharedDense;
+use super::dense::SharedMatrix;
 use crate::numeric::element::Float;
 
 /// What a product is to become, element by element: `sum`, the product, is in this
@@ -23,7 +23,7 @@ impl<T: Float> Epilogue<'_, T> {
     #[inline(always)]
     pub(super) unsafe fn begin<const W: usize>(
         &self,
-        y: &SharedDense<'_, T>,
+        y: &SharedMatrix<'_, T>,
         at: (usize, usize),
         width: usize,
         sums: &mut [[T; W]],
@@ -42,7 +42,7 @@ impl<T: Float> Epilogue<'_, T> {
     #[inline(always)]
     pub(super) unsafe fn end<const W: usize>(
         &self,
-        y: &SharedDense<'_, T>,
+        y: &SharedMatrix<'_, T>,
         at: (usize, usize),
         width: usize,
         sums: &mut [[T; W]],

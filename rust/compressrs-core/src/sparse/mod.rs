@@ -16,7 +16,6 @@ mod spmm_transposed;
 
 pub use convert::{Keep, Transpose, fill, row_offsets, to_dense, transpose};
 pub use csr::{Csr, CsrError, Index, Indices, Offsets, Pattern};
-pub use dense::{Dense, DenseMut};
 pub use epilogue::Epilogue;
 pub use locate::{NOWHERE, Repeats, locate};
 pub use sddmm::sddmm;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::csr::{Index, Pattern};
-use super::dense::{Dense, Rows};
+use super::dense::Rows;
+use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;
 
 /// Bytes of a tile: the least, which stays in the first level of cache, and the most,
@@ -28,7 +29,7 @@ pub(super) struct Panel<'a, T: Float> {
 
 /// Cuts a matrix into panels of `widest`, or 128, 64 or 32 bytes, or of one column if it
 /// has but one. `pack` copies what is not aligned to the lines of the cache.
-pub(super) fn panels<T: Float>(x: Dense<'_, T>, widest: usize, pack: bool) -> Vec<Panel<'_, T>> {
+pub(super) fn panels<T: Float>(x: Matrix<'_, T>, widest: usize, pack: bool) -> Vec<Panel<'_, T>> {
     let mut panels = Vec::new();
     let mut left = 0;
     while left < x.columns() {
@@ -44,7 +45,7 @@ pub(super) fn panels<T: Float>(x: Dense<'_, T>, widest: usize, pack: bool) -> Ve
             padded
         };
         let width = rest.min(padded);
-        let rows = x.columns_range(left..left + width).to_rows(padded, pack);
+        let rows = x.block(0..x.rows(), left..left + width).to_rows(padded, pack);
         panels.push(Panel { rows, left, width, padded });
         left += width;
     }

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::csr::{Csr, Index, Indices, Pattern};
-use super::dense::{Dense, Rows};
+use super::dense::Rows;
 use super::panel::tile_height;
+use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::runtime::parallel::SharedMut;
 use crate::runtime::simd::{self, Kernel};
@@ -31,8 +32,8 @@ const ROW_BLOCK: usize = 64;
 /// If the shapes do not fit, or an index is out of range.
 pub fn sddmm<T: Float, I: Index, const R: usize, const C: usize>(
     a: Csr<'_, T, I, R, C>,
-    u: Dense<'_, T>,
-    v: Dense<'_, T>,
+    u: Matrix<'_, T>,
+    v: Matrix<'_, T>,
     out: &mut [T],
     accumulate: bool,
 ) {

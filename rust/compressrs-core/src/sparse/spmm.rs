@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use super::csr::{Csr, Index, Indices, Offsets, Pattern};
-use super::dense::{Dense, DenseMut, RowsView, SharedDense};
+use super::dense::{RowsView, SharedMatrix};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
+use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::scratch::Scratch;
@@ -48,8 +49,8 @@ const LONGEST: usize = 32 * 1024;
 /// If the shapes do not fit, or an index of `a` is out of range.
 pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
     a: Csr<'_, T, I, R, C>,
-    x: Dense<'_, T>,
-    y: DenseMut<'_, T>,
+    x: Matrix<'_, T>,
+    y: MatrixMut<'_, T>,
     epilogue: Epilogue<'_, T>,
 ) {
     assert_eq!((a.rows(), a.columns()), (y.rows(), x.rows()));
@@ -81,7 +82,7 @@ struct LongRow<T> {
 
 fn long_rows<T: Float, I: Index, const R: usize, const C: usize>(
     a: Csr<'_, T, I, R, C>,
-    x: Dense<'_, T>,
+    x: Matrix<'_, T>,
 ) -> Vec<LongRow<T>> {
     let pattern = a.pattern();
     if pattern.entries() <= LONGEST {
@@ -94,7 +95,7 @@ fn long_rows<T: Float, I: Index, const R: usize, const C: usize>(
         let parts = a.piece(entries, &offsets);
         let columns = x.columns();
         let mut sums = memory::zeroed(memory::product(parts.rows(), columns));
-        let y = DenseMut::row_major(&mut sums, parts.rows(), columns);
+        let y = MatrixMut::row_major(&mut sums, parts.rows(), columns);
         matmul(parts, x, y, Epilogue::default());
         let (total, rest) = sums.split_at_mut(R * columns);
         for part in rest.chunks(R * columns) {
@@ -117,7 +118,7 @@ struct Task<'a, T, I> {
     /// The values of their entries.
     values: &'a [T],
     long: &'a [LongRow<T>],
-    y: &'a SharedDense<'a, T>,
+    y: &'a SharedMatrix<'a, T>,
     epilogue: Epilogue<'a, T>,
 }
 

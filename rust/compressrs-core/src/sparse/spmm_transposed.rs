@@ -8,10 +8,11 @@
 use std::ops::Range;
 
 use super::csr::{Csr, Index, Indices};
-use super::dense::{Dense, DenseMut, RowsView, SharedDense};
+use super::dense::{RowsView, SharedMatrix};
 use super::epilogue::Epilogue;
 use super::panel::{Panel, panels, tile_height};
 use super::spmm::{GRAIN_CYCLES, GROUP, ROW_BLOCK, panel_bytes};
+use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -33,8 +34,8 @@ const PIECES: usize = 8;
 /// If the shapes do not fit, or an index of `a` is out of range.
 pub fn matmul_transposed<T: Float, I: Index, const R: usize, const C: usize>(
     a: Csr<'_, T, I, R, C>,
-    x: Dense<'_, T>,
-    y: DenseMut<'_, T>,
+    x: Matrix<'_, T>,
+    y: MatrixMut<'_, T>,
     epilogue: Epilogue<'_, T>,
 ) {
     assert_eq!((a.columns(), a.rows()), (y.rows(), x.rows()));
@@ -63,7 +64,7 @@ pub fn matmul_transposed<T: Float, I: Index, const R: usize, const C: usize>(
 struct Product<'a, T: Float, I, const R: usize, const C: usize> {
     a: Csr<'a, T, I, R, C>,
     panel: &'a Panel<'a, T>,
-    y: &'a SharedDense<'a, T>,
+    y: &'a SharedMatrix<'a, T>,
     epilogue: Epilogue<'a, T>,
     pieces: usize,
 }
@@ -243,7 +244,7 @@ struct Finish<'a, T: Float, const W: usize> {
     parts: usize,
     /// First column and number of columns of the panel.
     panel: (usize, usize),
-    y: &'a SharedDense<'a, T>,
+    y: &'a SharedMatrix<'a, T>,
     epilogue: Epilogue<'a, T>,
     rows: Range<usize>,
 }

@@ -1,6 +1,7 @@
 //! Affine layers: forward and backward.
 
-use compressrs_core::linalg::gemm::{self, Matrix};
+use compressrs_core::linalg::gemm;
+use compressrs_core::linalg::matrix::Matrix;
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
