@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::super::softmax::{SoftmaxOutput, softmax_tile};
 use super::super::tile::{LANES, TILE_ROWS, broadcast, max_of, transpose, transpose_back, update};
 use super::super::wide::Wide;
-use super::hard::PerClass;
-use super::{KdLoss, Teacher, TopK, UNLABELLED, Weights};
+use super::loss::{KdLoss, Teacher, TopK, Weights};
+use super::rows::{PerClass, Tile, add};
 use crate::numeric::element::{Element, Float};
 use crate::runtime::memory;
 use crate::runtime::scratch::Scratch;
@@ -58,19 +58,6 @@ impl<C: Float> Kernel for Block<'_, C> {
     fn run(self) {
         if self.transposed { self.run_transposed() } else { self.run_rows() }
     }
-}
-
-/// A few rows as a tile, and what is known of them.
-pub(super) struct Tile<'a, C, const R: usize> {
-    pub what: &'a KdLoss<'a>,
-    pub weights: Weights,
-    pub per_class: &'a PerClass<C>,
-    /// The first row's number in the batch, and how many there are.
-    pub first: usize,
-    pub rows: usize,
-    /// The student's logits, and the largest of each row.
-    pub s: &'a [C],
-    pub top: [C; R],
 }
 
 impl<C: Float> Block<'_, C> {
@@ -215,32 +202,6 @@ impl<C: Float> Workspace<C> {
 }
 
 impl<C: Float, const R: usize> Tile<'_, C, R> {
-    /// Where a tile has a class of a row.
-    #[inline(always)]
-    pub(super) fn at(class: usize, row: usize) -> usize {
-        if R == 1 { class } else { class * LANES + row }
-    }
-
-    /// Weight of a row.
-    #[inline(always)]
-    pub(super) fn weight(&self, row: usize) -> f64 {
-        match self.what.sample_weights {
-            Some(v) => v[(self.first + row).min(v.len() - 1)],
-            None => 1.0,
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn label(&self, row: usize) -> Option<usize> {
-        let labels = self.what.labels?;
-        labels.get(self.first + row).copied().filter(|&label| label != UNLABELLED)
-    }
-
-    #[inline(always)]
-    pub(super) fn temperatures(&self) -> [f64; R] {
-        std::array::from_fn(|r| self.what.temperature.of(self.first + r))
-    }
-
     /// `t = ln mean softmax(z / T)` over the members that `load` puts into `z`.
     #[inline(always)]
     fn average(
@@ -317,15 +278,4 @@ impl<C: Float> Tile<'_, C, 1> {
         }
         self.finish([loss], hard, grad)[0]
     }
-}
-
-/// `grad += factor x`
-#[inline(always)]
-pub(super) fn add<C: Float, const R: usize>(grad: &mut [C], x: &[C], factor: [f64; R]) {
-    let factor = broadcast(factor.map(C::from_f64));
-    update(grad, [x], |g, [x]| {
-        for l in 0..LANES {
-            g[l] = factor[l].mul_add(x[l], g[l]);
-        }
-    });
 }

@@ -6,8 +6,8 @@
 //! `KL(p || q) = ln(1 + m + f) - m`, without a difference of numbers near 1.
 
 use super::super::tile::{LANES, Line, broadcast, fold};
-use super::Divergence;
-use super::soft::{Pair, not_below_0};
+use super::loss::Divergence;
+use super::pair::{Pair, not_below_0};
 use crate::numeric::element::Float;
 
 /// Below this divergence a row is computed here: where the sums of the compute type

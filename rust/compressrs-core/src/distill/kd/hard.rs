@@ -1,31 +1,9 @@
 //! The hard term: cross-entropy with labels, smoothing and weights.
 
 use super::super::tile::{LANES, broadcast, by_row, map_reduce, update};
-use super::KdLoss;
-use super::block::Tile;
+use super::loss::KdLoss;
+use super::rows::Tile;
 use crate::numeric::element::Float;
-use crate::runtime::memory;
-
-/// The weights of classes, laid out as the tiles of logits are, for label
-/// smoothing; empty without.
-pub(super) struct PerClass<C> {
-    weights: Vec<C>,
-    /// The sum of the weights.
-    total: f64,
-}
-
-impl<C: Float> PerClass<C> {
-    pub fn new(what: &KdLoss<'_>, times: usize) -> Self {
-        if what.label_smoothing == 0.0 || !what.is_hard() {
-            return PerClass { weights: vec![], total: 0.0 };
-        }
-        let weight = |class| what.class_weights.map_or(1.0, |w: &[f64]| w[class]);
-        let all = (0..what.classes).map(weight);
-        let mut weights = memory::with_capacity(memory::product(what.classes, times));
-        weights.extend(all.clone().flat_map(|w| std::iter::repeat_n(C::from_f64(w), times)));
-        PerClass { total: all.sum(), weights }
-    }
-}
 
 /// What the hard term adds to the loss of each row, and how its gradient is made of
 /// the exponentials of the logits less the largest.

@@ -3,11 +3,13 @@
 mod block;
 mod close;
 mod hard;
+mod loss;
+mod pair;
+mod rows;
 mod soft;
 mod top_k;
 
 use super::GRAIN_ELEMENTS;
-use super::softmax::PerRow;
 use super::tile::{LANES, MAX_TRANSPOSED, TILE_ROWS};
 use super::wide::{MAX_SINGLE_TEMPERATURE, Wide, from_double, is_single, to_double};
 use crate::numeric::element::Element;
@@ -17,78 +19,11 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd;
 use block::{Block, Source};
-use hard::PerClass;
+use loss::Weights;
+use rows::PerClass;
 
-pub use top_k::{TopK, top_k};
-
-/// The label of a row that has none.
-pub const UNLABELLED: usize = usize::MAX;
-
-/// What measures how far the student's distribution `q` is from the teacher's `p`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Divergence {
-    /// `KL(p || q)`
-    ForwardKl,
-    /// `KL(q || p)`
-    ReverseKl,
-    /// `KL(p || m) / 2 + KL(q || m) / 2` with `m = (p + q) / 2`
-    JensenShannon,
-    /// Decoupled (arXiv 2203.08679): `alpha` times the divergence of the label's
-    /// probability against that of all others, `beta` times that among the others.
-    Decoupled {
-        /// Weight of the target class.
-        alpha: f64,
-        /// Weight of the others.
-        beta: f64,
-    },
-}
-
-/// What the teacher says of each row.
-#[derive(Clone, Debug)]
-pub enum Teacher<'a, T> {
-    /// Logits.
-    Logits(&'a [T]),
-    /// Probabilities at `T = 1`: their logarithms are logits.
-    Probabilities(&'a [T]),
-    /// Logits of several teachers, whose probabilities at the temperature are averaged.
-    Ensemble(Vec<&'a [T]>),
-    /// The largest logits, and what the others come to.
-    TopK(TopK<'a>),
-}
-
-/// How the losses of rows become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduction {
-    /// Each term is the weighted mean over the rows that have it.
-    Mean,
-    /// Their sum; also for losses that stay apart.
-    Sum,
-}
-
-/// What [`kd_loss`] computes.
-#[derive(Clone, Copy, Debug)]
-pub struct KdLoss<'a> {
-    /// Length of a row.
-    pub classes: usize,
-    /// Temperature of both softmaxes in the soft term.
-    pub temperature: PerRow<'a>,
-    /// What the soft term measures.
-    pub divergence: Divergence,
-    /// Whether logits are divided by their standard deviation first (arXiv 2403.01427).
-    pub standardize: bool,
-    /// Weight of the soft term; `1 - alpha` is that of the hard term.
-    pub alpha: f64,
-    /// The class of each row, or [`UNLABELLED`].
-    pub labels: Option<&'a [usize]>,
-    /// Part of the label's weight that all classes share.
-    pub label_smoothing: f64,
-    /// Weight of each class in the hard term.
-    pub class_weights: Option<&'a [f64]>,
-    /// Weight of each row in both terms.
-    pub sample_weights: Option<&'a [f64]>,
-    /// How rows become one number.
-    pub reduction: Reduction,
-}
+pub use loss::{Divergence, KdLoss, Reduction, Teacher, TopK, UNLABELLED};
+pub use top_k::top_k;
 
 /// For each row what it adds to the loss, and the gradient of their sum:
 ///
@@ -218,60 +153,4 @@ fn kd_loss_in_double<T: Element>(
     let mut found = memory::zeroed(grad.len());
     kd_loss::<f64>(what, &to_double(student), &teacher, losses, &mut found);
     from_double(&found, grad);
-}
-
-/// What the soft and the hard term of a row count, before its own weight.
-#[derive(Clone, Copy)]
-struct Weights {
-    soft: f64,
-    hard: f64,
-}
-
-impl Weights {
-    fn new(what: &KdLoss<'_>, rows: usize) -> Self {
-        let (mut soft, mut hard) = (1.0, 1.0);
-        if what.reduction == Reduction::Mean {
-            let weight = |row| what.sample_weights.map_or(1.0, |v| v[row]);
-            soft = (0..rows).map(weight).sum();
-            hard = (0..rows)
-                .filter_map(|row| {
-                    let label = what.label(row)?;
-                    Some(weight(row) * what.class_weights.map_or(1.0, |w| w[label]))
-                })
-                .sum();
-        }
-        // Where no row counts, there is nothing to take the mean of.
-        let share = |part: f64, total: f64| if total > 0.0 { part / total } else { 0.0 };
-        Weights { soft: share(what.alpha, soft), hard: share(1.0 - what.alpha, hard) }
-    }
-}
-
-impl KdLoss<'_> {
-    /// The mean of the soft term alone, by forward KL.
-    pub fn soft(classes: usize, temperature: f64) -> Self {
-        KdLoss {
-            classes,
-            temperature: PerRow::All(temperature),
-            divergence: Divergence::ForwardKl,
-            standardize: false,
-            alpha: 1.0,
-            labels: None,
-            label_smoothing: 0.0,
-            class_weights: None,
-            sample_weights: None,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    fn label(&self, row: usize) -> Option<usize> {
-        self.labels.map(|labels| labels[row]).filter(|&label| label != UNLABELLED)
-    }
-
-    fn is_soft(&self) -> bool {
-        self.alpha != 0.0
-    }
-
-    fn is_hard(&self) -> bool {
-        self.alpha != 1.0
-    }
 }

@@ -11,51 +11,15 @@ use super::super::GRAIN_ELEMENTS;
 use super::super::softmax::PerRow;
 use super::super::tile::{LANES, broadcast, map_reduce, max_of, update};
 use super::super::wide::wide_len;
-use super::block::Tile;
 use super::close::{SMALL, exponential_rest};
+use super::loss::TopK;
+use super::rows::Tile;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::convert_into;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
-
-/// The largest logits of each row, in compressed rows.
-#[derive(Clone, Copy, Debug)]
-pub struct TopK<'a> {
-    /// The logits.
-    pub values: &'a [f64],
-    /// Their classes, ascending in each row.
-    pub classes: &'a [i32],
-    /// Where each row begins, and the last ends.
-    pub offsets: &'a [usize],
-    /// `ln sum exp(z / T)` over the classes that are not there; -inf for none.
-    pub rest: &'a [f64],
-}
-
-impl TopK<'_> {
-    /// Whether classes ascend in each row and are in range.
-    pub fn is_valid(&self, rows: usize, classes: usize) -> bool {
-        self.values.len() == self.classes.len()
-            && self.offsets.len() == rows + 1
-            && self.rest.len() == rows
-            && self.offsets[0] == 0
-            && self.offsets[rows] == self.values.len()
-            && self.offsets.windows(2).all(|w| {
-                w[0] <= w[1]
-                    && self.classes.get(w[0]..w[1]).is_some_and(|row| {
-                        row.windows(2).all(|c| c[0] < c[1])
-                            && row.first().is_none_or(|&c| c >= 0)
-                            && row.last().is_none_or(|&c| (c as usize) < classes)
-                    })
-            })
-    }
-
-    fn row(&self, row: usize) -> (&[f64], &[i32], f64) {
-        let part = self.offsets[row]..self.offsets[row + 1];
-        (&self.values[part.clone()], &self.classes[part], self.rest[row])
-    }
-}
 
 /// `ln(exp(rest) + sum exp(x))`
 #[inline(always)]
