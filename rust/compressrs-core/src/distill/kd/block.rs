@@ -230,6 +230,20 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
         }
     }
 
+    /// The gradient and the losses of the hard term without a soft one.
+    #[inline(always)]
+    fn hard_alone(&self, grad: &mut [C]) -> [f64; R] {
+        let sums = self.plain(grad);
+        let hard = self.hard(sums);
+        let factor = broadcast(hard.factor.map(C::from_f64));
+        update(grad, [], |g, []| {
+            for l in 0..LANES {
+                g[l] = factor[l] * g[l];
+            }
+        });
+        self.finish([0.0; R], Some(hard), grad)
+    }
+
     /// Writes the gradient and returns the loss of each row. The teacher's logits `t`
     /// are divided by the temperature, unless that has been done.
     #[inline(always)]
@@ -241,15 +255,7 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
         workspace: &mut Workspace<C>,
     ) -> [f64; R] {
         if !self.what.is_soft() {
-            let sums = self.plain(grad);
-            let hard = self.hard(sums);
-            let factor = broadcast(hard.factor.map(C::from_f64));
-            update(grad, [], |g, []| {
-                for l in 0..LANES {
-                    g[l] = factor[l] * g[l];
-                }
-            });
-            return self.finish([0.0; R], Some(hard), grad);
+            return self.hard_alone(grad);
         }
         let hard = self.what.is_hard().then(|| {
             let sums = self.plain(&mut workspace.plain);
@@ -266,7 +272,7 @@ impl<C: Float> Tile<'_, C, 1> {
     #[inline(always)]
     fn run_top_k(&self, top: &TopK<'_>, grad: &mut [C], workspace: &mut Workspace<C>) -> f64 {
         if !self.what.is_soft() {
-            return self.run(&[], true, grad, workspace)[0];
+            return self.hard_alone(grad)[0];
         }
         let hard = self.what.is_hard().then(|| {
             let sums = self.plain(&mut workspace.plain);

@@ -9,6 +9,7 @@ use super::super::tile::{LANES, Line, broadcast, fold};
 use super::loss::Divergence;
 use super::pair::{Pair, not_below_0};
 use crate::numeric::element::Float;
+use crate::runtime::simd::{self, Kernel};
 
 /// Below this divergence a row is computed here: where the sums of the compute type
 /// leave little more than half of its digits.
@@ -186,10 +187,36 @@ impl<const R: usize> Lines<R> {
             }
         }
     }
+}
+
+/// In which rows all of student and teacher is the same.
+struct Same<'a, 'b, C, const R: usize>(&'b Pair<'a, C, R>);
+
+impl<C: Float, const R: usize> Kernel for Same<'_, '_, C, R> {
+    type Output = [bool; R];
 
     #[inline(always)]
-    fn moments<C: Float>(&self, pair: &Pair<'_, C, R>, swapped: bool) -> Moments<R> {
-        let [teacher, student, first, rest] = self.sums(pair, |_, a, b| {
+    fn run(self) -> [bool; R] {
+        let lines = Lines::of(self.0);
+        let differing = lines.sums(self.0, |_, a, b| [if a == b { 0.0 } else { 1.0 }]);
+        std::array::from_fn(|r| differing[0][r] == 0.0)
+    }
+}
+
+/// The moments of rows; `swapped`, those with student and teacher in each other's place.
+struct MomentsOf<'a, 'b, C, const R: usize> {
+    pair: &'b Pair<'a, C, R>,
+    swapped: bool,
+}
+
+impl<C: Float, const R: usize> Kernel for MomentsOf<'_, '_, C, R> {
+    type Output = Moments<R>;
+
+    #[inline(always)]
+    fn run(self) -> Moments<R> {
+        let MomentsOf { pair, swapped } = self;
+
+        let [teacher, student, first, rest] = Lines::of(pair).sums(pair, |_, a, b| {
             let (a, b) = if swapped { (b, a) } else { (a, b) };
             let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
             let d = b - a;
@@ -225,9 +252,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
         if !weighted.contains(&0.0) {
             return [false; R];
         }
-        let lines = Lines::of(self);
-        let differing = lines.sums(self, |_, a, b| [if a == b { 0.0 } else { 1.0 }]);
-        std::array::from_fn(|r| differing[0][r] == 0.0)
+        simd::dispatch(Same(self))
     }
 
     /// Replaces the divergences of the rows that are `close`, and their gradients:
@@ -244,7 +269,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
         let lines = Lines::of(self);
         let inner: Line<f64> = broadcast(*inner);
         let reverse = divergence == Divergence::ReverseKl;
-        let m = lines.moments(self, reverse);
+        let m = simd::dispatch(MomentsOf { pair: self, swapped: reverse });
         let found = match divergence {
             Divergence::ForwardKl => {
                 lines.write(self, close, grad, m.difference(|l| inner[l]));
@@ -296,7 +321,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     /// [`write_others`](Self::write_others) writes.
     #[inline(always)]
     pub(super) fn moments(&self) -> Moments<R> {
-        Lines::of(self).moments(self, false)
+        simd::dispatch(MomentsOf { pair: self, swapped: false })
     }
 
     /// Replaces the gradients of the rows that are `close` by

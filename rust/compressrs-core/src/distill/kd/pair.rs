@@ -2,6 +2,7 @@
 
 use super::super::tile::{LANES, broadcast, by_row, map_reduce};
 use crate::numeric::element::Float;
+use crate::runtime::simd::{self, Kernel};
 
 /// Tiles of student and teacher, with what belongs to each row.
 pub(super) struct Pair<'a, C, const R: usize> {
@@ -33,12 +34,7 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
     /// Writes the exponentials of student and teacher. The terms are `exp(a) (a - b)`.
     #[inline(always)]
     pub fn forward(&self, student: &mut [C], teacher: &mut [C]) -> Sums<R> {
-        self.map_reduce(student, teacher, |a, b| {
-            let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
-            // 0 * inf where a class is masked with -inf; p ln p is 0 there.
-            let term = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
-            [exp_b, exp_a, exp_b, exp_a, term]
-        })
+        simd::dispatch(Forward { pair: self, student, teacher })
     }
 
     /// Writes the student's exponentials, and `b - a`. The terms are `exp(b) (b - a)`.
@@ -74,6 +70,27 @@ impl<C: Float, const R: usize> Pair<'_, C, R> {
             },
         );
         Sums { student, teacher, weighted }
+    }
+}
+
+/// [`Pair::forward`], which several divergences share: compiled once.
+struct Forward<'a, 'b, C, const R: usize> {
+    pair: &'b Pair<'a, C, R>,
+    student: &'b mut [C],
+    teacher: &'b mut [C],
+}
+
+impl<C: Float, const R: usize> Kernel for Forward<'_, '_, C, R> {
+    type Output = Sums<R>;
+
+    #[inline(always)]
+    fn run(self) -> Sums<R> {
+        self.pair.map_reduce(self.student, self.teacher, |a, b| {
+            let (exp_a, exp_b) = (a.exp_negative(), b.exp_negative());
+            // 0 * inf where a class is masked with -inf; p ln p is 0 there.
+            let term = if exp_a > C::zero() { exp_a * (a - b) } else { C::zero() };
+            [exp_b, exp_a, exp_b, exp_a, term]
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use super::loss::Divergence;
 use super::pair::{Pair, Sums, not_below_0};
 use super::rows::{Tile, add};
 use crate::numeric::element::Float;
+use crate::runtime::simd::{self, Kernel};
 
 /// What is added to a standard deviation, as by the authors of arXiv 2403.01427.
 const EPSILON: f64 = 1e-7;
@@ -340,6 +341,38 @@ struct RowStatistics<const R: usize> {
 impl<const R: usize> RowStatistics<R> {
     #[inline(always)]
     fn of<C: Float>(z: &[C]) -> Self {
+        simd::dispatch(StatisticsOf::<C, R>(z))
+    }
+
+    /// The same, by numbers of double precision that are divided by the largest first.
+    #[inline(never)]
+    fn in_range<C: Float>(z: &[C]) -> Self {
+        let mut out = RowStatistics { mean: [0.0; R], deviation: [0.0; R] };
+        let step = z.len().min(if R == 1 { 1 } else { LANES });
+        let classes = (z.len() / step) as f64;
+        for r in 0..R {
+            let row = || z.iter().skip(r).step_by(step).map(|&z| Float::to_f64(z));
+            let largest = row().fold(0.0, |top: f64, z| top.max(z.abs()));
+            let unit = largest.max(f64::MIN_POSITIVE);
+            let mean = row().map(|z| z / unit).sum::<f64>() / classes;
+            let squares = row().map(|z| (z / unit - mean).powi(2)).sum::<f64>();
+            out.mean[r] = mean * unit;
+            out.deviation[r] = (squares / classes).sqrt() * unit;
+        }
+        out
+    }
+}
+
+/// [`RowStatistics::of`] rows, for student and teacher.
+struct StatisticsOf<'a, C, const R: usize>(&'a [C]);
+
+impl<C: Float, const R: usize> Kernel for StatisticsOf<'_, C, R> {
+    type Output = RowStatistics<R>;
+
+    #[inline(always)]
+    fn run(self) -> RowStatistics<R> {
+        let z = self.0;
+
         let classes = (z.len() / R) as f64;
         let [sums] = map_reduce::<C, R, 1, 0, 1>([z], [], C::zero(), |[z], [sum], []| {
             for l in 0..LANES {
@@ -358,23 +391,10 @@ impl<const R: usize> RowStatistics<R> {
         let statistics =
             RowStatistics { mean, deviation: squares.map(|sum| (sum / classes).sqrt()) };
         let in_range = |&x: &f64| x < f64::INFINITY;
-        if statistics.deviation.iter().all(in_range) { statistics } else { Self::in_range(z) }
-    }
-
-    /// The same, by numbers of double precision that are divided by the largest first.
-    fn in_range<C: Float>(z: &[C]) -> Self {
-        let mut out = RowStatistics { mean: [0.0; R], deviation: [0.0; R] };
-        let step = z.len().min(if R == 1 { 1 } else { LANES });
-        let classes = (z.len() / step) as f64;
-        for r in 0..R {
-            let row = || z.iter().skip(r).step_by(step).map(|&z| Float::to_f64(z));
-            let largest = row().fold(0.0, |top: f64, z| top.max(z.abs()));
-            let unit = largest.max(f64::MIN_POSITIVE);
-            let mean = row().map(|z| z / unit).sum::<f64>() / classes;
-            let squares = row().map(|z| (z / unit - mean).powi(2)).sum::<f64>();
-            out.mean[r] = mean * unit;
-            out.deviation[r] = (squares / classes).sqrt() * unit;
+        if statistics.deviation.iter().all(in_range) {
+            statistics
+        } else {
+            RowStatistics::in_range(z)
         }
-        out
     }
 }
