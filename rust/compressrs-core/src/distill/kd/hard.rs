@@ -4,6 +4,7 @@ use super::super::tile::{LANES, broadcast, by_row, map_reduce, update};
 use super::loss::KdLoss;
 use super::rows::Tile;
 use crate::numeric::element::Float;
+use crate::runtime::simd::{self, Kernel};
 
 /// What the hard term adds to the loss of each row, and how its gradient is made of
 /// the exponentials of the logits less the largest.
@@ -16,19 +17,36 @@ pub(super) struct Hard<const R: usize> {
     smooth: [f64; R],
 }
 
-impl<C: Float, const R: usize> Tile<'_, C, R> {
-    /// Writes the exponentials of the logits less the largest; returns their sums.
+/// [`Tile::plain`], of which each way through the loss takes one: compiled once.
+struct Plain<'a, C, const R: usize> {
+    s: &'a [C],
+    top: [C; R],
+    out: &'a mut [C],
+}
+
+impl<C: Float, const R: usize> Kernel for Plain<'_, C, R> {
+    type Output = [f64; R];
+
     #[inline(always)]
-    pub(super) fn plain(&self, out: &mut [C]) -> [f64; R] {
+    fn run(self) -> [f64; R] {
         let top = broadcast(self.top);
+        let (inputs, outputs) = ([self.s], [self.out]);
         let [sums] =
-            map_reduce::<C, R, 1, 1, 1>([self.s], [out], C::neg_infinity(), |[s], [sum], [e]| {
+            map_reduce::<C, R, 1, 1, 1>(inputs, outputs, C::neg_infinity(), |[s], [sum], [e]| {
                 for l in 0..LANES {
                     e[l] = (s[l] - top[l]).exp_negative();
                     sum[l] += e[l];
                 }
             });
         sums
+    }
+}
+
+impl<C: Float, const R: usize> Tile<'_, C, R> {
+    /// Writes the exponentials of the logits less the largest; returns their sums.
+    #[inline(always)]
+    pub(super) fn plain(&self, out: &mut [C]) -> [f64; R] {
+        simd::dispatch(Plain { s: self.s, top: self.top, out })
     }
 
     /// The hard term, given the sums of the exponentials.

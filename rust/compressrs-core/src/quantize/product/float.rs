@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::epilogue::{Epilogue, Output, Shared};
 use super::integer::ask;
-use super::isa::{self, Body, Isa, LANES, Lanes, STEP};
+use super::isa::{self, FloatBody, LANES, Lanes, STEP};
 use super::panels::{BLOCK_PANELS, Columns, LINE};
 use super::weights::{Levels, Weights};
 use crate::runtime::parallel::{self, SharedMut};
@@ -85,7 +85,7 @@ pub fn multiply_float_at(
         let cycles = columns.steps() * BLOCK_PANELS * STEP * (4 + ROWS.min(count));
         parallel::for_each(0..tasks, GRAIN_CYCLES.div_ceil(cycles.max(1)), 1, |part| {
             // SAFETY: the level is supported; parts do not overlap.
-            unsafe { isa::run_at(level, &product, part) };
+            unsafe { isa::run_floats_at(level, &product, part) };
         });
     }
 }
@@ -125,9 +125,9 @@ struct Product<'a> {
     out: &'a Shared<'a>,
 }
 
-impl Body for Product<'_> {
+impl FloatBody for Product<'_> {
     #[inline(always)]
-    unsafe fn run<I: Isa>(&self, tasks: Range<usize>) {
+    unsafe fn run<V: Lanes>(&self, tasks: Range<usize>) {
         let each = self.w.panels.blocks();
         let height = ROWS.min(self.rows);
         let mut sums = Scratch::new(height * BLOCK_PANELS * LANES);
@@ -149,11 +149,11 @@ impl Body for Product<'_> {
             // there are sums for them.
             unsafe {
                 if rows.len() <= TILE_ROWS {
-                    state.narrow::<I::V>(rows.len(), width);
+                    state.narrow::<V>(rows.len(), width);
                 } else {
-                    state.widened::<I>(rows.len(), width, &mut wide);
+                    state.widened::<V>(rows.len(), width, &mut wide);
                 }
-                self.finish::<I::V>(block, rows, &sums);
+                self.finish::<V>(block, rows, &sums);
             }
         }
     }
@@ -307,16 +307,16 @@ impl State<'_> {
     /// # Safety
     /// As of `narrow`.
     #[inline(always)]
-    unsafe fn widened<I: Isa>(&self, height: usize, width: usize, wide: &mut [f32]) {
+    unsafe fn widened<V: Lanes>(&self, height: usize, width: usize, wide: &mut [f32]) {
         let mut panel = 0;
         while panel < width {
             // SAFETY: as the caller guarantees.
             unsafe {
-                if I::LONG && panel + 2 <= width {
-                    self.many::<I, 2>(height, panel, wide);
+                if V::LONG && panel + 2 <= width {
+                    self.many::<V, 2>(height, panel, wide);
                     panel += 2;
                 } else {
-                    self.many::<I, 1>(height, panel, wide);
+                    self.many::<V, 1>(height, panel, wide);
                     panel += 1;
                 }
             }
@@ -325,7 +325,7 @@ impl State<'_> {
 
     /// Many rows by `P` panels.
     #[inline(always)]
-    unsafe fn many<I: Isa, const P: usize>(&self, height: usize, panel: usize, wide: &mut [f32]) {
+    unsafe fn many<V: Lanes, const P: usize>(&self, height: usize, panel: usize, wide: &mut [f32]) {
         let columns = self.product.w.columns();
         let (group, total) = (columns.group_steps(), columns.steps());
         let wide = &mut wide[..DEPTH * STEP * LANES];
@@ -337,15 +337,15 @@ impl State<'_> {
             let part = Part { panel, g, start, end, begins: start == g * group, ends: end == last };
             // SAFETY: as the caller guarantees; `wide` has room for a part.
             unsafe {
-                self.widen_part::<I::V, P>(&part, wide);
+                self.widen_part::<V, P>(&part, wide);
                 let mut row = 0;
                 while row < height {
                     row += match height - row {
-                        8.. if I::LONG => self.tile::<I::V, 8, P>(row, &part, wide),
-                        6.. if !I::LONG => self.tile::<I::V, 6, P>(row, &part, wide),
-                        4.. => self.tile::<I::V, 4, P>(row, &part, wide),
-                        2.. => self.tile::<I::V, 2, P>(row, &part, wide),
-                        _ => self.tile::<I::V, 1, P>(row, &part, wide),
+                        8.. if V::LONG => self.tile::<V, 8, P>(row, &part, wide),
+                        6.. if !V::LONG => self.tile::<V, 6, P>(row, &part, wide),
+                        4.. => self.tile::<V, 4, P>(row, &part, wide),
+                        2.. => self.tile::<V, 2, P>(row, &part, wide),
+                        _ => self.tile::<V, 1, P>(row, &part, wide),
                     };
                 }
             }

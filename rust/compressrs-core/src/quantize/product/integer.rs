@@ -227,9 +227,9 @@ impl Tile<'_> {
         unsafe {
             match (height, width) {
                 (1, 4) => self.run::<I, 1, 4>(0),
-                (2, 4) if I::LONG => self.run::<I, 2, 4>(0),
-                (3, 4) if I::LONG => self.run::<I, 3, 4>(0),
-                (4, 4) if I::LONG => self.run::<I, 4, 4>(0),
+                (2, 4) if I::V::LONG => self.run::<I, 2, 4>(0),
+                (3, 4) if I::V::LONG => self.run::<I, 3, 4>(0),
+                (4, 4) if I::V::LONG => self.run::<I, 4, 4>(0),
                 (2, 4) => {
                     self.run::<I, 2, 2>(0);
                     self.run::<I, 2, 2>(2);

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::runtime::simd::Level;
+use crate::runtime::simd::{Level, Vectors};
 
 /// Channels in a panel: 32-bit lanes in a vector of 512 bits.
 pub const LANES: usize = 16;
@@ -32,6 +32,9 @@ pub trait Lanes {
     type I: Copy;
     /// Numbers.
     type F: Copy;
+
+    /// Whether a register holds sixteen lanes: four panels fit them at once, else one.
+    const LONG: bool;
 
     unsafe fn splat(x: i32) -> Self::I;
     unsafe fn load(x: *const i32) -> Self::I;
@@ -82,8 +85,6 @@ pub trait Isa: 'static {
     const WIDE: bool;
     /// Whether products of nibbles are summed in `i16` first, in up to [`SHORT_STEPS`].
     const SHORT: bool;
-    /// Whether a register holds sixteen lanes: four panels fit them at once, else one.
-    const LONG: bool;
 
     unsafe fn bytes(words: <Self::V as Lanes>::I) -> Self::Bytes;
     /// `sum` plus the dot products.
@@ -122,6 +123,8 @@ fn both<A: Copy, B>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> B) -> [B; 
 impl Lanes for Arrays {
     type I = [i32; LANES];
     type F = [f32; LANES];
+
+    const LONG: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> [i32; LANES] {
@@ -218,7 +221,6 @@ impl Isa for Arrays {
 
     const WIDE: bool = false;
     const SHORT: bool = false;
-    const LONG: bool = false;
 
     #[inline(always)]
     unsafe fn bytes(words: [i32; LANES]) -> [i32; LANES] {
@@ -255,6 +257,16 @@ pub trait Body: Sync {
     unsafe fn run<I: Isa>(&self, tasks: Range<usize>);
 }
 
+/// A part of a product that takes numbers alone, for the vectors of a level.
+pub trait FloatBody: Sync {
+    /// Does these tasks. Implementations must be `#[inline(always)]`, like all that they
+    /// call in a loop.
+    ///
+    /// # Safety
+    /// As of [`Body::run`].
+    unsafe fn run<V: Lanes>(&self, tasks: Range<usize>);
+}
+
 /// Whether [`Isa::WIDE`] is true at a level.
 pub fn is_wide(level: Level) -> bool {
     matches!(level, Level::Avx2 | Level::Avx512)
@@ -281,6 +293,25 @@ pub unsafe fn run_at<B: Body>(level: Level, body: &B, tasks: Range<usize>) {
         Level::Avx512Vnni => unsafe { super::x86::avx512_vnni(body, tasks) },
         // SAFETY: what the target has is enough.
         Level::Portable | Level::Neon => unsafe { body.run::<Arrays>(tasks) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("{} is of another architecture", level.name()),
+    }
+}
+
+/// Does these tasks of a product of numbers at a level.
+///
+/// # Safety
+/// As of [`run_at`].
+pub unsafe fn run_floats_at<B: FloatBody>(level: Level, body: &B, tasks: Range<usize>) {
+    match level.vectors() {
+        // SAFETY: the caller guarantees that the machine has the instruction set, in all.
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2 => unsafe { super::x86::avx2_floats(body, tasks) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Vectors::Avx512 => unsafe { super::x86::avx512_floats(body, tasks) },
+        // SAFETY: what the target has is enough.
+        Vectors::Target => unsafe { body.run::<Arrays>(tasks) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("{} is of another architecture", level.name()),
     }

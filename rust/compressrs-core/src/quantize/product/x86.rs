@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::isa::{Body, Isa, Lanes, SHIFT};
+use super::isa::{Body, FloatBody, Isa, Lanes, SHIFT};
 
 /// Two registers of 256 bits.
 #[derive(Clone, Copy)]
@@ -55,6 +55,8 @@ type F2 = Pair<__m256>;
 impl Lanes for Ymm {
     type I = I2;
     type F = F2;
+
+    const LONG: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> I2 {
@@ -142,6 +144,8 @@ impl Lanes for Ymm {
 impl Lanes for Zmm {
     type I = __m512i;
     type F = __m512;
+
+    const LONG: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> __m512i {
@@ -276,7 +280,6 @@ impl Isa for Avx2 {
 
     const WIDE: bool = true;
     const SHORT: bool = true;
-    const LONG: bool = false;
 
     #[inline(always)]
     unsafe fn bytes(words: I2) -> (I2, I2) {
@@ -328,7 +331,6 @@ impl Isa for Avx512 {
 
     const WIDE: bool = true;
     const SHORT: bool = true;
-    const LONG: bool = true;
 
     #[inline(always)]
     unsafe fn bytes(words: __m512i) -> (__m512i, __m512i) {
@@ -368,7 +370,6 @@ impl Isa for AvxVnni {
 
     const WIDE: bool = false;
     const SHORT: bool = false;
-    const LONG: bool = false;
 
     #[inline(always)]
     unsafe fn bytes(words: I2) -> I2 {
@@ -403,7 +404,6 @@ impl Isa for Avx512Vnni {
 
     const WIDE: bool = false;
     const SHORT: bool = false;
-    const LONG: bool = true;
 
     #[inline(always)]
     unsafe fn bytes(words: __m512i) -> __m512i {
@@ -427,7 +427,7 @@ impl Isa for Avx512Vnni {
 }
 
 macro_rules! wrappers {
-    ($($name:ident, $isa:ty, $features:literal;)*) => {
+    ($($name:ident, $body:ident, $isa:ty, $features:literal;)*) => {
         $(
             /// Does these tasks of a product.
             ///
@@ -435,7 +435,7 @@ macro_rules! wrappers {
             /// The caller guarantees that the machine has the features named, and that each
             /// task is done once.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name<B: Body>(body: &B, tasks: Range<usize>) {
+            pub unsafe fn $name<B: $body>(body: &B, tasks: Range<usize>) {
                 // SAFETY: as the caller guarantees.
                 unsafe { body.run::<$isa>(tasks) }
             }
@@ -443,8 +443,10 @@ macro_rules! wrappers {
     };
 }
 wrappers! {
-    avx2, Avx2, "avx2,fma,f16c";
-    avx_vnni, AvxVnni, "avx2,fma,f16c,avxvnni";
-    avx512, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c";
-    avx512_vnni, Avx512Vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c";
+    avx2, Body, Avx2, "avx2,fma,f16c";
+    avx_vnni, Body, AvxVnni, "avx2,fma,f16c,avxvnni";
+    avx512, Body, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c";
+    avx512_vnni, Body, Avx512Vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c";
+    avx2_floats, FloatBody, Ymm, "avx2,fma,f16c";
+    avx512_floats, FloatBody, Zmm, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c";
 }
