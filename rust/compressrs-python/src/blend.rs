@@ -6,7 +6,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Name, with_dtype};
+use crate::arguments::Name;
+use crate::buffers::Array;
+use crate::dtype::with_dtype;
 use crate::errors::run;
 use crate::overlap::Regions;
 use crate::storage::values;

@@ -15,7 +15,7 @@
 //! GIL.
 
 use std::ffi::c_int;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::ops::Range;
 
 use compressrs_core::numeric::element::Number;
@@ -24,124 +24,12 @@ use numpy::npyffi::{
     NPY_ARRAY_WRITEABLE, NPY_TYPES, NpyTypes, PY_ARRAY_API, get_type_object, objects,
 };
 use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyWeakrefReference};
 
-/// A floating-point dtype that numbers are stored in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    /// float32
-    F32,
-    /// float64
-    F64,
-    /// float16
-    F16,
-    /// bfloat16, of ml_dtypes
-    Bf16,
-}
-
-impl Dtype {
-    /// The type that arithmetic on it is done in.
-    pub fn compute(self) -> Compute {
-        if self == Dtype::F64 { Compute::F64 } else { Compute::F32 }
-    }
-}
-
-impl Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::F32 => "float32",
-            Dtype::F64 => "float64",
-            Dtype::F16 => "float16",
-            Dtype::Bf16 => "bfloat16",
-        })
-    }
-}
-
-/// A floating-point dtype that arithmetic is done in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Compute {
-    /// float32
-    F32,
-    /// float64
-    F64,
-}
-
-impl From<Compute> for Dtype {
-    fn from(compute: Compute) -> Dtype {
-        match compute {
-            Compute::F32 => Dtype::F32,
-            Compute::F64 => Dtype::F64,
-        }
-    }
-}
-
-/// Runs `$body` with `$T` the type that belongs to a [`Dtype`].
-macro_rules! with_dtype {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            $crate::buffers::Dtype::F32 => {
-                type $T = f32;
-                $body
-            }
-            $crate::buffers::Dtype::F64 => {
-                type $T = f64;
-                $body
-            }
-            $crate::buffers::Dtype::F16 => {
-                type $T = ::compressrs_core::numeric::element::f16;
-                $body
-            }
-            $crate::buffers::Dtype::Bf16 => {
-                type $T = ::compressrs_core::numeric::element::bf16;
-                $body
-            }
-        }
-    };
-}
-pub(crate) use with_dtype;
-
-/// Runs `$body` with `$T` the type that belongs to a [`Compute`].
-macro_rules! with_compute {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            $crate::buffers::Compute::F32 => {
-                type $T = f32;
-                $body
-            }
-            $crate::buffers::Compute::F64 => {
-                type $T = f64;
-                $body
-            }
-        }
-    };
-}
-pub(crate) use with_compute;
-
-/// An argument's name in messages: that of the parameter and what leads from it
-/// to the array, as in `grads` and `[2]['weight']`.
-#[derive(Clone, Copy)]
-pub struct Name<'a>(pub &'a str, pub &'a str);
-
-impl Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)?;
-        f.write_str(self.1)
-    }
-}
-
-impl Name<'_> {
-    /// A TypeError about this argument.
-    pub fn type_error(&self, need: impl Display, got: impl Display) -> PyErr {
-        PyTypeError::new_err(format!("{self} must {need}, got {got}"))
-    }
-
-    /// A ValueError about this argument.
-    pub fn value_error(&self, need: impl Display, got: impl Display) -> PyErr {
-        PyValueError::new_err(format!("{self} must {need}, got {got}"))
-    }
-}
+use crate::arguments::{Name, Shape};
+use crate::dtype::{Compute, Dtype};
 
 /// An array argument and its name.
 pub struct Array<'py, 'n> {
@@ -576,38 +464,4 @@ pub fn require_writable(array: &Bound<'_, PyUntypedArray>, name: Name<'_>) -> Py
 /// First byte of an array's data.
 pub fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     fields(array).data.cast()
-}
-
-/// A shape, written as Python does.
-pub struct Shape<'a>(pub &'a [usize]);
-
-impl Display for Shape<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [n] => write!(f, "({n},)"),
-            shape => {
-                let numbers: Vec<String> = shape.iter().map(ToString::to_string).collect();
-                write!(f, "({})", numbers.join(", "))
-            }
-        }
-    }
-}
-
-/// A number.
-pub fn number(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<f64> {
-    object.extract::<f64>().map_err(|error| match object.get_type().name() {
-        Ok(_) if error.is_instance_of::<PyOverflowError>(object.py()) => {
-            name.value_error("be a finite number", "one beyond the range of float64")
-        }
-        Ok(got) => name.type_error("be a number", got),
-        Err(error) => error,
-    })
-}
-
-/// A boolean.
-pub fn flag(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<bool> {
-    object.extract::<bool>().map_err(|_| match object.get_type().name() {
-        Ok(got) => name.type_error("be True or False", got),
-        Err(error) => error,
-    })
 }

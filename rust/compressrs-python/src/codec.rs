@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::buffers::{Array, Name};
+use crate::arguments::Name;
+use crate::buffers::Array;
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

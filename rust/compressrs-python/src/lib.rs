@@ -5,10 +5,12 @@
 //! turn every failure into an exception that names the argument. They contain no
 //! arithmetic. The Python package wraps them; they are not public themselves.
 
+mod arguments;
 mod blend;
 mod buffers;
 mod codec;
 mod distill;
+mod dtype;
 mod errors;
 mod nn;
 mod operand;
@@ -33,9 +35,11 @@ mod _core {
     #[pymodule_export]
     use crate::codec::{Checksum, decode_planes, encode_planes, merge_positions, split_positions};
     #[pymodule_export]
-    use crate::distill::{
-        attention_loss, dist_loss, hint_loss, kd_loss, logsumexp, rkd_loss, softmax, top_k,
-    };
+    use crate::distill::features::{attention_loss, dist_loss, hint_loss, rkd_loss};
+    #[pymodule_export]
+    use crate::distill::kd::{kd_loss, top_k};
+    #[pymodule_export]
+    use crate::distill::softmax::{logsumexp, softmax};
     #[pymodule_export]
     use crate::errors::NonFiniteGradientError;
     #[pymodule_export]
@@ -72,7 +76,9 @@ mod _core {
     #[pymodule_export]
     use crate::rules::{rule_buffers, rule_scalars, rules};
     #[pymodule_export]
-    use crate::sparse::{Sparse, csr_from_dense};
+    use crate::sparse::Sparse;
+    #[pymodule_export]
+    use crate::sparse::convert::csr_from_dense;
     #[pymodule_export]
     use crate::storage::{decode_state, encode_state};
     #[pymodule_export]

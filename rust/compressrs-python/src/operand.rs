@@ -5,7 +5,9 @@ use compressrs_core::numeric::element::Float;
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Compute, Name, Shape};
+use crate::arguments::{Name, Shape};
+use crate::buffers::Array;
+use crate::dtype::Compute;
 
 /// A dense operand: its array, or a copy, for strides that kernels do not take.
 pub struct Operand<'py, 'n> {

@@ -10,7 +10,8 @@ use numpy::Element;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Name, zeros};
+use crate::arguments::Name;
+use crate::buffers::{Array, zeros};
 
 /// Memory that a call writes to, by owner, for finding overlaps.
 pub struct Regions {

@@ -9,7 +9,9 @@ use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Dtype, Name, with_dtype};
+use crate::arguments::Name;
+use crate::buffers::Array;
+use crate::dtype::{Dtype, with_dtype};
 use crate::errors::{guard, run};
 use crate::overlap::require_disjoint;
 

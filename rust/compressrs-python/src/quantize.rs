@@ -6,7 +6,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Dtype, Name, with_compute, with_dtype};
+use crate::arguments::Name;
+use crate::buffers::Array;
+use crate::dtype::{Dtype, with_compute, with_dtype};
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

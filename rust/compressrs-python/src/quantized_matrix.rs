@@ -8,7 +8,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Compute, Kept, Name, Shape};
+use crate::arguments::{Name, Shape};
+use crate::buffers::{Array, Kept};
+use crate::dtype::Compute;
 use crate::errors::{guard, run};
 use crate::overlap::{new_array, require_disjoint};
 

@@ -9,7 +9,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 
-use crate::buffers::{Array, Name, Shape, flag, number};
+use crate::arguments::{Name, Shape, flag, number};
+use crate::buffers::Array;
 use crate::storage::StorageFormat;
 
 /// The hyperparameters of a parameter group.

@@ -12,7 +12,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use crate::buffers::{Array, Dtype, Name};
+use crate::arguments::Name;
+use crate::buffers::Array;
+use crate::dtype::Dtype;
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::{first, read, written};
-use crate::buffers::with_compute;
+use crate::dtype::with_compute;
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

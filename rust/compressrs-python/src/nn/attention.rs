@@ -6,7 +6,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::{first, read, require_exact, written};
-use crate::buffers::{Array, Name, Shape, with_compute};
+use crate::arguments::{Name, Shape};
+use crate::buffers::Array;
+use crate::dtype::with_compute;
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

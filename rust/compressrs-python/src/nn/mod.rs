@@ -13,7 +13,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffers::{Array, Compute, Name, Shape};
+use crate::arguments::{Name, Shape};
+use crate::buffers::Array;
+use crate::dtype::Compute;
 
 /// An array to read, with a copy in C order if it is not in that, and its dtype.
 fn first<'py>(

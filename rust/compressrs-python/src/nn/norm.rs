@@ -5,7 +5,9 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
 use super::{first, read, written};
-use crate::buffers::{Array, Name, Shape, with_compute};
+use crate::arguments::{Name, Shape};
+use crate::buffers::Array;
+use crate::dtype::with_compute;
 use crate::errors::run;
 use crate::overlap::require_disjoint;
 

@@ -1,0 +1,76 @@
+//! Parameters of a step, whose gradients have been checked.
+
+use compressrs_core::numeric::element::Float;
+use compressrs_core::optim::{Gradient, Scalars, StochasticRounding, Tensor, Update};
+use pyo3::prelude::*;
+
+use super::slot::{Checked, Slot, slice_mut};
+use crate::buffers::Array;
+use crate::dtype::Compute;
+use crate::storage::values;
+
+/// A tensor whose gradient has been checked.
+pub(super) struct Job<'py, 's> {
+    pub index: usize,
+    pub slot: &'s Slot,
+    pub update: Update,
+    /// The rule's numbers after this step.
+    pub numbers: Scalars,
+    pub sign: f64,
+    pub grad: Array<'py, 's>,
+    pub rounding: StochasticRounding,
+}
+
+/// The tensors of the jobs that are computed in a type.
+///
+/// # Safety
+/// As for [`Job::tensor`], for each of them.
+pub(super) unsafe fn tensors<'a, C: Float>(
+    jobs: &'a [Job<'_, '_>],
+    compute: Compute,
+    factor: f64,
+) -> PyResult<Vec<Tensor<'a, C>>> {
+    let of_type = jobs.iter().filter(|job| job.slot.dtype.compute() == compute);
+    // SAFETY: as the caller guarantees.
+    of_type.map(|job| unsafe { job.tensor(factor) }).collect()
+}
+
+impl Job<'_, '_> {
+    /// The largest number of the type that the parameter is computed in.
+    pub fn limit(&self) -> f64 {
+        match self.slot.dtype.compute() {
+            Compute::F32 => f32::MAX.into(),
+            Compute::F64 => f64::MAX,
+        }
+    }
+
+    /// # Safety
+    /// `C` is the slot's compute type, and nothing else uses the parameter and its
+    /// buffers, or writes to the gradient and the mask, while the result is used.
+    pub unsafe fn tensor<C: Float>(&self, factor: f64) -> PyResult<Tensor<'_, C>> {
+        let slot = self.slot;
+        let mut buffers = slot.buffers.iter().map(Checked::raw);
+        let (raw, len) = (slot.param.raw(), slot.param.len());
+        // SAFETY: `check` found the arrays where and as `new` checked them; the caller
+        // guarantees the rest.
+        let (states, param, Gradient { values, mask }) = unsafe {
+            let states = slot.storage.moments(&slot.states, len, &mut buffers);
+            (states, slot.storage.weights(slot.dtype, raw, &mut buffers), self.gradient()?)
+        };
+        Ok(Tensor::new(self.update, slot.shape(), param, values, states)
+            .scaled(self.sign * factor)
+            .masked(mask)
+            .rounded_stochastically(self.rounding))
+    }
+
+    /// # Safety
+    /// Nothing writes to the gradient and the mask while the result is used.
+    pub unsafe fn gradient(&self) -> PyResult<Gradient<'_>> {
+        Ok(Gradient {
+            // SAFETY: as the caller guarantees.
+            values: unsafe { values(&self.grad)? },
+            // SAFETY: `new` checked the mask, which is the optimizer's own.
+            mask: self.slot.mask.as_ref().map(|m| unsafe { &*slice_mut(m.data, m.len()) }),
+        })
+    }
+}

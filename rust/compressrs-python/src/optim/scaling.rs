@@ -1,0 +1,113 @@
+//! What gradients are multiplied by: their scale, clipping, and steps that are left out.
+
+use compressrs_core::optim::{self as core};
+use pyo3::prelude::*;
+
+use super::job::Job;
+use crate::arguments::{Name, number};
+use crate::dtype::Compute;
+use crate::errors::{NonFiniteGradientError, run};
+
+/// What to do about gradients that are not finite.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum NonFinite {
+    Raise,
+    Skip,
+    Ignore,
+}
+
+/// What is done to all gradients before the step.
+pub(super) struct Scaling {
+    pub max_norm: Option<f64>,
+    pub scale: f64,
+    pub nonfinite: NonFinite,
+}
+
+/// The outcome of [`Scaling::factor`].
+pub(super) enum GradientScale {
+    /// Take no step; the norm.
+    Skip(f64),
+    /// Take the step with the gradients times a factor; the norm, if known.
+    Apply(f64, Option<f64>),
+}
+
+impl Scaling {
+    pub fn new(
+        max_grad_norm: Option<&Bound<'_, PyAny>>,
+        grad_scale: &Bound<'_, PyAny>,
+        nonfinite: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let scale = number(grad_scale, Name("grad_scale", ""))?;
+        if !scale.is_finite() {
+            let need = "be a finite number";
+            return Err(Name("grad_scale", "").value_error(need, scale));
+        }
+        let max_norm = max_grad_norm.map(|n| number(n, Name("max_grad_norm", ""))).transpose()?;
+        if let Some(norm) = max_norm.filter(|norm| norm.is_nan() || *norm < 0.0) {
+            let need = "be a number >= 0 (infinity only measures the norm)";
+            return Err(Name("max_grad_norm", "").value_error(need, norm));
+        }
+        // A string with a surrogate has no UTF-8.
+        let nonfinite = match nonfinite.extract::<String>().as_deref() {
+            Ok("raise") => NonFinite::Raise,
+            Ok("skip") => NonFinite::Skip,
+            Ok("ignore") => NonFinite::Ignore,
+            _ => {
+                let need = "be 'raise', 'skip' or 'ignore'";
+                return Err(Name("nonfinite", "").value_error(need, nonfinite.repr()?));
+            }
+        };
+        Ok(Scaling { max_norm, scale, nonfinite })
+    }
+
+    pub fn factor(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<GradientScale> {
+        if self.max_norm.is_none() && self.nonfinite == NonFinite::Ignore {
+            return Ok(GradientScale::Apply(self.scale, None));
+        }
+        let gradients = jobs
+            .iter()
+            // SAFETY: nothing writes to gradients here.
+            .map(|job| unsafe { job.gradient() })
+            .collect::<PyResult<Vec<_>>>()?;
+        let limits = jobs.iter().map(Job::limit).collect::<Vec<f64>>();
+        let (norm, factor, bad, too_large) = run(py, || {
+            let norm = core::norm(&gradients, 2.0);
+            let clip = self.max_norm.map_or(1.0, |max| norm.clip(self.scale, max));
+            let factor = self.scale * clip;
+            // No element is larger than the norm.
+            let fits =
+                |&limit: &f64| norm.get() < f64::INFINITY && norm.get() * factor.abs() <= limit;
+            let (mut bad, mut too_large) = (None, false);
+            if !limits.iter().all(fits) {
+                bad = core::find_beyond(&gradients, |_| f64::MAX);
+                too_large = bad.is_none();
+                // A factor of 0 makes anything fit.
+                let times = factor.abs().max(f64::MIN_POSITIVE);
+                bad = bad.or_else(|| core::find_beyond(&gradients, |i| limits[i] / times));
+            }
+            (norm, factor, bad, too_large)
+        })?;
+        if let Some(bad) = bad {
+            match self.nonfinite {
+                NonFinite::Raise => {
+                    let slot = jobs[bad].slot;
+                    let what = match slot.dtype.compute() {
+                        _ if !too_large => "NaN or infinity",
+                        Compute::F32 => "numbers that are beyond the range of float32 as scaled",
+                        Compute::F64 => "numbers that are beyond the range of float64 as scaled",
+                    };
+                    return Err(NonFiniteGradientError::new_err(format!(
+                        "grads{} holds {what}; nothing was changed \
+                         (nonfinite=\"skip\" leaves such steps out)",
+                        slot.path
+                    )));
+                }
+                NonFinite::Skip if too_large => return Ok(GradientScale::Skip(f64::INFINITY)),
+                NonFinite::Skip => return Ok(GradientScale::Skip(norm.get())),
+                NonFinite::Ignore => {}
+            }
+        }
+        let scaled = core::Norm { value: norm.value * self.scale.abs(), ..norm };
+        Ok(GradientScale::Apply(factor, Some(scaled.get())))
+    }
+}
