@@ -2,7 +2,7 @@
 
 use num_traits::Float as _;
 
-use super::storage::{Values, with_values};
+use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::{convert, map_in_place, zip_into};
 

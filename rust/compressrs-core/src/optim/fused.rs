@@ -13,7 +13,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::rule::{Formula, MAX_STATES};
-use super::storage::{Codes, Moments, Rounding, Values, Weights};
+use super::storage::{Codes, Moments, Rounding, Weights};
+use super::values::Values;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::elementwise::convert;
 use crate::numeric::stochastic_rounding::{Of, StochasticRounding, Threshold, Thresholds};

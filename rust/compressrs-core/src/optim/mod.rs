@@ -28,6 +28,7 @@ mod rule;
 mod sgd;
 mod step;
 mod storage;
+mod values;
 
 pub use crate::numeric::stochastic_rounding::StochasticRounding;
 pub use crate::quantize::blockwise::{BLOCK, CODE_VERSION, MIN_LEN};
@@ -54,4 +55,5 @@ pub use rule::{
 };
 pub use sgd::Sgd;
 pub use step::{Tensor, mask_bytes, reserve, step};
-pub use storage::{Codes, Halves, Moments, Rounding, Values, Weights};
+pub use storage::{Codes, Halves, Moments, Rounding, Weights};
+pub use values::Values;

@@ -1,7 +1,7 @@
 //! Norms of gradients over any number of tensors, and where one is not finite.
 
 use super::step::is_kept;
-use super::storage::{Values, with_values};
+use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes::tree;
 use crate::runtime::parallel;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::fused;
 use super::rule::{Formula, MAX_STATES, Update, dispatch_elementwise};
-use super::storage::{BlockAccess, Moments, Values, Weights};
+use super::storage::{BlockAccess, Moments, Weights};
+use super::values::Values;
 use crate::numeric::element::Float;
 use crate::numeric::lanes;
 use crate::numeric::stochastic_rounding::StochasticRounding;
