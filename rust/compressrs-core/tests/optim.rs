@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Tests that change the number of threads take turns.
+/// Serializes tests that change the number of threads.
 static THREADS: Mutex<()> = Mutex::new(());
 
 fn rules() -> Vec<Box<dyn Rule>> {

@@ -155,7 +155,7 @@ fn the_threshold_itself_is_kept() {
     assert_eq!(w[..6], [-2.0, -1.0, 0.0, 0.0, 0.0, 1.0]);
 }
 
-/// In short arrays and long ones, in whole units and in what is left of them.
+/// In short and long arrays, in whole units and in remainders.
 #[test]
 fn nan_is_found() {
     let clean = [1.0f64; 10];

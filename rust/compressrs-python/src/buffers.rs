@@ -362,7 +362,7 @@ fn fields<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a objects::PyArrayObjec
     unsafe { &*objects::_PyArray_GET_ITEM_DATA(array.as_array_ptr()) }
 }
 
-/// A view of an array that Python code never gets, so that nobody changes its shape or
+/// A view of an array that Python code has no reference to, so that none can change its shape or
 /// dtype. It is of no subclass.
 pub fn private_view<'py>(
     array: &Bound<'py, PyUntypedArray>,
@@ -379,7 +379,7 @@ pub fn private_view<'py>(
     Ok(view.cast_into()?)
 }
 
-/// Whether nobody can write to the memory of a contiguous array: it lies in `bytes`, and
+/// Whether the memory of a contiguous array is immutable: it lies in `bytes`, and
 /// the array and all that it is a view of are read-only.
 pub fn is_immutable(array: &Bound<'_, PyUntypedArray>) -> bool {
     let memory = Array::unchecked(array.clone(), Name("", "")).memory();

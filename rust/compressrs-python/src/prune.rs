@@ -382,7 +382,7 @@ impl Factor {
     }
 }
 
-/// Removes weights and has the others make up for them: `k` of all, or all but `n` of each
+/// Removes weights and updates the others to compensate: `k` of all, or all but `n` of each
 /// `m` columns.
 #[pyfunction]
 pub fn reconstruct(
@@ -410,7 +410,7 @@ pub fn reconstruct(
     run(py, || core::reconstruct(w, columns, u, target, block, mask, &mut core::Unchanged).is_ok())
 }
 
-/// How many weights go: so many, or all but `n` of `m`.
+/// How many weights are removed: `k`, or all but `n` of `m`.
 pub fn removal(target: (usize, Option<usize>)) -> Target {
     match target {
         (k, None) => Target::Total(k),

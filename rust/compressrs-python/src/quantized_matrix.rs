@@ -37,7 +37,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Whether all are codes of so many bits.
+    /// Whether all are codes of `bits` bits.
     fn fit(&self, bits: u32) -> bool {
         match self {
             Bytes::Signed(x) => x.iter().all(|x| x >> (bits - 1) == 0 || x >> (bits - 1) == -1),
@@ -45,7 +45,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Elements, from one on, as numbers from 0 on of so many bits.
+    /// Elements from `first` on, as unsigned numbers of `bits` bits.
     fn unsigned(&self, first: usize, bits: u32, to: &mut [u8]) {
         let (mask, half) = (u8::MAX >> (8 - bits), 1 << (bits - 1));
         match self {
@@ -74,7 +74,7 @@ fn range(signed: bool, bits: u32) -> String {
 /// Codes, zero points (none where a table says what codes stand for), table.
 type Parts<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
 
-/// A matrix of weights, packed; a copy, which nobody can write to.
+/// A packed copy of a matrix of weights, which Python code cannot write to.
 #[pyclass(frozen, module = "compressrs._core")]
 pub struct PackedWeights {
     weights: Weights,
@@ -84,7 +84,7 @@ pub struct PackedWeights {
 
 #[pymethods]
 impl PackedWeights {
-    /// Packs codes [out, in] of so many bits, with scales and zero points [out, groups].
+    /// Packs codes [out, in] of `bits` bits, with scales and zero points [out, groups].
     #[new]
     fn new(
         py: Python<'_>,

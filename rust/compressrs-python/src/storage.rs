@@ -176,7 +176,7 @@ impl StorageFormat {
         moments
     }
 
-    /// A parameter, with what is left of its buffers.
+    /// A parameter, with the remainders of its buffers.
     ///
     /// # Safety
     /// As for [`moments`](Self::moments), for the parameter too, which is of this dtype.
@@ -244,13 +244,13 @@ pub struct RawBuffer {
 
 impl RawBuffer {
     /// # Safety
-    /// There are so many aligned elements of type `T`, which nothing else uses while
+    /// There are `len` aligned elements of type `T`, which nothing else uses while
     /// the result is used.
     unsafe fn shared<'a, T>(self) -> SharedMut<'a, T> {
         if self.len == 0 {
             return SharedMut::new(&mut []);
         }
-        // SAFETY: the caller guarantees that there are so many aligned elements,
+        // SAFETY: the caller guarantees that there are `len` aligned elements,
         // which nothing else uses.
         SharedMut::new(unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.len) })
     }

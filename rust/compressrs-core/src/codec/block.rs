@@ -9,7 +9,7 @@ use super::{Damaged, push_number, take, take_byte, take_number};
 /// Symbols of a block at most.
 pub const MAX_SYMBOLS: usize = 1 << 17;
 
-/// From so many symbols on a block has 32 states.
+/// Blocks of at least this many symbols have 32 states.
 const WIDE_FROM: usize = 1 << 15;
 
 /// How the symbols of a block are stored.

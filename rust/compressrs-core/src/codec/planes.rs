@@ -52,7 +52,7 @@ pub fn encode(elements: Elements, data: &[u8]) -> Vec<Vec<u8>> {
     parallel::for_each(0..parts.len(), 1, 1, |range| {
         for i in range {
             let data = &data[i * chunk..data.len().min((i + 1) * chunk)];
-            // Our own copy, which nobody changes between counting and coding.
+            // A private copy, which no other thread can change between counting and coding.
             let mut planes = Scratch::<u8>::new(data.len());
             simd::dispatch(Split { elements, data, planes: &mut planes });
             let mut out = memory::with_capacity(data.len() + 16 * width);
@@ -74,7 +74,7 @@ struct Group<'a> {
     elements: usize,
 }
 
-/// Decodes a stream to exactly the elements that `out` has room for.
+/// Decodes a stream to exactly `out.len()` elements.
 ///
 /// # Errors
 /// The stream is damaged, or holds another number of elements. `out` is unspecified then.

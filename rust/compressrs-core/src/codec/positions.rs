@@ -15,7 +15,7 @@ impl Element for u16 {}
 impl Element for u32 {}
 impl Element for u64 {}
 
-/// The gap that says: so many zeros, and no element.
+/// The gap of a run of zeros without an element after it.
 const SKIP: u8 = 255;
 
 /// Number of elements that are not zero.

@@ -66,7 +66,7 @@ impl<C: Float> Kernel for Hint<'_, C> {
     }
 }
 
-/// Feature maps: of each sample so many channels, each of so many places.
+/// Feature maps: the channels of each sample, and the positions of each channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Maps<'a, C> {
     /// The values, place by place, channel by channel, sample by sample.

@@ -14,7 +14,7 @@ use crate::runtime::simd::{self, Kernel};
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
 const GRAIN_MULTIPLY_ADDS: usize = 128 * 1024;
 
-/// Rows of so many features.
+/// Rows of features.
 #[derive(Clone, Copy, Debug)]
 pub struct Features<'a, C> {
     /// The rows, one after another.

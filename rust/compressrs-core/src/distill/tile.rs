@@ -170,7 +170,7 @@ pub fn max_of<C: Float, const R: usize>(x: &[C]) -> [C; R] {
 /// Rows and classes that are transposed at once; see [`Float::transpose_fours`].
 const SQUARE: usize = 4;
 
-/// Transposes up to [`TILE_ROWS`] rows of so many classes into a tile. Lanes without a row
+/// Transposes up to [`TILE_ROWS`] rows of `classes` classes into a tile. Lanes without a row
 /// keep what they have.
 #[inline(always)]
 pub fn transpose<T: Element>(rows: &[T], classes: usize, tile: &mut [T::Compute]) {

@@ -6,7 +6,7 @@ use crate::linalg::matrix::Matrix;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 
-/// Columns that are factored together; what is left of them is a matrix product.
+/// Columns that are factored together; the remaining update is a matrix product.
 const PANEL: usize = 64;
 
 /// Rows of a panel worth a task of their own: `PANEL * PANEL / 2` multiply-adds each.

@@ -16,7 +16,7 @@ use crate::runtime::simd::{self, Kernel};
 const GRAIN_MULTIPLY_ADDS: usize = 128 * 1024;
 
 /// Weights of a row from one that is decided now to the last of its block of columns, with
-/// all earlier errors made up for.
+/// all earlier errors compensated for.
 #[derive(Clone, Copy)]
 pub struct Pending<'a> {
     /// The weights.
@@ -48,7 +48,7 @@ pub trait Decide: Sync {
 }
 
 /// Replaces weights of `w`, of `columns` columns, by what `method` decides, and has those
-/// after them make up for the errors.
+/// after them compensate for the errors.
 ///
 /// `u` is the factor of the inverse Hessian, see
 /// [`Factor::inverse`](crate::linalg::cholesky::Factor::inverse). `block` columns are decided
@@ -98,7 +98,7 @@ pub fn decide_columns<D: Decide>(
     Ok(())
 }
 
-/// Has the columns after some make up for the errors of these.
+/// Updates the columns after some to compensate for the errors of these.
 fn propagate(
     w: &mut [f64],
     columns: usize,
@@ -121,7 +121,7 @@ fn propagate(
 struct Row<'a, D> {
     i: usize,
     w: &'a mut [f64],
-    /// What each weight leaves to make up for, over `U_jj`.
+    /// The error of each weight over `U_jj`.
     errors: &'a mut [f64],
     u: &'a [f64],
     pivots: &'a [f64],

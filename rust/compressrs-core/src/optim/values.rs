@@ -52,7 +52,7 @@ values_from!(f64 => F64, f32 => F32, f16 => F16, bf16 => Bf16);
 
 impl<'a> Values<'a> {
     /// Number of elements.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[expect(clippy::len_without_is_empty, reason = "not needed")]
     pub fn len(&self) -> usize {
         with_values!(self, x => x.len())
     }

@@ -1,4 +1,4 @@
-//! Pruning a layer in one go, with the weights that stay made up for those that go:
+//! One-shot pruning of a layer, whose remaining weights compensate for removed ones:
 //! SparseGPT (Frantar & Alistarh, arXiv 2301.00774), by the column loop of [`crate::linalg::obs`].
 //!
 //! Which weights go is chosen by what is lost, `(w_j / U_jj)^2`. What stays may be changed
@@ -26,7 +26,7 @@ pub enum Target {
     },
 }
 
-/// Removes weights of `w`, of `columns` columns, and makes up for them with the others.
+/// Removes weights of `w`, with `columns` columns, and updates the others to compensate.
 ///
 /// `u` is the factor of the inverse Hessian, see
 /// [`Factor::inverse`](crate::linalg::cholesky::Factor::inverse). `block` columns are decided
@@ -124,7 +124,7 @@ impl<K: Decide<Error = HasNan>> Decide for Removal<'_, K> {
         if let Target::NOfM { n, m } = self.target
             && j.is_multiple_of(m)
         {
-            // Chosen when those before have been made up for.
+            // Chosen after the errors of earlier columns have been compensated for.
             let pairs = pending.w.iter().zip(pending.pivots).take(m);
             let losses = memory::collect(pairs.map(|(w, pivot)| w / pivot));
             // SAFETY: this row is decided by this thread alone.

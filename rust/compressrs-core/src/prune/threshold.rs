@@ -92,7 +92,7 @@ fn rank_by_sample<O: Order, E: Element>(
         let keys = unsafe { shared.slice(part.clone()) };
         let (mut array, mut start) = (0, 0);
         for (key, i) in keys.iter_mut().zip(part) {
-            // Evenly spread; never beyond the last array.
+            // At equal distances; never beyond the last array.
             let position = (i as u128 * total as u128 / SAMPLE as u128) as usize;
             while position - start >= arrays[array].len() {
                 start += arrays[array].len();

@@ -39,7 +39,7 @@ pub fn kmeans<E: Element>(
             let mut means = memory::with_capacity(count);
             lloyd(values, count - usize::from(keep_zero), rounds, &mut means);
             if keep_zero {
-                // There is room: of `count` means one was left out.
+                // At most `count`, since one mean was left out.
                 means.push(0.0);
                 means.sort_unstable_by(f64::total_cmp);
             }

@@ -79,7 +79,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Forward<'_, E, G> {
 ///
 /// # Panics
 /// If lengths do not fit the layout.
-#[expect(clippy::too_many_arguments, reason = "what goes in, and what comes out")]
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs")]
 pub fn fake_quantize_backward<E: Element, G: Grid<E::Compute>>(
     x: &[E],
     dy: &[E],

@@ -1,4 +1,4 @@
-//! Rounding in which the weights that come later make up for the errors of the earlier ones:
+//! Rounding in which later weights compensate for the errors of earlier ones:
 //! GPTQ (Frantar et al., arXiv 2210.17323), by the column loop of [`crate::linalg::obs`].
 
 use super::grid::{Coder, Grid};
@@ -33,7 +33,7 @@ pub struct Codes<'a, C> {
 ///
 /// # Panics
 /// If lengths do not fit.
-#[expect(clippy::too_many_arguments, reason = "what goes in, and what comes out")]
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs")]
 pub fn gptq<C: Float, G: Grid<C>>(
     w: &mut [f64],
     layout: Layout,
@@ -68,7 +68,7 @@ pub fn gptq<C: Float, G: Grid<C>>(
 }
 
 /// A row's codes, and, if they are found, its scales and zero points, are written by the
-/// thread that decides it; otherwise nobody writes to scales and zero points.
+/// thread that decides it; no other code writes to scales and zero points.
 struct Rounding<'a, C, G> {
     grid: G,
     layout: Layout,

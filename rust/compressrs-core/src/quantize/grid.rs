@@ -67,7 +67,7 @@ pub trait Grid<C: Float>: Copy + Sync {
     fn is_code(&self, code: u8) -> bool;
 }
 
-/// The scale that spreads a magnitude over so many steps, and is a normal number.
+/// The scale for which `steps` steps reach a magnitude; a normal number.
 #[inline(always)]
 fn steps<C: Float>(range: C, steps: C) -> C {
     let scale = range / steps;
@@ -90,7 +90,7 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// Codes of so many bits, from `-2^(bits - 1)` if they are signed, else from 0.
+    /// Codes of `bits` bits, from `-2^(bits - 1)` if they are signed, else from 0.
     ///
     /// # Panics
     /// If `bits` is not from 1 to 8.

@@ -7,7 +7,7 @@
 //! - [`range`](mod@range): smallest and largest values, and the scales they ask for;
 //! - [`encode`]: whole tensors to codes and back; [`fake`]: both at once, with gradients;
 //! - [`codebook`]: levels found by k-means;
-//! - [`gptq`](mod@gptq): codes whose errors later weights make up for;
+//! - [`gptq`](mod@gptq): codes whose errors later weights compensate;
 //! - [`product`]: products with quantized weights.
 
 pub mod blockwise;

@@ -2,7 +2,7 @@
 //!
 //! Linux wakes a thread on the CPU of the one that wakes it, if it takes the others for
 //! busy; in a virtual machine it takes an idle CPU, which the host may have put to sleep,
-//! for busy. Then caller and helper take turns on one CPU for as long as a burst of short
+//! for busy. Then caller and helper share one CPU for as long as a burst of short
 //! kernels lasts, which is slower than the caller alone. A helper that finds itself there
 //! keeps off the caller's CPU from then on.
 
@@ -24,7 +24,7 @@ pub fn current() -> Option<usize> {
 #[cfg(target_os = "linux")]
 pub fn leave(cpu: Option<usize>) {
     if cpu.is_some() && cpu == current() {
-        // What fails changes nothing: the thread goes on where it is.
+        // On failure nothing changes: the thread remains on its CPU.
         let _ = cpu.and_then(linux::leave);
     }
 }

@@ -32,7 +32,7 @@ pub fn product(a: usize, b: usize) -> usize {
     a.checked_mul(b).unwrap_or_else(|| out_of_memory(usize::MAX))
 }
 
-/// An empty vector for so many elements.
+/// An empty vector with this capacity.
 ///
 /// # Unwinds
 /// With [`OutOfMemory`].
@@ -88,7 +88,7 @@ pub fn collect<T>(elements: impl ExactSizeIterator<Item = T>) -> Vec<T> {
     vec
 }
 
-/// Makes room for more elements, so that adding them does not allocate.
+/// Reserves memory for more elements, so that adding them does not allocate.
 ///
 /// # Unwinds
 /// With [`OutOfMemory`].

@@ -317,7 +317,7 @@ impl<'a, T> SharedMut<'a, T> {
     }
 
     /// Number of elements.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[expect(clippy::len_without_is_empty, reason = "not needed")]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -55,7 +55,7 @@ impl<T: Number> Scratch<T> {
     }
 }
 
-/// The smallest of what this thread keeps that has room, else the largest.
+/// The smallest buffer of this thread that is large enough, else the largest.
 fn take(count: usize) -> Vec<Line> {
     KEPT.try_with(|kept| {
         let mut kept = kept.borrow_mut();

@@ -43,7 +43,7 @@ impl<'py> PerRow<'py> {
     }
 }
 
-/// A contiguous array of float64 with so many elements.
+/// A contiguous array of float64 with `len` elements.
 pub(super) fn each<'py, 'n>(
     object: &Bound<'py, PyAny>,
     name: Name<'n>,

@@ -70,7 +70,7 @@ impl Stepper {
         scalars.require_element::<f64>()?;
         scalars.require_shape(&[checked.len(), MAX_SCALARS], "the list of tensors")?;
         scalars.require_in_place()?;
-        // Those belong to nobody among the tensors.
+        // They belong to none of the tensors.
         regions.extend([&steps, &scalars].map(|array| (array.memory(), checked.len())));
         let regions = Regions::new(regions).map_err(|(a, b)| {
             PyValueError::new_err(if a == b {

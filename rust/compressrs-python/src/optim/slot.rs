@@ -1,4 +1,4 @@
-//! Parameters with what belongs to them, checked once.
+//! Parameters with their state and gradients, checked once.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;

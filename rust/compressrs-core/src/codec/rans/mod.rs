@@ -3,7 +3,7 @@
 //! A state is 32 bits, renormalized by 16-bit words; frequencies are 12 bits. Symbol `i`
 //! belongs to state `i % N`, and the states take their words from one sequence in the
 //! order of the symbols, which is what lets a vector of states be decoded at once.
-//! A coded block is the table, the `N` states to begin with, and the words; the decoder
+//! A coded block is the table, the `N` initial states, and 16-bit words; the decoder
 //! must end with every state at its initial value and no word left.
 
 mod table;
@@ -63,10 +63,10 @@ pub fn encode<const N: usize>(table: &Table, symbols: &[u8], out: &mut Vec<u8>) 
     out.extend(words[at..].iter().flat_map(|word| word.to_le_bytes()));
 }
 
-/// Decodes as many symbols as `out` has room for from all of `bytes`.
+/// Decodes all of `bytes` to exactly `out.len()` symbols.
 ///
 /// # Errors
-/// `bytes` are not what [`encode`] writes for symbols so many with this table.
+/// `bytes` are not what [`encode`] writes for that many symbols with this table.
 pub fn decode<const N: usize>(table: &Table, bytes: &[u8], out: &mut [u8]) -> Result<(), Damaged> {
     let level = simd::level().unwrap_or(Level::Portable);
     decode_at::<N>(level, table, bytes, out)

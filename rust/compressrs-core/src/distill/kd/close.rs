@@ -1,4 +1,4 @@
-//! The soft term in double precision, of rows whose divergence is what is left of sums
+//! The soft term in double precision, for rows whose divergence is the difference of sums
 //! that nearly cancel, as at high temperatures, or that overflow.
 //!
 //! With `d = b - a` (see [`super::soft`]) the sums of `p d` and of `p (e^d - 1 - d)`,

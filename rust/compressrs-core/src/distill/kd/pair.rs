@@ -4,7 +4,7 @@ use super::super::tile::{LANES, broadcast, by_row, map_reduce};
 use crate::numeric::element::Float;
 use crate::runtime::simd::{self, Kernel};
 
-/// Tiles of student and teacher, with what belongs to each row.
+/// Tiles of student and teacher, with the weights of each row.
 pub(super) struct Pair<'a, C, const R: usize> {
     pub s: &'a [C],
     pub t: &'a [C],

@@ -46,7 +46,7 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
             stats_s
         });
         let pair = Pair { s: self.s, t, top_s: self.top, top_t: max_of(t), scale_s, scale_t };
-        // The weight of a row's divergence, and of what comes down to its logits.
+        // The weight of a row's divergence, and of the gradient of its logits.
         let outer: [f64; R] =
             by_row(|r| self.weights.soft * self.weight(r) * temperatures[r] * temperatures[r]);
         let inner: [f64; R] = by_row(|r| outer[r] * scale_s[r]);

@@ -176,7 +176,7 @@ impl<C: Float> Kernel for Select<'_, C> {
     fn run(self) {
         let Select { z, found, k } = self;
         found.clear();
-        // The least of `k` that were found: what comes later must be larger.
+        // The least of the `k` found so far: later ones must be larger.
         let mut least = None;
         for (i, block) in z.chunks(LOGITS_AT_ONCE).enumerate() {
             if let Some(least) = least
