@@ -1,7 +1,7 @@
 //! Ranges, scales, codes.
 
 use compressrs_core::numeric::element::{Element, Float};
-use compressrs_core::quantize::{self as core, Affine, E4M3, E5M2, Layout, LevelSets, Levels, NF4};
+use compressrs_core::quantize::{self as core, Affine, E4M3, E5M2, Layout, Levels, NF4};
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -73,11 +73,6 @@ macro_rules! with_grid {
                 let $grid = *affine;
                 $body
             }
-            Grid::Nf4 => {
-                let levels = NF4.map(|x| <$C as Float>::from_f64(x.into()));
-                let $grid = Levels::new(&levels);
-                $body
-            }
             Grid::E4M3 => {
                 let $grid: E4M3 = core::Fp8;
                 $body
@@ -86,10 +81,16 @@ macro_rules! with_grid {
                 let $grid: E5M2 = core::Fp8;
                 $body
             }
-            Grid::Codebooks(levels, count) => {
-                // SAFETY: `Grid::new` checked dtype and layout; the package does not write
-                // to codebooks during a call.
-                let $grid = LevelSets { levels: unsafe { levels.slice::<$C>()? }, count: *count };
+            levels @ (Grid::Nf4 | Grid::Codebooks(..)) => {
+                let nf4 = NF4.map(|x| <$C as Float>::from_f64(x.into()));
+                let $grid = match levels {
+                    // SAFETY: `Grid::new` checked dtype and layout; the package does not
+                    // write to codebooks during a call.
+                    Grid::Codebooks(levels, count) => unsafe {
+                        Levels::of_blocks(levels.slice::<$C>()?, *count)
+                    },
+                    _ => Levels::new(&nf4),
+                };
                 $body
             }
         }

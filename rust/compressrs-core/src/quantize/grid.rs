@@ -222,17 +222,27 @@ fn between<C: Float>(pair: &[C]) -> C {
     pair[0] * half + pair[1] * half
 }
 
-/// The same levels, in ascending order, for all blocks.
+/// Levels in ascending order: the same for all blocks, or a set for each.
 #[derive(Clone, Copy, Debug)]
 pub struct Levels<'a, C> {
+    /// Those of all blocks, or of one block after another.
     levels: &'a [C],
+    /// How many a block has, if each has its own.
+    own: Option<usize>,
+    /// Of levels for all blocks.
     middles: [C; FEW - 1],
 }
 
 impl<'a, C: Float> Levels<'a, C> {
-    /// These levels, at least one.
+    /// These levels, at least one, for all blocks. Scales make the last one the largest
+    /// magnitude of a block.
     pub fn new(levels: &'a [C]) -> Self {
-        Levels { levels, middles: middles(levels) }
+        Levels { levels, own: None, middles: middles(levels) }
+    }
+
+    /// `count` of the levels for each block. Scales are 1.
+    pub fn of_blocks(levels: &'a [C], count: usize) -> Self {
+        Levels { levels, own: Some(count), middles: [C::infinity(); FEW - 1] }
     }
 }
 
@@ -278,48 +288,28 @@ impl<'a, C: Float> Grid<C> for Levels<'a, C> {
     type Coder = LevelCoder<'a, C>;
 
     #[inline(always)]
-    fn coder(&self, _: usize, scale: C, _: u8) -> LevelCoder<'a, C> {
-        LevelCoder { levels: self.levels, middles: self.middles, scale }
+    fn coder(&self, block: usize, scale: C, _: u8) -> LevelCoder<'a, C> {
+        match self.own {
+            None => LevelCoder { levels: self.levels, middles: self.middles, scale },
+            Some(count) => {
+                let levels = &self.levels[block * count..(block + 1) * count];
+                LevelCoder { levels, middles: middles(levels), scale }
+            }
+        }
     }
 
     #[inline(always)]
     fn scale(&self, low: C, high: C) -> (C, u8) {
+        if self.own.is_some() {
+            return (C::one(), 0);
+        }
         let magnitude = if -low > high { -low } else { high };
         (steps(magnitude, self.levels[self.levels.len() - 1]), 0)
     }
 
     #[inline(always)]
     fn is_code(&self, code: u8) -> bool {
-        usize::from(code) < self.levels.len()
-    }
-}
-
-/// Levels of its own, in ascending order, for each block, `count` of them.
-#[derive(Clone, Copy, Debug)]
-pub struct LevelSets<'a, C> {
-    /// Those of one block after another.
-    pub levels: &'a [C],
-    /// How many a block has.
-    pub count: usize,
-}
-
-impl<'a, C: Float> Grid<C> for LevelSets<'a, C> {
-    type Coder = LevelCoder<'a, C>;
-
-    #[inline(always)]
-    fn coder(&self, block: usize, scale: C, _: u8) -> LevelCoder<'a, C> {
-        let levels = &self.levels[block * self.count..(block + 1) * self.count];
-        LevelCoder { levels, middles: middles(levels), scale }
-    }
-
-    #[inline(always)]
-    fn scale(&self, _: C, _: C) -> (C, u8) {
-        (C::one(), 0)
-    }
-
-    #[inline(always)]
-    fn is_code(&self, code: u8) -> bool {
-        usize::from(code) < self.count
+        usize::from(code) < self.own.unwrap_or(self.levels.len())
     }
 }
 

@@ -24,6 +24,6 @@ pub use codebook::kmeans;
 pub use encode::{NotFinite, dequantize, quantize, quantize_to_range, within};
 pub use fake::{fake_quantize, fake_quantize_backward};
 pub use gptq::{Codes, gptq};
-pub use grid::{Affine, E4M3, E5M2, Fp8, Grid, LevelSets, Levels, NF4};
+pub use grid::{Affine, E4M3, E5M2, Fp8, Grid, Levels, NF4};
 pub use layout::Layout;
 pub use range::{ranges, scales};
