@@ -46,7 +46,7 @@ pub enum Reduction {
     Sum,
 }
 
-/// What [`kd_loss`] computes.
+/// What [`kd_loss`](super::kd_loss) computes.
 #[derive(Clone, Copy, Debug)]
 pub struct KdLoss<'a> {
     /// Length of a row.
