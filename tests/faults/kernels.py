@@ -342,7 +342,7 @@ def _prune(size: int) -> Iterator[Case]:
     yield Case(
         "accumulate_products",
         _core.accumulate_products,
-        {"scores": np.zeros((n, n)), **one, "g": other, "form": "product"},
+        {"scores": np.zeros((n, n)), **one, "g": other, "term": "product"},
         ("scores",),
     )
     for name, sums in (("squares", np.zeros(n)), ("gram", np.zeros((n, n)))):
@@ -351,7 +351,7 @@ def _prune(size: int) -> Iterator[Case]:
     yield Case(
         "reconstruct",
         _core.reconstruct,
-        {"w": w, "u": np.eye(n).reshape(-1), "choice": (n, None), "block": 8, **mask},
+        {"w": w, "u": np.eye(n).reshape(-1), "target": (n, None), "block": 8, **mask},
         ("w", "mask"),
     )
     yield Case("refuse_nan", _core.refuse_nan, one)

@@ -287,9 +287,9 @@ pub fn accumulate_products(
     w: Bound<'_, PyAny>,
     g: &Bound<'_, PyAny>,
     name: String,
-    form: &str,
+    term: &str,
 ) -> PyResult<()> {
-    let term = match form {
+    let term = match term {
         "product" => Term::Product,
         "opposite" => Term::Opposite,
         "square" => Term::Square,
@@ -389,7 +389,7 @@ pub fn reconstruct(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
     u: &Bound<'_, PyAny>,
-    choice: (usize, Option<usize>),
+    target: (usize, Option<usize>),
     block: usize,
     mask: &Bound<'_, PyAny>,
 ) -> PyResult<bool> {
@@ -400,7 +400,7 @@ pub fn reconstruct(
     let columns = w.array.shape()[1];
     let u = check::<f64>(u, "u", &[columns * columns])?;
     let mut mask = check::<bool>(mask, "mask", w.array.shape())?;
-    let target = removal(choice);
+    let target = removal(target);
     if block == 0 {
         return Err(PyValueError::new_err("block must be at least 1, got 0"));
     }
