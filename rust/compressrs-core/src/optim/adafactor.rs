@@ -1,10 +1,11 @@
 //! Adafactor: a second moment that is stored as a row and a column.
 
+use super::full_tensor::FullTensor;
 use super::hyperparameters::hyperparameters;
 use super::norm::unit_of_squares;
 use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficients, weight_decay};
-use super::step::{FullTensor, GRAIN_ELEMENTS, is_kept};
+use super::tensor::{GRAIN_ELEMENTS, is_kept};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::{sums, total};
 use crate::runtime::memory;

@@ -5,7 +5,7 @@ use super::hyperparameters::hyperparameters;
 use super::norm::unit_of_squares;
 use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
-use super::step::Tensor;
+use super::tensor::Tensor;
 use crate::numeric::element::Float;
 
 hyperparameters! {

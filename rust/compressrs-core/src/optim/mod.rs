@@ -13,6 +13,7 @@ mod adam;
 mod adamax;
 mod asgd;
 mod blend;
+mod full_tensor;
 mod fused;
 mod hyperparameters;
 mod lamb;
@@ -28,6 +29,8 @@ mod rule;
 mod sgd;
 mod step;
 mod storage;
+mod tensor;
+mod update;
 mod values;
 
 pub use crate::numeric::stochastic_rounding::StochasticRounding;
@@ -54,6 +57,7 @@ pub use rule::{
     reader, rules,
 };
 pub use sgd::Sgd;
-pub use step::{Tensor, mask_bytes, reserve, step};
+pub use step::{reserve, step};
 pub use storage::{Codes, Halves, Moments, Rounding, Weights};
+pub use tensor::{Tensor, mask_bytes};
 pub use values::Values;

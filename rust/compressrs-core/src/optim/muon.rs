@@ -1,9 +1,10 @@
 //! Muon: momentum, orthogonalized by a Newton-Schulz iteration.
 
+use super::full_tensor::FullTensor;
 use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
 use super::norm::root_of_squares;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
-use super::step::{FullTensor, GRAIN_ELEMENTS, is_kept};
+use super::tensor::{GRAIN_ELEMENTS, is_kept};
 use crate::linalg::gemm::{multiply, multiply_by_transpose};
 use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;

@@ -1,6 +1,6 @@
 //! Norms of gradients over any number of tensors, and where one is not finite.
 
-use super::step::is_kept;
+use super::tensor::is_kept;
 use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes::tree;
