@@ -97,6 +97,9 @@ class Encoder:
         entry = step.located.entry
         row = row_elements(step.located)
         x = data.view(dtype_of(DTYPES[entry.dtype].numpy or "")).reshape(-1, row)
+        if step.rule.quantize and not step.rule.prunes and step.dtype == entry.dtype == "BF16":
+            # Codes are of single precision, which NumPy has kernels for.
+            x = _floats(data, entry.dtype).reshape(-1, row)
         if (step.rule.prunes or step.rule.quantize) and not np.isfinite(x).all():
             raise ValueError(f"{step.name!r} holds NaN or infinity; ignore it to keep it as it is")
         if step.rule.prunes:
@@ -128,6 +131,12 @@ class Encoder:
 
 def _floats(data: Bytes, dtype: str) -> NDArray[np.float32]:
     """Return the values of a tile in single precision."""
+    if dtype == "BF16":
+        # The upper halves of numbers in single precision.
+        widened: NDArray[np.float32] = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(
+            "f4"
+        )
+        return widened
     return data.view(dtype_of(DTYPES[dtype].numpy or "")).astype(np.float32).reshape(-1)
 
 

@@ -158,8 +158,10 @@ def encode(x: NDArray[Any], streams: tuple[str, ...], quantizer: Quantizer) -> T
     return Tile((places, _coding.encode_bytes(kept, "U8"), *tail), counts)
 
 
-def tensor(d: Description, parts: Parts) -> Any:
+def tensor(d: Description, parts: Parts, dtype: np.dtype[Any] | None = None) -> Any:
     """Return the codes and scales of a tile, as a `quantize.QuantizedTensor` of its rows.
+
+    It is decoded to `dtype`, by default float32.
 
     Raises
     ------
@@ -187,7 +189,11 @@ def tensor(d: Description, parts: Parts) -> Any:
     if "zeros" in parts.streams:
         zero = _coding.decode_bytes(parts.streams["zeros"], "U8", n).view(np.int8).reshape(scales)
     return _family().QuantizedTensor(
-        codes.view(kind.code_dtype).reshape(shape), scale.reshape(scales), zero, scheme=kind
+        codes.view(kind.code_dtype).reshape(shape),
+        scale.reshape(scales),
+        zero,
+        scheme=kind,
+        dtype=np.float32 if dtype is None else dtype,
     )
 
 
@@ -222,10 +228,13 @@ def joined(parts: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> An
 
 def decode(d: Description, parts: Parts) -> Bytes:
     """Return the bytes of a tile that `encode` encoded."""
-    x = tensor(d, parts).dequantize()
-    scale = input_scale(d, parts)
-    if scale is not None:
-        x = x / scale
     kind = dtype_of(DTYPES[d.dtype].numpy or "")
+    scale = input_scale(d, parts)
+    if scale is None:
+        # float64 as well is decoded from single precision, which scales and codes are of.
+        narrow = np.dtype(np.float32) if d.dtype == "F64" else kind
+        x = tensor(d, parts, narrow).dequantize()
+    else:
+        x = tensor(d, parts).dequantize() / scale
     decoded: Bytes = x.reshape(-1).astype(kind, copy=False).view(np.uint8)
     return decoded
