@@ -19,13 +19,14 @@ from compressrs.checkpoint._coding import PLAIN, Bytes, Parts, Tile
 from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES
 from compressrs.checkpoint._plan import Step, row_elements
+from compressrs.checkpoint.recipe import Rule
 
 #: Number of elements from which size and error of a tensor are predicted.
 PREDICTED = 1 << 18
 
 
 class Encoder:
-    """Encodes the tiles of one tensor, in any order.
+    """Encodes the tiles of one tensor, in order.
 
     Parameters
     ----------
@@ -44,9 +45,11 @@ class Encoder:
         self._sample = sample
         # Sums of squares over the tiles so far: of the errors, and of the weights.
         self._lost = self._weight = 0.0
+        #: Magnitude below which all weights are pruned, and how many of this one still are to be.
         self._threshold: float | None = None
+        self._ties = 0
         if step.rule.prune and step.tiles > 1 and sample is None:
-            self._threshold = _threshold_of_tiles(step)
+            self._threshold, self._ties = _threshold_of_tiles(step)
         self._quantizer: _quantized.Quantizer | None = None
         if step.coding in _coding.QUANTIZED:
             statistics = None if step.inputs is None else step.inputs.load()
@@ -122,10 +125,15 @@ class Encoder:
         if rule.pattern is not None:
             n, m = rule.kept_of()
             return prune.nm_mask(np.ascontiguousarray(x), n, m)
-        threshold = self._threshold
-        if threshold is None:
-            threshold = prune.magnitude_threshold([np.ascontiguousarray(x)], rule.prune or 0.0)
-        kept: NDArray[np.bool_] = np.abs(x) >= x.dtype.type(threshold)
+        if self._threshold is None:
+            share = _pruned(rule, x.size) / x.size
+            return prune.magnitude_mask(np.ascontiguousarray(x), share)
+        magnitudes = np.abs(x.astype(np.float32))
+        kept: NDArray[np.bool_] = magnitudes >= self._threshold
+        # Of equal magnitudes the first are pruned, as by `prune.magnitude_mask`.
+        ties = np.flatnonzero(magnitudes == self._threshold)[: self._ties]
+        kept.reshape(-1)[ties] = False
+        self._ties -= ties.size
         return kept
 
 
@@ -218,15 +226,20 @@ def read_tiles(step: Step) -> Iterator[tuple[int, int]]:
         yield entry.begin + first * width, entry.begin + last * width
 
 
-def _threshold_of_tiles(step: Step) -> float:
-    """Return the magnitude below which the pruned fraction of a tensor's weights lies.
+def _pruned(rule: Rule, size: int) -> int:
+    """Return how many weights of a tensor are pruned; one at least stays."""
+    return min(round((rule.prune or 0.0) * size), size - 1)
+
+
+def _threshold_of_tiles(step: Step) -> tuple[float, int]:
+    """Return the magnitude below which weights are pruned, and how many of it are.
 
     This is the order statistic of `prune.magnitude_threshold`, found in two passes over the
     tensor by the high and the low half of the float32 magnitudes; float64 is rounded first.
     """
     entry = step.located.entry
     kind = dtype_of(DTYPES[entry.dtype].numpy or "")
-    rank = round((step.rule.prune or 0.0) * entry.size)
+    rank = _pruned(step.rule, entry.size)
 
     def counts(high: int | None) -> NDArray[np.int64]:
         total = np.zeros(1 << 16, np.int64)
@@ -241,8 +254,8 @@ def _threshold_of_tiles(step: Step) -> float:
         return total
 
     high, rank = _bucket(counts(None), rank)
-    low, _ = _bucket(counts(high), rank)
-    return float(np.array([high << 16 | low], np.uint32).view(np.float32)[0])
+    low, ties = _bucket(counts(high), rank)
+    return float(np.array([high << 16 | low], np.uint32).view(np.float32)[0]), ties
 
 
 def _bucket(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
