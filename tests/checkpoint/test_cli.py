@@ -137,6 +137,16 @@ def test_as_a_module(plain, tmp_path):
     assert load_file(small)["dense"].dtype == np.uint8
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_output_that_is_not_read_to_its_end(plain):
+    command = [sys.executable, "-m", "compressrs", "info", plain, "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait(timeout=120) == 141
+    child.stderr.close()
+
+
 def test_without_the_library_the_command_says_what_to_install():
     code = (
         "import sys; sys.modules['typer'] = None\n"

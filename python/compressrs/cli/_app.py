@@ -74,7 +74,8 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
             code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
         except BrokenPipeError:
             # Such as `head`, which has read enough; nothing is written when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with open(os.devnull, "ab") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
