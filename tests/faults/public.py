@@ -318,6 +318,12 @@ def cache() -> Any:
     return distill.TeacherCache.write(Path(folder().name) / "cache", lambda rows: rows, x)
 
 
+def options() -> Any:
+    errors = [np.array([0.0, 1.0])] * 2
+    kinds = [[search.Option(), search.Option(sparsity=0.5)]] * 2
+    return search.Measurements(["a", "b"], kinds, errors, {"bytes": [np.array([2.0, 1.0])] * 2})
+
+
 def call(times: int = 4) -> Callable[[Any], Any]:
     return lambda found: [found(step) for step in range(times)]
 
@@ -516,6 +522,19 @@ EXAMPLES: dict[str, Example] = {
     "search.Allocation": Example(
         lambda: search.allocate([[0.0, 1.0]], [[2, 1]], 1), lambda found: [found, found.gap]
     ),
+    "search.Compressed": Example(
+        lambda: search.compress(perceptron(), 120),
+        lambda found: [found.costs, found.table(), found.model(dense()[:, :4].astype("f4"))],
+    ),
+    "search.Correction": Example(
+        lambda: search.correct(options(), 3, sum, trials=2),
+        lambda found: [found.coefficients, found.table()],
+    ),
+    "search.Measurements": Example(
+        options, lambda found: [found.allocate(3), found.errors, found.table()]
+    ),
+    "search.Option": Example(lambda: search.Option(nm=(2, 4)), repr),
+    "search.Trial": Example(lambda: search.Trial((0,), 1.0, 2.0), repr),
     "search.Frontier": Example(
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
         lambda found: [found.cost, found.error, found.choice(0), found.within(2)],

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from compressrs import search
+from typing import Any
+
+import numpy as np
+
+from compressrs import nn, quantize, search
+from tests.faults.calls import model
 from tests.faults.optim_calls import Arguments, Method
 
 CALLS: dict[str, Arguments] = {
@@ -19,11 +24,69 @@ CALLS: dict[str, Arguments] = {
     ),
 }
 
+
+def options() -> Any:
+    return [search.Option(), search.Option(quantize.Scheme(bits=4))]
+
+
+def tables() -> Any:
+    errors = [np.array([0.0, 1.0])] * 2
+    return search.Measurements(
+        ["a", "b"], [options()] * 2, errors, {"bytes": [np.array([2.0, 1.0])] * 2}
+    )
+
+
+def loss(made: Any) -> float:
+    return 1.0
+
+
+def measuring() -> Any:
+    return dict(
+        model=model(),
+        options=options(),
+        calibration=np.ones((20, 16), np.float32),
+        evaluate=loss,
+        sensitivity="output",
+        latency=None,
+        cache=None,
+        workers=1,
+    )
+
+
+CALLS |= {
+    "search.Option": lambda: dict(scheme=quantize.Scheme(bits=8), sparsity=0.5, nm=None, rank=None),
+    "search.measure": measuring,
+    "search.correct": lambda: dict(measurements=tables(), budget=3, evaluate=sum, trials=2, rng=0),
+    "search.compress": lambda: dict(
+        measuring(),
+        budget=10_000,
+        destination=None,
+        max_drop=None,
+        trials=0,
+        data=(np.ones((4, 16), np.float32), None),
+        loss=nn.mse_loss,
+        epochs=1,
+        lr=0.1,
+        measured=None,
+        rng=0,
+    ),
+}
+
 METHODS: dict[str, Method] = {
     "search.Frontier.choice": (
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
         "choice",
         lambda: dict(point=1),
+    ),
+    "search.Measurements.allocate": (
+        tables,
+        "allocate",
+        lambda: dict(budget={"bytes": 3}, coefficients=[1.0, 2.0]),
+    ),
+    "search.Measurements.pareto": (
+        tables,
+        "pareto",
+        lambda: dict(cost="bytes", coefficients=[1.0, 2.0], points=10),
     ),
     "search.Frontier.within": (
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
@@ -35,7 +98,11 @@ METHODS: dict[str, Method] = {
 LEFT_OUT = {
     # Results, and what is raised.
     "search.Allocation",
+    "search.Compressed",
+    "search.Correction",
     "search.Frontier",
     "search.InfeasibleError",
+    "search.Measurements",
+    "search.Trial",
     "search.UnprovenWarning",
 }

