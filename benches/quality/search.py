@@ -10,7 +10,6 @@ python -m benches.quality.search speed          # allocation against scipy.optim
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +19,16 @@ from compressrs.checkpoint import Recipe, Rule
 
 BUDGETS = (10e6, 14e6, 20e6)
 #: Sentences: to test, to calibrate, and of these for the loss of one layer.
-TEST, CALIBRATION, LOSS = 64, 64, 8
+TEST, CALIBRATION, LOSS = 64, 48, 8
 
 RULES = (
     Rule(),
-    *(Rule(quantize=f"int{bits}", method="mse") for bits in (8, 7, 6, 5, 4)),
-    *(Rule(quantize=f"int{bits}", group_size=32, method="hqq") for bits in (4, 3)),
-    Rule(quantize="int5", method="gptq"),
-    Rule(quantize="int4", group_size=32, method="gptq"),
-    Rule(quantize="codebook", entries=32),
+    *(Rule(quantize=f"int{bits}") for bits in (8, 7, 6, 5, 4)),
+    *(Rule(quantize=f"int{bits}", group_size=32) for bits in (5, 4, 3)),
+    *(Rule(quantize="nf4", group_size=n) for n in (16, 64)),
+    *(Rule(quantize="codebook", entries=n) for n in (16, 32, 64)),
     Rule(quantize="int8", prune=0.3),
 )
-
-
-def uniform_recipe(rule, statistics):
-    """Return a recipe of one rule; what has no statistics is rounded without."""
-    if rule.method != "gptq":
-        return Recipe(rule)
-    plain = replace(rule, method="mse" if rule.group_size is None else "hqq")
-    return Recipe(plain, tuple((f"{name}.weight", rule) for name in statistics))
 
 
 class Minilm:
@@ -87,28 +77,23 @@ def minilm(cache):
     print("| Budget, MB | Settings | MB | Cosine, mean | least |")
     print("|---:|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        uniform = []
-        for rule in RULES:
-            path = Path(folder, "uniform.safetensors")
-            report = cr.checkpoint.compress(
-                model.source,
-                path,
-                uniform_recipe(rule, model.statistics),
-                calibration=model.statistics,
-            )
-            if report.after <= max(BUDGETS):
-                uniform.append((rule, report.after, model.cosines(read(path))))
-                label = f"uniform {cr.search.options.rule_label(rule)}"
-                row("any", label, report.after, uniform[-1][2])
         started = time.perf_counter()
         found = cr.search.measure(
             model.source, RULES, model.statistics, evaluate=model.loss, cache=cache
         )
         measured = time.perf_counter() - started
+        uniform = []
+        for rule in RULES:
+            path = Path(folder, "uniform.safetensors")
+            report = cr.checkpoint.compress(model.source, path, Recipe(rule))
+            if report.after <= max(BUDGETS):
+                uniform.append((rule, report.after, model.cosines(read(path))))
+                label = f"uniform {cr.search.options.rule_label(rule)}"
+                row("any", label, report.after, uniform[-1][2])
         for budget in BUDGETS:
-            fitting = [row for row in uniform if row[1] <= budget]
+            fitting = [one for one in uniform if one[1] <= budget]
             if fitting:
-                rule, size, cosine = max(fitting, key=lambda row: row[2].mean())
+                rule, size, cosine = max(fitting, key=lambda one: one[2].mean())
                 label = f"uniform, the best: {cr.search.options.rule_label(rule)}"
                 row(budget, label, size, cosine)
             else:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from compressrs import nn, quantize, search
-from tests.faults.calls import model
 from tests.faults.optim_calls import Arguments, Method
 
 CALLS: dict[str, Arguments] = {
@@ -42,7 +41,8 @@ def loss(made: Any) -> float:
 
 def measuring() -> Any:
     return dict(
-        model=model(),
+        # One layer is one job, for which no processes are started.
+        model=nn.Sequential(nn.Linear(16, 2, rng=0)),
         options=options(),
         calibration=np.ones((20, 16), np.float32),
         evaluate=loss,

@@ -3,11 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,42 +174,40 @@ def test_processes_measure_the_same():
         np.testing.assert_array_equal(a, b)
 
 
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
 
+def killed(path):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def killed_once(path):
     if not Path(path).exists():
         Path(path).touch()
-        killed()
+        killed(path)
     return 7
+
+if __name__ == "__main__":
+    from compressrs.search import _jobs
+
+    for name, call in (("ac", killed_once), ("bd", killed)):
+        jobs = [_jobs.Job(key, key, call, (sys.argv[1],)) for key in name]
+        try:
+            print(sorted(_jobs.run(jobs, _jobs.Cache(None), 2, lambda: None).items()))
+        except RuntimeError as error:
+            print(error)
+"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_killed_processes_are_replaced(tmp_path):
-    from compressrs.search import _jobs
-
-    # What a worker imports must be found there.
-    code = textwrap.dedent(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from tests.search import test_measure as t
-        from compressrs.search import _jobs
-        if __name__ == "__main__":
-            jobs = [_jobs.Job("a", "a", t.killed_once, ({str(tmp_path / "once")!r},))]
-            print(_jobs.run(jobs, _jobs.Cache(None), 2, lambda: None))
-            try:
-                _jobs.run([_jobs.Job("b", "b", t.killed, ())], _jobs.Cache(None), 2, lambda: None)
-            except RuntimeError as error:
-                print(error)
-        """
-    )
     script = tmp_path / "script.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("{'a': 7}\nprocesses were killed 3 times while measuring b")
-    assert _jobs.ATTEMPTS == 3
+    script.write_text(KILLED)
+    command = [sys.executable, script, tmp_path / "once"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "[('a', 7), ('c', 7)]"
+    assert second.startswith("processes were killed 3 times while measuring b, d")
 
 
 def test_a_full_disk_is_said_and_what_was_kept_stays(tmp_path, monkeypatch):
@@ -440,10 +435,10 @@ def test_losses_of_checkpoints(checkpoint, tmp_path):
 
     target = tmp_path / "small.safetensors"
     found = search.compress(
-        path, None, destination=target, options=RULES[:4], evaluate=loss, max_drop=0.01,
+        path, None, destination=target, options=RULES[:4], evaluate=loss, max_drop=0.02,
         sensitivity="layer",
     )  # fmt: skip
-    assert found.loss_before == 0 and found.loss_after <= 0.01
+    assert found.loss_before == 0 and found.loss_after <= 0.02
     assert found.options()["b.weight"] == RULES[2]
     with pytest.raises(ValueError, match="destination must not exist"):
         search.compress(path, 1e6, destination=tmp_path)

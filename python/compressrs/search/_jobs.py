@@ -86,7 +86,7 @@ def run(
 
 
 def _calls(jobs: list[Job], workers: int) -> Iterator[tuple[str, Any]]:
-    if workers == 1:
+    if workers == 1 or len(jobs) == 1:
         for job in jobs:
             yield job.key, job.call(*job.arguments)
         return
