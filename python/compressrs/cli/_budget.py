@@ -38,9 +38,7 @@ class Target:
         """Whether anything is asked."""
         return (self.budget, self.latency, self.max_drop) != (None, None, None)
 
-    def compress(
-        self, src: Path, output: Path, calibration: Path | None
-    ) -> tuple[Report, Recipe]:
+    def compress(self, src: Path, output: Path, calibration: Path | None) -> tuple[Report, Recipe]:
         """Compress a checkpoint by the rules with the least error that do what is asked.
 
         Raises
