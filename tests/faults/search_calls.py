@@ -50,6 +50,7 @@ def measuring() -> Any:
         latency=None,
         cache=None,
         workers=1,
+        progress=False,
     )
 
 
