@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,8 @@ from compressrs.checkpoint._decoding import decode
 from compressrs.checkpoint._format import DTYPES, FLOATS
 from compressrs.checkpoint._header import KEY, container_info
 from compressrs.checkpoint._source import File, Files, Located
+from compressrs.nn import Layer
 from compressrs.sparse import CSRMatrix
-
-if TYPE_CHECKING:
-    from compressrs.nn import Layer
 
 #: Elements of a plain tensor per read.
 PLAIN_TILE = 1 << 22
