@@ -1,29 +1,42 @@
 //! The product of dense matrices, in an order of summation that depends on
 //! nothing but their shape: each element is one chain of fused multiply-adds.
+//!
+//! The rows of `a` are packed in tiles, for a block of rows and of the inner dimension at a
+//! time. Tasks then take panels of two vectors of columns of `b`, pack a part that fits into
+//! the first cache, and multiply it with all tiles, whose sums stay in registers.
 
 use std::ops::Range;
 
 use super::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::numeric::vector::{Vector, WithVector, by_level};
-use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// Elements of a tile, at most: 12 rows of two vectors of 16.
 const MOST: usize = 12 * 32;
 
-/// Products of a tile that are added up before the next one: what is read of `b` for them
-/// stays in the first cache.
+/// Lines of a packed part of a panel: 16 KiB of vectors of 256 bits, 32 KiB of those of 512, for
+/// which the first cache has room.
 const DEPTH: usize = 256;
+
+/// Elements of packed tiles of `a`, and how many of them at most in a row: tiles stay in the
+/// second or third cache, and packing `b` again for each block of rows does not show.
+const BLOCK: usize = 1024 * 1024;
+const INNER: usize = 2048;
 
 /// Multiply-adds worth a task of their own; see [`parallel::for_each`].
 const GRAIN_MULTIPLY_ADDS: usize = 512 * 1024;
 
-/// Rows and columns that are transposed at a time.
+/// Tasks for each thread, if the rows suffice to pack `b` so often.
+const TASKS: usize = 8;
+
+/// Rows and columns that are mirrored at a time.
 const SQUARE: usize = 32;
 
 /// Elements worth packing by a task of their own.
-const PACKED: usize = 64 * 1024;
+const PACKED: usize = 32 * 1024;
 
 /// `out = alpha a b + beta c`, where `(beta, c)` is `add`; `c` and `out` are in
 /// row-major order.
@@ -85,16 +98,6 @@ enum Add<'a, T> {
     Row(&'a [T]),
 }
 
-impl<T: Float> Add<'_, T> {
-    /// What is added to rows of so many columns.
-    fn of_rows(self, rows: Range<usize>, columns: usize) -> Self {
-        match self {
-            Add::Matrix(beta, c) => Add::Matrix(beta, &c[rows.start * columns..rows.end * columns]),
-            other => other,
-        }
-    }
-}
-
 fn product<T: Float>(
     alpha: T,
     a: Matrix<'_, T>,
@@ -142,124 +145,133 @@ impl<T: Float> WithVector<T> for Product<'_, T> {
 
     #[inline(always)]
     fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
-        let Product { alpha, a, b, add, part: of, out } = self;
+        let Product { alpha, a, b, add, part, out } = self;
         let (rows, inner, columns) = (a.rows(), a.columns(), b.columns());
         let width = 2 * V::LANES;
-        // Panels of `b`, each read from the first to the last byte.
         let panels = columns.div_ceil(width);
-        let size = memory::product(memory::product(panels, inner), width);
-        let mut packed = memory::zeroed::<T>(size);
-        let lines = SharedMut::new(&mut packed);
-        parallel::for_each(0..panels, PACKED.div_ceil((inner * width).max(1)), 1, |part| {
-            for panel in part {
-                let size = inner * width;
-                // SAFETY: `packed` is borrowed until the loop ends; parts do not overlap.
-                let lines = unsafe { lines.slice(panel * size..(panel + 1) * size) };
-                let left = panel * width;
-                let here = width.min(columns - left);
-                if b.column_stride() == 1 {
-                    for (k, line) in lines.chunks_exact_mut(width).enumerate() {
-                        copy(&b.data()[k * b.row_stride() + left..][..here], line, width);
-                    }
-                    continue;
-                }
-                for (block, lines) in lines.chunks_mut(SQUARE * width).enumerate() {
-                    // Down the columns, as a transpose lies in memory.
-                    for l in 0..here {
-                        let column = (left + l) * b.column_stride();
-                        for (k, line) in lines.chunks_exact_mut(width).enumerate() {
-                            line[l] = b.data()[(block * SQUARE + k) * b.row_stride() + column];
-                        }
-                    }
-                }
-            }
-        });
+        let threads = parallel::num_threads().unwrap_or(1);
         let out = SharedMut::new(out);
-        let grain = GRAIN_MULTIPLY_ADDS.div_ceil((inner * columns).max(1)).next_multiple_of(R);
-        parallel::for_each(0..rows, grain, R, |part| {
-            // SAFETY: `out` is borrowed until the loop ends; parts do not overlap.
-            let out = unsafe { out.slice(part.start * columns..part.end * columns) };
-            let add = add.of_rows(part.clone(), columns);
-            let diagonal = if of == Part::All { None } else { Some(part.start) };
-            let a = a.block(part, 0..inner);
-            by_level(Strip { alpha, a, packed: &packed, add, out, columns, diagonal });
-        });
+        // Once without a product, too, for what is added.
+        for first in (0..inner.max(1)).step_by(INNER) {
+            let depth = first..inner.min(first + INNER);
+            let height = (BLOCK / depth.len().max(1)).next_multiple_of(R);
+            for top in (0..rows).step_by(height) {
+                let here = top..rows.min(top + height);
+                let mut packed = Scratch::<T>::new(here.len().next_multiple_of(R) * depth.len());
+                pack_tiles::<T, R>(a.block(here.clone(), depth.clone()), &mut packed);
+                // Blocks of rows make enough tasks where there are few panels, but have to
+                // repay that `b` is packed for each of them.
+                let blocks = (TASKS * threads).div_ceil(panels.max(1));
+                let block = here.len().div_ceil(blocks).max(8 * R).next_multiple_of(R);
+                let work = block.min(here.len()) * depth.len().max(1) * width;
+                let tasks = here.len().div_ceil(block) * panels;
+                parallel::for_each(0..tasks, GRAIN_MULTIPLY_ADDS.div_ceil(work), 1, |tasks| {
+                    by_level(Tasks {
+                        alpha,
+                        packed: &packed,
+                        b: b.block(depth.clone(), 0..columns),
+                        add,
+                        part,
+                        rows: here.clone(),
+                        is_first: first == 0,
+                        is_last: depth.end == inner,
+                        block,
+                        tasks,
+                        out: &out,
+                    });
+                });
+            }
+        }
     }
 }
 
-/// Rows of a product.
-struct Strip<'a, T> {
-    alpha: T,
-    a: Matrix<'a, T>,
-    packed: &'a [T],
-    add: Add<'a, T>,
-    out: &'a mut [T],
-    columns: usize,
-    /// Where the diagonal is in the first row, if only what is right of it counts.
-    diagonal: Option<usize>,
+/// Packs rows tile by tile, so that a line of a tile is a column of it. Rows beyond the last
+/// are computed, but not stored.
+fn pack_tiles<T: Float, const R: usize>(a: Matrix<'_, T>, packed: &mut [T]) {
+    let (rows, size) = (a.rows(), R * a.columns());
+    let packed = SharedMut::new(packed);
+    parallel::for_each(0..rows.div_ceil(R), PACKED.div_ceil(size.max(1)), 1, |part| {
+        for tile in part {
+            // SAFETY: `packed` is borrowed until the loop ends; parts do not overlap.
+            let lines = unsafe { packed.slice(tile * size..(tile + 1) * size) };
+            let here = tile * R..rows.min((tile + 1) * R);
+            simd::dispatch(Pack::<_, R> { matrix: a.block(here, 0..a.columns()), lines });
+        }
+    });
 }
 
-impl<T: Float> WithVector<T> for Strip<'_, T> {
+struct Pack<'a, T, const R: usize> {
+    matrix: Matrix<'a, T>,
+    lines: &'a mut [T],
+}
+
+impl<T: Float, const R: usize> Kernel for Pack<'_, T, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.matrix.transposed().pack(self.lines, R);
+    }
+}
+
+/// Panels of two vectors of columns, each for a block of rows.
+struct Tasks<'a, T> {
+    alpha: T,
+    /// The tiles of `rows`.
+    packed: &'a [T],
+    b: Matrix<'a, T>,
+    add: Add<'a, T>,
+    part: Part,
+    rows: Range<usize>,
+    /// Whether nothing is in `out` yet, and whether this completes it.
+    is_first: bool,
+    is_last: bool,
+    /// Rows of a task.
+    block: usize,
+    /// All panels for the first block of rows, then those for the next.
+    tasks: Range<usize>,
+    out: &'a SharedMut<'a, T>,
+}
+
+impl<T: Float> WithVector<T> for Tasks<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
-        let Strip { alpha, a, packed, add, out, columns, diagonal } = self;
-        let (rows, inner) = (a.rows(), a.columns());
+        let (inner, columns) = (self.b.rows(), self.b.columns());
         let width = 2 * V::LANES;
-        let mut lines = memory::zeroed::<[T; R]>(rows.div_ceil(R) * DEPTH.min(inner));
-        // The results of a tile, whole even where the matrix ends in it.
-        let mut results = [T::zero(); MOST];
-        // Once without a product, too, for what is added.
-        for first in (0..inner.max(1)).step_by(DEPTH) {
-            let depth = DEPTH.min(inner - first);
-            let is_last = first + depth == inner;
-            for tile in 0..rows.div_ceil(R) {
-                pack(a, tile * R, first, &mut lines[tile * depth..(tile + 1) * depth]);
-            }
-            for panel in 0..columns.div_ceil(width) {
-                let b = &packed[(panel * inner + first) * width..][..depth * width];
-                let left = panel * width;
-                let columns_here = width.min(columns - left);
-                for tile in 0..rows.div_ceil(R) {
-                    let top = tile * R;
-                    if diagonal.is_some_and(|diagonal| left + width <= diagonal + top) {
+        let panels = columns.div_ceil(width);
+        let (lines, _) = self.packed.as_chunks::<R>();
+        let mut step = DEPTH;
+        if self.block.min(self.rows.len()) <= 2 * R {
+            // Then reading `b` takes the time, which likes to go on.
+            step *= 4;
+        }
+        let mut panel = Scratch::<T>::new(step.min(inner) * width);
+        for task in self.tasks.clone() {
+            let left = task % panels * width;
+            let here = left..columns.min(left + width);
+            let from = task / panels * self.block;
+            let rows = from..self.rows.len().min(from + self.block);
+            for first in (0..inner.max(1)).step_by(step) {
+                let depth = first..inner.min(first + step);
+                let panel = &mut panel[..depth.len() * width];
+                self.b.block(depth.clone(), here.clone()).pack(panel, width);
+                let is_first = self.is_first && first == 0;
+                let is_last = self.is_last && depth.end == inner;
+                for top in rows.clone().step_by(R) {
+                    let row = self.rows.start + top;
+                    if self.part == Part::RightOfDiagonal && left + width <= row {
                         break;
                     }
-                    let height = R.min(rows - top);
-                    let results = &mut results[..R * width];
-                    if first == 0 {
-                        results.fill(T::zero());
-                    } else {
-                        // Goes on where the last depth ended, so that the chain is one.
-                        for r in 0..height {
-                            let at = (top + r) * columns + left;
-                            copy(&out[at..at + columns_here], &mut results[r * width..], width);
-                        }
-                    }
-                    chain::<T, V, R>(&lines[tile * depth..(tile + 1) * depth], b, results);
-                    for r in 0..height {
-                        let at = (top + r) * columns + left;
-                        let out = &mut out[at..at + columns_here];
-                        let sums = &results[r * width..][..columns_here];
-                        match add {
-                            _ if !is_last => copy(sums, out, width),
-                            Add::Matrix(beta, c) => {
-                                for ((y, sum), c) in out.iter_mut().zip(sums).zip(&c[at..]) {
-                                    *y = beta.mul_add(*c, alpha * *sum);
-                                }
-                            }
-                            Add::Row(row) => {
-                                for ((y, sum), c) in out.iter_mut().zip(sums).zip(&row[left..]) {
-                                    *y = alpha * *sum + *c;
-                                }
-                            }
-                            Add::Nothing => {
-                                for (y, sum) in out.iter_mut().zip(sums) {
-                                    *y = alpha * *sum;
-                                }
-                            }
-                        }
+                    let lines = &lines[top / R * inner..][depth.clone()];
+                    let height = R.min(rows.end - top);
+                    let tile = Tile { row, columns: here.clone(), is_first, is_last };
+                    // Few rows, as of a single input, need not be computed as a whole tile.
+                    match height {
+                        1 => self.tile::<V, R, 1>(lines, panel, tile, height),
+                        2..=4 => self.tile::<V, R, 4>(lines, panel, tile, height),
+                        _ => self.tile::<V, R, R>(lines, panel, tile, height),
                     }
                 }
             }
@@ -267,77 +279,119 @@ impl<T: Float> WithVector<T> for Strip<'_, T> {
     }
 }
 
-/// Copies a row of a tile, mostly a whole one, whose length the compiler knows.
-#[inline(always)]
-fn copy<T: Float>(from: &[T], to: &mut [T], width: usize) {
-    if from.len() == width {
-        to[..width].copy_from_slice(&from[..width]);
-    } else {
-        to[..from.len()].copy_from_slice(from);
-    }
+/// Where a tile lies in a product.
+struct Tile {
+    row: usize,
+    columns: Range<usize>,
+    is_first: bool,
+    is_last: bool,
 }
 
-/// Copies rows from `top` on so that those of a tile lie side by side. Rows beyond the last
-/// are computed, but not stored.
-#[inline(always)]
-fn pack<T: Float, const R: usize>(
-    a: Matrix<'_, T>,
-    top: usize,
-    first: usize,
-    lines: &mut [[T; R]],
-) {
-    // A matrix without columns may be a part of one, whose rows lie elsewhere.
-    if lines.is_empty() {
-        return;
-    }
-    for r in 0..R {
-        let row = (top + r).min(a.rows() - 1) * a.row_stride();
-        if a.column_stride() == 1 {
-            let row = &a.data()[row + first..][..lines.len()];
-            for (line, x) in lines.iter_mut().zip(row) {
-                line[r] = *x;
+impl<T: Float> Tasks<'_, T> {
+    /// Adds products to the sums of `height` rows of a tile, computed as `H`.
+    #[inline(always)]
+    fn tile<V: Vector<T>, const R: usize, const H: usize>(
+        &self,
+        lines: &[[T; R]],
+        panel: &[T],
+        tile: Tile,
+        height: usize,
+    ) {
+        let (columns, width) = (self.b.columns(), 2 * V::LANES);
+        let is_whole = height == H && tile.columns.len() == width;
+        let out = |r: usize| {
+            let at = (tile.row + r) * columns + tile.columns.start;
+            // SAFETY: `out` is borrowed while tasks run, each of which writes its own block of
+            // rows of its own panel; one reference at a time is used here.
+            unsafe { self.out.slice(at..at + tile.columns.len()) }
+        };
+        let mut rows = [std::ptr::null_mut::<T>(); H];
+        if is_whole {
+            for r in 0..H {
+                rows[r] = out(r).as_mut_ptr();
             }
+            // SAFETY: each pointer is to two vectors, those of a row of `out`.
+            unsafe { chain::<T, V, R, H>(lines, panel, rows, tile.is_first) };
         } else {
-            for (k, line) in lines.iter_mut().enumerate() {
-                line[r] = a.data()[row + (first + k) * a.column_stride()];
+            // The sums of a whole tile, of which the matrix has a part.
+            let mut sums = [T::zero(); MOST];
+            for (r, sums) in sums.chunks_exact_mut(width).enumerate().take(H) {
+                if r < height && !tile.is_first {
+                    sums[..tile.columns.len()].copy_from_slice(out(r));
+                }
+                rows[r] = sums.as_mut_ptr();
             }
+            // SAFETY: each pointer is to two vectors, of `sums`.
+            unsafe { chain::<T, V, R, H>(lines, panel, rows, tile.is_first) };
+            for (r, sums) in sums.chunks_exact(width).enumerate().take(height) {
+                out(r).copy_from_slice(&sums[..tile.columns.len()]);
+            }
+        }
+        if tile.is_last {
+            for r in 0..height {
+                self.finish(out(r), tile.row + r, tile.columns.start);
+            }
+        }
+    }
+
+    /// Multiplies sums by alpha and adds what is to be added.
+    #[inline(always)]
+    fn finish(&self, sums: &mut [T], row: usize, left: usize) {
+        let alpha = self.alpha;
+        match self.add {
+            Add::Matrix(beta, c) => {
+                let c = &c[row * self.b.columns() + left..][..sums.len()];
+                for (y, c) in sums.iter_mut().zip(c) {
+                    *y = beta.mul_add(*c, alpha * *y);
+                }
+            }
+            Add::Row(row) => {
+                for (y, c) in sums.iter_mut().zip(&row[left..]) {
+                    *y = alpha * *y + *c;
+                }
+            }
+            Add::Nothing if alpha == T::one() => {}
+            Add::Nothing => sums.iter_mut().for_each(|y| *y = alpha * *y),
         }
     }
 }
 
-/// Adds the products of a tile to its sums, one after another.
+/// Adds the products of a tile to its sums, one after another; the first ones to 0.
+///
+/// # Safety
+/// Two vectors may be read and written at each of the sums.
 #[inline(always)]
-fn chain<T: Float, V: Vector<T>, const R: usize>(a: &[[T; R]], b: &[T], results: &mut [T]) {
-    let width = 2 * V::LANES;
-    assert!(b.len() == a.len() * width && results.len() == R * width);
-    let mut sums = [[V::splat(T::zero()); 2]; R];
-    for r in 0..R {
-        // SAFETY: each row of the results has two vectors.
-        unsafe {
-            let row = results.as_ptr().add(r * width);
-            sums[r][0] = V::load(row);
-            sums[r][1] = V::load(row.add(V::LANES));
+unsafe fn chain<T: Float, V: Vector<T>, const R: usize, const H: usize>(
+    a: &[[T; R]],
+    b: &[T],
+    rows: [*mut T; H],
+    is_first: bool,
+) {
+    assert!(b.len() == 2 * V::LANES * a.len() && H <= R);
+    let mut sums = [[V::splat(T::zero()); 2]; H];
+    if !is_first {
+        for r in 0..H {
+            // SAFETY: the caller guarantees two vectors there.
+            sums[r] = unsafe { [V::load(rows[r]), V::load(rows[r].add(V::LANES))] };
         }
     }
-    for k in 0..a.len() {
+    for (k, line) in a.iter().enumerate() {
         // SAFETY: `b` has two vectors for each line of `a`.
         let (x, y) = unsafe {
-            let line = b.as_ptr().add(k * width);
-            (V::load(line), V::load(line.add(V::LANES)))
+            let from = b.as_ptr().add(k * 2 * V::LANES);
+            (V::load(from), V::load(from.add(V::LANES)))
         };
-        let line = &a[k];
-        for r in 0..R {
+        for r in 0..H {
             let w = V::splat(line[r]);
             sums[r][0] = sums[r][0].add_product(w, x);
             sums[r][1] = sums[r][1].add_product(w, y);
         }
     }
-    for r in 0..R {
+    for r in 0..H {
         // SAFETY: as above.
         unsafe {
-            let row = results.as_mut_ptr().add(r * width);
-            sums[r][0].store(row);
-            sums[r][1].store(row.add(V::LANES));
+            sums[r][0].store(rows[r]);
+            sums[r][1].store(rows[r].add(V::LANES));
         }
     }
 }

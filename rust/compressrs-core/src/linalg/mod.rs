@@ -4,3 +4,4 @@ pub mod cholesky;
 pub mod gemm;
 pub mod matrix;
 pub mod obs;
+mod pack;

@@ -173,7 +173,7 @@ impl<T: Float> Correlation<'_, T> {
         }
         // Found out before anything is written.
         let length = layout.len(self.channels).ok_or(OutOfMemory)?;
-        let sums = layout.places.checked_next_multiple_of(WIDE).ok_or(OutOfMemory)?;
+        let sums = layout.places.checked_add(WIDE).ok_or(OutOfMemory)?;
         let sums = sums.checked_mul(self.filters).ok_or(OutOfMemory)?;
         check_memory::<T>(length.checked_add(sums))?;
         let bands = self.rows.results.div_ceil(layout.band);
@@ -212,7 +212,7 @@ impl<T: Float> WithVector<T> for Bands<'_, '_, T> {
         let inner = offsets.len();
         let tiles = task.filters.div_ceil(R);
         let width = 2 * V::LANES;
-        let line = layout.places.next_multiple_of(WIDE);
+        let line = layout.places + WIDE;
         let mut planes = Scratch::<T>::new(layout.len(task.channels).unwrap_or(0));
         let mut sums = Scratch::<T>::new(task.filters * line);
         let channel = task.height * task.width;
@@ -224,19 +224,26 @@ impl<T: Float> WithVector<T> for Bands<'_, '_, T> {
             layout.fill(rows, columns, source, first, &mut planes);
             let height = layout.band.min(rows.results - first);
             let places = (height - 1) * layout.pitch + columns.results;
-            for left in (0..places).step_by(width) {
-                for tile in 0..tiles {
-                    let weights = &packed[(group * tiles + tile) * inner * R..][..inner * R];
-                    let tile_sums = tile_of::<T, V, R>(weights, offsets, &planes, left);
-                    for (r, [a, b]) in tile_sums.into_iter().enumerate() {
-                        let filter = tile * R + r;
-                        if filter < task.filters {
-                            let out = &mut sums[filter * line + left..][..width];
-                            // SAFETY: `out` has two vectors.
-                            unsafe {
-                                a.store(out.as_mut_ptr());
-                                b.store(out.as_mut_ptr().add(V::LANES));
-                            }
+            // Tiles go on from row to row, unless each row takes a whole number of them.
+            let each = columns.results.div_ceil(width);
+            let (segments, length) = if height * each <= places.div_ceil(width) {
+                (height, columns.results)
+            } else {
+                (1, places)
+            };
+            for segment in 0..segments {
+                for left in (0..length).step_by(width) {
+                    let left = segment * layout.pitch + left;
+                    for tile in 0..tiles {
+                        let weights = &packed[(group * tiles + tile) * inner * R..][..inner * R];
+                        let rest = task.filters - tile * R;
+                        let sums = &mut sums[tile * R * line + left..];
+                        if rest <= 4 {
+                            let tile = tile_of::<T, V, R, 4>(weights, offsets, &planes, left);
+                            store(tile, rest, sums, line);
+                        } else {
+                            let tile = tile_of::<T, V, R, R>(weights, offsets, &planes, left);
+                            store(tile, rest, sums, line);
                         }
                     }
                 }
@@ -259,21 +266,22 @@ impl<T: Float> WithVector<T> for Bands<'_, '_, T> {
     }
 }
 
-/// The sums of a tile: one chain over channels and places of the kernel.
+/// The sums of the first `H` filters of a tile: one chain over channels and places of the
+/// kernel.
 #[inline(always)]
-fn tile_of<T: Float, V: Vector<T>, const R: usize>(
+fn tile_of<T: Float, V: Vector<T>, const R: usize, const H: usize>(
     weights: &[T],
     offsets: &[usize],
     planes: &[T],
     left: usize,
-) -> [[V; 2]; R] {
-    let mut sums = [[V::splat(T::zero()); 2]; R];
+) -> [[V; 2]; H] {
+    let mut sums = [[V::splat(T::zero()); 2]; H];
     let (lines, _) = weights.as_chunks::<R>();
     for (line, &offset) in lines.iter().zip(offsets) {
         let x = &planes[offset + left..][..2 * V::LANES];
         // SAFETY: `x` has two vectors.
         let (a, b) = unsafe { (V::load(x.as_ptr()), V::load(x.as_ptr().add(V::LANES))) };
-        for r in 0..R {
+        for r in 0..H {
             let w = V::splat(line[r]);
             sums[r][0] = sums[r][0].add_product(w, a);
             sums[r][1] = sums[r][1].add_product(w, b);
@@ -282,21 +290,36 @@ fn tile_of<T: Float, V: Vector<T>, const R: usize>(
     sums
 }
 
+/// Writes the first so many rows of a tile, which lie `line` apart.
+#[inline(always)]
+fn store<T: Float, V: Vector<T>, const H: usize>(
+    tile: [[V; 2]; H],
+    rows: usize,
+    sums: &mut [T],
+    line: usize,
+) {
+    for (r, [a, b]) in tile.into_iter().enumerate().take(rows) {
+        let out = &mut sums[r * line..][..2 * V::LANES];
+        // SAFETY: `out` has two vectors.
+        unsafe {
+            a.store(out.as_mut_ptr());
+            b.store(out.as_mut_ptr().add(V::LANES));
+        }
+    }
+}
+
 /// Writes sums and a bias to every `step`-th place of a row.
 #[inline(always)]
 fn write_row<T: Float>(out: &mut [T], sums: &[T], bias: Option<T>, first: usize, step: usize) {
+    // What changes nothing where there is no bias; short copies take longer than sums.
+    let bias = bias.unwrap_or(-T::zero());
     if step == 1 {
-        match bias {
-            Some(bias) => {
-                for (y, sum) in out[first..].iter_mut().zip(sums) {
-                    *y = *sum + bias;
-                }
-            }
-            None => out[first..first + sums.len()].copy_from_slice(sums),
+        for (y, sum) in out[first..].iter_mut().zip(sums) {
+            *y = *sum + bias;
         }
     } else {
         for (y, sum) in out[first..].iter_mut().step_by(step).zip(sums) {
-            *y = *sum + bias.unwrap_or(T::zero());
+            *y = *sum + bias;
         }
     }
 }

@@ -6,7 +6,8 @@
 //! kernel is an offset into a plane, and a tile of results, filters by neighbouring places,
 //! is summed in registers straight from there (`correlate`). The gradient of the input is
 //! the same with the kernel rotated by 180 degrees, once for each remainder of the stride. The
-//! gradient of the kernel sums products of planes over places (`weight`).
+//! gradient of the kernel sums products of planes over places (`weight`, and `weight_few` for
+//! few filters).
 //!
 //! Each result is one chain of fused multiply-adds over channels and places of the kernel;
 //! of the gradient of the kernel each sum over a band runs in lanes of 64 bytes. Neither
@@ -15,6 +16,7 @@
 mod correlate;
 mod planes;
 mod weight;
+mod weight_few;
 
 pub use correlate::{forward, input_gradient};
 pub use weight::weight_gradient;
