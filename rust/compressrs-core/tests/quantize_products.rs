@@ -31,7 +31,7 @@ impl Random {
 }
 
 /// Rows, channels, columns, columns of a group.
-const SHAPES: [(usize, usize, usize, usize); 16] = [
+const SHAPES: [(usize, usize, usize, usize); 17] = [
     (0, 5, 7, 7),
     (3, 0, 7, 7),
     (2, 3, 0, 5),
@@ -48,6 +48,7 @@ const SHAPES: [(usize, usize, usize, usize); 16] = [
     (67, 80, 520, 36),
     (130, 20, 700, 700),
     (1, 200, 3000, 128),
+    (194, 40, 100, 32),
 ];
 
 #[test]

@@ -187,7 +187,7 @@ impl<T: Float> WithVector<T> for Product<'_, T> {
 
 /// Packs rows tile by tile, so that a line of a tile is a column of it. Rows beyond the last
 /// are computed, but not stored.
-fn pack_tiles<T: Float, const R: usize>(a: Matrix<'_, T>, packed: &mut [T]) {
+pub(crate) fn pack_tiles<T: Float, const R: usize>(a: Matrix<'_, T>, packed: &mut [T]) {
     let (rows, size) = (a.rows(), R * a.columns());
     let packed = SharedMut::new(packed);
     parallel::for_each(0..rows.div_ceil(R), PACKED.div_ceil(size.max(1)), 1, |part| {
@@ -403,9 +403,16 @@ mod tests {
     #[test]
     fn products_agree_with_triple_loops() {
         let value = |i: usize| ((i * 7 + 3) % 13) as f64 - 6.0;
-        for (m, k, n) in
-            [(0, 3, 2), (3, 0, 2), (1, 1, 1), (5, 3, 17), (4, 40, 16), (33, 20, 50), (9, 600, 18)]
-        {
+        for (m, k, n) in [
+            (0, 3, 2),
+            (3, 0, 2),
+            (1, 1, 1),
+            (5, 3, 17),
+            (4, 40, 16),
+            (33, 20, 50),
+            (9, 600, 18),
+            (530, 2100, 3),
+        ] {
             let a: Vec<f64> = (0..m * k).map(value).collect();
             let b: Vec<f64> = (0..k * n).map(|i| value(i + 5)).collect();
             let c: Vec<f64> = (0..m * n).map(|i| value(i + 9)).collect();

@@ -322,6 +322,11 @@ impl<'a, T> SharedMut<'a, T> {
         self.len
     }
 
+    /// Where the slice begins.
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.start
+    }
+
     /// A part of the slice.
     ///
     /// # Safety

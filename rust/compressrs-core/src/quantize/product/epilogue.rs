@@ -2,8 +2,10 @@
 
 use super::activations::round;
 use super::isa::{LANES, Lanes};
+use super::panels::BLOCK_PANELS;
 use crate::numeric::erf::gelu;
 use crate::runtime::parallel::SharedMut;
+use crate::runtime::simd;
 
 /// What is applied to each element of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +142,68 @@ impl Shared<'_> {
                 out.copy_from_slice(&codes[..count]);
             }
             Shared::Integers(..) => unreachable!("integers have no scale"),
+        }
+    }
+
+    /// Writes sums of a block of panels, multiplied by the scales of their rows, to rows and
+    /// channels from `(row, channel)` on. `sums` are [`BLOCK_PANELS`] times sixteen a row, of
+    /// which the first panels count.
+    ///
+    /// # Safety
+    /// As of [`write`](Self::write).
+    #[inline(always)]
+    pub unsafe fn write_rows<V: Lanes>(
+        &self,
+        epilogue: &Epilogue<'_>,
+        (sums, panels): (&[f32], usize),
+        scales: &[f32],
+        (row, channel): (usize, usize),
+        channels: usize,
+    ) {
+        let whole = channel + panels * LANES <= channels;
+        let is_plain = whole && epilogue.activation != Activation::Gelu;
+        let bias = epilogue.bias.map(|bias| &bias[channel..channels.min(channel + panels * LANES)]);
+        for (r, (sums, scale)) in sums.chunks(BLOCK_PANELS * LANES).zip(scales).enumerate() {
+            // SAFETY: the caller guarantees the instruction set, and that nobody else writes
+            // there; all slices are of sixteen elements for each panel.
+            unsafe {
+                let scale = V::splat_f(*scale);
+                let sums = &sums[..panels * LANES];
+                let out = match self {
+                    Shared::Numbers(out) if is_plain => out,
+                    _ => {
+                        for (p, sums) in sums.chunks_exact(LANES).enumerate() {
+                            let y = V::mul_f(V::load_f(sums.as_ptr()), scale);
+                            self.write::<V>(epilogue, y, (row + r, channel + p * LANES), channels);
+                        }
+                        continue;
+                    }
+                };
+                let at = (row + r) * channels + channel;
+                let out = out.slice(at..at + panels * LANES);
+                for p in 0..panels {
+                    let from = p * LANES..(p + 1) * LANES;
+                    let mut y = V::mul_f(V::load_f(sums[from.clone()].as_ptr()), scale);
+                    if let Some(bias) = bias {
+                        y = V::add_f(y, V::load_f(bias[from.clone()].as_ptr()));
+                    }
+                    if epilogue.activation == Activation::Relu {
+                        y = V::relu(y);
+                    }
+                    V::store_f(y, out[from].as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    /// Asks memory for where numbers of a row go, for so many panels from a channel on.
+    #[inline(always)]
+    pub fn ask(&self, (row, channel): (usize, usize), panels: usize, channels: usize) {
+        if let Shared::Numbers(out) = self {
+            let start = out.as_ptr().wrapping_add(row * channels + channel);
+            for p in (0..panels).step_by(2) {
+                simd::prefetch(start.wrapping_add(p * LANES));
+            }
         }
     }
 

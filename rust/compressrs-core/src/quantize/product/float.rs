@@ -11,6 +11,8 @@ use super::integer::ask;
 use super::isa::{self, FloatBody, LANES, Lanes, STEP};
 use super::panels::{BLOCK_PANELS, Columns, LINE};
 use super::weights::{Levels, Weights};
+use crate::linalg::gemm::pack_tiles;
+use crate::linalg::matrix::Matrix;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Level};
@@ -18,10 +20,14 @@ use crate::runtime::simd::{self, Level};
 /// Rows that widen weights in registers at most.
 const TILE_ROWS: usize = 4;
 
-/// Rows that go through a block of panels, part by part.
-const ROWS: usize = 96;
+/// Rows that go through a block of panels, part by part: a multiple of the rows of a tile.
+const ROWS: usize = 192;
 
-/// Steps of a part: 16 KiB of a panel's numbers.
+/// Rows of a tile where a register holds sixteen lanes, and where it holds eight.
+const TALL: usize = 12;
+const LOW: usize = 6;
+
+/// Steps of a part: 16 KiB of a panel's numbers, of which a tile takes two at most.
 const DEPTH: usize = 64;
 
 /// Bytes of copied rows at a time, about.
@@ -80,6 +86,22 @@ pub fn multiply_float_at(
             padded = pad(x, count, columns);
             &padded
         };
+        let is_long = isa::is_long(level);
+        let lines;
+        let x = if count <= TILE_ROWS {
+            x
+        } else {
+            let tall = if is_long { TALL } else { LOW };
+            let mut packed = Scratch::new(count.next_multiple_of(tall) * stride);
+            let x = Matrix::row_major(x, count, stride);
+            if is_long {
+                pack_tiles::<f32, TALL>(x, &mut packed);
+            } else {
+                pack_tiles::<f32, LOW>(x, &mut packed);
+            }
+            lines = packed;
+            &lines
+        };
         let product = Product { w, x, stride, first, rows: count, epilogue, out: &out };
         let tasks = w.panels.blocks() * count.div_ceil(ROWS);
         let cycles = columns.steps() * BLOCK_PANELS * STEP * (4 + ROWS.min(count));
@@ -115,7 +137,7 @@ fn pad(x: &[f32], rows: usize, columns: Columns) -> Scratch<f32> {
 /// stay in the second cache while all blocks pass.
 struct Product<'a> {
     w: &'a Weights,
-    /// Rows, `stride` apart.
+    /// Rows, `stride` apart; of more than [`TILE_ROWS`], tiles whose columns lie side by side.
     x: &'a [f32],
     stride: usize,
     /// The first row of the batch, and their number.
@@ -133,7 +155,7 @@ impl FloatBody for Product<'_> {
         let mut sums = Scratch::new(height * BLOCK_PANELS * LANES);
         let mut part =
             Scratch::new(if height > TILE_ROWS { height * BLOCK_PANELS * LANES } else { 0 });
-        let mut wide = Scratch::new(if height > TILE_ROWS { DEPTH * STEP * LANES } else { 0 });
+        let mut wide = Scratch::new(if height > TILE_ROWS { 2 * DEPTH * STEP * LANES } else { 0 });
         for task in tasks {
             let (block, top) = (task % each, task / each * ROWS);
             let rows = top..self.rows.min(top + ROWS);
@@ -148,7 +170,7 @@ impl FloatBody for Product<'_> {
             // SAFETY: the caller guarantees the instruction set; panels and rows exist, and
             // there are sums for them.
             unsafe {
-                if rows.len() <= TILE_ROWS {
+                if self.rows <= TILE_ROWS {
                     state.narrow::<V>(rows.len(), width);
                 } else {
                     state.widened::<V>(rows.len(), width, &mut wide);
@@ -328,12 +350,12 @@ impl State<'_> {
     unsafe fn many<V: Lanes, const P: usize>(&self, height: usize, panel: usize, wide: &mut [f32]) {
         let columns = self.product.w.columns();
         let (group, total) = (columns.group_steps(), columns.steps());
-        let wide = &mut wide[..DEPTH * STEP * LANES];
+        let wide = &mut wide[..P * DEPTH * STEP * LANES];
         let mut start = 0;
         while start < total {
             let g = start / group;
             let last = total.min((g + 1) * group);
-            let end = last.min(start + DEPTH / P);
+            let end = last.min(start + DEPTH);
             let part = Part { panel, g, start, end, begins: start == g * group, ends: end == last };
             // SAFETY: as the caller guarantees; `wide` has room for a part.
             unsafe {
@@ -341,11 +363,15 @@ impl State<'_> {
                 let mut row = 0;
                 while row < height {
                     row += match height - row {
-                        8.. if V::LONG => self.tile::<V, 8, P>(row, &part, wide),
-                        6.. if !V::LONG => self.tile::<V, 6, P>(row, &part, wide),
-                        4.. => self.tile::<V, 4, P>(row, &part, wide),
-                        2.. => self.tile::<V, 2, P>(row, &part, wide),
-                        _ => self.tile::<V, 1, P>(row, &part, wide),
+                        TALL.. if V::LONG => self.tile::<V, TALL, TALL, P>(row, &part, wide),
+                        8.. if V::LONG => self.tile::<V, 8, TALL, P>(row, &part, wide),
+                        4.. if V::LONG => self.tile::<V, 4, TALL, P>(row, &part, wide),
+                        2.. if V::LONG => self.tile::<V, 2, TALL, P>(row, &part, wide),
+                        _ if V::LONG => self.tile::<V, 1, TALL, P>(row, &part, wide),
+                        LOW.. => self.tile::<V, LOW, LOW, P>(row, &part, wide),
+                        4.. => self.tile::<V, 4, LOW, P>(row, &part, wide),
+                        2.. => self.tile::<V, 2, LOW, P>(row, &part, wide),
+                        _ => self.tile::<V, 1, LOW, P>(row, &part, wide),
                     };
                 }
             }
@@ -378,9 +404,9 @@ impl State<'_> {
         }
     }
 
-    /// `R` rows, from `row` on, by a part; returns `R`.
+    /// `R` rows, from `row` on, of a tile of `T`, by a part; returns `R`.
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const P: usize>(
+    unsafe fn tile<V: Lanes, const R: usize, const T: usize, const P: usize>(
         &self,
         row: usize,
         part: &Part,
@@ -389,9 +415,10 @@ impl State<'_> {
         let Product { x, stride, .. } = *self.product;
         let count = (part.end - part.start) * STEP;
         let at = |r: usize, p: usize| ((row + r) * BLOCK_PANELS + part.panel + p) * LANES;
-        let rows: [*const f32; R] = std::array::from_fn(|r| {
-            x[(self.top + row + r) * stride + part.start * STEP..][..count].as_ptr()
-        });
+        // Smaller tiles are parts of the last one.
+        let (tile, within) = ((self.top + row) / T, (self.top + row) % T);
+        assert!(within + R <= T);
+        let x = x[(tile * stride + part.start * STEP) * T..][..count * T].as_ptr();
         let w = wide[..count * P * LANES].as_ptr();
         // SAFETY: the caller guarantees the instruction set and sums; slices were taken of
         // all that is read.
@@ -410,7 +437,7 @@ impl State<'_> {
                     line[p] = V::load_f(w.add((k * P + p) * LANES));
                 }
                 for r in 0..R {
-                    let x = V::splat_f(*rows[r].add(k));
+                    let x = V::splat_f(*x.add(k * T + within + r));
                     for p in 0..P {
                         acc[r][p] = V::fma(x, line[p], acc[r][p]);
                     }

@@ -151,7 +151,19 @@ impl Product<'_> {
             start = end;
         }
         // SAFETY: as above.
-        unsafe { self.finish::<I::V>(block, rows, sums, part) };
+        unsafe {
+            if let Some(scales) = self.row_scales
+                && columns.steps() > 0
+            {
+                let scales = &scales[self.first + rows.start..self.first + rows.end];
+                let to = (self.first + rows.start, block * BLOCK_PANELS * LANES);
+                let channels = self.w.channels();
+                let sums = (&*sums, width);
+                self.out.write_rows::<I::V>(&self.epilogue, sums, scales, to, channels);
+            } else {
+                self.finish::<I::V>(block, rows, part);
+            }
+        }
     }
 
     /// The end of a part that begins with a step: of groups, or of parts of a group.
@@ -168,15 +180,12 @@ impl Product<'_> {
         end.min(columns.steps())
     }
 
-    /// Writes what the sums of rows and a block have become.
+    /// Writes the integers of rows and a block, or what follows no products at all.
+    ///
+    /// # Safety
+    /// The caller guarantees the instruction set, and that nobody else writes the result.
     #[inline(always)]
-    unsafe fn finish<V: Lanes>(
-        &self,
-        block: usize,
-        rows: Range<usize>,
-        sums: &[f32],
-        part: &[i32],
-    ) {
+    unsafe fn finish<V: Lanes>(&self, block: usize, rows: Range<usize>, part: &[i32]) {
         let channels = self.w.channels();
         let none = self.w.columns().steps() == 0;
         for (r, row) in rows.enumerate() {
@@ -187,10 +196,8 @@ impl Product<'_> {
                 // are of sixteen lanes.
                 unsafe {
                     if let Some(scales) = self.row_scales {
-                        let scale = V::splat_f(scales[self.first + row]);
-                        let sum =
-                            if none { V::splat_f(0.0) } else { V::load_f(sums[at..].as_ptr()) };
-                        let y = V::mul_f(sum, scale);
+                        // Zeros have the sign of their scale, unless it is no number.
+                        let y = V::mul_f(V::splat_f(0.0), V::splat_f(scales[self.first + row]));
                         self.out.write::<V>(&self.epilogue, y, to, channels);
                     } else {
                         let sum = if none { V::splat(0) } else { V::load(part[at..].as_ptr()) };
@@ -266,6 +273,16 @@ impl Tile<'_> {
         // SAFETY: the caller guarantees the instruction set.
         let nothing = unsafe { I::V::splat(0) };
         let mut acc = [[nothing; P]; R];
+        if self.steps.end == total {
+            // The result is written soon.
+            for r in 0..R {
+                self.product.out.ask(
+                    (self.product.first + self.row + r, first * LANES),
+                    P,
+                    w.channels(),
+                );
+            }
+        }
         let mut step = self.steps.start;
         let mut g = step / group;
         // SAFETY: the caller guarantees the instruction set and the sums; what is read of
@@ -330,9 +347,12 @@ impl Tile<'_> {
                 }
                 step = end;
             }
-            for r in 0..R {
-                for p in 0..P {
-                    I::V::store(acc[r][p], self.part.add(at(r, p)));
+            // What begins a group, or all, is not gone on with.
+            if w.scales.is_none() || step < total && step > g * group {
+                for r in 0..R {
+                    for p in 0..P {
+                        I::V::store(acc[r][p], self.part.add(at(r, p)));
+                    }
                 }
             }
         }

@@ -272,6 +272,11 @@ pub fn is_wide(level: Level) -> bool {
     matches!(level, Level::Avx2 | Level::Avx512)
 }
 
+/// Whether [`Lanes::LONG`] is true at a level.
+pub fn is_long(level: Level) -> bool {
+    matches!(level.vectors(), Vectors::Avx512)
+}
+
 /// Does these tasks of a product at a level.
 ///
 /// # Safety
