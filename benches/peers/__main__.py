@@ -2,6 +2,9 @@
 
 python -m benches.peers            # all
 python -m benches.peers adam csr   # some
+
+On a shared machine ``--thread-time`` measures the CPU time of one thread; NumPy's has to be
+limited from outside: ``OPENBLAS_NUM_THREADS=1 python -m benches.peers --thread-time conv``.
 """
 
 import argparse
@@ -9,7 +12,7 @@ import importlib.metadata
 
 import compressrs as cr
 from benches.peers import codec, csr, distill, few_bytes, nn, optim, prune, quantize, to_codes
-from benches.peers.measure import torch
+from benches.peers.measure import torch, use_thread_time
 
 ALL = {
     "adam": optim.adam,
@@ -43,9 +46,16 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}; else all")
-    names = parser.parse_args().names or list(ALL)
+    parser.add_argument(
+        "--thread-time", action="store_true", help="measure the CPU time of one thread"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or list(ALL)
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
+    if arguments.thread_time:
+        cr.set_num_threads(1)
+        use_thread_time()
     cr.show_config()
     for package in (
         "scipy",

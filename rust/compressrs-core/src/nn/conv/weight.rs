@@ -26,7 +26,7 @@ const PARTS: usize = 16;
 /// Places of the kernel in a tile.
 const TAPS: usize = 6;
 
-/// Filters of a panel: as many as the lanes of `Q` vectors at any level divide.
+/// Filters of a panel at most: lanes of `Q` vectors.
 const FILTERS: usize = 64;
 
 /// The gradient with respect to the kernel, given that with respect to the result.
