@@ -470,6 +470,25 @@ mod tests {
     }
 
     #[test]
+    fn products_with_the_reciprocal_give_the_codes_of_quotients() {
+        for (scale, zero) in [(0.1f32, 0), (3.7e-3, 128), (1.234_567, 77), (1e-35, 3), (1e33, 9)] {
+            let coder = Grid::<f32>::coder(&Affine::new(8, false, false), 0, scale, zero);
+            // Around the middles of two integers, where a rounding error decides.
+            let mut x = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::MAX, 1e-45];
+            for n in -260..260 {
+                let middle = scale * (n as f32 + 0.5);
+                x.extend(
+                    (-4i32..=4).map(|d| f32::from_bits(middle.to_bits().wrapping_add_signed(d))),
+                );
+                x.push(scale * n as f32 * 1.001);
+            }
+            let mut codes = vec![0; x.len()];
+            coder.encode_all(&x, &mut codes);
+            assert!(x.iter().zip(&codes).all(|(x, code)| coder.encode(*x) == *code), "{scale}");
+        }
+    }
+
+    #[test]
     fn scales_are_normal_numbers() {
         for affine in [Affine::new(8, true, true), Affine::new(2, false, false)] {
             for (low, high) in [(0.0, 0.0), (0.0, 1e-45), (-1e-40, 0.0), (-f32::MAX, f32::MAX)] {
