@@ -4,7 +4,7 @@ use super::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::runtime::simd::prefetch;
 
-/// Rows and columns of the squares that transposing copies go by.
+/// Rows and columns of the squares that transposing copies go by; see `Vectors::transpose`.
 const SQUARE: usize = 4;
 
 /// Rows ahead that are asked for: rows may lie pages apart, where hardware does not look.
@@ -41,24 +41,23 @@ impl<T: Float> Matrix<'_, T> {
             }
             return;
         }
-        // Squares, row by row of the transpose, which mostly lies so in memory.
-        let (whole_rows, whole_columns) = (rows / SQUARE * SQUARE, columns / SQUARE * SQUARE);
+        // Squares, along the rows of the transpose, as it mostly lies in memory.
+        let (mut whole_rows, mut whole_columns) = (0, 0);
         if row_stride == 1 {
+            (whole_rows, whole_columns) = (rows / SQUARE * SQUARE, columns / SQUARE * SQUARE);
+            assert!((rows - 1) + (columns - 1) * column_stride < data.len());
             for left in (0..whole_columns).step_by(SQUARE) {
-                let lines: [&[T]; SQUARE] =
-                    std::array::from_fn(|l| &data[(left + l) * column_stride..][..whole_rows]);
                 for top in (0..whole_rows).step_by(SQUARE) {
-                    let square: [[T; SQUARE]; SQUARE] =
-                        std::array::from_fn(|l| std::array::from_fn(|k| lines[l][top + k]));
-                    for k in 0..SQUARE {
-                        let line: [T; SQUARE] = std::array::from_fn(|l| square[l][k]);
-                        out[(top + k) * width + left..][..SQUARE].copy_from_slice(&line);
+                    // SAFETY: columns below `columns`, of rows below `rows`, lie within the
+                    // data, and within `out` as asserted, which is borrowed mutably.
+                    unsafe {
+                        let from = data.as_ptr().add(left * column_stride + top);
+                        let to = out.as_mut_ptr().add(top * width + left);
+                        T::transpose(from, column_stride, to, width);
                     }
                 }
             }
         }
-        let (whole_rows, whole_columns) =
-            if row_stride == 1 { (whole_rows, whole_columns) } else { (0, 0) };
         for j in 0..columns {
             let first = if j < whole_columns { whole_rows } else { 0 };
             for i in first..rows {

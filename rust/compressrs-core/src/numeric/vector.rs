@@ -38,6 +38,21 @@ pub trait Vectors: Sized {
     type Avx2: Vector<Self>;
     /// 128 bits, as arrays.
     type Portable: Vector<Self>;
+
+    /// Copies the transpose of four rows of four, `from_stride` and `to_stride` elements from
+    /// one to the next.
+    ///
+    /// # Safety
+    /// All four of `from` may be read, and all four of `to` written; they do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(from: *const Self, from_stride: usize, to: *mut Self, to_stride: usize) {
+        for i in 0..4 {
+            for j in 0..4 {
+                // SAFETY: as the caller guarantees.
+                unsafe { to.add(j * to_stride + i).write(from.add(i * from_stride + j).read()) };
+            }
+        }
+    }
 }
 
 macro_rules! portable {
@@ -110,6 +125,23 @@ mod x86 {
         type Avx512 = __m512;
         type Avx2 = __m256;
         type Portable = [f32; 4];
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+            // SAFETY: SSE is part of the target; the caller guarantees the memory.
+            unsafe {
+                let a = _mm_loadu_ps(from);
+                let b = _mm_loadu_ps(from.add(from_stride));
+                let c = _mm_loadu_ps(from.add(2 * from_stride));
+                let d = _mm_loadu_ps(from.add(3 * from_stride));
+                let (left, right) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+                let (other_left, other_right) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+                _mm_storeu_ps(to, _mm_movelh_ps(left, other_left));
+                _mm_storeu_ps(to.add(to_stride), _mm_movehl_ps(other_left, left));
+                _mm_storeu_ps(to.add(2 * to_stride), _mm_movelh_ps(right, other_right));
+                _mm_storeu_ps(to.add(3 * to_stride), _mm_movehl_ps(other_right, right));
+            }
+        }
     }
     impl super::Vectors for f64 {
         type Avx512 = __m512d;
