@@ -45,7 +45,8 @@ def test_every_function_of_statistics_has_a_solver():
         if "statistics" in getattr(getattr(module, name), "__annotations__", {})
         and not isinstance(getattr(module, name), type)
     }
-    assert functions == set(SOLVERS)
+    # What writes statistics solves nothing.
+    assert functions - {"save_statistics"} == set(SOLVERS)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
