@@ -60,8 +60,15 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Encode<'_, E, G> {
             let coder =
                 self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
             let codes = &mut self.codes[chunk.range.start - self.first..][..chunk.range.len()];
-            coder.encode_all(&self.x[chunk.range], codes);
+            encode(coder, &self.x[chunk.range], codes);
         }
+    }
+}
+
+#[inline(always)]
+fn encode<E: Element>(coder: impl Coder<E::Compute>, x: &[E], codes: &mut [u8]) {
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = coder.encode(x.load());
     }
 }
 
@@ -136,7 +143,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for RangeAndEncode<'_, E, G> {
             (*parameters.0, *parameters.1) = scale(self.grid, low, high);
             let coder = self.grid.coder(chunk.block, *parameters.0, *parameters.1);
             let codes = &mut self.codes[chunk.range.start - self.first..][..x.len()];
-            coder.encode_all(x, codes);
+            encode(coder, x, codes);
         }
         true
     }

@@ -3,7 +3,7 @@
 //! A [`Grid`] is chosen for a tensor; of a block's scale and zero point it makes a
 //! [`Coder`], whose `encode` and `decode` are called in the loops.
 
-use crate::numeric::element::{Element, Float};
+use crate::numeric::element::Float;
 
 /// Types whose numbers can be rounded to a small integer by an addition.
 pub trait Round: Float {
@@ -52,13 +52,6 @@ pub trait Coder<C>: Copy {
     fn decode(&self, code: u8) -> C;
     /// Whether rounding, not the end of the range, decides the code.
     fn contains(&self, x: C) -> bool;
-    /// The codes of the nearest numbers.
-    #[inline(always)]
-    fn encode_all<E: Element<Compute = C>>(&self, x: &[E], codes: &mut [u8]) {
-        for (code, x) in codes.iter_mut().zip(x) {
-            *code = self.encode(x.load());
-        }
-    }
 }
 
 /// A kind of codes.
@@ -119,16 +112,6 @@ impl Affine {
     }
 }
 
-/// Elements that are divided if one of them is near the middle of two integers.
-const CHUNK: usize = 64;
-
-/// Scales whose reciprocals are normal numbers.
-const USUAL: std::ops::Range<f64> = 1e-30..1e30;
-
-/// The distance from an integer beyond which a quotient may be rounded otherwise than the
-/// product with the reciprocal: below 256 they differ by less than `256 * 3 * 2^-24`.
-const HALFWAY: f64 = 0.4999;
-
 /// Integers of a block.
 #[derive(Clone, Copy, Debug)]
 pub struct AffineCoder<C> {
@@ -158,31 +141,6 @@ impl<C: Round> Coder<C> for AffineCoder<C> {
     fn decode(&self, code: u8) -> C {
         // Exact in both types, and a conversion that vector units have.
         C::from_integer(self.affine.integer(code) - self.zero) * self.scale
-    }
-
-    /// Multiplies by the reciprocal, which is faster than dividing: what differs from a whole
-    /// number and a half by more than both do from each other is rounded to the same integer.
-    #[inline(always)]
-    fn encode_all<E: Element<Compute = C>>(&self, x: &[E], codes: &mut [u8]) {
-        let reciprocal = C::one() / self.scale;
-        let usual = C::from_f64(USUAL.start)..C::from_f64(USUAL.end);
-        // Where the reciprocal is as exact as others; else all are divided.
-        let is_usual = usual.contains(&self.scale);
-        let halfway = C::from_f64(HALFWAY);
-        for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
-            let mut unclear = !is_usual;
-            for (code, x) in codes.iter_mut().zip(x) {
-                let v = clamp(x.load() * reciprocal, self.ends.0, self.ends.1);
-                let integer = v.nearest();
-                unclear |= (v - C::from_integer(integer)).abs() > halfway;
-                *code = (integer + self.zero) as u8;
-            }
-            if unclear {
-                for (code, x) in codes.iter_mut().zip(x) {
-                    *code = self.encode(x.load());
-                }
-            }
-        }
     }
 
     #[inline(always)]
@@ -466,25 +424,6 @@ mod tests {
             [(0.5, 200), (1.5, 202), (-200.0, 0), (-201.0, 0), (55.0, 255), (1e300, 255)]
         {
             assert_eq!(coder.encode(x), code, "{x}");
-        }
-    }
-
-    #[test]
-    fn products_with_the_reciprocal_give_the_codes_of_quotients() {
-        for (scale, zero) in [(0.1f32, 0), (3.7e-3, 128), (1.234_567, 77), (1e-35, 3), (1e33, 9)] {
-            let coder = Grid::<f32>::coder(&Affine::new(8, false, false), 0, scale, zero);
-            // Around the middles of two integers, where a rounding error decides.
-            let mut x = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::MAX, 1e-45];
-            for n in -260..260 {
-                let middle = scale * (n as f32 + 0.5);
-                x.extend(
-                    (-4i32..=4).map(|d| f32::from_bits(middle.to_bits().wrapping_add_signed(d))),
-                );
-                x.push(scale * n as f32 * 1.001);
-            }
-            let mut codes = vec![0; x.len()];
-            coder.encode_all(&x, &mut codes);
-            assert!(x.iter().zip(&codes).all(|(x, code)| coder.encode(*x) == *code), "{scale}");
         }
     }
 

@@ -13,9 +13,8 @@ use crate::runtime::simd::{self, Kernel};
 /// Elements worth a task of their own.
 pub(super) const GRAIN_ELEMENTS: usize = 128 * 1024;
 
-/// Accumulators: so few that all three of a lane stay in registers of 256 bits, since the
-/// groups of which this is asked are mostly short.
-const LANES: usize = 32;
+/// Accumulators: enough for four vectors of 512 bits.
+const LANES: usize = 64;
 
 /// A value is NaN or infinite.
 #[derive(Clone, Copy, Debug, PartialEq)]
