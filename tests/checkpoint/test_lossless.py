@@ -202,9 +202,11 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(plain, sharded, tmp_p
         (lambda: checkpoint.compress(tmp_path / "no", tmp_path / "x"), OSError, "No such file"),
         (lambda: checkpoint.compress(plain, tmp_path / "x", max_shard_size=0), ValueError, "max_"),
         (lambda: checkpoint.compress(plain, tmp_path / "x", memory_limit=1), ValueError, "least"),
-        (lambda: checkpoint.compress(plain, tmp_path / "x", resume=True), ValueError, "to resume"),
         (lambda: checkpoint.decompress(small, sharded), ValueError, "must not exist"),
     ]  # fmt: skip
+    # With nothing to resume, a run begins.
+    checkpoint.compress(plain, tmp_path / "begun.safetensors", resume=True)
+    assert (tmp_path / "begun.safetensors").read_bytes() == small.read_bytes()
     names = sorted(p.name for p in tmp_path.iterdir())
     for call, error, message in cases:
         with pytest.raises(error, match=message):

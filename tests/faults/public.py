@@ -298,7 +298,7 @@ def use_run(found: Any) -> Any:
     x = found.parts["rng"].standard_normal((2, 4)).astype(np.float32)
     model.backward(model(x))
     found.parts["optimizer"].step(model.grads)
-    return [found.step, *(x.copy() for x in model.state_dict().values())]
+    return [found.step_count, *(x.copy() for x in model.state_dict().values())]
 
 
 @functools.cache

@@ -133,6 +133,12 @@ class Interrupt(BaseException):
     """As KeyboardInterrupt: no Exception."""
 
 
+def loss_name(loss):
+    """Return the name of a loss and its options, without addresses."""
+    options = "".join(f"-{k}={v}" for k, v in getattr(loss, "keywords", {}).items())
+    return getattr(loss, "func", loss).__name__ + options
+
+
 LOSSES = [
     D.kd_loss,
     D.dkd_loss,
@@ -194,7 +200,7 @@ def test_an_epoch_that_was_interrupted_is_taken_back(where, make):
         np.testing.assert_array_equal(broken.params[name], model.params[name])
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("loss", LOSSES, ids=loss_name)
 def test_every_loss_of_logits_trains_in_a_distiller(loss):
     x, y = blobs()
     x = (x / 4).astype(np.float32)
