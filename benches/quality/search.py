@@ -74,45 +74,35 @@ def minilm(cache):
     """Print cosines of uniform and of searched settings at each size."""
     model = Minilm()
     print(f"{TEST} sentences; calibration: {CALIBRATION} others.\n")
-    print("| Budget, MB | Settings | MB | Cosine, mean | least |")
-    print("|---:|---|---:|---:|---:|")
+    print("| Settings | MB | Cosine, mean | least |")
+    print("|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         found = cr.search.measure(
             model.source, RULES, model.statistics, evaluate=model.loss, cache=cache
         )
         measured = time.perf_counter() - started
-        uniform = []
-        for rule in RULES:
-            path = Path(folder, "uniform.safetensors")
-            report = cr.checkpoint.compress(model.source, path, Recipe(rule))
-            if report.after <= max(BUDGETS):
-                uniform.append((rule, report.after, model.cosines(read(path))))
-                label = f"uniform {cr.search.options.rule_label(rule)}"
-                row("any", label, report.after, uniform[-1][2])
         for budget in BUDGETS:
-            fitting = [one for one in uniform if one[1] <= budget]
-            if fitting:
-                rule, size, cosine = max(fitting, key=lambda one: one[2].mean())
-                label = f"uniform, the best: {cr.search.options.rule_label(rule)}"
-                row(budget, label, size, cosine)
-            else:
-                print(f"| {budget / 1e6:g} | uniform: none fits | | | |")
             path = Path(folder, f"{budget:.0f}.safetensors")
-            started = time.perf_counter()
             small = cr.search.compress(
                 model.source, budget, model.statistics, destination=path, options=RULES,
                 measured=found,
             )  # fmt: skip
-            row(budget, "allocated", small.costs["bytes"], model.cosines(read(path)))
-            seconds = time.perf_counter() - started
-        print(f"\nMeasuring took {measured:.0f} s, a budget then {seconds:.0f} s.")
+            label = f"allocated for {budget / 1e6:g}"
+            row(label, small.costs["bytes"], model.cosines(read(path)))
+        sized = [(found.cost("bytes", found.uniform(rule)), rule) for rule in RULES]
+        for size, rule in sorted(sized, key=lambda one: -one[0]):
+            if size <= max(BUDGETS):
+                path = Path(folder, "uniform.safetensors")
+                size = cr.checkpoint.compress(model.source, path, Recipe(rule)).after
+                label = f"uniform {cr.search.options.rule_label(rule)}"
+                row(label, size, model.cosines(read(path)))
+        print(f"\nMeasuring took {measured:.0f} s.")
 
 
-def row(budget, label, size, cosine):
-    budget = budget if isinstance(budget, str) else f"{budget / 1e6:g}"
-    cells = f"{budget} | {label} | {size / 1e6:.2f}"
-    print(f"| {cells} | {cosine.mean():.4f} | {cosine.min():.4f} |", flush=True)
+def row(label, size, cosine):
+    cells = f"{label} | {size / 1e6:.2f} | {cosine.mean():.4f} | {cosine.min():.4f}"
+    print(f"| {cells} |", flush=True)
 
 
 def speed(cache):

@@ -261,6 +261,7 @@ class _Checkpoint(_Task):
             if not isinstance(seen, InputStatistics) or seen.gram is None:
                 raise TypeError(f"calibration[{name!r}] must be InputStatistics with gram=True")
         self.path, self.rules, self.calibration = os.fspath(path), rules, calibration
+        self._arrays: dict[str, Array] | None = None
         self.digests: dict[str, str] = {}
         self.same: dict[str, str] = {}
         first: dict[str, str] = {}
@@ -299,8 +300,10 @@ class _Checkpoint(_Task):
         return Measurements(names, options, errors, costs, same=self.same)
 
     def whole(self) -> Any:
-        with open_checkpoint(self.path) as c:
-            return {name: c[name] for name in c}
+        if self._arrays is None:
+            with open_checkpoint(self.path) as c:
+                self._arrays = {name: c[name] for name in c}
+        return dict(self._arrays)
 
     def changed(self, name: str, option: Any) -> Any:
         new = _tensors.decoded(
