@@ -17,7 +17,9 @@ from compressrs._arrays import Array, dtype_of, flatten
 from compressrs._checks import count, file_path, whole
 from compressrs._files import load_tensors, save_tensors
 from compressrs._state import Undo, checked_generator
+from compressrs.nn.layer import Layer
 from compressrs.optim import EMA, Optimizer
+from compressrs.optim._weights import changes_undone
 
 FORMAT = "compressrs.run"
 VERSION = "1"
@@ -102,18 +104,18 @@ class TrainState:
         before = copy.deepcopy(self.state_dict()["parts"])
         done: list[str] = []
         try:
-            for name in self._order():
-                done.append(name)
-                _access(name, self.parts[name])[1](states[name])
-        except BaseException as error:
-            for name in self._order():
-                if name in done:
-                    _access(name, self.parts[name])[1](before[name])
-            if isinstance(
-                error, (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-            ):
-                raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
-            raise
+            with changes_undone():
+                try:
+                    for name in self._order():
+                        done.append(name)
+                        _access(name, self.parts[name])[1](states[name])
+                except BaseException:
+                    for name in self._order():
+                        if name in done:
+                            _access(name, self.parts[name])[1](before[name])
+                    raise
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
         self.step_count = step
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -220,8 +222,9 @@ class TrainState:
     def _order(self) -> list[str]:
         """Return the names of the parts in the order in which they are restored.
 
-        Pruners first, since they set masks in optimizers; then optimizers, whose state decides
-        which masks there are; then whatever is masked.
+        Models first, since their patterns decide what the entries of all others belong to; then
+        pruners, since they set masks in optimizers; then optimizers, whose state decides which
+        masks there are; then whatever is masked, among it the models again.
         """
 
         def rank(name: str) -> int:
@@ -231,7 +234,8 @@ class TrainState:
             masked = isinstance(part, EMA) or hasattr(part, "named_layers")
             return 2 if masked or not hasattr(part, "load_state_dict") else 0
 
-        return sorted(self.parts, key=rank)
+        models = [name for name, part in self.parts.items() if isinstance(part, Layer)]
+        return sorted(models) + sorted(self.parts, key=rank)
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{name}={type(part).__name__}" for name, part in self.parts.items())

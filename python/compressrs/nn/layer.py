@@ -12,6 +12,7 @@ import numpy as np
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
 from compressrs._checks import dimensions, file_path, flag, generator, string
+from compressrs._state import Take, all_or_nothing
 from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
@@ -70,6 +71,9 @@ class Layer:
         # Subclasses defined by users may add parameters later.
         fixed = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         return ArrayDict(params, "params", fixed=fixed)
+
+    #: Read-only entries of `state_dict` that describe how the entries of parameters are arranged.
+    _pattern: ClassVar[tuple[str, ...]] = ()
 
     #: Whether `forward` takes the lengths of padded sequences as well.
     takes_lengths: ClassVar[bool] = False
@@ -167,12 +171,15 @@ class Layer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy values that `state_dict` returned into this layer's arrays.
 
-        Names are those of PyTorch's modules, so their state dicts are accepted too.
+        Names are those of PyTorch's modules, so their state dicts are accepted too. The pattern of
+        a sparse weight is loaded too, if it has as many entries: what an optimizer, `EMA` or
+        pruner holds per entry must then be loaded as well, as `compressrs.TrainState` does.
 
         Raises
         ------
         ValueError
-            If a name is missing or unknown, or a shape differs; nothing is changed then.
+            If a name is missing or unknown, a shape differs, or a pattern is invalid; nothing
+            is changed then.
         TypeError
             If a value is not an array of the same dtype.
         """
@@ -186,24 +193,40 @@ class Layer:
                 f"state_dict must have the names of this model; missing: {missing or 'none'}, "
                 f"unknown: {unknown or 'none'}"
             )
-        values = []
+        with_pattern = [
+            (f"{path}." if path else "", layer)
+            for path, layer in self.named_layers()
+            if isinstance(layer, Layer) and layer._pattern
+        ]
+        patterns = {prefix + key for prefix, layer in with_pattern for key in layer._pattern}
+        values = {}
         for name, array in own.items():
             value = as_gradient(state_dict[name], f"state_dict[{name!r}]")
             if value.shape != array.shape:
                 raise ValueError(
-                    f"state_dict[{name!r}] must have shape {array.shape}, got {value.shape}"
+                    f"state_dict[{name!r}] must have shape {array.shape}, got {value.shape}; a "
+                    "model of other shapes is made from its own file by compressrs.nn.load"
                 )
-            if value.dtype != array.dtype:
-                raise TypeError(
-                    f"state_dict[{name!r}] must have dtype {array.dtype}, got {value.dtype}"
-                )
-            if not array.flags.writeable and not np.array_equal(array, value):
-                raise ValueError(f"state_dict[{name!r}] must be the pattern of this model's weight")
+            if name not in patterns:
+                if value.dtype != array.dtype:
+                    raise TypeError(
+                        f"state_dict[{name!r}] must have dtype {array.dtype}, got {value.dtype}"
+                    )
+                if not array.flags.writeable and not np.array_equal(array, value):
+                    raise ValueError(f"state_dict[{name!r}] cannot be loaded: it is read-only")
             # Copied, since it may be a view of another array that is written first.
-            values.append(value.copy())
-        for array, value in zip(own.values(), values, strict=True):
-            if array.flags.writeable:
-                array[...] = value
+            values[name] = value.copy()
+        takes = [layer._checked_pattern(values, prefix) for prefix, layer in with_pattern]
+        with all_or_nothing() as undo:
+            for take in takes:
+                take(undo)
+            for name, array in own.items():
+                if array.flags.writeable:
+                    undo.write(array, values[name])
+
+    def _checked_pattern(self, values: Mapping[str, Array], prefix: str) -> Take:
+        """Check the entries `_pattern` of a state dict; return what takes them over."""
+        raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its structure and all arrays, to one safetensors file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array, read_only
 from compressrs._checks import dimensions, flag, floating, generator, whole
+from compressrs._state import Take, Undo
 from compressrs.nn.layer import (
     Layer,
     Parameter,
@@ -20,6 +22,7 @@ from compressrs.nn.layer import (
     check_parameter,
     uniform,
 )
+from compressrs.optim._weights import structure_changed
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 
 
@@ -225,6 +228,7 @@ class SparseLinear(Affine):
     """
 
     bias = Parameter("The vector of shape (out_features,), or None.")
+    _pattern = ("weight.indices", "weight.indptr")
 
     def __init__(self, weight: SparseMatrix, bias: Array | None = None) -> None:
         super().__init__()
@@ -307,6 +311,27 @@ class SparseLinear(Affine):
         x, _, dy = self._saved
         gradient: Array = dy.T @ x
         return gradient
+
+    def _checked_pattern(self, values: Mapping[str, Array], prefix: str) -> Take:
+        own = self._weight
+        indices, indptr = (values[prefix + key] for key in self._pattern)
+        if np.array_equal(indices, own.indices) and np.array_equal(indptr, own.indptr):
+            return lambda undo: None
+        try:
+            weight = own._rearranged(indices, indptr)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"state_dict[{prefix + self._pattern[0]!r}] must be, with its indptr, a pattern of "
+                f"{type(own).__name__} of shape {own.shape}: {error}"
+            ) from None
+
+        def take(undo: Undo) -> None:
+            undo.on_failure(lambda: setattr(self, "_weight", own))
+            self._weight = weight
+            # What others hold for each entry belongs to the old pattern.
+            structure_changed([self.params["weight"]], replaced=False)
+
+        return take
 
     def _adopt(self, weight: SparseMatrix) -> None:
         """Train the values of a matrix with another pattern from now on."""

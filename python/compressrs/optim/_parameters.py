@@ -219,7 +219,10 @@ class Parameters(Guarded):
                         i += 1
                     group.replace_params(group["params"].replaced(changed))
                 self._prepare()
-            structure_changed(old.values())
+            structure_changed(array for i, array in old.items() if new[i] is not array)
+            structure_changed(
+                (array for i, array in old.items() if new[i] is array), replaced=False
+            )
             masks_changed()
 
     def _move(

@@ -6,6 +6,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -31,8 +32,9 @@ _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 _observers: weakref.WeakSet[Weights] = weakref.WeakSet()
 #: Replaced by a new object after every change of a mask.
 _version = object()
-#: Arrays, by identity, that a change of structure replaced or rearranged, and when.
-_changed: dict[int, tuple[weakref.ref[Array], int]] = {}
+#: Arrays, by identity, that a change of structure replaced or rearranged, when, and whether
+#: they were replaced.
+_changed: dict[int, tuple[weakref.ref[Array], int, bool]] = {}
 _clock = itertools.count(1)
 _now = 0
 
@@ -58,14 +60,29 @@ def masks_set(arrays: Iterable[Array], undo: Undo) -> None:
         weights._masks_set(places, undo)
 
 
-def structure_changed(arrays: Iterable[Array]) -> None:
-    """Record that arrays were replaced, or their elements rearranged."""
+def structure_changed(arrays: Iterable[Array], *, replaced: bool = True) -> None:
+    """Record that arrays were replaced or, if not `replaced`, their elements rearranged."""
     global _now
     _now = next(_clock)
     for array in arrays:
         key = id(array)
         gone = weakref.ref(array, lambda _, key=key: _changed.pop(key, None))  # type: ignore[misc]
-        _changed[key] = (gone, _now)
+        _changed[key] = (gone, _now, replaced)
+
+
+@contextmanager
+def changes_undone() -> Iterator[None]:
+    """Forget the changes of structure that the block recorded, if it raises."""
+    changed = dict(_changed)
+    since = [(weights, weights._since) for weights in list(_observers)]
+    try:
+        yield
+    except BaseException:
+        _changed.clear()
+        _changed.update(changed)
+        for weights, time in since:
+            weights._since = time
+        raise
 
 
 class Weights:
@@ -91,15 +108,26 @@ class Weights:
         self._known: list[list[_Known]] = [[] for _ in arrays]
         _observers.add(self)
 
-    def require_unchanged(self) -> None:
-        """Raise a ValueError if an array was replaced or rearranged since construction."""
+    def require_unchanged(self, *, loading: bool = False) -> None:
+        """Raise a ValueError if an array was replaced or rearranged since construction.
+
+        When a state is about to be loaded, rearranged arrays are accepted: the state is that of
+        the new arrangement.
+        """
         for name, array in zip(self.names, self.arrays, strict=True):
             found = _changed.get(id(array))
-            if found is not None and found[0]() is array and found[1] > self._since:
+            if found is None or found[0]() is not array or found[1] <= self._since:
+                continue
+            if found[2] or not loading:
                 raise ValueError(
-                    f"{name} was replaced or rearranged (by shrink, neurons or rewire) since the "
-                    f"{self.owner} was made; make a new {self.owner}"
+                    f"{name} was replaced or rearranged (by shrink, neurons, rewire or a loaded "
+                    f"pattern) since the {self.owner} was made; make a new {self.owner}"
                 )
+
+    def state_loaded(self, undo: Undo) -> None:
+        """Accept the arrangement of the arrays, since a state that fits it was loaded."""
+        undo.on_failure(functools.partial(setattr, self, "_since", self._since))
+        self._since = _now
 
     def masks(self) -> list[Array | None]:
         """Return the active masks, which combine those of all optimizers and pruners.

@@ -139,12 +139,13 @@ class EMA(Stateful):
 
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         require_keys(state_dict, ("averages", "step_count"), ("param_names",))
-        self._shared.require_unchanged()
+        self._shared.require_unchanged(loading=True)
         averages, steps = checked_arrays(self._averages, state_dict, "averages", self._names)
 
         def take(undo: Undo) -> None:
             undo.remember_attributes(self)
             assign(self._averages, averages, undo)
+            self._shared.state_loaded(undo)
             self._shared.apply_masks(self._averages)
             self.step_count = steps
 

@@ -69,9 +69,9 @@ class Lookahead(Guarded, Stateful):
         self._shared = Weights("Lookahead", [], [])
         self._follow()
 
-    def _follow(self) -> None:
+    def _follow(self, *, loading: bool = False) -> None:
         """Add slow weights for new parameters; raise if known parameters were replaced."""
-        self._shared.require_unchanged()
+        self._shared.require_unchanged(loading=loading)
         arrays = self.optimizer._arrays()
         known = len(self._slow)
         if any(map(_other, self._shared.arrays, arrays)):
@@ -112,7 +112,7 @@ class Lookahead(Guarded, Stateful):
 
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         require_keys(state_dict, ("optimizer", "slow", "step_count"), ("param_names",))
-        self._follow()
+        self._follow(loading=True)
         slow, step_count = checked_arrays(self._slow, state_dict, "slow", self._shared.names)
         take_optimizer = self.optimizer._checked(state_dict["optimizer"])
 
@@ -121,6 +121,7 @@ class Lookahead(Guarded, Stateful):
                 undo.remember_attributes(self, without=("_doing",))
                 take_optimizer(undo)
                 assign(self._slow, slow, undo)
+                self._shared.state_loaded(undo)
                 self._shared.apply_masks(self._slow)
                 self.step_count = step_count
 

@@ -114,8 +114,8 @@ class ScheduleFree(Guarded, Stateful):
             self._require_unchanged()
             return self._step(grads, **kwargs)
 
-    def _require_unchanged(self) -> None:
-        self._shared.require_unchanged()
+    def _require_unchanged(self, *, loading: bool = False) -> None:
+        self._shared.require_unchanged(loading=loading)
         arrays = self.optimizer._arrays()
         if len(arrays) != len(self._z) or any(
             not same_memory(a, b) for a, b in zip(arrays, self._z, strict=True)
@@ -184,7 +184,7 @@ class ScheduleFree(Guarded, Stateful):
         require_keys(state_dict, keys, ("param_names",))
         largest = number(state_dict["largest_lr"], "state_dict['largest_lr']", 0)
         total = number(state_dict["weight_sum"], "state_dict['weight_sum']", 0)
-        self._require_unchanged()
+        self._require_unchanged(loading=True)
         x, step_count = checked_arrays(self._x, state_dict, "x", self._names)
         z, _ = checked_arrays(self._z, state_dict, "z", self._names)
         take_optimizer = self.optimizer._checked(state_dict["optimizer"])
@@ -196,6 +196,7 @@ class ScheduleFree(Guarded, Stateful):
                 take_optimizer(undo)
                 assign(self._x, x, undo)
                 assign(self._z, z, undo)
+                self._shared.state_loaded(undo)
                 self.step_count, self._largest_lr, self._weight_sum = step_count, largest, total
                 self._training = True
                 self._set_y()

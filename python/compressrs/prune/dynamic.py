@@ -138,7 +138,7 @@ class _Dynamic(Stateful):
         end: int | None,
     ) -> None:
         if isinstance(layers, Sequential):
-            given = [layer for layer in layers if isinstance(layer, SparseLinear)]
+            given = [layer for _, layer in layers.named_layers() if isinstance(layer, SparseLinear)]
         else:
             given = sequence(layers, "layers") if isinstance(layers, Iterable) else [layers]
         if not given:

@@ -235,7 +235,7 @@ class Pruner(Stateful):
         step_count = count(state_dict["step_count"], "state_dict['step_count']")
         target = number(state_dict["target"], "state_dict['target']", 0, below=1)
         masks = self._checked_masks(state_dict)
-        self._shared.require_unchanged()
+        self._shared.require_unchanged(loading=True)
         take_score = self.score._checked(state_dict["score_state"])
 
         def take(undo: Undo) -> None:
@@ -243,6 +243,7 @@ class Pruner(Stateful):
             undo.remember_attributes(self)
             take_score(undo)
             self._masks, self.step_count, self._target = masks, step_count, target
+            self._shared.state_loaded(undo)
             self._put(undo)
 
         return take

@@ -265,6 +265,24 @@ class SparseMatrix(Products):
         """Return a matrix with other values and the same pattern, which is shared."""
         return type(self)((data, self.indices, self.indptr), self._shape)
 
+    def _rearranged(self: _M, indices: Array, indptr: Array) -> _M:
+        """Return a matrix of the same data with another pattern, which is copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a pattern of this format, of as many entries.
+        """
+        for name, array in (("indices", indices), ("indptr", indptr)):
+            if array.dtype.kind != "i":
+                raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
+        parts = self.data, immutable(indices), immutable(indptr)
+        matrix = self._of_parts(parts, self._shape, **self._options())
+        # A format that derives its pattern from a part of it may have derived another one.
+        if not (np.array_equal(matrix.indices, indices) and np.array_equal(matrix.indptr, indptr)):
+            raise ValueError(f"indices must be of {type(self).__name__}")
+        return matrix
+
     def copy(self: _M) -> _M:
         """Return a copy whose pattern is immutable.
 
