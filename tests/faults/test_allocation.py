@@ -91,6 +91,39 @@ def test_kernels_that_run_out_of_memory_say_so(threads: str) -> None:
     } <= refused
 
 
+#: Starts the helper threads with ever more memory, each time in a new process.
+_THREADS = """
+import os, resource, sys
+import numpy as np, compressrs as cr
+cr.set_num_threads(4)
+w = np.ones(1 << 18, np.float32)
+opt, grad = cr.optim.SGD(w, lr=0.5), np.ones_like(w)
+for margin in [0, 1 << 12, 1 << 16, *(k << 20 for k in range(1, 24))]:
+    child = os.fork()
+    if not child:
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + margin,) * 2)
+        opt.step(grad)
+        os._exit(int(w[0] != 0.5 or w[-1] != 0.5))
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, (margin, status)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is Linux's")
+def test_kernels_run_without_helper_threads_where_these_cannot_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def _environment() -> dict[str, str]:
     paths = [*sys.path, os.getcwd()]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

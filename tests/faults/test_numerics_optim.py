@@ -239,3 +239,39 @@ def test_norms_of_any_order(order, scale):
         clipped = [g.copy()]
         cr.optim.clip_grad_norm_(clipped, 0.5, norm_type=order)
         np.testing.assert_allclose(clipped[0], g * (0.5 / (right + 1e-6)), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), EACH, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_finite_gradient_makes_weights_nan(cls, kwargs, dtype):
+    """A second moment that overflows stops a weight; it does not destroy it."""
+    largest = np.finfo(dtype).max
+    mixed = np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(dtype)
+    # Steps that are a multiple of the gradient are representable at small rates only, and
+    # its sums, which some momentum is, not at all.
+    multiple = cls in (cr.optim.SGD, cr.optim.Momentum, cr.optim.ASGD, cr.optim.RAdam)
+    kwargs = {**kwargs, "lr": 1e-30} if multiple else kwargs
+    top = 0.1 if kwargs.get("momentum") and cls is cr.optim.SGD else 1
+    for scale in (top, 0.5 * top, 1e-3, 1e-10, 1e-19):
+        for direction in (np.ones(SHAPE, dtype), mixed):
+            grad = direction * dtype(largest * scale)
+            w = np.ones(SHAPE, dtype)
+            opt = cls(w, **kwargs)
+            # The same twice, as large a one the other way, none, and usual ones.
+            for g in (grad, grad, -grad, 0 * grad, mixed, mixed):
+                opt.step(g)
+            assert np.isfinite(w).all(), scale
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_averages_of_the_largest_weights_are_finite(dtype):
+    largest = np.finfo(dtype).max
+    w = np.full(3, -largest)
+    ema = cr.optim.EMA(w, 0.5)
+    w[:] = largest
+    ema.update()
+    assert np.array_equal(ema.average, np.zeros(3))
+    opt = cr.optim.Lookahead(cr.optim.SGD(w, lr=0.0), k=1)
+    w[:] = -largest
+    opt.step(np.zeros(3, dtype))
+    assert np.array_equal(w, np.zeros(3))

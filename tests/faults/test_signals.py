@@ -116,3 +116,24 @@ def test_a_call_from_within_a_step(name, tmp_path):
     opt.load(tmp_path / "a")
     assert int(opt.state[0]["step"]) == 0
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_long_loss_is_interrupted_and_leaves_its_output():
+    """Cubic in the samples: without a check it would run for many minutes."""
+    rng = np.random.default_rng(0)
+    student, teacher = rng.standard_normal((2, 2500, 16))
+    out = np.full(student.shape, 7.0)
+
+    def handler(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        # Large ones are brought into range first, and the gradient back.
+        with pytest.raises(KeyboardInterrupt):
+            cr.distill.rkd_angle_loss(student * 1e200, teacher, out=out)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert (out == 7).all()

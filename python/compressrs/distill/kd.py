@@ -376,9 +376,8 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
         raise ValueError(
             f"labels must have shape {batch}, one label per row of logits, got {labels.shape}"
         )
-    if labels.dtype == np.uint64:
-        # Values that do not fit into int64 are clipped, and stay out of range.
-        labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
+    if labels.dtype == np.uint64 and labels.size and (largest := labels.max()) >= 2**63:
+        raise ValueError(f"labels must be below 2**63, got {largest}")
     return labels.astype(np.int64, copy=False).reshape(-1)
 
 

@@ -1,6 +1,8 @@
 //! Failures, as exceptions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use compressrs_core::runtime::memory::OutOfMemory;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
@@ -20,6 +22,42 @@ pyo3::create_exception!(
 /// RuntimeError. An allocation that failed becomes a MemoryError.
 pub fn run<T: Send>(py: Python<'_>, kernel: impl FnOnce() -> T + Send) -> PyResult<T> {
     py.detach(|| guard(kernel))
+}
+
+/// Signals that arrive while a long kernel runs; see [`Signals::check`].
+pub struct Signals {
+    /// When they were last looked for.
+    last: Mutex<Instant>,
+    raised: Mutex<Option<PyErr>>,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Signals { last: Mutex::new(Instant::now()), raised: Mutex::new(None) }
+    }
+}
+
+impl Signals {
+    /// Taking the GIL can take milliseconds where other threads use it.
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    /// Runs the Python handlers of signals that have arrived, at most once per interval.
+    /// Returns whether one raised an exception, as that of Ctrl-C does; see `result`.
+    pub fn check(&self) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() < Self::INTERVAL {
+            return false;
+        }
+        *last = Instant::now();
+        let Err(error) = Python::attach(|py| py.check_signals()) else { return false };
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        true
+    }
+
+    /// The exception that a handler raised, if any.
+    pub fn result(self) -> PyResult<()> {
+        self.raised.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
 }
 
 /// Runs what may allocate or panic, with or without the GIL; see [`run`].

@@ -3,6 +3,8 @@
 //! the student. Means are taken as in the authors' code: over all pairs and triples,
 //! those of a sample with itself included.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::range::{multiply, times, unit};
 use super::tile::{LANES, broadcast, map_reduce, update};
 use crate::numeric::element::Float;
@@ -34,17 +36,16 @@ impl<'a, C: Float> Features<'a, C> {
     }
 }
 
-type Loss<C> = fn(usize, Features<'_, C>, Features<'_, C>, &mut [C]) -> f64;
-
 /// Calls a loss that does not depend on the size of the features with such that their
-/// squares are in range; None if they are so as they stand.
+/// squares are in range; None if they are so as they stand. The loss may be None, with `grad`
+/// unchanged.
 fn in_range<C: Float>(
-    loss: Loss<C>,
+    loss: impl Fn(usize, Features<'_, C>, Features<'_, C>, &mut [C]) -> Option<f64>,
     rows: usize,
     student: Features<'_, C>,
     teacher: Features<'_, C>,
     grad: &mut [C],
-) -> Option<f64> {
+) -> Option<Option<f64>> {
     let units = [student, teacher].map(|x| unit(x.data));
     if units == [None, None] {
         return None;
@@ -53,7 +54,9 @@ fn in_range<C: Float>(
     let (s, t) = (times(student.data, of_s), times(teacher.data, of_t));
     let value =
         loss(rows, Features { data: &s, ..student }, Features { data: &t, ..teacher }, grad);
-    multiply(grad, of_s);
+    if value.is_some() {
+        multiply(grad, of_s);
+    }
     Some(value)
 }
 
@@ -78,7 +81,10 @@ pub fn distance<C: Float>(
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
-    if let Some(loss) = in_range(distance, rows, student, teacher, grad) {
+    let in_unit = |rows, student: Features<'_, C>, teacher: Features<'_, C>, grad: &mut [C]| {
+        Some(distance(rows, student, teacher, grad))
+    };
+    if let Some(loss) = in_range(in_unit, rows, student, teacher, grad).flatten() {
         return loss;
     }
     let (of_s, mean_s, count) = distances(rows, student);
@@ -185,6 +191,10 @@ const ANCHORS: usize = 8;
 /// The mean over all triples of Huber's loss of the difference of the cosines of the
 /// angles at the first sample between the other two (equations 8 to 10).
 ///
+/// The time is cubic in `rows`, so that it may be interrupted: `is_interrupted` is called for each
+/// sample that the caller's thread works on. If it returns true, the result is None, and `grad`
+/// is unchanged.
+///
 /// # Panics
 /// If lengths disagree, or something is empty.
 pub fn angle<C: Float>(
@@ -192,17 +202,29 @@ pub fn angle<C: Float>(
     student: Features<'_, C>,
     teacher: Features<'_, C>,
     grad: &mut [C],
-) -> f64 {
+    is_interrupted: &(impl Fn() -> bool + Sync),
+) -> Option<f64> {
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
-    if let Some(loss) = in_range(angle, rows, student, teacher, grad) {
+    let in_unit = |rows, student: Features<'_, C>, teacher: Features<'_, C>, grad: &mut [C]| {
+        angle(rows, student, teacher, grad, is_interrupted)
+    };
+    if let Some(loss) = in_range(in_unit, rows, student, teacher, grad) {
         return loss;
     }
+    let caller = std::thread::current().id();
+    let stop = AtomicBool::new(false);
     let block = |anchors: std::ops::Range<usize>| {
         let mut grad = memory::zeroed::<C>(student.data.len());
         let mut loss = 0.0;
         for anchor in anchors {
+            if std::thread::current().id() == caller && is_interrupted() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
             loss += simd::dispatch(Angles { rows, student, teacher, anchor, grad: &mut grad });
         }
         (loss, grad)
@@ -215,8 +237,11 @@ pub fn angle<C: Float>(
         (a.0 + b.0, grad)
     };
     let (loss, sum) = parallel::reduce(rows, ANCHORS, block, add).expect("there are rows");
+    if stop.into_inner() {
+        return None;
+    }
     grad.copy_from_slice(&sum);
-    loss
+    Some(loss)
 }
 
 /// The angles at one sample.

@@ -42,6 +42,15 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
     }
 }
 
+/// `start + weight (end - start)` for a weight from 0 to 1, which is finite where both ends are.
+///
+/// The difference of two large numbers can overflow, half of it cannot.
+#[inline(always)]
+pub fn lerp<C: Float>(start: C, end: C, weight: C) -> C {
+    let half = C::from_f64(0.5);
+    (weight + weight).mul_add(half.mul_add(end, -(half * start)), start)
+}
+
 /// Calls `f` with each element of `x` and the one of `y` at its place.
 ///
 /// # Panics

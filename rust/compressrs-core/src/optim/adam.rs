@@ -7,6 +7,7 @@ use super::rule::{
     Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant, weight_decay,
 };
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 
 hyperparameters! {
     /// Hyperparameters of Adam and AdamW.
@@ -74,7 +75,7 @@ pub(super) fn moments<C: Float>(
     beta2: C,
     one_minus_beta2: C,
 ) {
-    *m = one_minus_beta1.mul_add(g - *m, *m);
+    *m = lerp(*m, g, one_minus_beta1);
     *v = beta2.mul_add(*v, one_minus_beta2 * g * g);
 }
 

@@ -4,6 +4,7 @@ use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, bias_correction, coefficients};
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 
 hyperparameters! {
     /// Hyperparameters of Adamax.
@@ -56,7 +57,7 @@ impl<C: Float> Formula<C, 2> for InfinityNorm<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, u]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);
-        *m = self.one_minus_beta1.mul_add(g - *m, *m);
+        *m = lerp(*m, g, self.one_minus_beta1);
         let (decayed, now) = (self.beta2 * *u, g.abs() + self.eps);
         // A NaN gradient must show.
         *u = if decayed > now { decayed } else { now };

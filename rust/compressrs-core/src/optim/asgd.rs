@@ -3,6 +3,7 @@
 use super::hyperparameters::hyperparameters;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients};
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 
 hyperparameters! {
     /// Hyperparameters of averaged stochastic gradient descent.
@@ -67,7 +68,7 @@ impl<C: Float> Formula<C, 1> for Averaged<C> {
         let g = self.weight_decay.mul_add(theta, g);
         let theta = (-self.eta).mul_add(g, theta * self.shrink);
         // mu is 1 at first, where ax must become theta exactly.
-        *ax = if self.mu == C::one() { theta } else { self.mu.mul_add(theta - *ax, *ax) };
+        *ax = if self.mu == C::one() { theta } else { lerp(*ax, theta, self.mu) };
         theta
     }
 }

@@ -4,7 +4,7 @@ use num_traits::Float as _;
 
 use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
-use crate::numeric::elementwise::{convert, map_in_place, zip_into};
+use crate::numeric::elementwise::{self, convert, map_in_place, zip_into};
 
 /// `x <- x + weight (end - x)`, in the type that `x` is computed in.
 ///
@@ -14,7 +14,7 @@ pub fn lerp<X: Element>(x: &mut [X], end: Values<'_>, weight: f64) {
     let weight = X::Compute::from_f64(weight);
     with_values!(end, end => zip_into(x, end, |x, end| {
         let (start, end) = (x.load(), convert::<_, X::Compute>(end));
-        *x = X::store(weight.mul_add(end - start, start));
+        *x = X::store(elementwise::lerp(start, end, weight));
     }));
 }
 

@@ -100,7 +100,8 @@ impl<C: Float> Layerwise<C> {
     #[inline(always)]
     fn direction(&self, theta: C, m: C, v: C) -> C {
         let root = v.mul_add(self.square_correction, self.eps_root).sqrt();
-        let scaled = quotient(m * self.correction, root + self.eps);
+        // The correction last: a moment near the largest number may overflow by it.
+        let scaled = quotient(m, root + self.eps) * self.correction;
         self.weight_decay.mul_add(theta, scaled)
     }
 }

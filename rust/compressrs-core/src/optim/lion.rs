@@ -3,6 +3,7 @@
 use super::hyperparameters::hyperparameters;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, sign, weight_decay};
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 
 hyperparameters! {
     /// Hyperparameters of Lion.
@@ -48,8 +49,8 @@ coefficients! {
 impl<C: Float> Formula<C, 1> for Signs<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m]: &mut [C; 1]) -> C {
-        let direction = self.one_minus_beta1.mul_add(g - *m, *m);
-        *m = self.one_minus_beta2.mul_add(g - *m, *m);
+        let direction = lerp(*m, g, self.one_minus_beta1);
+        *m = lerp(*m, g, self.one_minus_beta2);
         (-self.lr).mul_add(sign(direction), theta * self.shrink)
     }
 }

@@ -8,6 +8,7 @@ use super::tensor::{GRAIN_ELEMENTS, is_kept};
 use crate::linalg::gemm::{multiply, multiply_by_transpose};
 use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 use crate::numeric::lanes::total;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -128,7 +129,7 @@ coefficients! {
 impl<C: Float> Formula<C, 1> for Buffer<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [buf]: &mut [C; 1]) -> C {
-        *buf = self.one_minus_momentum.mul_add(g - *buf, *buf);
+        *buf = lerp(*buf, g, self.one_minus_momentum);
         theta
     }
 }
@@ -162,7 +163,7 @@ impl Orthogonal {
         let momentum = C::from_f64(self.momentum);
         let direction = |i: usize| {
             let g = t.gradient(i);
-            if self.nesterov { momentum.mul_add(buf[i] - g, g) } else { buf[i] }
+            if self.nesterov { lerp(g, buf[i], momentum) } else { buf[i] }
         };
         let (root, unit) = root_of_squares(|unit| {
             let share = unit.recip();

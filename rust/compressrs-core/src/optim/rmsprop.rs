@@ -4,6 +4,7 @@ use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, variant};
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 
 hyperparameters! {
     /// Hyperparameters of RMSprop.
@@ -95,7 +96,7 @@ impl<C: Float> Scaled<C> {
         let variance = match mean {
             None => *sq,
             Some(mean) => {
-                *mean = self.one_minus_alpha.mul_add(g - *mean, *mean);
+                *mean = lerp(*mean, g, self.one_minus_alpha);
                 let variance = (-*mean).mul_add(*mean, *sq);
                 // False for NaN, which is kept.
                 if variance < C::zero() { C::zero() } else { variance }

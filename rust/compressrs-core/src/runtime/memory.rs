@@ -37,11 +37,13 @@ pub fn product(a: usize, b: usize) -> usize {
 /// # Unwinds
 /// With [`OutOfMemory`].
 pub fn with_capacity<T>(len: usize) -> Vec<T> {
+    try_with_capacity(len).unwrap_or_else(|| out_of_memory(len.saturating_mul(size_of::<T>())))
+}
+
+/// As [`with_capacity`]; None where that would unwind.
+pub fn try_with_capacity<T>(len: usize) -> Option<Vec<T>> {
     let mut vec = Vec::new();
-    if vec.try_reserve_exact(len).is_err() {
-        out_of_memory(len.saturating_mul(size_of::<T>()));
-    }
-    vec
+    vec.try_reserve_exact(len).ok().map(|()| vec)
 }
 
 /// So many zeros, which need not be touched to be 0.

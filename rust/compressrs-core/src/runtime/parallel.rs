@@ -10,6 +10,7 @@
 //! reductions use [`reduce`], whose tree depends on the length alone.
 
 use std::any::Any;
+use std::iter::successors;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -33,7 +34,14 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// The pool of one process.
 struct Runtime {
     pid: u32,
-    pool: Mutex<Option<Arc<ThreadPool>>>,
+    pool: Mutex<Option<Helpers>>,
+}
+
+/// The threads besides the caller's.
+struct Helpers {
+    /// How many were asked for; there are fewer where memory did not suffice.
+    wanted: usize,
+    pool: Arc<ThreadPool>,
 }
 
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
@@ -121,17 +129,35 @@ pub fn shutdown() {
 /// The pool, or None where work should run on the caller's thread: for one
 /// thread, or where threads cannot be started.
 fn pool() -> Option<Arc<ThreadPool>> {
-    let threads = num_threads().ok().filter(|&n| n > 1)?;
+    let wanted = num_threads().ok().filter(|&n| n > 1)? - 1;
     let mut slot = runtime().pool.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.as_ref().is_none_or(|p| p.current_num_threads() != threads - 1) {
-        *slot = ThreadPoolBuilder::new()
-            .num_threads(threads - 1)
-            .thread_name(|i| format!("compressrs-{i}"))
-            .build()
-            .ok()
-            .map(Arc::new);
+    if slot.as_ref().is_none_or(|helpers| helpers.wanted != wanted) {
+        *slot = None;
+        let pool = successors(Some(wanted), |n| Some(n / 2)).take_while(|&n| n > 0).find_map(start);
+        *slot = pool.map(|pool| Helpers { wanted, pool: Arc::new(pool) });
     }
-    slot.clone()
+    slot.as_ref().map(|helpers| Arc::clone(&helpers.pool))
+}
+
+/// Address space that a thread takes until it works: its stack, of 2 MiB, and its thread-local
+/// data and first allocations.
+const MEMORY_OF_THREAD: usize = 4 << 20;
+
+/// Starts so many threads; None where memory may not suffice.
+///
+/// The C library aborts the process if it cannot allocate a thread's thread-local data, which
+/// happens at their first use, on that thread. So memory is looked for first, and the
+/// threads have used theirs before other work can take it.
+fn start(threads: usize) -> Option<ThreadPool> {
+    // Reserved, never touched, and released again.
+    drop(memory::try_with_capacity::<u8>(threads.checked_mul(MEMORY_OF_THREAD)?)?);
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("compressrs-{i}"))
+        .build()
+        .ok()?;
+    pool.broadcast(|_| ());
+    Some(pool)
 }
 
 /// Parts that a loop is divided into, for each thread: enough that a thread

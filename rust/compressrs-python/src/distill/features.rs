@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use crate::arguments::Name;
 use crate::buffers::Array;
 use crate::dtype::{Compute, with_compute};
-use crate::errors::run;
+use crate::errors::{Signals, run};
 use crate::overlap::require_disjoint;
 
 /// A student's array of one of the compute types, what it is compared with, and where
@@ -137,9 +137,16 @@ pub fn rkd_loss(
     pair.require(2, &[1])?;
     let (rows, width) = (pair.shape()[0], pair.shape()[1]);
     let of_teacher = pair.teacher.array.shape()[1];
-    with_pair!(py, pair, |s, t, g| {
+    let signals = Signals::default();
+    let loss = with_pair!(py, pair, |s, t, g| {
         let (s, t) =
             (core::Features { data: s, width }, core::Features { data: t, width: of_teacher });
-        if angles { core::angle(rows, s, t, g) } else { core::distance(rows, s, t, g) }
-    })
+        if angles {
+            core::angle(rows, s, t, g, &|| signals.check())
+        } else {
+            Some(core::distance(rows, s, t, g))
+        }
+    })?;
+    signals.result()?;
+    Ok(loss.expect("nothing was interrupted"))
 }
