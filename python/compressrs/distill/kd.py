@@ -377,7 +377,7 @@ def _labels(given: Any, batch: tuple[int, ...]) -> Array:
             f"labels must have shape {batch}, one label per row of logits, got {labels.shape}"
         )
     if labels.dtype == np.uint64 and labels.size and (largest := labels.max()) >= 2**63:
-        raise ValueError(f"labels must be below 2**63, got {largest}")
+        raise ValueError(f"labels must be from 0 to 2**63 - 1, got {largest}")
     return labels.astype(np.int64, copy=False).reshape(-1)
 
 
