@@ -17,7 +17,6 @@ from compressrs._arrays import Array, dtype_of, flatten
 from compressrs._checks import count, file_path, whole
 from compressrs._files import load_tensors, save_tensors
 from compressrs._state import Undo, checked_generator
-from compressrs.nn.layer import Layer
 from compressrs.optim import EMA, Optimizer
 from compressrs.optim._weights import changes_undone
 
@@ -234,7 +233,7 @@ class TrainState:
             masked = isinstance(part, EMA) or hasattr(part, "named_layers")
             return 2 if masked or not hasattr(part, "load_state_dict") else 0
 
-        models = [name for name, part in self.parts.items() if isinstance(part, Layer)]
+        models = [name for name, part in self.parts.items() if hasattr(part, "named_layers")]
         return sorted(models) + sorted(self.parts, key=rank)
 
     def __repr__(self) -> str:
