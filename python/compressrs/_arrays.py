@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
+from compressrs._checks import require_unmasked
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -28,6 +29,7 @@ def as_array(x: object, name: str) -> Array:
     TypeError
         If `x` does not provide such a view.
     """
+    require_unmasked(x, name)
     if isinstance(x, np.ndarray):
         return x
     # Tensors that require gradients must be detached before they can be exported.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,17 @@ def function(value: Any, name: str) -> Callable[..., Any]:
     return checked
 
 
+def require_unmasked(value: Any, name: str) -> None:
+    """Raise a TypeError for a masked array, whose mask would be ignored."""
+    # Whoever has made one has imported its module, which takes milliseconds.
+    module = None if type(value) is np.ndarray else sys.modules.get("numpy.ma")
+    if module is not None and isinstance(value, module.MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask (fill masked elements with "
+            "a.filled(value)), got a masked array"
+        )
+
+
 def converted(value: Any, name: str, dtype: Any = None) -> np.ndarray[Any, Any]:
     """Return `value`, such as a list of numbers, as an array.
 
@@ -207,6 +219,7 @@ def converted(value: Any, name: str, dtype: Any = None) -> np.ndarray[Any, Any]:
     TypeError
         If it is not rectangular, or cannot be converted to `dtype`.
     """
+    require_unmasked(value, name)
     try:
         return np.asarray(value, dtype)
     except (TypeError, ValueError, OverflowError):

@@ -62,7 +62,19 @@ def all_or_nothing() -> Iterator[Undo]:
 Take: TypeAlias = Callable[[Undo], None]
 
 
-class Stateful:
+class Described:
+    """Base of classes whose `repr` gives their settings and counts."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if not name.startswith("_") and isinstance(value, (bool, int, float, str))
+        )
+        return f"<{type(self).__name__}({shown})>"
+
+
+class Stateful(Described):
     """Base class of what has a state dict.
 
     A subclass has `state_dict` and `_checked`. What holds other stateful objects calls their

@@ -265,8 +265,9 @@ def _access(name: str, part: Any) -> tuple[Callable[[], Any], Callable[[Any], No
             isinstance(value, np.ndarray) for value in state.values()
         ):
             raise ValueError(f"arrays must be a dict of arrays, got {type(state).__name__}")
-        shapes = {key: (value.shape, value.dtype) for key, value in state.items()}
-        own = {key: (value.shape, value.dtype) for key, value in arrays.items()}
+        # In either byte order; assignment converts.
+        shapes = {k: (value.shape, value.dtype.newbyteorder("=")) for k, value in state.items()}
+        own = {k: (value.shape, value.dtype.newbyteorder("=")) for k, value in arrays.items()}
         if shapes != own:
             raise ValueError(f"arrays must be {own}, got {shapes}")
         for key, value in state.items():
@@ -289,7 +290,8 @@ def pack(value: Any, path: str, arrays: dict[str, Array]) -> Any:
     if isinstance(value, np.generic):
         return pack(value.item(), path, arrays)
     if isinstance(value, np.ndarray):
-        array = np.asarray(value, order="C")
+        # In native byte order, which files have.
+        array = np.asarray(value, value.dtype.newbyteorder("="), order="C")
         # Keys may contain dots, so that names may collide.
         name = path if path not in arrays else f"{path}#{len(arrays)}"
         arrays[name] = array

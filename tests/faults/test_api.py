@@ -124,3 +124,23 @@ def test_scores_and_masks_have_the_structure_of_the_weights(kind: str, tree: str
         assert shape == (2, 4)
     opt = cr.optim.SGD(weights)
     opt.set_masks(pruner.masks)
+
+
+@pytest.mark.parametrize(("name", "package"), list(packages()))
+def test_dir_lists_nothing_that_is_not_public(name: str, package: Any) -> None:
+    listed = {entry for entry in dir(package) if not entry.startswith("_")}
+    others = {entry for entry in listed if not inspect.ismodule(getattr(package, entry))}
+    assert others <= set(package.__all__), name
+
+
+@pytest.mark.parametrize("name", [n for n, value in CALLABLES.items() if inspect.isclass(value)])
+def test_every_class_says_what_it_is(name: str) -> None:
+    assert CALLABLES[name].__repr__ is not object.__repr__
+
+
+def test_descriptions_give_the_settings() -> None:
+    ema = cr.optim.EMA(np.ones(2), 0.9)
+    assert repr(ema) == "<EMA(decay=0.9, warmup=False, step_count=0)>"
+    optimizer = cr.optim.SGD(np.ones(2), lr=0.5)
+    schedule = cr.optim.lr_scheduler.StepLR(optimizer, 3)
+    assert "step_size=3" in repr(schedule) and "last_epoch=0" in repr(schedule)

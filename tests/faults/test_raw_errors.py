@@ -250,3 +250,29 @@ def test_numbers_beyond_float64_are_values_not_types() -> None:
             optim.SGD(np.ones(2), lr=wrong)
         with pytest.raises(ValueError, match="decay must be a finite number"):
             optim.EMA(np.ones(2), decay=wrong)
+
+
+def masked_twins(value: Any) -> Iterator[Any]:
+    """Yield copies of an argument in which one array has a mask."""
+    if isinstance(value, np.ndarray):
+        yield np.ma.masked_array(value, np.arange(value.size).reshape(value.shape) == 0)
+    elif isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        for i, entry in enumerate(value):
+            for twin in masked_twins(entry):
+                yield type(value)([*value[:i], twin, *value[i + 1 :]])
+    elif type(value) is dict:
+        for key, entry in value.items():
+            for twin in masked_twins(entry):
+                yield {**value, key: twin}
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS, ids=[name for name, *_ in ATTEMPTS])
+def test_no_mask_of_a_masked_array_is_ignored(
+    attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, function, arguments = attempt
+    for argument, value in arguments().items():
+        for twin in masked_twins(value):
+            with pytest.raises((TypeError, ValueError), match=r"without a mask"):
+                function()(**{**arguments(), argument: twin})

@@ -28,6 +28,7 @@ from compressrs._checks import (
 )
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
+from compressrs._state import Described
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
@@ -69,7 +70,7 @@ class _Backward:
         return self.layer.grads
 
 
-class Distiller:
+class Distiller(Described):
     r"""Trains a student on the outputs of a teacher, then on labels alone.
 
     Parameters

@@ -109,9 +109,11 @@ def kd_loss(
         :math:`T > 0`, for all rows or one per row. The factor :math:`T^2` keeps the
         magnitude of the gradient comparable between temperatures.
     labels : array of int, shape (...), optional
-        The true classes :math:`y_i`, of any integer dtype; required unless `alpha` is 1.
+        The true classes :math:`y_i`, of any integer dtype; required unless `alpha` is 1, and
+        without effect on the result if it is.
     alpha : float, default 1.0
-        Weight of the soft term, in [0, 1].
+        Weight of the soft term, in [0, 1]. With the default labels do not count: give a smaller
+        `alpha` to learn from both.
     teacher_kind : {"logits", "probabilities"}, default "logits"
         "probabilities" are those at T = 1, as returned by `predict_proba`; their
         logarithms are used as logits.

@@ -59,14 +59,14 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array, shape (n, classes)
+    logits : array, shape (..., classes)
         float32, float64, float16 or bfloat16.
-    labels : array of int, shape (n,)
-        The classes.
+    labels : array of int, shape (...)
+        The classes; with at least one axis.
     label_smoothing : float, default 0.0
         In [0, 1]; the share of the target that is spread over all classes.
     class_weight : array, shape (classes,), optional
-    sample_weight : array, shape (n,), optional
+    sample_weight : array, shape (...), optional
     ignore_index : int, default -100
         The label of rows that are ignored.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -77,8 +77,8 @@ def cross_entropy(
 
     Returns
     -------
-    loss : float, or array of float64, shape (n,)
-    grad : array, shape (n, classes)
+    loss : float, or array of float64, shape (...)
+    grad : array, shape (..., classes)
         With respect to the logits.
 
     Raises

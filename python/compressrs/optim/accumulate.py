@@ -15,9 +15,10 @@ from compressrs._arrays import (
     rebuild,
 )
 from compressrs._checks import whole
+from compressrs._state import Described
 
 
-class GradientAccumulator:
+class GradientAccumulator(Described):
     """Accumulates the gradients of several batches and returns their mean.
 
     Parameters

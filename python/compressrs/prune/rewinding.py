@@ -8,14 +8,14 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, flatten, named_arrays, require_in_place
-from compressrs._state import all_or_nothing
+from compressrs._state import Described, all_or_nothing
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.selection import Mask
 
 
-class LotteryTicket:
+class LotteryTicket(Described):
     """Stores weights, and an optimizer's state, to rewind a pruned network to them.
 
     Create it before training, or after the first steps (late resetting, or rewinding).

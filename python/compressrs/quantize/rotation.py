@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
 from compressrs._checks import generator, whole
+from compressrs._state import Described
 from compressrs.nn.layer import RandomState
 
 
-class HadamardRotation:
+class HadamardRotation(Described):
     r"""An orthogonal matrix :math:`R` that is applied in :math:`O(n \log n)`.
 
     :math:`R = H D / \sqrt{m}`: `D` random signs, `H` Hadamard matrices of size `m`, the largest

@@ -463,6 +463,21 @@ def sddmm(
     return out
 
 
+def scipy_sparse() -> Any:
+    """Return the module `scipy.sparse`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If SciPy is not installed.
+    """
+    try:
+        import scipy.sparse
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("to_scipy needs SciPy: pip install scipy") from None
+    return scipy.sparse
+
+
 def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
     """Return `shape` as a pair of non-negative integers."""
     try:

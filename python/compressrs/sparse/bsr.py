@@ -10,7 +10,7 @@ import numpy.typing as npt
 from compressrs._arrays import Array, as_array
 from compressrs._checks import number
 from compressrs._typing import ScipyBSR, ScipyBSRArray
-from compressrs.sparse.base import SparseMatrix, immutable
+from compressrs.sparse.base import SparseMatrix, immutable, scipy_sparse
 
 #: The block shapes that have kernels.
 BLOCKSIZES = ((4, 4), (1, 16), (16, 1))
@@ -153,9 +153,7 @@ class BSRMatrix(SparseMatrix):
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
         """
-        import scipy.sparse
-
-        return scipy.sparse.bsr_array(self._checked_parts(), shape=self.shape, copy=False)
+        return scipy_sparse().bsr_array(self._checked_parts(), shape=self.shape, copy=False)
 
 
 def _blocks(x: Array, blocksize: tuple[int, int]) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from compressrs import _core
 from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, converted, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
-from compressrs.sparse.base import SparseMatrix, immutable
+from compressrs.sparse.base import SparseMatrix, immutable, scipy_sparse
 from compressrs.sparse.patterns import FlatIndex, carried
 
 
@@ -146,12 +146,10 @@ class CSRMatrix(SparseMatrix):
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
         """
-        import scipy.sparse
-
         data, indices, indptr = self._checked_parts()
         if indices.dtype != indptr.dtype:
             indices = indices.astype(indptr.dtype)
-        return scipy.sparse.csr_array((data, indices, indptr), shape=self.shape, copy=False)
+        return scipy_sparse().csr_array((data, indices, indptr), shape=self.shape, copy=False)
 
     def pattern(self) -> npt.NDArray[np.bool_]:
         """Return a boolean array that is True where an entry is stored."""

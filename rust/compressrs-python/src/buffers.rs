@@ -26,7 +26,8 @@ use numpy::npyffi::{
 use numpy::{Element, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyWeakrefReference};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyType, PyWeakrefReference};
 
 use crate::arguments::{Name, Shape};
 use crate::dtype::{Compute, Dtype};
@@ -46,6 +47,7 @@ impl<'py, 'n> Array<'py, 'n> {
             let got = object.get_type().name()?.to_string();
             return Err(name.type_error("be a NumPy array", got));
         };
+        require_unmasked(array, name)?;
         let array = Array::unchecked(array.clone(), name);
         if array.array.dtype().is_native_byteorder() == Some(false) {
             return Err(name.type_error(
@@ -448,6 +450,19 @@ pub fn zeros<'py, T: Element>(
         Bound::from_owned_ptr_or_err(py, array)?
     };
     Ok(array.cast_into()?)
+}
+
+/// Refuses a masked array, whose mask would be ignored. Runs no code of a subclass.
+pub fn require_unmasked(array: &Bound<'_, PyUntypedArray>, name: Name<'_>) -> PyResult<()> {
+    static MASKED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if array.is_exact_instance_of::<PyUntypedArray>() {
+        return Ok(());
+    }
+    if array.is_instance(MASKED.import(array.py(), "numpy.ma", "MaskedArray")?)? {
+        let need = "be an array without a mask (fill masked elements with a.filled(value))";
+        return Err(name.type_error(need, "a masked array"));
+    }
+    Ok(())
 }
 
 /// Requires that an array may be written to.

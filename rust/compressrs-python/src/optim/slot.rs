@@ -9,7 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arguments::Name;
-use crate::buffers::{Array, Kept, Layout, data};
+use crate::buffers::{Array, Kept, Layout, data, require_unmasked};
 use crate::dtype::Dtype;
 use crate::storage::{RawBuffer, StorageFormat};
 
@@ -135,6 +135,7 @@ impl Slot {
         match grad.cast::<PyUntypedArray>() {
             // The usual case, without the steps that find out what is wrong.
             Ok(array) if self.param.layout.fits(array) => {
+                require_unmasked(array, name)?;
                 return Ok(Array::unchecked(array.clone(), name));
             }
             Ok(_) => Array::new(grad, name)?,
