@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from compressrs._arrays import Array
+from compressrs._checks import require_unmasked
 
 
 class Undo:
@@ -96,6 +97,7 @@ class Stateful(Described):
         """
         with self._exclusive("load_state_dict"):
             try:
+                _require_no_masks(state_dict)
                 take = self._checked(state_dict)
             except TypeError as error:
                 # Of an entry, whose type is a value to the caller.
@@ -110,6 +112,17 @@ class Stateful(Described):
     def _exclusive(self, what: str) -> AbstractContextManager[None]:
         """Keep other threads out, where there may be others."""
         return nullcontext()
+
+
+def _require_no_masks(state_dict: Any) -> None:
+    """Raise a TypeError if a state holds a masked array."""
+    stack, seen = [state_dict], set()
+    while stack:
+        value = stack.pop()
+        require_unmasked(value, "state_dict's entries")
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))  # a state may hold itself, which is refused elsewhere
+            stack += value.values() if isinstance(value, Mapping) else value
 
 
 def checked_state(part: Any, state_dict: Any) -> Take:

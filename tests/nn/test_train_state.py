@@ -200,3 +200,15 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     resumed.load(tmp_path / "end.safetensors")
     assert same(resumed, whole)
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")] or killed
+
+
+def test_arrays_in_foreign_byte_order_are_restored(tmp_path):
+    values = np.arange(5.0)
+    for dtype in (">f4", "<f4", ">f8", ">i2", ">i8"):
+        run = cr.TrainState(a=values.astype(dtype), b=[values.astype(dtype)])
+        run.save(tmp_path / "run.safetensors")
+        array = np.zeros(5, dtype)
+        other = cr.TrainState(a=array, b=[np.zeros(5, np.dtype(dtype).newbyteorder())])
+        other.load(tmp_path / "run.safetensors")
+        assert np.array_equal(array, values) and array.dtype == dtype
+        assert np.array_equal(other.parts["b"][0], values)

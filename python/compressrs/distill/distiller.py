@@ -23,6 +23,7 @@ from compressrs._checks import (
     length,
     number,
     positive,
+    require_unmasked,
     share,
     whole,
 )
@@ -191,6 +192,7 @@ class Distiller(Described):
             raise ValueError("teacher must not be an empty list")
         self._ensemble = isinstance(teacher, (list, tuple))
         for member in self._members:
+            require_unmasked(member, "teacher")
             if not (callable(member) or isinstance(member, (np.ndarray, TopK, TeacherCache))):
                 raise TypeError(
                     "teacher must be callable, an array of logits, TopK or TeacherCache, got "

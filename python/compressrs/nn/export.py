@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array
+from compressrs._checks import converted
 from compressrs._files import write_atomically
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
 from compressrs.nn.attention import Embedding, MultiHeadAttention
@@ -101,11 +102,13 @@ def export(
     steps: list[Step] = []
     if standardize is not None:
         try:
-            mean, scale = (np.asarray(x, np.float64) for x in standardize)
+            mean, scale = standardize
         except (TypeError, ValueError):
             raise TypeError(
                 f"standardize must be a pair of arrays (mean, scale), got {standardize!r}"
             ) from None
+        mean = converted(mean, "standardize[0]", np.float64)
+        scale = converted(scale, "standardize[1]", np.float64)
         steps.append(("scale", [1 / scale, -mean / scale]))
     _collect(model, "", steps)
     if after is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from compressrs._arrays import Array, FixedList, Views, is_number
 from compressrs._assignment import CheckedDict
+from compressrs._checks import require_unmasked
 
 #: Keys of a group that are not hyperparameters of the rule.
 OF_GROUPS = frozenset(("params", "frozen", "initial_lr"))
@@ -94,6 +95,7 @@ class State(CheckedDict):
 
 def checked(target: Array, value: Any, name: str) -> Array:
     """Return a copy of `value` after checking that it can be written to `target`."""
+    require_unmasked(value, name)
     array = np.array(value)
     if array.shape != target.shape or not is_number(array.dtype):
         raise ValueError(
