@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::few_rows;
 use super::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::numeric::vector::{Vector, WithVector, by_level};
@@ -53,11 +54,17 @@ pub fn multiply<T: Float>(
     product(alpha, a, b, matrix(add), Part::All, out);
 }
 
-/// `out = a b + bias` for each row, as [`multiply`].
+/// `out = a b + bias` for each row, as [`multiply`]; of few rows each element is a sum in lanes.
 ///
 /// # Panics
 /// If the shapes do not fit.
 pub fn affine<T: Float>(a: Matrix<'_, T>, b: Matrix<'_, T>, bias: Option<&[T]>, out: &mut [T]) {
+    if few_rows::applies(&a, &b) {
+        assert_eq!(a.columns(), b.rows());
+        assert_eq!(out.len(), a.rows() * b.columns());
+        assert!(bias.is_none_or(|bias| bias.len() == b.columns()));
+        return few_rows::affine(a, b, bias, out);
+    }
     product(T::one(), a, b, bias.map_or(Add::Nothing, Add::Row), Part::All, out);
 }
 
