@@ -4,16 +4,18 @@
 //! Packing `b` would take longer than the product. Each element is a dot product in a fixed
 //! number of lanes, see [`lanes`](crate::numeric::lanes), and `b` is read once, in order.
 
+use std::ops::Range;
+
 use super::matrix::Matrix;
 use crate::numeric::element::Float;
 use crate::numeric::lanes::sum_tree;
+use crate::numeric::vector::{Vector, WithVector, by_level};
 use crate::runtime::parallel::{self, SharedMut};
-use crate::runtime::simd::{self, Kernel};
 
 /// Rows up to which dot products are faster than tiles.
 const FEW: usize = 8;
 
-/// Lanes of a dot product.
+/// Lanes of a dot product, at most: 512 bits of `f32`.
 const LANES: usize = 16;
 
 /// Columns at a time: enough independent chains to hide the latency of a multiply-add.
@@ -42,7 +44,7 @@ pub(super) fn affine<T: Float>(
     let out = SharedMut::new(out);
     parallel::for_each(0..columns.div_ceil(COLUMNS), grain, 1, |groups| {
         let columns = groups.start * COLUMNS..columns.min(groups.end * COLUMNS);
-        simd::dispatch(Dots { a, b, bias, columns, out: &out });
+        by_level(Dots { a, b, bias, columns, out: &out });
     });
 }
 
@@ -50,15 +52,15 @@ struct Dots<'a, 'o, T> {
     a: Matrix<'a, T>,
     b: Matrix<'a, T>,
     bias: Option<&'a [T]>,
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     out: &'a SharedMut<'o, T>,
 }
 
-impl<T: Float> Kernel for Dots<'_, '_, T> {
+impl<T: Float> WithVector<T> for Dots<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
         let Dots { a, b, bias, columns, out } = self;
         let inner = a.columns();
         let row = |i: usize| &a.data()[i * a.row_stride()..][..inner];
@@ -68,7 +70,7 @@ impl<T: Float> Kernel for Dots<'_, '_, T> {
             // Columns beyond the last are computed once more, but not stored.
             let group = [0, 1, 2, 3].map(|c| column(last.min(first + c)));
             for i in 0..a.rows() {
-                let sums = dots(row(i), group);
+                let sums = dots::<T, V>(row(i), group);
                 let count = COLUMNS.min(columns.end - first);
                 let at = i * b.columns() + first;
                 // SAFETY: `out` is borrowed until the loop ends; tasks have columns of their
@@ -82,26 +84,39 @@ impl<T: Float> Kernel for Dots<'_, '_, T> {
     }
 }
 
-/// The dot products of `x` with four vectors of its length.
+/// The dot products of `x` with four vectors of its length: element `k` in lane `k` modulo
+/// the lanes of 512 bits, whatever the vectors, and the lanes added up in a tree.
 #[inline(always)]
-fn dots<T: Float>(x: &[T], y: [&[T]; COLUMNS]) -> [T; COLUMNS] {
-    let mut sums = [[T::zero(); LANES]; COLUMNS];
-    let (whole, rest) = x.as_chunks::<LANES>();
-    let parts = y.map(|y| y.as_chunks::<LANES>());
-    for (k, x) in whole.iter().enumerate() {
-        for (sums, (y, _)) in sums.iter_mut().zip(&parts) {
-            let y = &y[k];
-            for l in 0..LANES {
-                sums[l] = x[l].mul_add(y[l], sums[l]);
+fn dots<T: Float, V: Vector<T>>(x: &[T], y: [&[T]; COLUMNS]) -> [T; COLUMNS] {
+    let lanes = 64 / size_of::<T>();
+    let vectors = lanes / V::LANES;
+    let whole = x.len() - x.len() % lanes;
+    let mut sums = [[V::splat(T::zero()); LANES]; COLUMNS];
+    for k in (0..whole).step_by(lanes) {
+        for v in 0..vectors {
+            let at = k + v * V::LANES;
+            // SAFETY: `at + V::LANES` is at most `whole`; all have the length of `x`.
+            let x = unsafe { V::load(x.as_ptr().add(at)) };
+            for (sums, y) in sums.iter_mut().zip(y) {
+                // SAFETY: as above.
+                let y = unsafe { V::load(y.as_ptr().add(at)) };
+                sums[v] = sums[v].add_product(x, y);
             }
         }
     }
-    for (sums, (_, y)) in sums.iter_mut().zip(&parts) {
-        for (l, (&x, &y)) in rest.iter().zip(*y).enumerate() {
-            sums[l] = x.mul_add(y, sums[l]);
+    let mut products = [T::zero(); COLUMNS];
+    for ((to, sums), y) in products.iter_mut().zip(&sums).zip(y) {
+        let mut lane = [T::zero(); LANES];
+        for v in 0..vectors {
+            // SAFETY: there are `vectors` times as many lanes, at most `LANES`.
+            unsafe { sums[v].store(lane.as_mut_ptr().add(v * V::LANES)) };
         }
+        for (l, (&x, &y)) in x[whole..].iter().zip(&y[whole..]).enumerate() {
+            lane[l] = x.mul_add(y, lane[l]);
+        }
+        *to = sum_tree(lane);
     }
-    sums.map(sum_tree)
+    products
 }
 
 #[cfg(test)]
