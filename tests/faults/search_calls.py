@@ -89,6 +89,19 @@ METHODS: dict[str, Method] = {
         "pareto",
         lambda: dict(cost="bytes", coefficients=[1.0, 2.0], points=10),
     ),
+    "search.Measurements.weighted": (
+        tables,
+        "weighted",
+        lambda: dict(coefficients=[1.0, 2.0]),
+    ),
+    "search.Measurements.chosen": (tables, "chosen", lambda: dict(choice=[0, 1])),
+    "search.Measurements.cost": (tables, "cost", lambda: dict(name="bytes", choice=[0, 1])),
+    "search.Measurements.uniform": (tables, "uniform", lambda: dict(option=options()[0])),
+    "search.Measurements.with_errors": (
+        tables,
+        "with_errors",
+        lambda: dict(errors=[[0.0, 1.0], [0.0, 2.0]]),
+    ),
     "search.Frontier.within": (
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
         "within",

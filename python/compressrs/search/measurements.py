@@ -11,7 +11,7 @@ import numpy as np
 
 from compressrs._arrays import Array
 from compressrs._checks import choice as checked_choice
-from compressrs._checks import converted, number
+from compressrs._checks import converted, number, sequence, whole
 from compressrs.search._tables import Floats
 from compressrs.search.allocation import Allocation, allocate
 from compressrs.search.frontier import POINTS, Frontier, pareto
@@ -120,18 +120,58 @@ class Measurements:
         return [float(c) * e for c, e in zip(factors, self.errors, strict=True)]
 
     def chosen(self, choice: Sequence[int]) -> dict[str, Any]:
-        """Return the option of each layer by name, for a choice of `allocate`."""
+        """Return the option of each layer by name, for a choice of `allocate`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `choice` is not the index of an option for each layer.
+        """
+        indices = self._indices(choice)
         return {
             name: options[k]
-            for name, options, k in zip(self.names, self.options, choice, strict=True)
+            for name, options, k in zip(self.names, self.options, indices, strict=True)
         }
 
     def cost(self, name: str, choice: Sequence[int]) -> float:
-        """Return the sum of a cost for a choice."""
-        return math.fsum(c[k] for c, k in zip(self.costs[name], choice, strict=True))
+        """Return the sum of a cost for a choice.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the cost was not measured, or `choice` is not the index of an option for each
+            layer.
+        """
+        checked_choice(name, "name", tuple(self.costs))
+        indices = self._indices(choice)
+        return math.fsum(c[k] for c, k in zip(self.costs[name], indices, strict=True))
+
+    def _indices(self, choice: Sequence[int]) -> list[int]:
+        indices = [whole(k, f"choice[{i}]", 0) for i, k in enumerate(sequence(choice, "choice"))]
+        counts = [len(options) for options in self.options]
+        if len(indices) != len(counts):
+            raise ValueError(
+                f"choice must have an option for each of {len(counts)} layers, got {len(indices)}"
+            )
+        for i, (k, count) in enumerate(zip(indices, counts, strict=True)):
+            if k >= count:
+                raise ValueError(f"choice[{i}] must be less than {count}, got {k}")
+        return indices
 
     def uniform(self, option: Any) -> list[int]:
-        """Return the choice of one option everywhere; the first where it does not apply."""
+        """Return the choice of one option everywhere; the first where it does not apply.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not an option, or applies to no layer.
+        """
+        kinds = {type(own) for found in self.options for own in found}
+        if type(option) not in kinds:
+            names = " or ".join(sorted(kind.__name__ for kind in kinds))
+            raise TypeError(f"option must be an {names}, got {type(option).__name__}")
+        if not any(option in found for found in self.options):
+            raise ValueError(f"option must apply to at least one layer, got {option!r}")
         return [found.index(option) if option in found else 0 for found in self.options]
 
     def table(self) -> str:
@@ -156,7 +196,15 @@ class Measurements:
         ValueError
             If they are not one an option.
         """
-        found = [np.asarray(e, np.float64) for e in errors]
-        if [len(e) for e in found] != [len(e) for e in self.errors]:
-            raise ValueError("errors must be one an option of each layer")
+        found = []
+        for i, error in enumerate(sequence(errors, "errors")):
+            array = converted(error, f"errors[{i}]")
+            if array.dtype.kind not in "fiu":
+                raise TypeError(f"errors[{i}] must be numbers, got dtype {array.dtype}")
+            found.append(array.astype(np.float64))
+        if [e.shape for e in found] != [e.shape for e in self.errors]:
+            raise ValueError(
+                f"errors must have a number for each option of {len(self.errors)} layers, got "
+                f"shapes {[e.shape for e in found]}"
+            )
         return replace(self, errors=found)
