@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,16 @@ def test_broken_arrays_are_not_handed_on(kind: str, part: str, value: Any) -> No
     array[: len(value)] = value
     with pytest.raises(ValueError, match=part):
         a.to_scipy()
+
+
+@pytest.mark.parametrize("kind", ["csr", "bsr"])
+def test_to_scipy_says_how_to_install_scipy(kind, monkeypatch):
+    dense = np.eye(4)
+    matrices = {
+        "csr": CSRMatrix.from_dense(dense),
+        "bsr": BSRMatrix.from_dense(dense, (4, 4)),
+    }
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install scipy"):
+        matrices[kind].to_scipy()

@@ -298,6 +298,8 @@ class Layer:
     def summary(self, input_shape: Sequence[int] | None = None) -> Summary:
         """Return parameters, non-zeros, bytes and multiply-adds of each layer.
 
+        Non-zeros are counted by value: biases that are initialized with 0 are not among them.
+
         Parameters
         ----------
         input_shape : sequence of int, optional

@@ -202,7 +202,8 @@ class SparseLinear(Affine):
 
     It trains at a cost of the stored entries: forward ``x @ A.T``, input gradient
     ``dy @ A``, weight gradient `compressrs.sparse.sddmm`, and the optimizer works
-    on ``A.data``. The pattern stays, unless `compressrs.prune.RigL` or `SET` changes it.
+    on ``A.data``. The pattern stays, unless `compressrs.prune.RigL` or `SET` changes it, or a state
+    with another one is loaded.
 
     Parameters
     ----------

@@ -21,7 +21,8 @@ class Muon(Optimizer):
 
     For the weight matrices (two axes) of hidden layers; train biases, embeddings and the
     output layer with `AdamW`. The iteration runs in the parameter's dtype; PyTorch's runs
-    in bfloat16.
+    in bfloat16. Its time is cubic in the size of a matrix, and Ctrl-C takes effect when the step is
+    complete.
 
     Parameters
     ----------

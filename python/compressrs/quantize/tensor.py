@@ -222,6 +222,8 @@ class QuantizedTensor:
         blocks: npt.NDArray[Any] | None = None,
     ) -> npt.NDArray[Any]:
         """Dequantize all rows, or those with the given rows of blocks."""
+        # A view, so that its shape stays when another thread resizes or reshapes the codes.
+        codes = codes.view()
         if out is None:
             given = np.empty(codes.shape, self.dtype)
         else:

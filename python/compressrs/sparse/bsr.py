@@ -150,6 +150,8 @@ class BSRMatrix(SparseMatrix):
 
         Raises
         ------
+        ModuleNotFoundError
+            If SciPy is not installed.
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
         """

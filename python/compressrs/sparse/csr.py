@@ -143,6 +143,8 @@ class CSRMatrix(SparseMatrix):
 
         Raises
         ------
+        ModuleNotFoundError
+            If SciPy is not installed.
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
         """
