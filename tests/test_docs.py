@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -27,8 +28,23 @@ MODULES = [compressrs.__name__] + [
 ]
 
 
+#: Packages without which modules and pages cannot run, where their names begin so.
+NEEDED = {
+    "compressrs.torch": "torch",
+    "from_pytorch": "torch",
+    "from_jax": "jax",
+}
+
+
+def require_packages(name):
+    for start, package in NEEDED.items():
+        if name.startswith(start):
+            pytest.importorskip(package)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
+    require_packages(name)
     with np.printoptions(legacy=False):
         results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
@@ -37,6 +53,7 @@ def test_examples(name):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages(page):
     """Python blocks run in order, and links resolve."""
+    require_packages(page.stem)
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {})
@@ -57,6 +74,10 @@ def test_public_names_are_documented():
     undocumented = [
         f"{module}.{name}"
         for module in MODULES
+        if not any(
+            module.startswith(start) and importlib.util.find_spec(package) is None
+            for start, package in NEEDED.items()
+        )
         for name, value in vars(importlib.import_module(module)).items()
         if not name.startswith("_")
         and getattr(value, "__module__", None) == module

@@ -8,7 +8,8 @@
 - `compressrs.nn`: layers that can be trained, pruned, distilled, saved and exported;
 - `compressrs.checkpoint`: compressed files of weights;
 - `compressrs.search`: the best sparsity, bits and widths under a budget;
-- `compressrs.TrainState`: the state of a training run, saved and resumed.
+- `compressrs.TrainState`: the state of a training run, saved and resumed;
+- `compressrs.torch`: the same for PyTorch's tensors, where PyTorch is installed.
 
 Results are bit-identical for any number of threads and any instruction set.
 
@@ -44,15 +45,20 @@ __all__ = [
 ]
 
 
+#: Subpackages that need the extra of their name, and so are not in `__all__`: an
+#: ``import *`` works without them.
+_EXTRAS = ("torch",)
+
+
 def __getattr__(name: str) -> ModuleType | type:
     if name == "TrainState":
         state: type = import_module(f"{__name__}.train_state").TrainState
         return state
     # Other names in __all__ that are not defined yet are subpackages.
-    if name in __all__:
+    if name in __all__ or name in _EXTRAS:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_EXTRAS]

@@ -34,6 +34,12 @@ def model() -> Any:
     return nn.Sequential(nn.Linear(16, 8, rng=0), nn.ReLU(), nn.Linear(8, 2, rng=1))
 
 
+def perceptron() -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier((4,), solver="lbfgs", max_iter=200).fit(np.eye(3), np.arange(3))
+
+
 def withopt(make: Callable[[Any, Any], Any]) -> Any:
     layer = nn.SparseLinear(A())
     return make(layer, optim.Adam(layer.params))
@@ -271,6 +277,8 @@ CALLS: dict[str, Arguments] = {
     ),
     "nn.mse_loss": lambda: dict(prediction=w(), target=w(), reduction="mean"),
     "nn.fold_batch_norm": lambda: dict(model=model()),
+    "nn.from_mlp": lambda: dict(estimator=perceptron()),
+    "nn.to_mlp": lambda: dict(model=nn.from_mlp(perceptron()), estimator=perceptron()),
     "prune.groups": lambda: dict(model=model(), outputs=True),
     "prune.GroupPruner": lambda: dict(
         model=model(), schedule=prune.OneShot(0.5), optimizer=None, scope="global", norm=2

@@ -440,6 +440,9 @@ class Distiller(Described):
 
     def _state(self) -> TrainState:
         """Return all that an epoch changes."""
+        return TrainState(**self._parts())
+
+    def _parts(self) -> dict[str, Any]:
         parts = {
             "optimizer": self._optimizer,
             "scheduler": self._scheduler,
@@ -447,7 +450,7 @@ class Distiller(Described):
             "ema": self._ema,
             "arrays": self._arrays(),
         }
-        return TrainState(**{name: part for name, part in parts.items() if part is not None})
+        return {name: part for name, part in parts.items() if part is not None}
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -527,9 +530,7 @@ class Distiller(Described):
 
     def _step(self, gradients: Any) -> None:
         """Take a step of the optimizer and of all that follows it."""
-        self._optimizer.step(gradients)
-        if self._scheduler is not None:
-            self._scheduler.step()
+        self._update(gradients)
         if self._pruner is not None:
             if getattr(getattr(self._pruner, "score", None), "needs_gradients", False):
                 leaves = [leaf for _, leaf in flatten(gradients)]
@@ -542,6 +543,12 @@ class Distiller(Described):
         self.step_count += 1
         if self._after_step is not None:
             self._after_step(self)
+
+    def _update(self, gradients: Any) -> None:
+        """Take a step of the optimizer and of its schedule."""
+        self._optimizer.step(gradients)
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     def _judge(self, phase: str, patience: int | None) -> bool:
         """Remember the best parameters; return whether the phase shall end."""

@@ -20,6 +20,7 @@ from compressrs.nn.files import load
 from compressrs.nn.layer import Layer, RandomState
 from compressrs.nn.linear import Affine, Linear, SparseLinear
 from compressrs.nn.losses import cross_entropy, mse_loss
+from compressrs.nn.mlp import from_mlp, to_mlp
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
@@ -53,6 +54,8 @@ __all__ = [
     "Summary",
     "cross_entropy",
     "fold_batch_norm",
+    "from_mlp",
     "load",
     "mse_loss",
+    "to_mlp",
 ]

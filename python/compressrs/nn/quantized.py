@@ -207,13 +207,17 @@ class QuantizedLinear(_Affine):
     def backward(self, dy: Array) -> Array:
         """Return the gradient of the input (straight-through for its rounding)."""
         (shape,) = self._kept()
-        rows = check_gradient(dy, shape, self.weight.dtype).reshape(-1, shape[-1])
+        dy = check_gradient(dy, shape, self.weight.dtype)
         if self.bias is not None:
-            np.sum(rows, axis=0, out=self.grads["bias"])
-        dx: npt.NDArray[Any] = rows @ self._weights()
+            np.sum(dy.reshape(-1, shape[-1]), axis=0, out=self.grads["bias"])
+        return self._input_gradient(dy)
+
+    def _input_gradient(self, dy: Array) -> Array:
+        """Return the gradient of the input for that of the output."""
+        dx: npt.NDArray[Any] = dy.reshape(-1, dy.shape[-1]) @ self._weights()
         if self.input_scale is not None:
             dx /= self.input_scale
-        return dx.reshape(*shape[:-1], self.weight.shape[1])
+        return dx.reshape(*dy.shape[:-1], self.weight.shape[1])
 
     def _values(self) -> Iterator[Array]:
         yield self.weight.dequantize()

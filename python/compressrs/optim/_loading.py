@@ -168,7 +168,7 @@ def _masks(
 
 
 #: Keys of PyTorch's groups that choose an implementation, not a result.
-_TORCH_SWITCHES = frozenset(
+TORCH_SWITCHES = frozenset(
     ("foreach", "fused", "capturable", "differentiable", "param_names", "name")
 )
 #: Keys that PyTorch's schedules add to groups.
@@ -204,7 +204,7 @@ def group_update(
                 f"state_dict must have {name}={value} for {optimizer}, "
                 f"got {group[name]!r}; is it that of another optimizer?"
             )
-    dropped = {"params", *_TORCH_SWITCHES, *_TORCH_SCHEDULES, *_OWN}
+    dropped = {"params", *TORCH_SWITCHES, *_TORCH_SCHEDULES, *_OWN}
     update = {k: copy.deepcopy(v) for k, v in group.items() if k not in dropped}
     require_known(update, frozenset(defaults) | frozenset(fixed) | OF_GROUPS, "state_dict's groups")
     return {k: v for k, v in update.items() if k not in fixed}

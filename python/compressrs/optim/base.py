@@ -152,6 +152,21 @@ class Optimizer(Parameters, Stateful):
             parameter or its state, or a hyperparameter is out of range. After any
             exception all parameters and states are unchanged.
         """
+        with self._lock:
+            self._require_idle("step")
+            structure = self._structure
+            if structure is None:
+                flat = [grads]
+            elif type(grads) is list and len(grads) == self._flat_length:
+                flat = grads
+            else:
+                flat = flatten_like(structure, grads, "grads")
+            return self._step(flat, max_grad_norm, grad_scale, nonfinite)
+
+    def _step(
+        self, flat: list[Any], max_grad_norm: float | None, grad_scale: float, nonfinite: str
+    ) -> float | None:
+        """Take a step with one gradient, or None, for each parameter, in order."""
         if not isinstance(nonfinite, str):
             raise TypeError(
                 f"nonfinite must be 'raise', 'skip' or 'ignore', got {type(nonfinite).__name__}"
@@ -160,20 +175,7 @@ class Optimizer(Parameters, Stateful):
             self._require_idle("step")
             try:
                 self._doing = "step"
-                structure = self._structure
-                if structure is None:
-                    flat = [grads]
-                elif type(grads) is list and len(grads) == self._flat_length:
-                    flat = grads
-                else:
-                    flat = flatten_like(structure, grads, "grads")
-                return self._stepper.step(
-                    flat,
-                    self._groups,
-                    max_grad_norm,
-                    grad_scale,
-                    nonfinite,
-                )
+                return self._stepper.step(flat, self._groups, max_grad_norm, grad_scale, nonfinite)
             finally:
                 self._doing = None
 
