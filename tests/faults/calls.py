@@ -37,7 +37,7 @@ def model() -> Any:
 def perceptron() -> Any:
     from sklearn.neural_network import MLPClassifier
 
-    return MLPClassifier((4,), solver="lbfgs", max_iter=200).fit(np.eye(3), np.arange(3))
+    return MLPClassifier((4,), tol=9.0).fit(np.eye(3), np.arange(3))
 
 
 def withopt(make: Callable[[Any, Any], Any]) -> Any:

@@ -93,7 +93,7 @@ def to_mlp(model: Sequential, estimator: Any) -> Any:
     >>> import numpy as np, compressrs as cr
     >>> from sklearn.neural_network import MLPRegressor
     >>> x = np.linspace(-1, 1, 40).reshape(20, 2)
-    >>> mlp = MLPRegressor((8,), random_state=0, solver="lbfgs").fit(x, x[:, 0])
+    >>> mlp = MLPRegressor(hidden_layer_sizes=(8,), random_state=0, solver="lbfgs").fit(x, x[:, 0])
     >>> model = cr.nn.from_mlp(mlp)
     >>> keep = np.abs(model[0].weight).sum(axis=1) > 0.5
     >>> cr.prune.shrink(model, {0: keep})
