@@ -104,7 +104,7 @@ def test_other_scores_and_granularities():
         np.testing.assert_array_equal(mask.numpy(), expected[name])
         assert (mask.reshape(-1, 4, mask.shape[1]).sum(1) == 2).all()
     module = mlp()
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(ValueError, match="multiple of"):
         ctorch.prune(module, 0.5, granularity=units)
     assert all(p.detach().all() for p in module.parameters())
 
