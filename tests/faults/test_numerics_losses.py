@@ -347,7 +347,7 @@ def test_labels_of_every_integer_dtype(dtype):
     cr.distill.Distiller(model, t, opt).fit(s, given, epochs=1, hard_epochs=1)
     high = given.copy()
     high[3] = np.iinfo(dtype).max
-    with pytest.raises(ValueError, match="labels must be from 0 to 3, got"):
+    with pytest.raises(ValueError, match=r"labels must be from 0 to .*, got"):
         D.kd_loss(s, t, 2.0, high, 0.5)
 
 
