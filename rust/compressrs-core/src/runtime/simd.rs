@@ -207,6 +207,51 @@ pub trait ByVectors {
     /// # Safety
     /// The machine must have these vectors.
     unsafe fn avx512(self) -> Self::Output;
+
+    // The wrappers, each compiled once per kernel. As methods they belong to the module of the
+    // kernel's type: as functions of this module, the code of all kernels was one codegen unit,
+    // which took the release build twice as long.
+
+    /// Runs [`target`](Self::target).
+    #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
+    #[doc(hidden)]
+    #[inline(never)]
+    fn compiled_target(self) -> Self::Output
+    where
+        Self: Sized,
+    {
+        self.target()
+    }
+
+    /// Runs [`avx2`](Self::avx2).
+    ///
+    /// # Safety
+    /// The machine must have the features named.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn compiled_avx2(self) -> Self::Output
+    where
+        Self: Sized,
+    {
+        // SAFETY: the features are those of `Vectors::Avx2`.
+        unsafe { self.avx2() }
+    }
+
+    /// Runs [`avx512`](Self::avx512).
+    ///
+    /// # Safety
+    /// The machine must have the features named.
+    #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
+    #[doc(hidden)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn compiled_avx512(self) -> Self::Output
+    where
+        Self: Sized,
+    {
+        // SAFETY: the features are those of `Vectors::Avx512`.
+        unsafe { self.avx512() }
+    }
 }
 
 impl<K: Kernel> ByVectors for K {
@@ -225,35 +270,6 @@ impl<K: Kernel> ByVectors for K {
     #[inline(always)]
     unsafe fn avx512(self) -> K::Output {
         self.run()
-    }
-}
-
-/// The bodies, each compiled once per kernel.
-mod compiled {
-    use super::ByVectors;
-
-    #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
-    #[inline(never)]
-    pub fn target<K: ByVectors>(kernel: K) -> K::Output {
-        kernel.target()
-    }
-
-    /// # Safety
-    /// The machine must have the features named.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2<K: ByVectors>(kernel: K) -> K::Output {
-        // SAFETY: the features are those of `Vectors::Avx2`.
-        unsafe { kernel.avx2() }
-    }
-
-    /// # Safety
-    /// The machine must have the features named.
-    #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub unsafe fn avx512<K: ByVectors>(kernel: K) -> K::Output {
-        // SAFETY: the features are those of `Vectors::Avx512`.
-        unsafe { kernel.avx512() }
     }
 }
 
@@ -287,13 +303,13 @@ pub fn dispatch_at<K: ByVectors>(level: Level, kernel: K) -> K::Output {
 unsafe fn run_at<K: ByVectors>(level: Level, kernel: K) -> K::Output {
     match level.vectors() {
         #[cfg(not(all(target_arch = "x86_64", feature = "single-level")))]
-        Vectors::Target => compiled::target(kernel),
+        Vectors::Target => kernel.compiled_target(),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller guarantees that the machine supports the level.
-        Vectors::Avx2 => unsafe { compiled::avx2(kernel) },
+        Vectors::Avx2 => unsafe { kernel.compiled_avx2() },
         #[cfg(all(target_arch = "x86_64", not(feature = "single-level")))]
         // SAFETY: as above.
-        Vectors::Avx512 => unsafe { compiled::avx512(kernel) },
+        Vectors::Avx512 => unsafe { kernel.compiled_avx512() },
         #[cfg(any(not(target_arch = "x86_64"), feature = "single-level"))]
         _ => unreachable!("{} is not compiled", level.name()),
     }
