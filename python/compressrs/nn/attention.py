@@ -20,7 +20,39 @@ from compressrs.nn.layer import (
 )
 
 
-class MultiHeadAttention(Layer):
+class SelfAttention(Layer):
+    """Base class of attention layers: heads, and shapes."""
+
+    takes_lengths = True
+
+    def _set(self, features: int, heads: int, causal: bool) -> None:
+        self.features = features
+        self.heads = whole(heads, "heads", 1)
+        if self.features % self.heads:
+            raise ValueError(f"heads must divide the {self.features} features, got {heads}")
+        self.causal = flag(causal, "causal")
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """The kind and number of features on the last axis of the input."""
+        return "features", self.features
+
+    gives = takes
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the output, without the batch axis."""
+        shape = dimensions(shape, "shape")
+        if len(shape) != 2 or shape[1] != self.features:
+            raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
+        return shape
+
+    def multiply_adds(self, shape: tuple[int, ...]) -> int:
+        """Return the multiplications for one input of this shape."""
+        length = self.output_shape(shape)[0]
+        return 4 * length * self.features**2 + 2 * length**2 * self.features
+
+
+class MultiHeadAttention(SelfAttention):
     r"""Self-attention, :math:`\mathrm{softmax}(Q K^\top / \sqrt{d}) V` for each head.
 
     ``in_proj_weight`` projects the input to queries, keys and values; the concatenated outputs
@@ -72,11 +104,7 @@ class MultiHeadAttention(Layer):
         rng: RandomState = None,
     ) -> None:
         super().__init__()
-        self.features = whole(features, "features", 1)
-        self.heads = whole(heads, "heads", 1)
-        if self.features % self.heads:
-            raise ValueError(f"heads must divide the {features} features, got {heads}")
-        self.causal = flag(causal, "causal")
+        self._set(whole(features, "features", 1), heads, causal)
         dtype, draw = floating(dtype, "dtype"), generator(rng)
         glorot, plain = (6 / (4 * features)) ** 0.5, features**-0.5
         weight = uniform(draw, glorot, (3 * features, features), dtype)
@@ -86,14 +114,6 @@ class MultiHeadAttention(Layer):
             params["in_proj_bias"] = np.zeros(3 * features, dtype)
             params["out_proj.bias"] = np.zeros(features, dtype)
         self._use(params)
-
-    @property
-    def takes(self) -> tuple[str, int]:
-        """The kind and number of features on the last axis of the input."""
-        return "features", self.features
-
-    gives = takes
-    takes_lengths = True
 
     def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
         """Return the output for `x` of shape (batch, length, features).
@@ -154,18 +174,6 @@ class MultiHeadAttention(Layer):
             dx += d_rows
         result: Array = dx.reshape(q.shape)
         return result
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch axis."""
-        shape = dimensions(shape, "shape")
-        if len(shape) != 2 or shape[1] != self.features:
-            raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
-        return shape
-
-    def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return the multiplications for one input of this shape."""
-        length = self.output_shape(shape)[0]
-        return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments."""

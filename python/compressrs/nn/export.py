@@ -160,18 +160,17 @@ def _collect(layer: Layer, name: str, steps: list[Step]) -> None:
             _collect(layer.shortcut, f"{name}.shortcut" if name else "shortcut", steps)
         steps.append(("add", []))
         return
-    for kind, step in _STEPS.items():
-        if type(layer) is kind:
-            steps += step(layer)
-            return
+    if (step := _STEPS.get(type(layer))) is not None:
+        steps += step(layer)
+        return
     kinds = ", ".join(sorted(kind.__name__ for kind in _STEPS))
     at = f"layer {name}" if name else "the model"
     raise TypeError(f"{at} is a {type(layer).__name__}, which cannot be exported; {kinds} can")
 
 
-def _bias(layer: Any, size: int) -> Array:
-    weight = layer.params["weight"]
-    return np.zeros(size, weight.dtype) if layer.bias is None else layer.bias
+def _bias(layer: Any) -> Array:
+    weight = layer.weight
+    return np.zeros(weight.shape[0], weight.dtype) if layer.bias is None else layer.bias
 
 
 def _sparse(layer: SparseLinear) -> list[Step]:
@@ -179,12 +178,12 @@ def _sparse(layer: SparseLinear) -> list[Step]:
     rows, columns = np.nonzero(dense)
     small = np.uint16 if max(dense.shape) <= 2**16 else np.int64
     parts = [dense[rows, columns], columns.astype(small), rows.astype(small)]
-    return [("sparse", [*parts, np.array(dense.shape), _bias(layer, len(dense))])]
+    return [("sparse", [*parts, np.array(dense.shape), _bias(layer)])]
 
 
 def _conv(layer: Conv2d) -> list[Step]:
     sizes = [layer.groups, *layer.stride, *layer.padding, *layer.dilation]
-    return [("conv", [layer.weight, _bias(layer, len(layer.weight)), np.array(sizes)])]
+    return [("conv", [layer.weight, _bias(layer), np.array(sizes)])]
 
 
 def _pool(kind: str) -> Callable[[Any], list[Step]]:
@@ -197,7 +196,7 @@ def _pool(kind: str) -> Callable[[Any], list[Step]]:
 
 def _layer_norm(layer: LayerNorm) -> list[Step]:
     eps = np.array(layer.eps, layer.weight.dtype)
-    return [("layer_norm", [eps, layer.weight, _bias(layer, layer.weight.size)])]
+    return [("layer_norm", [eps, layer.weight, _bias(layer)])]
 
 
 def _attention(layer: MultiHeadAttention) -> list[Step]:
@@ -210,7 +209,7 @@ def _attention(layer: MultiHeadAttention) -> list[Step]:
 
 
 def _quantized_linear(layer: QuantizedLinear) -> list[Step]:
-    return [*_inputs(layer), *_codes(layer.weight), ("affine_w", [_quantized_bias(layer)])]
+    return [*_inputs(layer), *_codes(layer.weight), ("affine_w", [_bias(layer)])]
 
 
 def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
@@ -220,7 +219,7 @@ def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
             "attention with inputs in int8 or scaled inputs (awq) cannot be exported; quantize it "
             "with input='float32' and another method"
         )
-    biases = [_quantized_bias(first), _quantized_bias(second)]
+    biases = [_bias(first), _bias(second)]
     sizes = np.array([layer.heads, layer.causal])
     weights = [*_codes(first.weight), ("keep_w", []), *_codes(second.weight)]
     return [*weights, ("attention_w", [*biases, sizes])]
@@ -234,11 +233,6 @@ def _inputs(layer: QuantizedLinear) -> list[Step]:
     if layer.input == "int8":
         steps.append(("round", []))
     return steps
-
-
-def _quantized_bias(layer: QuantizedLinear) -> Array:
-    bias = layer.bias
-    return np.zeros(len(layer.weight), layer.weight.dtype) if bias is None else bias
 
 
 def _codes(q: Any) -> list[Step]:
@@ -273,7 +267,7 @@ def _levels(q: Any) -> Array:
 
 #: The steps of each kind of layer; empty for those without effect in evaluation.
 _STEPS: dict[type, Callable[[Any], list[Step]]] = {
-    Linear: lambda layer: [("affine", [layer.weight, _bias(layer, len(layer.weight))])],
+    Linear: lambda layer: [("affine", [layer.weight, _bias(layer)])],
     SparseLinear: _sparse,
     QuantizedLinear: _quantized_linear,
     Conv2d: _conv,

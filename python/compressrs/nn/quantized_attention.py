@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs._checks import dimensions, flag, whole
-from compressrs.nn.attention import Embedding, check_ids, check_sequences
+from compressrs._checks import dimensions
+from compressrs.nn.attention import Embedding, SelfAttention, check_ids, check_sequences
 from compressrs.nn.layer import Layer, check_gradient
 from compressrs.nn.quantized import QuantizedLinear, tensor_of_state
 from compressrs.quantize.rounding import quantize
@@ -39,7 +39,7 @@ def attended(
     return q, k, v, probabilities, mixed
 
 
-class QuantizedMultiHeadAttention(Layer):
+class QuantizedMultiHeadAttention(SelfAttention):
     r"""Self-attention with quantized weights in both of its products.
 
     For inference; `backward` returns the gradient of the input, and fills those of the biases.
@@ -69,8 +69,6 @@ class QuantizedMultiHeadAttention(Layer):
     ('QuantizedMultiHeadAttention', (2, 5, 8))
     """
 
-    takes_lengths = True
-
     def __init__(
         self,
         in_proj: QuantizedLinear,
@@ -83,9 +81,9 @@ class QuantizedMultiHeadAttention(Layer):
         for name, layer in (("in_proj", in_proj), ("out_proj", out_proj)):
             if not isinstance(layer, QuantizedLinear):
                 raise TypeError(f"{name} must be a QuantizedLinear, got {type(layer).__name__}")
-        self.features: int = out_proj.weight.shape[0]
+        features: int = out_proj.weight.shape[0]
         shapes = in_proj.weight.shape, out_proj.weight.shape
-        if shapes != ((3 * self.features, self.features), (self.features, self.features)):
+        if shapes != ((3 * features, features), (features, features)):
             raise ValueError(
                 "in_proj and out_proj must have weights of shape (3 features, features) and "
                 f"(features, features), got {shapes[0]} and {shapes[1]}"
@@ -96,10 +94,7 @@ class QuantizedMultiHeadAttention(Layer):
                 f"{out_proj.weight.dtype}"
             )
         self.in_proj, self.out_proj = in_proj, out_proj
-        self.heads = whole(heads, "heads", 1)
-        if self.features % self.heads:
-            raise ValueError(f"heads must divide the {self.features} features, got {heads}")
-        self.causal = flag(causal, "causal")
+        self._set(features, heads, causal)
         self._gather()
 
     def _gather(self) -> None:
@@ -108,13 +103,6 @@ class QuantizedMultiHeadAttention(Layer):
         biased = {f"{name}.bias": part for name, part in parts.items() if part.bias is not None}
         self._params = self._own({name: part.bias for name, part in biased.items()})
         self._grads = {name: part.grads["bias"] for name, part in biased.items()}
-
-    @property
-    def takes(self) -> tuple[str, int]:
-        """The kind and number of features on the last axis of the input."""
-        return "features", self.features
-
-    gives = takes
 
     def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
         """Return the output for `x` of shape (batch, length, features).
@@ -157,18 +145,6 @@ class QuantizedMultiHeadAttention(Layer):
         first: int = self.in_proj.nbytes
         second: int = self.out_proj.nbytes
         return first + second
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output, without the batch axis."""
-        shape = dimensions(shape, "shape")
-        if len(shape) != 2 or shape[1] != self.features:
-            raise ValueError(f"the input shape must be (length, {self.features}), got {shape}")
-        return shape
-
-    def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return the multiplications for one input of this shape."""
-        length = self.output_shape(shape)[0]
-        return 4 * length * self.features**2 + 2 * length**2 * self.features
 
     def config(self) -> dict[str, Any]:
         """Return shape, dtype and options, without the values of arrays."""

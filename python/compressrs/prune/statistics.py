@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,31 +145,48 @@ def input_statistics(
     """
     if not isinstance(model, Sequential):
         raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
-    found = {
-        name: InputStatistics(layer.weight.shape[1], gram=gram)
-        for name, layer in model.named_layers()
-        if isinstance(layer, Affine)
-    }
+    layers = {name: layer for name, layer in model.named_layers() if isinstance(layer, Affine)}
+    found = statistics_of(layers, gram=gram)
+    for name, x in batches_of(batches, "batches"):
+        try:
+            observe(model, x, found)
+        except (TypeError, ValueError) as error:
+            raised = TypeError if isinstance(error, TypeError) else ValueError
+            raise raised(f"{name} does not fit the model: {error}") from error
+    return list(found.values())
+
+
+def batches_of(inputs: Any, name: str) -> Iterator[tuple[str, Array]]:
+    """Yield calibration inputs with their names, from one array or batch by batch.
+
+    Raises
+    ------
+    TypeError
+        If they are not arrays.
+    """
+    single = isinstance(inputs, np.ndarray) or hasattr(inputs, "__dlpack__")
+    if not single and (isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Iterable)):
+        raise TypeError(
+            f"{name} must be an array or an iterable of arrays, got {type(inputs).__name__}"
+        )
+    for k, x in enumerate([inputs] if single else inputs):
+        path = name if single else f"{name}[{k}]"
+        yield path, as_array(x, path)
+
+
+def statistics_of(layers: Mapping[str, Any], *, gram: bool) -> dict[str, InputStatistics]:
+    """Return empty statistics of the inputs of layers, by name."""
+    return {name: InputStatistics(x.weight.shape[1], gram=gram) for name, x in layers.items()}
+
+
+def observe(model: Layer, x: Array, found: Mapping[str, InputStatistics]) -> None:
+    """Run a model on a batch, and add the inputs of its layers to their statistics."""
 
     def seen(name: str, _: Layer, x: Array) -> None:
         if name in found:
             found[name].update(x)
 
-    whole = isinstance(batches, np.ndarray) or hasattr(batches, "__dlpack__")
-    if not whole and not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches must be an array or an iterable of arrays, got {type(batches).__name__}"
-        )
-    given: Iterable[Any] = [batches] if whole else batches
-    for k, x in enumerate(given):
-        name = "batches" if whole else f"batches[{k}]"
-        x = as_array(x, name)
-        try:
-            forward_seen(model, x, seen)
-        except (TypeError, ValueError) as error:
-            raised = TypeError if isinstance(error, TypeError) else ValueError
-            raise raised(f"{name} does not fit the model: {error}") from error
-    return list(found.values())
+    forward_seen(model, x, seen)
 
 
 def save_statistics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array
 from compressrs._checks import choice, flag
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear
-from compressrs.prune.statistics import InputStatistics
+from compressrs.prune.statistics import InputStatistics, batches_of
 from compressrs.quantize.codebook import kmeans
 from compressrs.quantize.refinement import adaround, bias_correction, hqq, mse_scale
 from compressrs.quantize.rounding import quantize
@@ -124,10 +123,7 @@ def _batches(calibration: Any, model: Sequential) -> list[npt.NDArray[Any]]:
     """Return calibration inputs as arrays, after running the model on one row of each."""
     if calibration is None:
         return []
-    whole = isinstance(calibration, np.ndarray) or hasattr(calibration, "__dlpack__")
-    if not whole and not isinstance(calibration, Iterable):
-        raise TypeError(f"calibration must be arrays, got {type(calibration).__name__}")
-    batches = [as_array(x, "calibration") for x in ([calibration] if whole else calibration)]
+    batches = [x for _, x in batches_of(calibration, "calibration")]
     for x in batches:
         try:
             model.forward(x[:1])
@@ -172,8 +168,10 @@ class _Conversion:
         if isinstance(layer, Residual):
             return self.residual(layer, path, batches, given)
         scheme = self.schemes.get(path)
+        new: Layer
         if scheme is None:
-            new: Layer = copy.deepcopy(layer)
+            # Of the copy that is converted.
+            new = layer
         elif isinstance(layer, Linear):
             new = self.linear(layer, scheme, batches, given)
         elif isinstance(layer, MultiHeadAttention):
@@ -294,14 +292,14 @@ def _quantized(
     # Imported here, since the module imports this package.
     from compressrs.nn import QuantizedLinear
 
-    statistics = None
+    statistics: Any = None
     if method in _CALIBRATED:
         statistics = InputStatistics(layer.weight.shape[1], gram=True)
         for x in batches:
             statistics.update(x)
     scale = None
     if method == "awq" and scheme.dtype != "codebook":
-        q, scale = awq(layer.weight, statistics, scheme)  # type: ignore[arg-type]
+        q, scale = awq(layer.weight, statistics, scheme)
     else:
         q = _codes(layer.weight, scheme, statistics, method)
     bias = None if layer.bias is None else layer.bias.copy()

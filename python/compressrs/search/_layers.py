@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array
 from compressrs.nn import Layer, Linear, QuantizedLinear, Sequential, SparseLinear
 from compressrs.nn.container import Container
 from compressrs.prune import CalibrationWarning, InputStatistics, sparsegpt
+from compressrs.prune.statistics import batches_of, observe, statistics_of
 from compressrs.quantize import gptq, prune_and_quantize
 from compressrs.search.options import Option
 from compressrs.sparse import NMMatrix
@@ -21,7 +22,7 @@ from compressrs.sparse import NMMatrix
 DAMPING = 0.01
 
 
-def batches_of(calibration: Any) -> list[Array]:
+def calibration_batches(calibration: Any) -> list[Array]:
     """Return calibration inputs as a list of batches.
 
     Raises
@@ -29,13 +30,7 @@ def batches_of(calibration: Any) -> list[Array]:
     TypeError, ValueError
         If they are not arrays, or empty.
     """
-    single = isinstance(calibration, np.ndarray) or hasattr(calibration, "__dlpack__")
-    if not single and (
-        isinstance(calibration, (str, Mapping)) or not isinstance(calibration, Iterable)
-    ):
-        raise TypeError(f"calibration must be arrays, got {type(calibration).__name__}")
-    given = [calibration] if single else list(calibration)
-    found = [as_array(x, "calibration") for x in given]
+    found = [x for _, x in batches_of(calibration, "calibration")]
     if not sum(len(x) if x.ndim else 0 for x in found):
         raise ValueError("calibration must hold inputs, got none")
     return found
@@ -63,26 +58,12 @@ def linear_layers(model: Layer) -> dict[str, Linear]:
 def statistics(model: Layer, batches: Sequence[Array], names: Iterable[str]) -> dict[str, Any]:
     """Return the statistics of the inputs of some layers, with Gram matrices."""
     layers = dict(model.named_layers())
-    found: dict[str, InputStatistics] = {}
-    watched = [layers[name] for name in names]
-    for name in names:
-        layer: Any = layers[name]
-        found[name] = seen = InputStatistics(layer.weight.shape[1], gram=True)
-
-        def forward(x: Array, layer: Any = layer, seen: InputStatistics = seen) -> Array:
-            seen.update(x)
-            result: Array = type(layer).forward(layer, x)
-            return result
-
-        layer.__dict__["forward"] = forward
+    found = statistics_of({name: layers[name] for name in names}, gram=True)
     try:
         for x in batches:
-            model.forward(x)
+            observe(model, x, found)
     except ValueError as error:
         raise ValueError(f"calibration must be inputs of the model: {error}") from error
-    finally:
-        for layer in watched:
-            layer.__dict__.pop("forward", None)
     return found
 
 

@@ -293,7 +293,7 @@ class _Maker:
 class _OfModel(_Maker):
     def __init__(self, model: Layer, calibration: Any) -> None:
         self.model = model
-        self.batches = None if calibration is None else _layers.batches_of(calibration)
+        self.batches = None if calibration is None else _layers.calibration_batches(calibration)
 
     def given(self) -> Any:
         return self.model

@@ -189,7 +189,7 @@ class _Model(_Task):
             # As inputs that are independent and equally large.
             self.seen = {name: identity(x.weight.shape[1]) for name, x in self.layers.items()}
         else:
-            batches = _layers.batches_of(calibration)
+            batches = _layers.calibration_batches(calibration)
             self.seen = _layers.statistics(model, batches, self.layers)
 
     def jobs(self) -> list[Job]:
