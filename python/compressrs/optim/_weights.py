@@ -94,10 +94,19 @@ class Weights:
         The object that holds them, for messages.
     names : list of str
     arrays : list of array
+    followers : tuple of list of array
+        Lists of arrays of the weights' shapes, such as averages: when a mask is set, masked
+        elements become 0 in them too.
     """
 
-    def __init__(self, owner: str, names: list[str], arrays: list[Array]) -> None:
-        self.owner, self.names = owner, names
+    def __init__(
+        self,
+        owner: str,
+        names: list[str],
+        arrays: list[Array],
+        followers: tuple[list[Array], ...] = (),
+    ) -> None:
+        self.owner, self.names, self.followers = owner, names, followers
         # Deep copies refer to the copied arrays.
         self.arrays = arrays if isinstance(arrays, Views) else Views(arrays, names)
         self._since = _now
@@ -161,9 +170,18 @@ class Weights:
             for place, known in zip(own, self._known, strict=True)
         ]
         # Now, since the holder may be gone before the next use.
-        self.masks()
+        masks = self.masks()
+        # Now too, so that a state that is saved before the next use is the one that is loaded.
+        for arrays in self.followers:
+            undo.remember(*(a for a, mask in zip(arrays, masks, strict=True) if mask is not None))
+            self.apply_masks(arrays)
 
-    def replaced(self, arrays: Views, cut: Callable[[int, Array], Array]) -> Weights:
+    def replaced(
+        self,
+        arrays: Views,
+        cut: Callable[[int, Array], Array],
+        followers: tuple[list[Array], ...] = (),
+    ) -> Weights:
         """Return the same for new arrays, after a change of structure.
 
         Masks of the old arrays are kept if their holder did not follow the change; `cut`
@@ -171,7 +189,7 @@ class Weights:
         """
         self._version = None
         self.masks()
-        new = Weights(self.owner, self.names, arrays)
+        new = Weights(self.owner, self.names, arrays, followers)
         new._known = [
             [(None, cut(i, mask)) for _, mask in known] for i, known in enumerate(self._known)
         ]

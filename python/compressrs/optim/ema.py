@@ -83,10 +83,10 @@ class EMA(Stateful):
         if isinstance(params, Iterator):
             params = list(params)
         self._names, self._weights = named_arrays(params, "params")
-        self._shared = Weights("EMA", self._names, self._weights)
         # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
+        self._shared = Weights("EMA", self._names, self._weights, (self._averages,))
         self._average_names = [f"the average of {name}" for name in self._names]
         self._structure = rebuild(params, iter([None] * len(self._weights)))
 
@@ -162,7 +162,7 @@ class EMA(Stateful):
 
         self._weights = self._weights.replaced({i: array for i, (_, array) in found.items()})
         self._averages = [cut_own(i, average) for i, average in enumerate(self._averages)]
-        self._shared = self._shared.replaced(self._weights, cut_own)
+        self._shared = self._shared.replaced(self._weights, cut_own, (self._averages,))
 
 
 def checked_arrays(

@@ -82,7 +82,6 @@ class ScheduleFree(Guarded, Stateful):
         function(make, "make")
         super().__init__()
         self._names, self._weights = named_arrays(params, "params")
-        self._shared = Weights("ScheduleFree", self._names, self._weights)
         # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
         # In the compute dtype, so that small updates are not lost.
@@ -90,6 +89,10 @@ class ScheduleFree(Guarded, Stateful):
         self._z_names = [f"z of {name}" for name in self._names]
         self._z = Views([x.copy() for x in self._x], self._z_names)
         self._x_names = [f"the average of {name}" for name in self._names]
+        # Masks may be set for the parameters and for z, and apply to both sequences.
+        followers = self._x, self._z, self._weights
+        self._shared = Weights("ScheduleFree", self._names, self._weights, followers)
+        self._of_z = Weights("ScheduleFree", self._z_names, self._z, followers)
         self.optimizer = make(rebuild(params, iter(self._z)))
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(f"make must return an Optimizer, got {type(self.optimizer).__name__}")
@@ -161,8 +164,7 @@ class ScheduleFree(Guarded, Stateful):
 
     def _apply_masks(self) -> None:
         """Set masked elements to 0 in both sequences; masks on either of them count too."""
-        of_z = Weights("ScheduleFree", self._z_names, self._z)
-        for weights in (self._shared, of_z):
+        for weights in (self._shared, self._of_z):
             weights.apply_masks(self._x)
             weights.apply_masks(self._z)
 
