@@ -20,8 +20,17 @@ from hypothesis.stateful import (
 from ml_dtypes import bfloat16
 
 import compressrs as cr
-from tests.lives.common import Life, both_profiles, digest, in_fork, pickled, refused, same
-from tests.lives.common import seeds, threads
+from tests.lives.common import (
+    Life,
+    both_profiles,
+    digest,
+    in_fork,
+    pickled,
+    refused,
+    same,
+    seeds,
+    threads,
+)
 from tests.optim.test_optim import RULES
 
 VARIANTS = [(cls, kwargs) for cls, (_, variants) in RULES.items() for kwargs in variants]

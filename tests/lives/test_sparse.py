@@ -19,8 +19,16 @@ from hypothesis.stateful import (
 
 import compressrs as cr
 from compressrs.sparse import BSRMatrix, CSRMatrix, NMMatrix
-from tests.lives.common import Life, both_profiles, digest, in_fork, pickled, refused
-from tests.lives.common import seeds, threads
+from tests.lives.common import (
+    Life,
+    both_profiles,
+    digest,
+    in_fork,
+    pickled,
+    refused,
+    seeds,
+    threads,
+)
 from tests.reference import sparse as reference
 
 #: Multiples of all blocks, so that every format fits.
