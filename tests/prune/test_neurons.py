@@ -189,3 +189,20 @@ def test_what_wraps_an_optimizer_is_none():
     ):
         with pytest.raises(TypeError, match="got Lookahead; if it wraps one, pass the wrapped"):
             call()
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+def test_state_of_masked_weights_stays_0_when_it_is_no_longer_coded(state_dtype):
+    """Below 4,096 elements 8-bit state becomes float32; codes of squares have no exact 0."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((50, 100)).astype(np.float32)
+    opt = cr.optim.Adagrad(w, state_dtype=state_dtype)
+    mask = rng.random(w.shape) < 0.5
+    opt.set_masks(mask)
+    opt.step(rng.standard_normal(w.shape).astype(np.float32))
+    keep = np.arange(50) < 20
+    (smaller,), _ = cr.prune.neurons(keep, [w], optimizer=opt)
+    assert not opt.state[0]["sum"][~mask[keep]].any()
+    other = cr.optim.Adagrad(smaller.copy(), state_dtype=state_dtype)
+    other.load_state_dict(opt.state_dict())
+    np.testing.assert_array_equal(other.state[0]["sum"], opt.state[0]["sum"])

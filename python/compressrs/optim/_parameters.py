@@ -219,6 +219,9 @@ class Parameters(Guarded):
                         i += 1
                     group.replace_params(group["params"].replaced(changed))
                 self._prepare()
+                for i in new:
+                    # Of which 8-bit codes have no exact 0.
+                    self._clear_masked_state(i)
             structure_changed(array for i, array in old.items() if new[i] is not array)
             structure_changed(
                 (array for i, array in old.items() if new[i] is array), replaced=False
