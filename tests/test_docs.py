@@ -31,7 +31,9 @@ MODULES = [compressrs.__name__] + [
 #: Packages without which modules and pages cannot run, where their names begin so.
 NEEDED = {
     "compressrs.torch": "torch",
+    "compressrs.onnx": "onnx",
     "from_pytorch": "torch",
+    "from_onnx": "onnxruntime",
     "from_jax": "jax",
 }
 

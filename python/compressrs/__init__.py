@@ -9,7 +9,8 @@
 - `compressrs.checkpoint`: compressed files of weights;
 - `compressrs.search`: the best sparsity, bits and widths under a budget;
 - `compressrs.TrainState`: the state of a training run, saved and resumed;
-- `compressrs.torch`: the same for PyTorch's tensors, where PyTorch is installed.
+- `compressrs.torch`: the same for PyTorch's tensors, where PyTorch is installed;
+- `compressrs.onnx`: the same for the weights in ONNX files, where onnx is installed.
 
 Results are bit-identical for any number of threads and any instruction set.
 
@@ -47,7 +48,7 @@ __all__ = [
 
 #: Subpackages that need the extra of their name, and so are not in `__all__`: an
 #: ``import *`` works without them.
-_EXTRAS = ("torch",)
+_EXTRAS = ("onnx", "torch")
 
 
 def __getattr__(name: str) -> ModuleType | type:

@@ -68,6 +68,13 @@ def write_atomically(path: Path, *parts: bytes | memoryview, exclusive: bool = F
         If it could not be written, or `path` is a device, a pipe or a folder; an existing
         file is then unchanged.
     """
+    stream_atomically(path, parts, exclusive=exclusive)
+
+
+def stream_atomically(
+    path: Path, parts: Iterable[bytes | memoryview], *, exclusive: bool = False
+) -> None:
+    """Write a file as `write_atomically` does, of parts that are made one after another."""
     given, path = path, Path(os.path.realpath(path))
     try:
         _write(path, parts, exclusive)

@@ -86,18 +86,23 @@ class Group:
         """
         if not isinstance(model, Sequential):
             raise TypeError(f"model must be a Sequential, got {type(model).__name__}")
-        norm = one_or_two(norm)
         layers = dict(model.named_layers())
         if missing := [name for name in self.makers if name not in layers]:
             raise ValueError(f"model must have the layers {list(self.makers)}, lacks {missing}")
-        total, count = np.zeros(self.size), 0
-        for name in self.makers:
-            weight = layers[name].params["weight"]
-            rows = np.abs(weight.reshape(self.size, -1).astype(np.float64))
-            total += (rows**norm).sum(axis=1)
-            count += rows.shape[1]
-        result: npt.NDArray[np.float64] = (total / count) ** (1 / norm)
-        return result
+        weights = [layers[name].params["weight"] for name in self.makers]
+        return unit_scores(weights, self.size, norm)
+
+
+def unit_scores(weights: list[Array], size: int, norm: float) -> npt.NDArray[np.float64]:
+    """Return a norm of the rows of weights, divided by the number of their elements."""
+    norm = one_or_two(norm)
+    total, count = np.zeros(size), 0
+    for weight in weights:
+        rows = np.abs(weight.reshape(size, -1).astype(np.float64))
+        total += (rows**norm).sum(axis=1)
+        count += rows.shape[1]
+    result: npt.NDArray[np.float64] = (total / count) ** (1 / norm)
+    return result
 
 
 @dataclass(eq=False)
