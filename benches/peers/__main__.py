@@ -1,7 +1,13 @@
 """Benchmarks against NumPy, SciPy, scikit-learn, and Torch and DeepSpeed where installed.
 
-python -m benches.peers            # all
-python -m benches.peers adam csr   # some
+python -m benches.peers                              # all
+python -m benches.peers adam csr                     # some
+python -m benches.peers --quick                      # a few of each family, under a minute
+python -m benches.peers --json FILE                  # keep the figures for benches.peers.report
+
+Peaks of this machine are measured first: a copy, multiply-adds in registers, dot products of
+bytes. Where a benchmark says what it has to do at least, our time is also given as a fraction of
+these.
 
 On a shared machine ``--thread-time`` measures the CPU time of one thread; NumPy's has to be
 limited from outside: ``OPENBLAS_NUM_THREADS=1 python -m benches.peers --thread-time conv``.
@@ -9,10 +15,26 @@ limited from outside: ``OPENBLAS_NUM_THREADS=1 python -m benches.peers --thread-
 
 import argparse
 import importlib.metadata
+import json
+import platform
+from pathlib import Path
 
 import compressrs as cr
-from benches.peers import codec, csr, distill, few_bytes, nn, optim, prune, quantize, to_codes
+from benches.peers import (
+    codec,
+    csr,
+    distill,
+    few_bytes,
+    measure,
+    nn,
+    optim,
+    prune,
+    quantize,
+    to_codes,
+)
 from benches.peers.measure import torch, use_thread_time
+from compressrs._threads import configuration
+from compressrs.doctor import peaks
 
 ALL = {
     "adam": optim.adam,
@@ -38,6 +60,23 @@ ALL = {
     "codec": codec.codec,
 }
 
+#: Short ones, of several families.
+QUICK = ("overhead", "fused", "distill", "csr", "linear", "quantized_rows")
+
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "torch",
+    "deepspeed",
+    "bitsandbytes",
+    "torchao",
+    "onnxruntime",
+    "zstandard",
+    "zipnn",
+    "z4ai",
+)
+
 
 def main():
     parser = argparse.ArgumentParser(
@@ -49,34 +88,61 @@ def main():
     parser.add_argument(
         "--thread-time", action="store_true", help="measure the CPU time of one thread"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"short rounds, and if no NAME is given {QUICK}"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to this file")
     arguments = parser.parse_args()
-    names = arguments.names or list(ALL)
+    names = arguments.names or (QUICK if arguments.quick else list(ALL))
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
     if arguments.thread_time:
         cr.set_num_threads(1)
         use_thread_time()
+    if arguments.quick:
+        measure.be_quick()
     cr.show_config()
-    for package in (
-        "scipy",
-        "scikit-learn",
-        "torch",
-        "deepspeed",
-        "bitsandbytes",
-        "torchao",
-        "onnxruntime",
-        "zstandard",
-        "zipnn",
-        "z4ai",
-    ):
-        try:
-            print(f"{package:16} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{package:16} not installed")
+    versions = {package: version(package) for package in PACKAGES}
+    for package, found in versions.items():
+        print(f"{package:16} {found or 'not installed'}")
     if torch:
         torch.set_num_threads(cr.get_num_threads())
+    ceilings = peaks()
+    for name, value in ceilings._asdict().items():
+        print(f"{name:16} {value / 1e9:.1f} G/s")
     for name in names:
+        measure.begin(name, ceilings)
         ALL[name]()
+    if arguments.json:
+        run = {
+            "machine": processor(),
+            "configuration": configuration(),
+            "packages": versions,
+            "thread_time": arguments.thread_time,
+            "peaks": ceilings._asdict(),
+            "results": measure.as_dicts(),
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(run, indent=1) + "\n")
 
 
-main()
+def version(package):
+    """Return the version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor():
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.special
 
 import compressrs as cr
-from benches.peers.measure import Target, compare, torch
+from benches.peers.measure import Target, Work, compare, torch
 
 SHAPES = ((256, 32_000), (1024, 1000), (128, 10), (4096, 10))
 #: Target speedups over Torch: loss with gradient, and softmax.
@@ -56,7 +56,9 @@ def distill():
         if importlib.util.find_spec("jax"):
             contenders["JAX, jitted"] = _jax_loss(student, teacher)
             targets += (Target("JAX, jitted", 1 / JAX[shape]),) if shape in JAX else ()
-        compare(f"kd_loss with gradient, {title}, T = {T}", contenders, targets)
+        # Two arrays are read and one is written.
+        moved = Work("copy", 3 * student.nbytes)
+        compare(f"kd_loss with gradient, {title}, T = {T}", contenders, targets, work=moved)
         contenders = {
             "compressrs": lambda: cr.distill.softmax(student),
             "compressrs, out=": lambda: cr.distill.softmax(student, out=out),
@@ -66,7 +68,12 @@ def distill():
         if torch:
             tensor = torch.from_numpy(student)
             contenders["Torch"] = lambda: torch.softmax(tensor, -1)
-        compare(f"softmax, {title}", contenders, (Target("SciPy", 1 / 5), Target("Torch", 1 / 1.2)))
+        compare(
+            f"softmax, {title}",
+            contenders,
+            (Target("SciPy", 1 / 5), Target("Torch", 1 / 1.2)),
+            work=Work("copy", 2 * student.nbytes),
+        )
 
 
 def top_k():

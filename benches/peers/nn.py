@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare, torch
+from benches.peers.measure import Target, Work, compare, torch
 
 
 def conv():
@@ -33,7 +33,9 @@ def conv():
 
         contenders["Torch"] = theirs
         targets.append(Target("Torch", 1 / 0.6))
-    compare("Conv2d, forward and backward", contenders, tuple(targets))
+    # Each output, and in both gradients, takes 32 x 3 x 3 multiply-adds.
+    done = Work("multiply_adds", 3 * dy.size * 32 * 9)
+    compare("Conv2d, forward and backward", contenders, tuple(targets), work=done)
     for name, function in (("compressrs", ours), ("im2col, NumPy", contenders["im2col, NumPy"])):
         tracemalloc.start()
         function()

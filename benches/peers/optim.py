@@ -5,10 +5,17 @@ import importlib.util
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare, torch
+from benches.peers.measure import Target, Work, compare, torch
 from tests.reference import optim as reference
 
 LARGE = 50_000_000
+#: Bytes that a step moves for each float32 weight: the weight, its gradient and each moment are
+#: read, and all but the gradient written.
+BYTES = {"SGD": 20, "Adagrad": 20, "RMSprop": 20, "Lion": 20}
+
+
+def work(rule, elements):
+    return Work("copy", BYTES.get(rule, 28) * elements)
 
 
 class Plain:
@@ -79,7 +86,12 @@ def adam():
         (65_536, (Target("Torch fused", 1 / 2.5),)),
         (4_096, (Target("Torch fused", 1 / 8),)),
     ):
-        compare(f"Adam f32, {n:,} elements", adam_contenders([n], deepspeed), targets)
+        compare(
+            f"Adam f32, {n:,} elements",
+            adam_contenders([n], deepspeed),
+            targets,
+            work=work("Adam", n),
+        )
     compare(
         "Adam f32, 200 tensors of 1,000",
         adam_contenders([1000] * 200, deepspeed),
@@ -98,7 +110,7 @@ def fused():
             theirs = make(tensors(params, grads), lr=1e-3, fused=True, **kwargs)
             contenders["Torch fused"] = theirs.step
         title = f"{name}{' with momentum' if kwargs else ''} f32, {LARGE:,} elements"
-        compare(title, contenders, (Target("Torch fused", 1),))
+        compare(title, contenders, (Target("Torch fused", 1),), work=work(name, LARGE))
 
 
 def torch_lion(p, g, m, lr=1e-3, b1=0.9, b2=0.99, decay=1e-3):
@@ -120,7 +132,12 @@ def family():
         elif torch:
             theirs = getattr(torch.optim, name)(tensors(params, grads), lr=1e-3)
             contenders["Torch"] = theirs.step
-        compare(f"{name} f32, {LARGE:,} elements", contenders, (Target("Torch", 1 / 5),))
+        compare(
+            f"{name} f32, {LARGE:,} elements",
+            contenders,
+            (Target("Torch", 1 / 5),),
+            work=work(name, LARGE),
+        )
 
 
 def overhead():

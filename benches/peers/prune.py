@@ -3,7 +3,7 @@
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare, torch
+from benches.peers.measure import Target, Work, compare, torch
 
 
 def prune():
@@ -24,6 +24,7 @@ def prune():
         "exact 90 % quantile of |w|, 50,000,000 values",
         contenders,
         (Target("np.partition", 1 / 6), Target("np.partition, 100 tensors", 1 / 6)),
+        work=Work("copy", w.nbytes),
     )
 
     w = w[: 4096 * 4096].reshape(4096, 4096)

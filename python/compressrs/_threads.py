@@ -61,13 +61,24 @@ def set_num_threads(n: int) -> None:
     _core.set_num_threads(max(-1, min(n, 2**31)))
 
 
+def configuration() -> dict[str, str]:
+    """Return what `show_config` prints."""
+    return {
+        "compressrs": _core.__version__,
+        "Python": f"{sys.version.split()[0]} on {platform.machine()}",
+        "NumPy": np.__version__,
+        "instruction set": f"{_core.simd_level()} (of {', '.join(_core.simd_levels())})",
+        "threads": str(_core.get_num_threads()),
+    }
+
+
 def show_config() -> None:
-    """Print versions, the instruction set in use and the number of threads."""
-    print(f"compressrs       {_core.__version__}")
-    print(f"Python           {sys.version.split()[0]} on {platform.machine()}")
-    print(f"NumPy            {np.__version__}")
-    print(f"instruction set  {_core.simd_level()} (of {', '.join(_core.simd_levels())})")
-    print(f"threads          {_core.get_num_threads()}")
+    """Print versions, the instruction set in use and the number of threads.
+
+    ``compressrs doctor`` also tests bits and speed.
+    """
+    for name, value in configuration().items():
+        print(f"{name:16} {value}")
 
 
 def _register_with_threadpoolctl() -> None:

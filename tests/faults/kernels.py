@@ -19,6 +19,8 @@ from compressrs import _core
 WITHOUT_ARRAYS = {
     "conv2d_shape",
     "get_num_threads",
+    "peak_dot_products",
+    "peak_multiply_adds",
     "pool_shape",
     "rule_scalars",
     "rules",

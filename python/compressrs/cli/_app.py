@@ -12,7 +12,7 @@ import typer
 
 from compressrs import __version__
 from compressrs.checkpoint.recipe import RecipeError
-from compressrs.cli import compress, config, decompress, demo, diff, export, info, verify
+from compressrs.cli import compress, config, decompress, demo, diff, doctor, export, info, verify
 from compressrs.cli._options import Usage
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.run,
     "demo": demo.run,
     "config": config.run,
+    "doctor": doctor.run,
 }
 
 

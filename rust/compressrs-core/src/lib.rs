@@ -10,7 +10,7 @@
 //! These stand on [`numeric`] (element types, `exp` and `ln`, reductions in a fixed order),
 //! [`linalg`] (dense products and factors) and [`runtime`] (one body for every instruction
 //! set, the thread pool, scratch memory). Results have the same bits for every instruction
-//! set and every number of threads.
+//! set and every number of threads. [`peak`] shows what a machine can do at most.
 
 pub mod codec;
 pub mod distill;
@@ -18,6 +18,7 @@ pub mod linalg;
 pub mod nn;
 pub mod numeric;
 pub mod optim;
+pub mod peak;
 pub mod prune;
 pub mod quantize;
 pub mod runtime;

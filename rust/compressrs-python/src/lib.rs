@@ -82,7 +82,10 @@ mod _core {
     #[pymodule_export]
     use crate::storage::{decode_state, encode_state};
     #[pymodule_export]
-    use crate::threads::{get_num_threads, set_num_threads, shutdown, simd_level, simd_levels};
+    use crate::threads::{
+        get_num_threads, peak_dot_products, peak_multiply_adds, set_num_threads, shutdown,
+        simd_level, simd_levels,
+    };
 
     /// Wrong settings in the environment are reported at import, not in the
     /// middle of a kernel.

@@ -1,10 +1,11 @@
-//! Threads and instruction sets.
+//! Threads and instruction sets, and what they can do at most.
 //!
 //! The `extern "C"` functions are what threadpoolctl looks for in a shared
 //! library that it governs.
 
 use std::ffi::c_int;
 
+use compressrs_core::peak;
 use compressrs_core::runtime::{parallel, simd};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -41,6 +42,20 @@ pub fn simd_level() -> PyResult<&'static str> {
 #[pyfunction]
 pub fn simd_levels() -> Vec<&'static str> {
     simd::Level::supported().map(simd::Level::name).collect()
+}
+
+/// Multiplies and adds in registers alone; returns the number of multiply-adds of float32.
+///
+/// Like the next function it does an amount of work that the caller times.
+#[pyfunction]
+pub fn peak_multiply_adds(py: Python<'_>, rounds: u32) -> usize {
+    py.detach(|| peak::multiply_adds(rounds as usize))
+}
+
+/// Adds up products of bytes in the first cache; returns the number of multiply-adds.
+#[pyfunction]
+pub fn peak_dot_products(py: Python<'_>, rounds: u32) -> usize {
+    py.detach(|| peak::dot_products(rounds as usize))
 }
 
 /// For threadpoolctl: the number of threads.

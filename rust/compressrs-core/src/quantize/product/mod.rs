@@ -10,6 +10,7 @@ mod float;
 mod integer;
 mod isa;
 mod panels;
+mod peak;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -19,4 +20,5 @@ pub use epilogue::{Activation, Epilogue, Output};
 pub use float::{multiply_float, multiply_float_at};
 pub use integer::{multiply, multiply_at};
 pub use panels::{Columns, MAX_GROUP};
+pub use peak::dot_products;
 pub use weights::{Meaning, Weights, transposed};

@@ -1,0 +1,21 @@
+"""What ``compressrs doctor`` looks at: packages, bits, speed.
+
+Each module returns plain values; `compressrs.cli.doctor` prints them.
+"""
+
+from compressrs.doctor.bits import Digests, check, digests
+from compressrs.doctor.extras import Package, packages
+from compressrs.doctor.peaks import Peaks, peaks
+from compressrs.doctor.speed import Kernel, kernels
+
+__all__ = [
+    "Digests",
+    "Kernel",
+    "Package",
+    "Peaks",
+    "check",
+    "digests",
+    "kernels",
+    "packages",
+    "peaks",
+]

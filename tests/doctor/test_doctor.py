@@ -1,0 +1,87 @@
+"""The examination of an installation."""
+
+import importlib.metadata
+import json
+
+import pytest
+
+from compressrs import _core, doctor
+from compressrs.cli import main
+from compressrs.doctor import bits
+
+
+def run(capsys, *arguments):
+    """Return the exit code of a command and what it printed."""
+    code = main(["doctor", *arguments])
+    return code, capsys.readouterr()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out what takes seconds and is tested by itself."""
+    same = {
+        (level, threads): {"optim": "a", "nn": "b"} for level in ("x", "y") for threads in (1, 3)
+    }
+    monkeypatch.setattr(doctor, "check", lambda: same)
+    monkeypatch.setattr(doctor, "peaks", lambda: doctor.Peaks(1e9, 2e9, 3e9))
+    monkeypatch.setattr(
+        doctor, "kernels", lambda _: [doctor.Kernel("step", 1e-3, "copy", 5e5, 0.5)]
+    )
+    return same
+
+
+def test_the_command_examines_this_machine(capsys):
+    code, printed = run(capsys, "--json")
+    report = json.loads(printed.out)
+    assert code == 0
+    assert report["differing"] == []
+    assert report["levels"] == sorted(_core.simd_levels())
+    assert report["digests"] == doctor.digests()
+    assert all(value > 0 for value in report["peaks"].values())
+    assert all(kernel["fraction"] > 0 for kernel in report["kernels"])
+
+
+def test_other_bits_are_named_and_end_with_1(capsys, quick):
+    assert run(capsys)[0] == 0
+    quick["y", 3] = {"optim": "a", "nn": "c"}
+    code, printed = run(capsys)
+    assert code == 1
+    assert "y                other bits: nn" in printed.out
+    assert "x                the same bits" in printed.out
+
+
+def test_a_level_that_fails_is_reported(capsys, quick, monkeypatch):
+    def check():
+        return {("x", 1): bits._in_process("no such level", 1)}
+
+    monkeypatch.setattr(doctor, "check", check)
+    code, printed = run(capsys)
+    assert code == 1
+    assert "no such level with 1 thread(s)" in printed.err and "COMPRESSRS_SIMD" in printed.err
+
+
+def test_packages_of_extras_are_listed(monkeypatch):
+    requirements = [
+        "numpy>=2.1",
+        "torch>=2.6; extra == 'torch'",
+        'no-such-package[x]>=1,<2; extra == "cli"',
+        'tomli>=2; python_version < "3.11" and extra == "cli"',
+        "compressrs[cli]; extra == 'demo'",
+        "pytest>=8; extra == 'test'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)
+    found = doctor.packages()
+    assert [package[:3] for package in found] == [
+        ("cli", "no-such-package", ">=1,<2"),
+        ("cli", "tomli", ">=2"),
+        ("torch", "torch", ">=2.6"),
+    ]
+    assert found[0].installed is None
+
+
+def test_without_metadata_nothing_is_listed(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    assert doctor.packages() == []
