@@ -101,7 +101,7 @@ def _prune() -> Iterator[NDArray[Any]]:
     yield prune.magnitude_mask(weights, sparsity=0.9)
     yield prune.nm_mask(weights, 2, 4)
     statistics = prune.InputStatistics(600, gram=True)
-    statistics.update(_values(300, 600, seed=1))
+    statistics.update(_values(700, 600, seed=1))
     prune.sparsegpt(weights, statistics, sparsity=0.5)
     yield weights
 
