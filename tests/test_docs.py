@@ -32,8 +32,13 @@ MODULES = [compressrs.__name__] + [
 NEEDED = {
     "compressrs.torch": "torch",
     "compressrs.onnx": "onnx",
+    **{
+        f"compressrs.search.{name}": "optuna"
+        for name in ("driver", "evolution", "report", "sampling", "storage", "trials")
+    },
     "from_pytorch": "torch",
     "from_onnx": "onnxruntime",
+    "architectures": "optuna",
     "from_jax": "jax",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,7 @@ LEFT_OUT: set[str] = set()
 
 #: Methods without an entry, by the class that defines them, and why.
 EXEMPT = {
+    **({} if find_spec("optuna") and find_spec("plotly") else {"Study.report": "needs Optuna"}),
     "Checkpoint.__contains__": "any object may be looked up",
     "MovingAverage.merge": "refuses every argument",
     **dict.fromkeys(

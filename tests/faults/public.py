@@ -324,6 +324,20 @@ def options() -> Any:
     return search.Measurements(["a", "b"], kinds, errors, {"bytes": [np.array([2.0, 1.0])] * 2})
 
 
+def space() -> Any:
+    return search.Space({"a": search.Int(1, 3), "b": search.Choice(["x"], when={"a": 2})})
+
+
+def study() -> Any:
+    done = [
+        search.Evaluation(k, {"a": k}, "complete", {"value": 1 / k, "bytes": float(k)})
+        for k in (1, 3)
+    ]
+    failed = search.Evaluation(3, {"a": 2, "b": "x"}, "failed", error="ValueError")
+    directions = {"value": "minimize", "bytes": "minimize"}
+    return search.Study(space(), directions, "random", [*done, failed])
+
+
 def call(times: int = 4) -> Callable[[Any], Any]:
     return lambda found: [found(step) for step in range(times)]
 
@@ -534,6 +548,16 @@ EXAMPLES: dict[str, Example] = {
         options, lambda found: [found.allocate(3), found.errors, found.table()]
     ),
     "search.Option": Example(lambda: search.Option(nm=(2, 4)), repr),
+    "search.Candidate": Example(
+        lambda: search.Candidate(1, {"a": 2}), lambda found: [found["a"], found.folder]
+    ),
+    "search.Choice": Example(lambda: search.Choice(["a", 1]), repr),
+    "search.Int": Example(lambda: search.Int(1, 8, log=True), repr),
+    "search.Float": Example(lambda: search.Float(0, 1), repr),
+    "search.Space": Example(space, lambda found: [found.sample(0), found.size, repr(found)]),
+    "search.Evaluation": Example(lambda: study().best, repr),
+    "search.Pruned": Example(lambda: search.Pruned("a"), str),
+    "search.Study": Example(study, lambda found: [found.table(), found.frontier, repr(found)]),
     "search.Trial": Example(lambda: search.Trial((0,), 1.0, 2.0), repr),
     "search.Frontier": Example(
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from compressrs import nn, quantize, search
 from tests.faults.optim_calls import Arguments, Method
+from tests.faults.public import space, study
 
 CALLS: dict[str, Arguments] = {
     "search.allocate": lambda: dict(
@@ -73,7 +75,48 @@ CALLS |= {
     ),
 }
 
+CALLS |= {
+    "search.Choice": lambda: dict(options=["a", 1, None], when={"b": 1}),
+    "search.Int": lambda: dict(low=1, high=9, step=1, log=True, when={"b": (1, 2)}),
+    "search.Float": lambda: dict(low=0.1, high=9.0, log=True, when=None),
+    "search.Space": lambda: dict(parameters={"a": search.Int(1, 3)}),
+}
+
+
+def searching() -> Any:
+    return dict(
+        objective=loss,
+        space=space(),
+        trials=1,
+        directions="minimize",
+        sampler="random",
+        pruner=None,
+        costs=lambda design: {"bytes": 1},
+        budget={"bytes": 1},
+        rng=0,
+        workers=1,
+        timeout=None,
+        folder=None,
+        baseline=False,
+        repeats=True,
+        progress=False,
+    )
+
+
 METHODS: dict[str, Method] = {
+    "search.Space.sample": (space, "sample", lambda: dict(rng=0)),
+    "search.Space.mutate": (space, "mutate", lambda: dict(design={"a": 1}, rng=0)),
+    "search.Space.check": (space, "check", lambda: dict(design={"a": 1})),
+    "search.Candidate.report": (
+        lambda: search.Candidate(1, {"a": 2}),
+        "report",
+        lambda: dict(step=1, value=2.0),
+    ),
+    "search.Candidate.get": (
+        lambda: search.Candidate(1, {"a": 2}),
+        "__getitem__",
+        lambda: dict(name="a"),
+    ),
     "search.Frontier.choice": (
         lambda: search.pareto([[0.0, 1.0]], [[2, 1]]),
         "choice",
@@ -112,11 +155,22 @@ METHODS: dict[str, Method] = {
 LEFT_OUT = {
     # Results, and what is raised.
     "search.Allocation",
+    "search.Candidate",
     "search.Compressed",
     "search.Correction",
+    "search.Evaluation",
     "search.Frontier",
     "search.InfeasibleError",
     "search.Measurements",
+    "search.Pruned",
+    "search.Study",
     "search.Trial",
     "search.UnprovenWarning",
 }
+
+if find_spec("optuna") is None:
+    LEFT_OUT.add("search.optimize")
+else:
+    CALLS["search.optimize"] = searching
+if find_spec("optuna") is not None and find_spec("plotly") is not None:
+    METHODS["search.Study.report"] = (study, "report", lambda: dict(path="search.html"))
