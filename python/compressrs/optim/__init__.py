@@ -20,6 +20,7 @@ from compressrs.optim.clip import clip_grad_norm_, clip_grad_value_
 from compressrs.optim.ema import EMA
 from compressrs.optim.interop import sklearn_mlp, to_torch
 from compressrs.optim.lamb import Lamb
+from compressrs.optim.lbfgs import LBFGS
 from compressrs.optim.lion import Lion
 from compressrs.optim.lookahead import Lookahead
 from compressrs.optim.momentum import Momentum
@@ -34,6 +35,7 @@ from compressrs.optim.sgd import SGD
 __all__ = [
     "ASGD",
     "EMA",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",
