@@ -277,6 +277,9 @@ CALLS: dict[str, Arguments] = {
     ),
     "nn.mse_loss": lambda: dict(prediction=w(), target=w(), reduction="mean"),
     "nn.fold_batch_norm": lambda: dict(model=model()),
+    "nn.update_batch_norm": lambda: dict(
+        model=nn.BatchNorm(3), batches=[np.ones((2, 3), np.float32)]
+    ),
     "nn.from_mlp": lambda: dict(estimator=perceptron()),
     "nn.to_mlp": lambda: dict(model=nn.from_mlp(perceptron()), estimator=perceptron()),
     "prune.groups": lambda: dict(model=model(), outputs=True),

@@ -149,6 +149,22 @@ CALLS: dict[str, Arguments] = {
     "optim.ScheduleFree": lambda: dict(
         params=w(), make=lambda z: optim.SGD(z, lr=0.1), momentum=0.9, weight_lr_power=2.0
     ),
+    "optim.SWA": lambda: dict(params=w()),
+    "optim.SAM": lambda: dict(optimizer=sgd(), rho=0.05, adaptive=True),
+    "optim.LBFGS": lambda: dict(
+        params=w(),
+        lr=1.0,
+        max_iter=2,
+        max_eval=3,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-9,
+        history_size=3,
+        line_search_fn="strong_wolfe",
+    ),
+    "optim.lr_range_test": lambda: dict(
+        optimizer=sgd(), train=lambda: 1.0, low=1e-3, high=1.0, steps=3, progress=False
+    ),
+    "optim.LRRange": lambda: dict(rates=[0.1, 0.2], losses=[2.0, 1.0]),
     "optim.GradientAccumulator": lambda: dict(steps=2),
     "optim.clip_grad_norm_": lambda: dict(
         grads=w(), max_norm=1.0, norm_type=2.0, error_if_nonfinite=True
@@ -159,6 +175,10 @@ CALLS: dict[str, Arguments] = {
 
 def _step() -> dict[str, Any]:
     return dict(grads=w(), max_grad_norm=1.0, grad_scale=1.0, nonfinite="raise")
+
+
+def _closed() -> dict[str, Any]:
+    return dict(closure=lambda: (1.0, w()))
 
 
 def _made(kind: str) -> Callable[[], Any]:
@@ -201,6 +221,16 @@ METHODS: dict[str, Method] = {
     "Lookahead.load_state_dict": _loading(_ahead),
     "ScheduleFree.step": (_free, "step", _step),
     "ScheduleFree.load_state_dict": _loading(_free),
+    "SWA.load_state_dict": _loading(lambda: optim.SWA(w())),
+    "SAM.step": (lambda: optim.SAM(sgd()), "step", _closed),
+    "SAM.load_state_dict": _loading(lambda: optim.SAM(sgd())),
+    "LBFGS.step": (lambda: optim.LBFGS(w()), "step", _closed),
+    "LBFGS.load_state_dict": _loading(lambda: optim.LBFGS(w())),
+    "LRRange.plot": (
+        lambda: optim.LRRange([0.1, 0.2], [2.0, 1.0]),
+        "plot",
+        lambda: dict(path=None),
+    ),
     "GradientAccumulator.add": (
         lambda: optim.GradientAccumulator(2),
         "add",

@@ -110,6 +110,24 @@ def optimizer(kind: Callable[[Any], Any]) -> Example:
     return Example(make, train)
 
 
+def by_closure(kind: Callable[[Any], Any]) -> Example:
+    def make() -> Any:
+        model = Weights()
+        return kind(model.params), model
+
+    def use(objects: Any) -> Any:
+        found, model = objects
+        found.step(lambda: half_square(model.params))
+        return model.copies()
+
+    return Example(make, use)
+
+
+def half_square(params: Any) -> Any:
+    loss = sum(0.5 * float(np.square(w).sum()) for w in params.values())
+    return loss, {name: w.copy() for name, w in params.items()}
+
+
 def schedule(make: Callable[[Any], Any]) -> Example:
     def both() -> Any:
         opt = optim.SGD(Weights().params, lr=1.0, momentum=0.5)
@@ -384,6 +402,13 @@ EXAMPLES: dict[str, Example] = {
     "optim.Lookahead": optimizer(lambda params: optim.Lookahead(optim.Adam(params), k=2)),
     "optim.ScheduleFree": optimizer(
         lambda params: optim.ScheduleFree(params, lambda z: optim.SGD(z, lr=0.1))
+    ),
+    "optim.SWA": with_params(optim.SWA, use_ema),
+    "optim.SAM": by_closure(lambda params: optim.SAM(optim.Adam(params))),
+    "optim.LBFGS": by_closure(lambda params: optim.LBFGS(params, max_iter=3)),
+    "optim.LRRange": Example(
+        lambda: optim.LRRange([0.1, 0.2, 0.4], [3.0, 1.0, 2.0]),
+        lambda found: [*found.smoothed, found.suggestion, repr(found)],
     ),
     "optim.GradientAccumulator": Example(lambda: optim.GradientAccumulator(2), use_accumulator),
     "optim.NonFiniteGradientError": Example(lambda: optim.NonFiniteGradientError("a"), str),

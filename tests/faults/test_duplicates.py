@@ -22,6 +22,8 @@ WRITERS: dict[str, Callable[[Any], Any]] = {
         if optim.Optimizer in getattr(getattr(optim, name), "__mro__", ())[1:]
     },
     "optim.EMA": optim.EMA,
+    "optim.SWA": optim.SWA,
+    "optim.LBFGS": optim.LBFGS,
     "optim.ScheduleFree": lambda w: optim.ScheduleFree(w, lambda z: optim.SGD(z, lr=0.1)),
     "optim.clip_grad_norm_": lambda w: optim.clip_grad_norm_(w, 1.0),
     "optim.clip_grad_value_": lambda w: optim.clip_grad_value_(w, 1.0),

@@ -21,7 +21,7 @@ from compressrs.nn.layer import Layer, RandomState
 from compressrs.nn.linear import Affine, Linear, SparseLinear
 from compressrs.nn.losses import cross_entropy, mse_loss
 from compressrs.nn.mlp import from_mlp, to_mlp
-from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
+from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm, update_batch_norm
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.nn.summary import Summary
@@ -58,4 +58,5 @@ __all__ = [
     "load",
     "mse_loss",
     "to_mlp",
+    "update_batch_norm",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, as_array
 from compressrs._checks import dimensions, flag, floating, positive, share, whole
+from compressrs._state import all_or_nothing
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
 from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input, constant
@@ -231,6 +233,83 @@ class BatchNorm(Layer):
         if not shape or shape[0] != self.weight.size:
             raise ValueError(f"the input shape must be ({self.weight.size}, ...), got {shape}")
         return shape
+
+
+def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
+    """Compute the statistics of all batch norms anew, as means over batches.
+
+    For weights that were not reached by training with these statistics: averages (`optim.SWA`,
+    `optim.EMA`), pruned, quantized or averaged models. Nothing but `buffers` of `BatchNorm`
+    layers changes. Dropout is active, as it is when such statistics are collected in training.
+
+    Parameters
+    ----------
+    model : Layer
+        A `Sequential`, or a layer.
+    batches : iterable of array
+        Inputs of the model.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a layer.
+    ValueError
+        If there is no batch. After any exception the statistics are as before.
+
+    References
+    ----------
+    Izmailov et al., "Averaging weights leads to wider optima and better generalization",
+    arXiv 1803.05407, section 3.2; ``torch.optim.swa_utils.update_bn``.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> model = cr.nn.Sequential(cr.nn.BatchNorm(1, dtype=np.float64))
+    >>> cr.nn.update_batch_norm(model, [np.array([[1.0], [3.0]]), np.array([[5.0], [7.0]])])
+    >>> float(model[0].buffers["running_mean"][0])
+    4.0
+    """
+    if not isinstance(model, Layer):
+        raise TypeError(f"model must be a layer, got {type(model).__name__}")
+    try:
+        batches = iter(batches)
+    except TypeError:
+        raise TypeError(
+            f"batches must be an iterable of arrays, got {type(batches).__name__}"
+        ) from None
+    every = list(_with_children(model))
+    layers = list(dict.fromkeys(layer for layer in every if isinstance(layer, BatchNorm)))
+    modes = [layer.training for layer in every]
+    momenta = [layer.momentum for layer in layers]
+    count = 0
+    with all_or_nothing() as undo:
+        for layer in layers:
+            undo.remember(*layer.buffers.values())
+            layer.buffers["num_batches_tracked"][...] = 0
+        try:
+            model.train()
+            for x in batches:
+                x = as_array(x, f"batches[{count}]")
+                count += 1
+                for layer in layers:
+                    # The mean of all batches so far.
+                    layer.momentum = 1 / count
+                model(x)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+            for one, mode in zip(every, modes, strict=True):
+                one.training = mode
+        if not count:
+            raise ValueError("batches must hold at least one batch, got none")
+
+
+def _with_children(layer: Layer) -> Iterator[Layer]:
+    """Yield a layer and all layers in it."""
+    yield layer
+    for child in layer.children().values():
+        if isinstance(child, Layer):
+            yield from _with_children(child)
 
 
 def fold_batch_norm(model: Sequential) -> Sequential:

@@ -23,20 +23,25 @@ from compressrs.optim.lamb import Lamb
 from compressrs.optim.lbfgs import LBFGS
 from compressrs.optim.lion import Lion
 from compressrs.optim.lookahead import Lookahead
+from compressrs.optim.lr_range import LRRange, lr_range_test
 from compressrs.optim.momentum import Momentum
 from compressrs.optim.muon import Muon
 from compressrs.optim.nadam import NAdam
 from compressrs.optim.radam import RAdam
 from compressrs.optim.rmsprop import RMSprop
 from compressrs.optim.rprop import Rprop
+from compressrs.optim.sam import SAM
 from compressrs.optim.schedule_free import ScheduleFree
 from compressrs.optim.sgd import SGD
+from compressrs.optim.swa import SWA
 
 __all__ = [
     "ASGD",
     "EMA",
     "LBFGS",
+    "SAM",
     "SGD",
+    "SWA",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -44,6 +49,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "GradientAccumulator",
+    "LRRange",
     "Lamb",
     "Lion",
     "Lookahead",
@@ -58,6 +64,7 @@ __all__ = [
     "ScheduleFree",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "lr_range_test",
     "lr_scheduler",
     "sklearn_mlp",
     "to_torch",

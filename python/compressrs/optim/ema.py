@@ -98,12 +98,17 @@ class EMA(Stateful):
     def update(self) -> None:
         """Update the average with the current weights; call once after each step."""
         self._shared.require_unchanged()
-        decay = self.decay
-        if self.warmup:
-            decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
-        _core.lerp(self._averages, self._average_names, self._weights, self._names, 1 - decay)
+        _core.lerp(
+            self._averages, self._average_names, self._weights, self._names, 1 - self._decay()
+        )
         self._shared.apply_masks(self._averages)
         self.step_count += 1
+
+    def _decay(self) -> float:
+        """Return the weight of the average in the next update."""
+        if self.warmup:
+            return min(self.decay, (1 + self.step_count) / (10 + self.step_count))
+        return self.decay
 
     @contextmanager
     def applied(self) -> Iterator[None]:
