@@ -294,7 +294,10 @@ def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
                 for layer in layers:
                     # The mean of all batches so far.
                     layer.momentum = 1 / count
-                model(x)
+                try:
+                    model(x)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"batches[{count - 1}]: {error}") from error
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
