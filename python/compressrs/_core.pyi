@@ -33,6 +33,7 @@ __all__ = [
     "clamp",
     "conv2d",
     "conv2d_backward",
+    "conv2d_in_codes",
     "conv2d_shape",
     "csr_from_dense",
     "decode_planes",
@@ -44,6 +45,7 @@ __all__ = [
     "expand_blocks",
     "fake_quantize",
     "fake_quantize_backward",
+    "fixed_codes",
     "get_num_threads",
     "gptq",
     "hint_loss",
@@ -336,8 +338,23 @@ def conv2d_backward(
     dilation: _Two,
     groups: int,
     dx: _Array,
-    dw: _Array,
+    dw: _Array | None,
     db: _Array | None,
+) -> None: ...
+def conv2d_in_codes(
+    x: _Array,
+    weights: Sequence[PackedWeights],
+    bias: _Array | None,
+    kernel: _Two,
+    channels_last: bool,
+    stride: _Two,
+    padding: _Two,
+    dilation: _Two,
+    fixed: tuple[float, int] | None,
+    out: _Array,
+) -> None: ...
+def fixed_codes(
+    x: _Array, scale: float, zero_point: int, codes: _Array, scales: _Array
 ) -> None: ...
 def activate(of: str, x: _Array, out: _Array) -> None: ...
 def activate_backward(of: str, x: _Array, dy: _Array, dx: _Array) -> None: ...

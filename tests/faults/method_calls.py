@@ -212,6 +212,7 @@ METHODS: dict[str, Method] = {
             input_scale=None,
             output_scale=None,
             output_zero_point=0,
+            input_zero_point=0,
         ),
     ),
     **{

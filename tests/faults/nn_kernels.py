@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,35 @@ def _windows(n: int) -> Iterator[Case]:
         _core.conv2d_backward,
         {"x": x, "weight": weight, "dy": x.copy(), **conv, **gradients},
         ("dx", "dw", "db"),
+    )
+    codes = (np.arange(36 * 4).reshape(4, 36) % 15 - 7).astype(np.int8)
+    zero, scale = np.zeros((4, 1), np.int8), np.full((4, 1), 0.1, np.float32)
+    for name, fixed in (("images", None), ("fixed", (0.1, 3))):
+
+        def run(x: np.ndarray, bias: np.ndarray, out: np.ndarray, fixed: Any = fixed) -> None:
+            packed = [_core.PackedWeights((codes, zero, None), scale, 8, 36)]
+            sizes = (3, 3), True, (1, 1), (1, 1), (1, 1)
+            _core.conv2d_in_codes(x, packed, bias, *sizes, fixed, out)
+
+        yield Case(
+            f"conv2d_in_codes[{name}]",
+            run,
+            {"x": x, "bias": each, "out": np.empty_like(x)},
+            ("out",),
+            ("weights", "kernel", "channels_last", "stride", "padding", "dilation", "fixed"),
+        )
+    rows = x.reshape(-1, n)
+    yield Case(
+        "fixed_codes",
+        _core.fixed_codes,
+        {
+            "x": rows,
+            "scale": 0.1,
+            "zero_point": 3,
+            "codes": np.empty(rows.shape, np.int8),
+            "scales": np.empty(len(rows), np.float32),
+        },
+        ("codes", "scales"),
     )
     pool = {"kernel": (3, 3), **two}
     for name in ("largest", "mean"):

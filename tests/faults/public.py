@@ -503,6 +503,22 @@ EXAMPLES: dict[str, Example] = {
             nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=2)
         )
     ),
+    "nn.QuantizedConv2d": layer(
+        lambda: nn.QuantizedConv2d.from_conv(
+            nn.Conv2d(2, 3, 3, dtype=np.float64, rng=0),
+            quantize.Scheme(bits=4),
+            input="int8",
+            activation_scale=0.1,
+            activation_zero_point=3,
+        ),
+        (2, 2, 4, 4),
+    ),
+    "nn.FakeQuantizedConv2d": layer(
+        lambda: nn.FakeQuantizedConv2d(
+            nn.Conv2d(2, 3, 3, dtype=np.float64, rng=0), quantize.Scheme(bits=2)
+        ),
+        (2, 2, 4, 4),
+    ),
     "quantize.Scheme": Example(lambda: quantize.Scheme(bits=4), repr),
     "quantize.QuantizedTensor": quantized(bits=4, symmetric=False),
     "quantize.QuantizedMatrix": Example(

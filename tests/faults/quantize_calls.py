@@ -23,6 +23,10 @@ def ones() -> Any:
     return np.ones((8, 1))
 
 
+def fixed() -> dict[str, Any]:
+    return {"activation_scale": 0.1, "activation_zero_point": 3}
+
+
 def attention() -> Any:
     model = nn.Sequential(nn.MultiHeadAttention(8, 2, rng=0))
     return quantize.quantize_model(model, quantize.Scheme(bits=8))[0]
@@ -30,10 +34,30 @@ def attention() -> Any:
 
 CALLS: dict[str, Arguments] = {
     "nn.QuantizedLinear": lambda: dict(
-        weight=quantize.quantize(w(), scheme()), bias=None, input="int8", input_scale=None
+        weight=quantize.quantize(w(), scheme()),
+        bias=None,
+        input="int8",
+        input_scale=None,
+        **fixed(),
     ),
     "nn.QuantizedLinear.from_linear": lambda: dict(
-        layer=nn.Linear(3, 2), scheme=scheme(), input="int8"
+        layer=nn.Linear(3, 2), scheme=scheme(), input="int8", **fixed()
+    ),
+    "nn.QuantizedConv2d": lambda: dict(
+        weight=quantize.quantize(np.ones((4, 2, 3, 3), np.float32), scheme()),
+        bias=None,
+        stride=1,
+        padding=1,
+        dilation=1,
+        groups=2,
+        input="int8",
+        **fixed(),
+    ),
+    "nn.QuantizedConv2d.from_conv": lambda: dict(
+        layer=nn.Conv2d(2, 4, 3), scheme=scheme(), input="int8", **fixed()
+    ),
+    "nn.FakeQuantizedConv2d": lambda: dict(
+        layer=nn.Conv2d(2, 4, 3), scheme=scheme(), input="float32"
     ),
     "nn.QuantizedEmbedding": lambda: dict(weight=quantize.quantize(w(), scheme())),
     "nn.QuantizedEmbedding.from_embedding": lambda: dict(layer=nn.Embedding(5, 3), scheme=scheme()),
@@ -108,6 +132,8 @@ CALLS: dict[str, Arguments] = {
         calibration=np.ones((3, 16), "f"),
         method="nearest",
         input="int8",
+        activations=quantize.Scheme(granularity="tensor"),
+        observer=quantize.MinMax,
         correct_bias=True,
     ),
     "quantize.HadamardRotation": lambda: dict(n=4, rng=0),
@@ -149,6 +175,16 @@ METHODS: dict[str, Method] = {
         lambda: nn.FakeQuantizedLinear(nn.Linear(3, 2), scheme()),
         "forward",
         lambda: dict(x=np.ones((2, 3), "f")),
+    ),
+    "QuantizedConv2d.forward": (
+        lambda: nn.QuantizedConv2d.from_conv(nn.Conv2d(2, 4, 3), scheme()),
+        "forward",
+        lambda: dict(x=np.ones((2, 2, 4, 4), "f")),
+    ),
+    "FakeQuantizedConv2d.forward": (
+        lambda: nn.FakeQuantizedConv2d(nn.Conv2d(2, 4, 3), scheme()),
+        "forward",
+        lambda: dict(x=np.ones((2, 2, 4, 4), "f")),
     ),
     "Rotation()": (lambda: quantize.HadamardRotation(16), "__call__", lambda: dict(x=w())),
     "Observer.update": (

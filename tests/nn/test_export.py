@@ -123,3 +123,22 @@ def test_attention(tmp_path):
         x = rng.standard_normal((2, 5, 12)).astype(np.float32)
         code = model.export(tmp_path / "model.npz", show=False)
         np.testing.assert_allclose(run(code, x, tmp_path), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [None, False, True])
+def test_quantized_convolutions(symmetric, tmp_path):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3, padding=1, rng=rng),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, groups=2, bias=False, rng=rng),
+        nn.Flatten(),
+        nn.Linear(32 * 9, 5, rng=rng),
+    )
+    x = rng.standard_normal((20, 4, 8, 8)).astype(np.float32)
+    fixed = None if symmetric is None else Scheme(granularity="tensor", symmetric=symmetric)
+    small = quantize_model(model, Scheme(bits=6), x, input="int8", activations=fixed).eval()
+    code = small.export(tmp_path / "model.npz", show=False)
+    found, y = run(code, x, tmp_path), small(x)
+    # Inputs at the middle between two codes may become either.
+    np.testing.assert_allclose(found, y, atol=0.02 * np.abs(y).max())

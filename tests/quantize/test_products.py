@@ -378,6 +378,7 @@ def test_bad_weights(change, error, message):
 
 
 X = np.ones((2, 6), np.float32)
+ROWS = np.ones(len(X), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,25 @@ X = np.ones((2, 6), np.float32)
         ({"output_scale": 1e60}, ValueError, "output_scale must be"),
         ({"output_scale": 1.0, "output_zero_point": 128}, ValueError, "output_zero_point"),
         ({"input_scale": 1.0}, ValueError, "input_scale needs input='int8'"),
-        ({"input_scale": 1.0, "input": "int8"}, TypeError, "x must have dtype int8"),
+        ({"input_scale": ROWS, "input": "int8"}, TypeError, "x must have dtype int8"),
+        ({"input_scale": 0.0, "input": "int8"}, ValueError, "input_scale must be"),
+        ({"input_scale": 1e-42, "input": "int8"}, ValueError, "input_scale must be"),
+        ({"input_zero_point": 1, "input": "int8"}, ValueError, "input_zero_point needs one"),
+        (
+            {"input_scale": 1.0, "input_zero_point": 128, "input": "int8"},
+            ValueError,
+            "input_zero_point must be",
+        ),
+        (
+            {"input_scale": 1.0, "input_zero_point": 1, "input": "int8", "bias": np.ones(4)},
+            TypeError,
+            "bias must have dtype",
+        ),
+        (
+            {"x": X.astype(np.float64), "input_scale": 1.0, "input": "int8"},
+            TypeError,
+            "x must have",
+        ),
         (
             {"x": X.astype(np.int8), "input": "int8", "input_scale": np.ones(3, np.float32)},
             ValueError,

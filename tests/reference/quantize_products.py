@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tests.reference.nn import conv2d
+
 
 def unpacked(codes, scale, zero_point, group_size):
     """Return codes relative to their zero, as int64, and the scale of each column."""
@@ -54,3 +56,41 @@ def finish(y, bias=None, activation=None):
 
 def requantize(y, scale, zero_point):
     return np.clip(np.rint(y / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def fixed_codes(x, scale, zero_point):
+    """Return int8 codes by a scale and a zero point that are given."""
+    return np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def image_codes(x, fixed=None):
+    """Return the codes of each image and its scale, max |x| / 127 unless it is fixed."""
+    largest = np.abs(x).max(axis=(1, 2, 3), initial=0).astype(np.float32)
+    if fixed is not None:
+        codes, scale = fixed_codes(x, *fixed), np.full(len(x), fixed[0], np.float32)
+    else:
+        scale = np.maximum(largest / np.float32(127), np.finfo(np.float32).smallest_normal)
+        with np.errstate(invalid="ignore"):
+            codes = np.rint(x / scale[:, None, None, None])
+        codes = np.where(np.isfinite(codes), codes, 0).astype(np.int8)
+    return codes, np.where(np.isfinite(largest), scale, np.float32(np.nan))
+
+
+def conv_in_codes(x_codes, x_scale, pad, codes, scale, zero_point, group_size, geometry):
+    """Return the convolution of codes, its float32 operations one by one in their order.
+
+    `geometry` is (stride, padding, dilation, groups); images are padded with the code `pad`.
+    """
+    stride, (py, px), dilation, groups = geometry
+    padded = np.pad(
+        x_codes.astype(np.int64), ((0, 0), (0, 0), (py, py), (px, px)), constant_values=pad
+    )
+    rows = codes.reshape(len(codes), -1)
+    w, _ = unpacked(rows, scale, zero_point, group_size)
+    total = np.float32(0)
+    for g, start in enumerate(range(0, rows.shape[1], group_size)):
+        own = np.zeros_like(w)
+        own[:, start : start + group_size] = w[:, start : start + group_size]
+        exact = conv2d(padded, own.reshape(codes.shape), None, stride, (0, 0), dilation, groups)
+        total = total + exact.astype(np.float32) * scale[:, g, None, None]
+    return total * x_scale[:, None, None, None]

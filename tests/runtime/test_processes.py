@@ -93,6 +93,8 @@ def everything() -> str:
             labels = rng.integers(0, classes, n)
             for result in distillation(z, t, labels):
                 digest.update(np.asarray(result).tobytes())
+    for result in quantized_layers():
+        digest.update(result.tobytes())
     return digest.hexdigest()
 
 
@@ -169,6 +171,21 @@ def layers(dtype):
     table(np.arange(70) % 9)
     table.backward(rows)
     yield table.grads["weight"]
+
+
+def quantized_layers():
+    """Yield what layers with codes give for inputs in codes."""
+    nn, rng = cr.nn, np.random.default_rng(1)
+    images, rows = rng.standard_normal((3, 40, 21, 18)), rng.standard_normal((70, 40))
+    images, rows = images.astype(np.float32), rows.astype(np.float32)
+    conv, linear = nn.Conv2d(40, 70, 3, padding=1, groups=2, rng=0), nn.Linear(40, 70, rng=0)
+    for bits, group in ((8, None), (4, 32)):
+        of_groups = {"granularity": "group", "group_size": group} if group else {}
+        scheme = cr.quantize.Scheme(bits=bits, symmetric=False, **of_groups)
+        for fixed in (None, {"activation_scale": 0.03, "activation_zero_point": -9}):
+            options = {"input": "int8", **(fixed or {})}
+            yield nn.QuantizedConv2d.from_conv(conv, scheme, **options)(images)
+            yield nn.QuantizedLinear.from_linear(linear, scheme, **options)(rows)
 
 
 def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,7 @@ from compressrs.nn.mlp import from_mlp, to_mlp
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm, update_batch_norm
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
+from compressrs.nn.quantized_conv import FakeQuantizedConv2d, QuantizedConv2d
 from compressrs.nn.summary import Summary
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "Embedding",
+    "FakeQuantizedConv2d",
     "FakeQuantizedLinear",
     "Flatten",
     "Layer",
@@ -41,6 +43,7 @@ __all__ = [
     "Linear",
     "MaxPool",
     "MultiHeadAttention",
+    "QuantizedConv2d",
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedMultiHeadAttention",

@@ -84,7 +84,7 @@ class Conv2d(Layer):
         super().__init__()
         in_channels = whole(in_channels, "in_channels", 1)
         out_channels = whole(out_channels, "out_channels", 1)
-        kernel = _pair(kernel_size, "kernel_size", 1)
+        kernel = pair(kernel_size, "kernel_size", 1)
         self._set(stride, padding, dilation, groups)
         if in_channels % self.groups or out_channels % self.groups:
             raise ValueError(
@@ -136,9 +136,9 @@ class Conv2d(Layer):
         return layer
 
     def _set(self, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
-        self.stride = _pair(stride, "stride", 1)
-        self.padding = _pair(padding, "padding", 0)
-        self.dilation = _pair(dilation, "dilation", 1)
+        self.stride = pair(stride, "stride", 1)
+        self.padding = pair(padding, "padding", 0)
+        self.dilation = pair(dilation, "dilation", 1)
         self.groups = whole(groups, "groups", 1)
 
     @property
@@ -204,9 +204,9 @@ class _Pool(Layer):
 
     def __init__(self, kernel_size: Pair, *, stride: Pair | None = None, padding: Pair = 0) -> None:
         super().__init__()
-        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
-        self.stride = _pair(kernel_size if stride is None else stride, "stride", 1)
-        self.padding = _pair(padding, "padding", 0)
+        self.kernel_size = pair(kernel_size, "kernel_size", 1)
+        self.stride = pair(kernel_size if stride is None else stride, "stride", 1)
+        self.padding = pair(padding, "padding", 0)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(f"padding must be at most half of kernel_size, got {padding}")
 
@@ -291,12 +291,18 @@ class AvgPool(_Pool):
         return None
 
 
-def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
-    """Return a number for each direction."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
+def pair(value: Any, name: str, low: int) -> tuple[int, int]:
+    """Return a number for each direction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a number nor two, from `low` on.
+    """
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2:
         raise ValueError(f"{name} must be a number or a pair, got {value!r}")
-    first, second = (whole(v, name, low) for v in pair)
+    first, second = (whole(v, name, low) for v in both)
     if max(first, second) >= 2**31:
         raise ValueError(f"{name} must be less than 2^31, got {value!r}")
     return first, second

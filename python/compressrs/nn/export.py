@@ -22,6 +22,7 @@ from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
 from compressrs.nn.quantized import QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
+from compressrs.nn.quantized_conv import QuantizedConv2d
 from compressrs.quantize.tensor import QuantizedTensor
 
 #: The code of each kind of step, which changes `x`; its arrays are ``a[0]``, ``a[1]``, ...
@@ -30,10 +31,14 @@ _LINES = {
     "codes": "w = (a[0].astype(a[2].dtype) - a[1][:, a[3]]) * a[2][:, a[3]]",
     "levels": "w = a[1][a[0]] * a[2][:, a[3]]",
     "affine_w": "x = x @ w.T + a[0]",
+    "conv_w": "x = conv(x, w.reshape(a[0]), a[1], *a[2])",
     "keep_w": "u = w",
     "rows_w": "x = w[x]",
     "round": "s = np.abs(x).max(-1, keepdims=True) / 127; "
     "x = np.rint(x / np.maximum(s, 1e-30)) * s",
+    "round_images": "s = np.abs(x).max((1, 2, 3), keepdims=True) / 127; "
+    "x = np.rint(x / np.maximum(s, 1e-30)) * s",
+    "round_fixed": "x = (np.clip(np.rint(x / a[0]) + a[1], -128, 127) - a[1]) * a[0]",
     "attention": "x = attend(x, a[0], a[1], a[2], a[3], *a[4])",
     "attention_w": "x = attend(x, u, a[0], w, a[1], *a[2])",
     "sparse": "w = np.zeros(a[3], a[0].dtype); w[a[2], a[1]] = a[0]; x = x @ w.T + a[4]",
@@ -126,9 +131,9 @@ def lines(kinds: list[str], path: Path) -> str:
     """Return the code that runs such steps."""
     used = list(dict.fromkeys(kinds))
     code = ["import math" if "gelu" in used else "", "import numpy as np"]
-    if {"conv", "max_pool", "avg_pool"} & set(used):
+    if {"conv", "conv_w", "max_pool", "avg_pool"} & set(used):
         code.append(_WINDOWS)
-    if "conv" in used:
+    if {"conv", "conv_w"} & set(used):
         code.append(_CONV)
     if {"attention", "attention_w"} & set(used):
         code.append(_ATTEND)
@@ -181,9 +186,18 @@ def _sparse(layer: SparseLinear) -> list[Step]:
     return [("sparse", [*parts, np.array(dense.shape), _bias(layer)])]
 
 
+def _sizes(layer: Any) -> Array:
+    """Return the sizes that the code of a convolution takes."""
+    return np.array([layer.groups, *layer.stride, *layer.padding, *layer.dilation])
+
+
 def _conv(layer: Conv2d) -> list[Step]:
-    sizes = [layer.groups, *layer.stride, *layer.padding, *layer.dilation]
-    return [("conv", [layer.weight, _bias(layer), np.array(sizes)])]
+    return [("conv", [layer.weight, _bias(layer), _sizes(layer)])]
+
+
+def _quantized_conv(layer: QuantizedConv2d) -> list[Step]:
+    product = ("conv_w", [np.array(layer.weight.shape), _bias(layer), _sizes(layer)])
+    return [*_rounding(layer, "round_images"), *_codes(layer.weight), product]
 
 
 def _pool(kind: str) -> Callable[[Any], list[Step]]:
@@ -230,25 +244,33 @@ def _inputs(layer: QuantizedLinear) -> list[Step]:
     scale, steps = layer.input_scale, []
     if scale is not None:
         steps.append(("scale", [1 / scale, np.zeros_like(scale)]))
-    if layer.input == "int8":
-        steps.append(("round", []))
-    return steps
+    return steps + _rounding(layer, "round")
+
+
+def _rounding(layer: QuantizedLinear | QuantizedConv2d, dynamic: str) -> list[Step]:
+    """Return the step that rounds the input, if any."""
+    if layer.input != "int8":
+        return []
+    scale, zero = layer.activation_scale, layer.activation_zero_point
+    if scale is None or zero is None:
+        return [(dynamic, [])]
+    return [("round_fixed", [scale[0], zero.astype(scale.dtype)[0]])]
 
 
 def _codes(q: Any) -> list[Step]:
     """Return the step that decodes a weight; scales have one column for each group."""
-    rows, columns = q.shape
-    block = q.scheme.block(q.shape)
+    rows, columns = q.scheme.matrix(q.shape)
+    codes, block = q.codes.reshape(rows, columns), q.scheme.block(q.shape)
     groups: Any = np.arange(columns) // block[1] if q.group_index is None else q.group_index
     groups = groups.astype(np.uint16 if groups.max(initial=0) < 2**16 else np.int64)
     scale = q.scale.repeat(block[0], 0)[:rows] if q.scale.shape[0] > 1 else q.scale
     if q.scheme.dtype in ("int", "uint"):
         zero = np.zeros((1, q.scale.shape[1]), np.int8) if q.zero_point is None else q.zero_point
         zero = zero.repeat(block[0], 0)[:rows] if zero.shape[0] > 1 else zero
-        return [("codes", [q.codes, zero.astype(scale.dtype), scale, groups])]
+        return [("codes", [codes, zero.astype(scale.dtype), scale, groups])]
     if q.scheme.dtype == "codebook" and q.scale.size > 1:
         raise TypeError("a codebook for each block cannot be exported; one for the tensor can")
-    return [("levels", [q.codes, _levels(q), scale, groups])]
+    return [("levels", [codes, _levels(q), scale, groups])]
 
 
 def _levels(q: Any) -> Array:
@@ -270,6 +292,7 @@ _STEPS: dict[type, Callable[[Any], list[Step]]] = {
     Linear: lambda layer: [("affine", [layer.weight, _bias(layer)])],
     SparseLinear: _sparse,
     QuantizedLinear: _quantized_linear,
+    QuantizedConv2d: _quantized_conv,
     Conv2d: _conv,
     BatchNorm: lambda layer: [("scale_axis_1", list(layer.affine()))],
     LayerNorm: _layer_norm,

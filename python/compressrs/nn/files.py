@@ -235,11 +235,13 @@ def _make(
         return SparseLinear(weight, bias)
     if "Quantized" in kind:
         # Imported here, since these modules import this one.
-        from compressrs.nn import quantized, quantized_attention
+        from compressrs.nn import quantized, quantized_attention, quantized_conv
 
         layers_of: dict[str, Any] = {
             "QuantizedLinear": quantized.QuantizedLinear,
             "FakeQuantizedLinear": quantized.FakeQuantizedLinear,
+            "QuantizedConv2d": quantized_conv.QuantizedConv2d,
+            "FakeQuantizedConv2d": quantized_conv.FakeQuantizedConv2d,
             "QuantizedEmbedding": quantized_attention.QuantizedEmbedding,
             "QuantizedMultiHeadAttention": quantized_attention.QuantizedMultiHeadAttention,
         }

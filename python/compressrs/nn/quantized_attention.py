@@ -12,9 +12,10 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import dimensions
+from compressrs.nn._quantized import tensor_of_state
 from compressrs.nn.attention import Embedding, SelfAttention, check_ids, check_sequences
 from compressrs.nn.layer import Layer, check_gradient
-from compressrs.nn.quantized import QuantizedLinear, tensor_of_state
+from compressrs.nn.quantized import QuantizedLinear
 from compressrs.quantize.rounding import quantize
 from compressrs.quantize.scheme import Scheme
 from compressrs.quantize.tensor import QuantizedTensor

@@ -168,6 +168,7 @@ class QuantizedMatrix:
         order: npt.NDArray[np.intp] | None,
     ) -> None:
         self.bits, self.group_size = bits, group
+        self._sums: npt.NDArray[np.float64] | None = None
         self._levels = None if levels is None else levels.copy()
         self._order = order
         self._shape = (codes.shape[0], codes.shape[1])
@@ -229,6 +230,7 @@ class QuantizedMatrix:
         out: Array | None = None,
         *,
         input_scale: Array | float | None = None,
+        input_zero_point: int = 0,
         output_scale: float | None = None,
         output_zero_point: int = 0,
     ) -> npt.NDArray[Any]:
@@ -250,10 +252,15 @@ class QuantizedMatrix:
         float32 on its own, in this order, so that results have the same bits for every
         instruction set, number of threads and batch.
 
+        With one `input_scale` :math:`t` for float32 `x`, codes are fixed before:
+        :math:`q_{bk} = \mathrm{clip}(\mathrm{round}(x_{bk} / t) + u, -128, 127)` with
+        `input_zero_point` :math:`u`, and the bias, in float32, is
+        :math:`b_n - t\,u \sum_g s_{ng} \sum_{k \in g} (c_{nk} - z_{ng})`.
+
         Parameters
         ----------
         x : array of float32, shape (batch, in)
-            Copied if not C-contiguous. With `input_scale`, int8 codes.
+            Copied if not C-contiguous. With `input_scale` it may be int8 codes.
         bias : array of float32, shape (out,), optional
         activation : {"relu", "gelu"}, optional
             ``max(y, 0)``, or :math:`y\,\Phi(y)` with the normal distribution's
@@ -263,7 +270,10 @@ class QuantizedMatrix:
         out : array, shape (batch, out), optional
             Receives the result; C-contiguous.
         input_scale : array of float32, shape (batch,), or float, optional
-            With ``input="int8"``: the scales :math:`t_b` of int8 `x`.
+            With ``input="int8"``: the scales :math:`t_b` of int8 `x`, or the one by which
+            float32 `x` is quantized.
+        input_zero_point : int, default 0
+            -128 to 127; other than 0 only with one `input_scale` for all rows.
         output_scale : float, optional
             Return int8: ``clip(round(y / output_scale) + output_zero_point, -128, 127)``,
             rounded half to even.
@@ -286,7 +296,7 @@ class QuantizedMatrix:
         Notes
         -----
         A row of `x` with NaN or infinity becomes NaN with ``input="int8"``. A row of zeros
-        has the scale 0.
+        has the scale 0, unless `input_scale` is given.
         """
         choice(input, "input", _INPUTS)
         if activation is not None:
@@ -298,29 +308,37 @@ class QuantizedMatrix:
         if x.ndim != 2:
             raise ValueError(f"x must have shape (batch, {self._shape[1]}), got {x.shape}")
         shape = (x.shape[0], self._shape[0])
+        zero = whole(input_zero_point, "input_zero_point", -128, 127)
+        one = isinstance(input_scale, (int, float, np.generic))
+        if zero and not one:
+            raise ValueError(f"input_zero_point needs one input_scale for all rows, got {zero}")
         if input_scale is not None:
             if not integers:
                 raise ValueError("input_scale needs input='int8', got 'float32'")
-            if isinstance(input_scale, (int, float, np.generic)):
-                input_scale = np.full(shape[0], positive(input_scale, "input_scale"), np.float32)
+            if one:
+                step = _normal(input_scale, "input_scale")
+                bias = self._shifted(bias, step, zero)
+                input_scale = np.full(shape[0], step, np.float32)
             input_scale = as_array(input_scale, "input_scale")
             if not (np.isfinite(input_scale) & (input_scale >= 0)).all():
                 raise ValueError("input_scale must be finite and not negative, got others")
         requantize = None
         if output_scale is not None:
-            step = positive(output_scale, "output_scale")
-            zero = whole(output_zero_point, "output_zero_point", -128)
-            if zero > 127:
-                raise ValueError(f"output_zero_point must be at most 127, got {zero}")
-            if not _NORMAL[0] <= step <= _NORMAL[1]:
-                raise ValueError(f"output_scale must be a normal float32, got {output_scale!r}")
-            requantize = (step, zero)
+            requantize = (
+                _normal(output_scale, "output_scale"),
+                whole(output_zero_point, "output_zero_point", -128, 127),
+            )
+        given = x
         if self._order is not None:
             if x.shape[1] != self._shape[1]:
                 raise ValueError(f"x must have shape (batch, {self._shape[1]}), got {x.shape}")
-            given, x = x, np.take(x, self._order, axis=1)
-            if out is not None and np.may_share_memory(given, as_array(out, "out")):
-                raise ValueError("out and x share memory, which must not be (pass a copy of one)")
+            x = np.take(x, self._order, axis=1)
+        if one and x.dtype != np.int8:
+            x, input_scale = _fixed_codes(x, step, zero)
+            if requantize is not None and not np.isfinite(input_scale).all():
+                raise ValueError("x must be finite for an output in codes, got NaN or infinity")
+        if x is not given and out is not None and np.may_share_memory(given, as_array(out, "out")):
+            raise ValueError("out and x share memory, which must not be (pass a copy of one)")
         if out is None:
             result = np.empty(shape, np.float32 if requantize is None else np.int8)
         else:
@@ -329,6 +347,32 @@ class QuantizedMatrix:
             bias = as_array(bias, "bias")
         self._core.linear(x, integers, input_scale, bias, activation or "none", result, requantize)
         return result
+
+    def _shifted(self, bias: Array | None, step: float, zero: int) -> Array | None:
+        """Return the bias without what the zero point of the input adds to the sums."""
+        if not zero:
+            return bias
+        if self._sums is None:
+            self._sums = self._sums_of_rows()
+        shift: npt.NDArray[np.float64] = step * zero * self._sums
+        if bias is None:
+            return (-shift).astype(np.float32)
+        before = as_array(bias, "bias")
+        if before.dtype != np.float32 or before.shape != self._shape[:1]:
+            # As it is, to be refused with what is wrong about it.
+            return bias
+        return (before - shift).astype(np.float32)
+
+    def _sums_of_rows(self) -> npt.NDArray[np.float64]:
+        """Return the sum of each row."""
+        starts = np.arange(0, self._shape[1], self.group_size)
+        if not len(starts):
+            return np.zeros(self._shape[0])
+        codes, zero = self._core.codes().astype(np.int64), self.zero_point.astype(np.int64)
+        lengths = np.diff(np.append(starts, self._shape[1]))
+        sums = np.add.reduceat(codes, starts, axis=1) - zero * lengths
+        total: npt.NDArray[np.float64] = (sums * self.scale.astype(np.float64)).sum(axis=1)
+        return total
 
     def __repr__(self) -> str:
         return (
@@ -359,6 +403,23 @@ class QuantizedMatrix:
             state["levels"],
             state["order"],
         )
+
+
+def _normal(x: Any, name: str) -> float:
+    """Return a scale that is a positive normal float32."""
+    step = positive(x, name)
+    if not _NORMAL[0] <= step <= _NORMAL[1]:
+        raise ValueError(f"{name} must be a normal float32, got {x!r}")
+    return float(np.float32(step))
+
+
+def _fixed_codes(
+    x: Array, step: float, zero: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return the codes of rows, and their scales: NaN of those that are not finite."""
+    codes, scales = np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
+    _core.fixed_codes(x, step, zero, codes, scales)
+    return codes, scales
 
 
 def _levels(q: Any) -> npt.NDArray[np.float32]:

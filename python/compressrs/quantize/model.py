@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array
-from compressrs._checks import choice, flag
+from compressrs._checks import choice, flag, function
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Residual, Sequential
+from compressrs.nn.conv import Conv2d
 from compressrs.nn.layer import Layer
 from compressrs.nn.linear import Linear
 from compressrs.prune.statistics import InputStatistics, batches_of
 from compressrs.quantize.codebook import kmeans
+from compressrs.quantize.observers import MinMax, Observer
+from compressrs.quantize.patches import means, statistics_of
 from compressrs.quantize.refinement import adaround, bias_correction, hqq, mse_scale
 from compressrs.quantize.rounding import quantize
 from compressrs.quantize.scaling import awq
@@ -26,13 +29,13 @@ from compressrs.quantize.sweep import gptq
 from compressrs.quantize.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from compressrs.nn import QuantizedLinear, QuantizedMultiHeadAttention
+    from compressrs.nn import QuantizedConv2d, QuantizedLinear, QuantizedMultiHeadAttention
 
 Method = Literal["nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround"]
 _METHODS = ("nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround")
 _CALIBRATED = ("gptq", "awq", "adaround")
 #: Layers that can be quantized.
-_KINDS = (Linear, Embedding, MultiHeadAttention)
+_KINDS = (Linear, Conv2d, Embedding, MultiHeadAttention)
 
 
 def quantize_model(
@@ -42,9 +45,11 @@ def quantize_model(
     *,
     method: Method = "nearest",
     input: str = "float32",
+    activations: Scheme | None = None,
+    observer: Callable[[], Observer] = MinMax,
     correct_bias: bool = False,
 ) -> Sequential:
-    """Return a copy of a model with quantized linear, embedding and attention layers.
+    """Return a copy of a model with quantized linear, convolution, embedding and attention layers.
 
     Layers are quantized one after another, at any depth of `Sequential` and `Residual`, and each
     is calibrated with the inputs that the quantized layers before it give. All other layers are
@@ -61,13 +66,20 @@ def quantize_model(
         matches.
     calibration : array, or iterable of array, optional
         Inputs of the model, all at once or batch by batch (kept for all layers). Needed by
-        the methods "gptq", "awq" and "adaround", and by `correct_bias`.
+        the methods "gptq", "awq" and "adaround", by `activations` and by `correct_bias`.
     method : {"nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround"}, default "nearest"
         `quantize`, with scales of `mse_scale`, or the function of that name. Layers with a
         codebook use `kmeans`, or "gptq" with its levels. Embeddings are rounded to nearest by
-        the methods that need calibration.
+        the methods that need calibration, and so are convolutions by "awq", which scales
+        features. All groups of a convolution are calibrated with the inputs of all.
     input : {"float32", "int8"}, default "float32"
-        See `compressrs.nn.QuantizedLinear`.
+        See `compressrs.nn.QuantizedLinear` and `compressrs.nn.QuantizedConv2d`.
+    activations : Scheme, optional
+        Quantize inputs with one scale for each layer, found by `observer` from the calibration
+        inputs: ``Scheme(bits=8, granularity="tensor")``, or asymmetric with a zero point.
+        Implies ``input="int8"``, whose scales are otherwise those of each row or image.
+    observer : callable, default MinMax
+        Returns an observer of one range, such as ``lambda: Percentile(percentile=99.9)``.
     correct_bias : bool, default False
         Whether to correct each layer's bias for the change of its mean output, including the
         change of its input by earlier layers; see `bias_correction`. Layers without bias get
@@ -76,8 +88,8 @@ def quantize_model(
     Returns
     -------
     Sequential
-        With `compressrs.nn.QuantizedLinear`, `compressrs.nn.QuantizedEmbedding` and
-        `compressrs.nn.QuantizedMultiHeadAttention`.
+        With `compressrs.nn.QuantizedLinear`, `compressrs.nn.QuantizedConv2d`,
+        `compressrs.nn.QuantizedEmbedding` and `compressrs.nn.QuantizedMultiHeadAttention`.
 
     Raises
     ------
@@ -103,16 +115,19 @@ def quantize_model(
     choice(method, "method", _METHODS)
     choice(input, "input", ("float32", "int8"))
     schemes = _schemes(model, scheme)
-    needed = method in _CALIBRATED or correct_bias
+    if activations is not None:
+        _check_activations(activations, observer)
+        input = "int8"
+    needed = method in _CALIBRATED or correct_bias or activations is not None
     # In evaluation mode, so that calibration does not change running averages.
     original = model.copy().eval()
     batches = _batches(calibration, original)
     if needed and not sum(len(x) for x in batches):
-        raise ValueError(
-            f"calibration must hold inputs for {method!r}"
-            f"{' with correct_bias' if correct_bias else ''}, got none"
-        )
-    conversion = _Conversion(schemes, method, input, correct_bias)
+        use: list[str] = [method] if method in _CALIBRATED else []
+        use += ["correct_bias"] if correct_bias else []
+        use += ["activations"] if activations is not None else []
+        raise ValueError(f"calibration must hold inputs for {', '.join(use)}, got none")
+    conversion = _Conversion(schemes, method, input, activations, observer, correct_bias)
     if not needed:
         batches = []
     new, *_ = conversion.sequential(original, "", batches, batches if correct_bias else [])
@@ -148,6 +163,8 @@ class _Conversion:
     schemes: Mapping[str, Scheme | None]
     method: str
     input: str
+    activations: Scheme | None
+    observer: Callable[[], Observer]
     correct_bias: bool
 
     def sequential(
@@ -174,6 +191,8 @@ class _Conversion:
             new = layer
         elif isinstance(layer, Linear):
             new = self.linear(layer, scheme, batches, given)
+        elif isinstance(layer, Conv2d):
+            new = self.conv(layer, scheme, batches, given)
         elif isinstance(layer, MultiHeadAttention):
             new = self.attention(layer, scheme, batches, given)
         else:
@@ -195,10 +214,64 @@ class _Conversion:
     def linear(
         self, layer: Any, scheme: Scheme, batches: _Batches, given: _Batches
     ) -> QuantizedLinear:
-        new = _quantized(layer, scheme, batches, self.method, self.input)
+        # Imported here, since the module imports this package.
+        from compressrs.nn import QuantizedLinear
+
+        statistics, scale = self.statistics(layer.weight.shape[1], batches), None
+        if self.method == "awq" and scheme.dtype != "codebook":
+            q, scale = awq(layer.weight, statistics, scheme)
+        else:
+            q = _codes(layer.weight, scheme, statistics, self.method)
+        bias = None if layer.bias is None else layer.bias.copy()
         if self.correct_bias:
-            new = _with_bias(layer, new, _mean(given), _mean(batches))
-        return new
+            w, before, after = layer.weight, _mean(given), _mean(batches)
+            bias = _bias(w, q, scale, bias, before, after)
+        scaled = batches if scale is None else [x / scale for x in batches]
+        return QuantizedLinear(q, bias, input=self.input, input_scale=scale, **self.fixed(scaled))
+
+    def conv(
+        self, layer: Conv2d, scheme: Scheme, batches: _Batches, given: _Batches
+    ) -> QuantizedConv2d:
+        from compressrs.nn import QuantizedConv2d
+
+        calibrated = self.method in _CALIBRATED and self.method != "awq"
+        statistics = statistics_of(layer, batches) if calibrated else None
+        method = "nearest" if self.method == "awq" else self.method
+        q = _codes(layer.weight, scheme, statistics, method)
+        bias = None if layer.bias is None else layer.bias.copy()
+        if self.correct_bias:
+            before, after = means(layer, given), means(layer, batches)
+            bias = _bias(layer.weight, q, None, bias, before, after)
+        stride, padding, dilation, groups = layer._geometry
+        return QuantizedConv2d(
+            q,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            input=self.input,
+            **self.fixed(batches),
+        )
+
+    def statistics(self, features: int, batches: _Batches) -> Any:
+        """Return the statistics that the method needs."""
+        if self.method not in _CALIBRATED:
+            return None
+        statistics = InputStatistics(features, gram=True)
+        for x in batches:
+            statistics.update(x)
+        return statistics
+
+    def fixed(self, batches: _Batches) -> dict[str, Any]:
+        """Return the fixed scale and zero point of inputs, if asked for."""
+        if self.activations is None:
+            return {}
+        observer = self.observer()
+        for x in batches:
+            observer.update(x)
+        scale, zero = observer.parameters(self.activations)
+        return {"activation_scale": scale, "activation_zero_point": zero}
 
     def attention(
         self, layer: MultiHeadAttention, scheme: Scheme, batches: _Batches, given: _Batches
@@ -239,25 +312,40 @@ def _mean(batches: _Batches) -> npt.NDArray[np.float64]:
     return mean
 
 
-def _with_bias(
-    layer: Any,
-    new: QuantizedLinear,
+def _bias(
+    w: Array,
+    q: QuantizedTensor,
+    scale: Array | None,
+    bias: Array | None,
     before: npt.NDArray[np.float64],
     after: npt.NDArray[np.float64],
-) -> QuantizedLinear:
-    """Return the layer with a bias that keeps the mean of outputs.
+) -> npt.NDArray[Any]:
+    """Return the bias that keeps the mean of outputs.
 
-    `before` and `after` are the means of the inputs in the model and in the quantized model.
+    `before` and `after` are the means of the inputs in the model and in the quantized model,
+    and `scale` is that of the inputs.
     """
-    from compressrs.nn import QuantizedLinear
-
-    w, scale = layer.weight.astype(np.float64), new.input_scale
-    bias = 0 if layer.bias is None else layer.bias.astype(np.float64)
-    bias = bias + w @ (before - after)
+    wide = w.astype(np.float64)
+    matrix = wide.reshape(len(wide), -1)
+    total = (0 if bias is None else bias) + np.sum(matrix * (before - after), axis=1)
     if scale is not None:
-        w, after = w * scale, after / scale
-    found = bias_correction(w, new.weight, after, bias).astype(layer.weight.dtype)
-    return QuantizedLinear(new.weight, found, input=new.input, input_scale=scale)
+        wide, after = wide * scale, after / scale
+    return bias_correction(wide, q, after, total).astype(w.dtype)
+
+
+def _check_activations(scheme: Scheme, observer: Any) -> None:
+    """Check the scheme of inputs, and what makes observers."""
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"activations must be a Scheme, got {type(scheme).__name__}")
+    if (scheme.bits, scheme.dtype, scheme.granularity) != (8, "int", "tensor"):
+        raise ValueError(
+            f"activations must have bits=8, dtype='int' and granularity='tensor', got {scheme!r}"
+        )
+    made = function(observer, "observer")()
+    if not isinstance(made, Observer):
+        raise TypeError(f"observer must return an Observer, got {type(made).__name__}")
+    if made.channels is not None:
+        raise ValueError(f"observer must return one of all channels, got {made!r}")
 
 
 def _schemes(
@@ -285,27 +373,6 @@ def _schemes(
     return found
 
 
-def _quantized(
-    layer: Any, scheme: Scheme, batches: _Batches, method: str, input: str
-) -> QuantizedLinear:
-    """Return a quantized linear layer."""
-    # Imported here, since the module imports this package.
-    from compressrs.nn import QuantizedLinear
-
-    statistics: Any = None
-    if method in _CALIBRATED:
-        statistics = InputStatistics(layer.weight.shape[1], gram=True)
-        for x in batches:
-            statistics.update(x)
-    scale = None
-    if method == "awq" and scheme.dtype != "codebook":
-        q, scale = awq(layer.weight, statistics, scheme)
-    else:
-        q = _codes(layer.weight, scheme, statistics, method)
-    bias = None if layer.bias is None else layer.bias.copy()
-    return QuantizedLinear(q, bias, input=input, input_scale=scale)
-
-
 def _codes(w: Array, scheme: Scheme, statistics: Any, method: str) -> QuantizedTensor:
     """Return a quantized weight, by a method that does not scale the inputs."""
     if method == "gptq":
@@ -313,7 +380,9 @@ def _codes(w: Array, scheme: Scheme, statistics: Any, method: str) -> QuantizedT
     if scheme.dtype == "codebook":
         return kmeans(w, scheme)
     if method == "adaround":
-        return adaround(w, statistics, scheme)
+        q = adaround(np.ascontiguousarray(w.reshape(scheme.matrix(w.shape))), statistics, scheme)
+        codes = q.codes.reshape(w.shape)
+        return QuantizedTensor(codes, q.scale, q.zero_point, scheme=scheme, dtype=q.dtype)
     if method == "hqq":
         return hqq(w, scheme)
     if method == "mse":

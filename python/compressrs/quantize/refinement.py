@@ -312,12 +312,13 @@ def bias_correction(
 
     Parameters
     ----------
-    w : array, shape (outputs, inputs)
-        Before quantization.
+    w : array, shape (outputs, inputs, ...)
+        Before quantization. All axes after the first are inputs.
     q : QuantizedTensor
         After it, of the same shape.
-    mean : array, shape (inputs,)
-        Of calibration inputs.
+    mean : array, shape (inputs,) or (outputs, inputs)
+        Of calibration inputs; one row for each output where their inputs differ, as in a
+        convolution with groups.
     bias : array, shape (outputs,), optional
         0 if not given.
 
@@ -348,11 +349,11 @@ def bias_correction(
     if not isinstance(q, QuantizedTensor):
         raise TypeError(f"q must be a QuantizedTensor, got {type(q).__name__}")
     require_float(w.dtype, "w")
-    if w.ndim != 2 or w.shape != q.shape:
-        raise ValueError(f"w must be a matrix of the shape of q, {q.shape}, got {w.shape}")
-    given = as_array(mean, "mean")
-    if given.shape != w.shape[1:]:
-        raise ValueError(f"mean must have shape {w.shape[1:]}, got {given.shape}")
+    if w.ndim < 2 or w.shape != q.shape:
+        raise ValueError(f"w must be an array of the shape of q, {q.shape}, got {w.shape}")
+    given, shape = as_array(mean, "mean"), q.scheme.matrix(q.shape)
+    if given.shape not in (shape, shape[1:]):
+        raise ValueError(f"mean must have shape {shape[1:]} or {shape}, got {given.shape}")
     require_float(given.dtype, "mean")
     before = np.zeros(len(w))
     if bias is not None:
@@ -361,11 +362,12 @@ def bias_correction(
         before = array.astype(np.float64)
     if before.shape != w.shape[:1]:
         raise ValueError(f"bias must have shape {w.shape[:1]}, got {before.shape}")
-    change = w.astype(np.float64) - q.dequantize().astype(np.float64)
-    result = before + change @ given.astype(np.float64)
+    change = (w.astype(np.float64) - q.dequantize().astype(np.float64)).reshape(shape)
+    result = before + np.sum(change * given.astype(np.float64), axis=1)
     if not np.isfinite(result).all():
         raise ValueError("w, mean and bias must be finite, got NaN or infinity")
-    return result.astype(w.dtype)
+    found: npt.NDArray[Any] = result.astype(w.dtype)
+    return found
 
 
 def _starts(w: npt.NDArray[Any], scheme: Scheme) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

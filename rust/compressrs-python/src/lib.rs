@@ -59,6 +59,8 @@ mod _core {
     #[pymodule_export]
     use crate::nn::pool::{pool, pool_backward, pool_shape};
     #[pymodule_export]
+    use crate::nn::quantized::{conv2d_in_codes, fixed_codes};
+    #[pymodule_export]
     use crate::optim::Stepper;
     #[pymodule_export]
     use crate::prune::{

@@ -82,6 +82,13 @@ pub struct PackedWeights {
     signed: bool,
 }
 
+impl PackedWeights {
+    /// The weights, which nobody changes.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}
+
 #[pymethods]
 impl PackedWeights {
     /// Packs codes [out, in] of `bits` bits, with scales and zero points [out, groups].

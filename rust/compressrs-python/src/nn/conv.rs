@@ -21,7 +21,7 @@ fn run_fallibly(
 }
 
 /// A convolution of an image of this shape, and the shape of its result.
-fn geometry(
+pub(super) fn geometry(
     x: &[usize],
     weight: &[usize],
     stride: Two,
@@ -105,7 +105,8 @@ pub fn conv2d(
     })
 }
 
-/// Writes the gradients of [`conv2d`] to `dx` (if not None), `dw` and `db` (if not None).
+/// Writes the gradients of [`conv2d`] to `dx`, and to `dw` and `db` if they are not None;
+/// without `dw` of `x` only the shape counts, and it may be `dx`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "all that a convolution depends on")]
 pub fn conv2d_backward(
@@ -118,7 +119,7 @@ pub fn conv2d_backward(
     dilation: Two,
     groups: usize,
     dx: &Bound<'_, PyAny>,
-    dw: &Bound<'_, PyAny>,
+    dw: Option<&Bound<'_, PyAny>>,
     db: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (weight, dtype) = first(weight, "weight")?;
@@ -129,27 +130,33 @@ pub fn conv2d_backward(
     let x = read(&x.array, "x", like, x.array.shape())?;
     let dy = read(dy, "dy", like, &shape)?;
     let mut dx = written(dx, "dx", like, x.array.shape())?;
-    let mut dw = written(dw, "dw", like, weight.array.shape())?;
+    let mut dw = dw.map(|dw| written(dw, "dw", like, weight.array.shape())).transpose()?;
     let mut db = db.map(|db| written(db, "db", like, &shape[1..2])).transpose()?;
-    let mut outputs = vec![&mut dx, &mut dw];
+    let mut sources = vec![&weight, &dy];
+    if dw.is_some() {
+        sources.push(&x);
+    }
+    let mut outputs = vec![&mut dx];
+    outputs.extend(&mut dw);
     outputs.extend(&mut db);
-    require_disjoint(&mut outputs, [&x, &weight, &dy])?;
+    require_disjoint(&mut outputs, sources)?;
     let channels =
         norm::Channels { images: shape[0], channels: shape[1], places: shape[2] * shape[3] };
     with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to them here.
-        let (x, weight, dy, dx, dw, db) = unsafe {
+        let (weight, dy, dx, dw, db) = unsafe {
             (
-                x.slice::<T>()?,
                 weight.slice::<T>()?,
                 dy.slice::<T>()?,
                 dx.slice_mut::<T>()?,
-                dw.slice_mut::<T>()?,
+                dw.as_mut().map(|dw| Ok::<_, PyErr>((x.slice::<T>()?, dw.slice_mut::<T>()?))).transpose()?,
                 db.as_mut().map(|db| db.slice_mut::<T>()).transpose()?,
             )
         };
         run_fallibly(py, || {
-            conv::weight_gradient(&geometry, x, dy, dw)?;
+            if let Some((x, dw)) = dw {
+                conv::weight_gradient(&geometry, x, dy, dw)?;
+            }
             if let Some(db) = db {
                 norm::channel_sums(channels, dy, db);
             }

@@ -7,6 +7,7 @@ pub mod embedding;
 pub mod linear;
 pub mod norm;
 pub mod pool;
+pub mod quantized;
 
 use compressrs_core::nn::conv::Side;
 use numpy::PyUntypedArrayMethods;

@@ -15,10 +15,12 @@
 
 mod correlate;
 mod planes;
+mod quantized;
 mod weight;
 mod weight_few;
 
 pub use correlate::{forward, input_gradient};
+pub use quantized::{Filters, Scaling, forward_in_codes};
 pub use weight::weight_gradient;
 
 use crate::numeric::element::Float;
