@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,8 @@ def test_pages(page):
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {})
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", prose):
         assert (page.parent / link).exists(), link
 
 
@@ -91,3 +94,56 @@ def test_public_names_are_documented():
         and not (value.__doc__ or "").strip()
     ]
     assert undocumented == []
+
+
+def script(path):
+    """Return a module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "docs" / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_page_of_the_site(monkeypatch):
+    pytest.importorskip("sphinx")
+    api_pages = script("_ext/api_pages.py")
+    monkeypatch.setattr(compressrs.prune, "made_up", lambda: None, raising=False)
+    monkeypatch.setattr(compressrs.prune, "__all__", [*compressrs.prune.__all__, "made_up"])
+    pages = api_pages.pages()
+    names = [f"compressrs.{name}" for name in dir(compressrs)]
+    for path in ["compressrs", *(name for name in names if name in MODULES)]:
+        assert path in pages
+        try:
+            package = importlib.import_module(path)
+        except ModuleNotFoundError:  # of an extra
+            continue
+        for name in getattr(package, "__all__", []):
+            value = getattr(package, name)
+            if isinstance(value, types.ModuleType):
+                assert f"{path}.{name}" in pages
+            elif callable(value):
+                page = pages[f"{path}.{name.casefold()}"]
+                assert re.search(rf"^\.\. auto(class|function|exception):: {name}$", page, re.M)
+            else:
+                assert f".. autodata:: {name}\n" in pages[path]
+    assert "compressrs.prune.made_up" in pages
+
+
+def test_pages_of_rules_have_their_formula_and_state():
+    pytest.importorskip("sphinx")
+    parts = script("_ext/page_parts.py")
+    for name in RULES:
+        cls = getattr(compressrs.optim, name)
+        assert parts.rule_of(f"optimizers/{name.lower()}") is cls
+        # AdamW's is Adam's.
+        assert parts.formula(cls).startswith("```{math}") or cls._fixed
+    assert "| 8 |" in parts.rule_part(compressrs.optim.Adam)
+    assert '`state_dtype="int8"` | refused |' in parts.rule_part(compressrs.optim.Rprop)
+    assert parts.rule_of("optimizers/README") is None
+
+
+def test_linked_licences_are_listed():
+    if shutil.which("cargo") is None:
+        pytest.skip("needs Cargo")
+    licences = script("licences.py")
+    assert licences.PAGE.read_text(encoding="utf-8") == licences.page()

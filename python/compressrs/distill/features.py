@@ -131,7 +131,7 @@ def rkd_distance_loss(student: Array, teacher: Array, *, out: Array | None = Non
 
     with :math:`\mu` the mean of the distances that are not 0, and Huber's loss
     :math:`\ell(x, y) = \frac12 (x - y)^2` for :math:`|x - y| \leq 1`, else
-    :math:`|x - y| - \frac12`.
+    :math:`|x - y| - \frac{1}{2}`.
 
     Parameters
     ----------
