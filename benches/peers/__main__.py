@@ -14,6 +14,7 @@ limited from outside: ``OPENBLAS_NUM_THREADS=1 python -m benches.peers --thread-
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import platform
@@ -23,6 +24,7 @@ import compressrs as cr
 from benches.peers import (
     codec,
     csr,
+    csr_real,
     distill,
     few_bytes,
     measure,
@@ -47,6 +49,8 @@ ALL = {
     "mlp": optim.mlp,
     "csr": csr.csr,
     "csr_grid": csr.grid,
+    "csr_real": csr_real.csr_real,
+    **{f"csr_real_{m}x{k}": functools.partial(csr_real.shape, m, k) for m, k in csr_real.SHAPES},
     "distill": distill.distill,
     "top_k": distill.top_k,
     "conv": nn.conv,
@@ -93,7 +97,9 @@ def main():
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to this file")
     arguments = parser.parse_args()
-    names = arguments.names or (QUICK if arguments.quick else list(ALL))
+    # Those of single shapes are parts of another.
+    all_names = [n for n in ALL if not n.startswith("csr_real_")]
+    names = arguments.names or (QUICK if arguments.quick else all_names)
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
     if arguments.thread_time:

@@ -22,8 +22,8 @@ PATTERNS = ("uniform", "pruned")
 ROUNDS = 3
 
 
-def _sparse_dot_mkl():
-    """Return the module or None; the mkl wheel's library is not on the loader's path."""
+def mkl_module():
+    """Return sparse_dot_mkl or None; the mkl wheel's library is not on the loader's path."""
     libraries = sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))
     if libraries:
         os.environ.setdefault("MKL_RT", str(libraries[0]))
@@ -113,7 +113,7 @@ def _products(w, n, mkl):
 
 def grid():
     """Compare all sizes, columns, sparsities and patterns, with geometric means."""
-    mkl = _sparse_dot_mkl()
+    mkl = mkl_module()
     ratios = defaultdict(list)
     worst = defaultdict(lambda: (np.inf, ""))
     print("\nSparse grid: how many times our time each takes")

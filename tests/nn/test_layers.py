@@ -305,3 +305,20 @@ def test_layers_agree_with_torch(case):
 
 def test_all_cases_of_torch_are_used():
     assert torch_cases() == sorted(RECORDED)
+
+
+def test_recommend_measures_the_storages_that_hold_a_layer():
+    layer = cr.nn.Linear(64, 48, rng=0)
+    layer.weight[:, 8:] = 0
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    found = cr.nn.recommend(layer, 5, seconds=1e-4)
+    assert set(found.seconds) == {"dense", "csr", "bsr_4x4", "bsr_1x16", "bsr_16x1"}
+    assert found.seconds[found.storage] == min(found.seconds.values()) > 0
+    np.testing.assert_allclose(found.layer(x), layer(x), atol=1e-5)
+    scattered = cr.nn.Linear(30, 20, rng=0)
+    assert set(cr.nn.recommend(scattered, seconds=1e-4).seconds) == {"dense", "csr"}
+    for bad, error in (({"batch": 0}, ValueError), ({"seconds": 0}, ValueError)):
+        with pytest.raises(error, match=next(iter(bad))):
+            cr.nn.recommend(layer, **bad)
+    with pytest.raises(TypeError, match="layer"):
+        cr.nn.recommend(layer.weight)

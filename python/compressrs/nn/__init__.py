@@ -25,6 +25,7 @@ from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm, update_bat
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.nn.quantized_conv import FakeQuantizedConv2d, QuantizedConv2d
+from compressrs.nn.recommend import Recommendation, recommend
 from compressrs.nn.summary import Summary
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "QuantizedMultiHeadAttention",
     "RandomState",
     "ReLU",
+    "Recommendation",
     "Residual",
     "Sequential",
     "SiLU",
@@ -60,6 +62,7 @@ __all__ = [
     "from_mlp",
     "load",
     "mse_loss",
+    "recommend",
     "to_mlp",
     "update_batch_norm",
 ]

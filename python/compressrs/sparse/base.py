@@ -176,6 +176,8 @@ class SparseMatrix(Products):
         Rows and columns.
     nnz : int
         Number of stored values.
+    nbytes : int
+        Bytes of memory, including what products have prepared.
     dtype : dtype
         That of `data`.
     T : TransposedMatrix
@@ -337,6 +339,15 @@ class SparseMatrix(Products):
     def size(self) -> int:
         """Number of stored values, as in SciPy."""
         return self.nnz
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory: of the arrays, and of what products have prepared so far.
+
+        The first product of a matrix of single entries prepares its pattern, and the first
+        product of its transpose another one; see the guide on sparse matrices.
+        """
+        return sum(part.nbytes for part in self._parts) + self._core.prepared_bytes
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,9 +1,11 @@
 //! Sparse conversion and products against triple loops in double precision.
 
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
+use compressrs_core::runtime::parallel;
 use compressrs_core::sparse::{
-    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Repeats, fill, locate, matmul,
-    matmul_transposed, row_offsets, sddmm, to_dense, transpose,
+    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, fill,
+    locate, matmul, matmul_prepared, matmul_transposed, matmul_transposed_prepared, row_offsets,
+    scatters, sddmm, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -146,8 +148,21 @@ fn check_products<I: Index, const R: usize, const C: usize>(
         let bias = integers(seed ^ 3, rows, 1);
         let bias = with_bias.then_some(&bias[..]);
         let epilogue = Epilogue { accumulate, bias, relu };
+        let prepared = match (R * C, transposed) {
+            (1, false) => Some(Prepared::new(a.pattern())),
+            (1, true) => Some(Prepared::transposed(a.pattern())),
+            _ => None,
+        };
         let y = product((&x, &old), (inner, rows, n), orders, |x, y| {
-            if transposed {
+            if let Some(prepared) = &prepared {
+                assert_eq!((prepared.rows(), prepared.columns()), (rows, inner));
+                if transposed && scatters::<f64>(n) {
+                    let prepared = Prepared::new(a.pattern());
+                    matmul_transposed_prepared(&prepared, &owned.data, x, y, epilogue)
+                } else {
+                    matmul_prepared(prepared, &owned.data, x, y, epilogue)
+                }
+            } else if transposed {
                 matmul_transposed(a, x, y, epilogue)
             } else {
                 matmul(a, x, y, epilogue)
@@ -362,6 +377,8 @@ fn changed_indices_are_noticed() {
             .is_err()
         };
         let x = Matrix::row_major(&x, 2, 2);
+        assert!(panics(&|_| drop(Prepared::new(pattern))));
+        assert!(panics(&|_| drop(Prepared::transposed(pattern))));
         assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
         assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
         assert!(panics(&|_| sddmm(a, x, x, &mut [0.0; 2], false)));
@@ -387,6 +404,65 @@ fn repeated_entries_add_up() {
     let x = Matrix::row_major(&[10.0, 100.0], 2, 1);
     matmul(a, x, MatrixMut::row_major(&mut y, 1, 1), Epilogue::default());
     assert_eq!(y, [340.0]);
+    let data = [1.0, 2.0, 4.0];
+    assert_eq!(y_of(&Prepared::new(pattern), &data, &[10.0, 100.0], 1), [340.0]);
+    assert_eq!(y_of(&Prepared::transposed(pattern), &data, &[2.0], 2), [8.0, 6.0]);
+}
+
+/// The product with one column.
+fn y_of(a: &Prepared, data: &[f64], x: &[f64], rows: usize) -> Vec<f64> {
+    let mut y = vec![f64::NAN; rows];
+    let (x, out) = (Matrix::row_major(x, x.len(), 1), MatrixMut::row_major(&mut y, rows, 1));
+    matmul_prepared(a, data, x, out, Epilogue::default());
+    y
+}
+
+/// More entries of one column than a tile has columns, and more than a task sums.
+#[test]
+fn an_entry_may_repeat_any_number_of_times() {
+    let count = 100_000;
+    let (indices, data) = (vec![3i32; count], vec![1.0; count]);
+    let offsets = Offsets::new(&[0, 0, count as i32], count).unwrap();
+    let pattern = Pattern::new(&indices, &offsets, 5).unwrap();
+    let x = [0.0, 0.0, 0.0, 2.0, 0.0];
+    assert_eq!(y_of(&Prepared::new(pattern), &data, &x, 2), [0.0, 2.0 * count as f64]);
+    let y = y_of(&Prepared::transposed(pattern), &data, &[1.0, 1.0], 5);
+    assert_eq!(y, [0.0, 0.0, 0.0, count as f64, 0.0]);
+}
+
+/// Shapes of several bands and tiles.
+#[test]
+fn bands_and_tiles() {
+    for (m, k, zeros) in [(300, 900, 9), (600, 70, 5), (3, 70_000, 9)] {
+        let w = integers(m as u64, m * k, zeros);
+        let owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
+        for (n, orders) in [(1, (Order::Rows, Order::Rows)), (3, (Order::Strided, Order::Columns))]
+        {
+            check_products::<i32, 1, 1>(&owned, n, orders, (true, false, true), 7);
+        }
+    }
+}
+
+/// The same bits for any number of threads.
+#[test]
+fn prepared_products_have_the_same_bits() {
+    let (m, k) = (600, 900);
+    let w: Vec<f64> = integers(5, m * k, 8).iter().map(|x| x / 7.0).collect();
+    let owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
+    let prepared = Prepared::new(owned.pattern());
+    let before = parallel::num_threads().unwrap();
+    for n in [1, 2, 9, 20, 70, 130] {
+        let x: Vec<f64> = integers(6, k * n, 1).iter().map(|x| x / 3.0).collect();
+        let products = [1, 2, 3, 7].map(|threads| {
+            parallel::set_num_threads(threads).unwrap();
+            let mut y = vec![0.0; m * n];
+            let (x, out) = (Matrix::row_major(&x, k, n), MatrixMut::row_major(&mut y, m, n));
+            matmul_prepared(&prepared, &owned.data, x, out, Epilogue::default());
+            y
+        });
+        assert!(products.iter().all(|y| *y == products[0]), "{n}");
+    }
+    parallel::set_num_threads(before).unwrap();
 }
 
 #[test]

@@ -28,6 +28,20 @@ pub trait Vector<T>: Copy {
     unsafe fn store(self, x: *mut T);
     /// `self + a b`, rounded once.
     fn add_product(self, a: Self, b: Self) -> Self;
+    /// The sum.
+    fn add(self, other: Self) -> Self;
+    /// Each of the first four elements of a slice in all lanes.
+    ///
+    /// # Safety
+    /// Four elements from `x` on may be read.
+    #[inline(always)]
+    unsafe fn load_four(x: *const T) -> [Self; 4]
+    where
+        T: Copy,
+    {
+        // SAFETY: the caller guarantees that the elements may be read.
+        std::array::from_fn(|i| Self::splat(unsafe { x.add(i).read() }))
+    }
 }
 
 /// The vectors of a type, by level.
@@ -77,6 +91,10 @@ macro_rules! portable {
             fn add_product(self, a: Self, b: Self) -> Self {
                 std::array::from_fn(|l| a[l].mul_add(b[l], self[l]))
             }
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                std::array::from_fn(|l| self[l] + other[l])
+            }
         }
     };
 }
@@ -89,7 +107,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident) => {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $n;
                 #[inline(always)]
@@ -113,13 +131,54 @@ mod x86 {
                     // SAFETY: as for `splat`.
                     unsafe { $fma(a, b, self) }
                 }
+                #[inline(always)]
+                fn add(self, other: Self) -> Self {
+                    // SAFETY: as for `splat`.
+                    unsafe { $add(self, other) }
+                }
             }
         };
     }
-    vector!(f32, __m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
-    vector!(f64, __m512d, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd);
-    vector!(f32, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
-    vector!(f64, __m256d, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd);
+    vector!(
+        f32,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps
+    );
+    vector!(
+        f64,
+        __m512d,
+        8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_fmadd_pd,
+        _mm512_add_pd
+    );
+    vector!(
+        f32,
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps
+    );
+    vector!(
+        f64,
+        __m256d,
+        4,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_fmadd_pd,
+        _mm256_add_pd
+    );
 
     impl super::Vectors for f32 {
         type Avx512 = __m512;
@@ -202,6 +261,51 @@ impl<T: Float, W: WithVector<T>> ByVectors for ByLevel<T, W> {
         self.0.run::<T::Avx512, 12, 4>()
     }
 }
+
+/// Work that is written once for vectors of any width, whose results do not show it.
+pub trait WithWidth<T: Float> {
+    /// The work. Implementations must be `#[inline(always)]`.
+    fn run<V: Vector<T>>(self);
+}
+
+/// Runs work with the widest vectors.
+#[inline]
+pub fn full_width<T: Float, W: WithWidth<T>>(work: W) {
+    dispatch(FullWidth(work, PhantomData));
+}
+
+/// Runs work with vectors of 256 bits at most.
+#[inline]
+pub fn half_width<T: Float, W: WithWidth<T>>(work: W) {
+    dispatch(HalfWidth(work, PhantomData));
+}
+
+macro_rules! of_width {
+    ($name:ident, $avx512:ident) => {
+        struct $name<T, W>(W, PhantomData<T>);
+
+        impl<T: Float, W: WithWidth<T>> ByVectors for $name<T, W> {
+            type Output = ();
+
+            #[inline(always)]
+            fn target(self) {
+                self.0.run::<T::Portable>();
+            }
+
+            #[inline(always)]
+            unsafe fn avx2(self) {
+                self.0.run::<T::Avx2>();
+            }
+
+            #[inline(always)]
+            unsafe fn avx512(self) {
+                self.0.run::<T::$avx512>();
+            }
+        }
+    };
+}
+of_width!(FullWidth, Avx512);
+of_width!(HalfWidth, Avx2);
 
 #[cfg(test)]
 mod tests {

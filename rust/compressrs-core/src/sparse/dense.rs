@@ -42,12 +42,17 @@ impl<'a, T: Float> Matrix<'a, T> {
             // SAFETY: `buffer` is borrowed until the loop ends and ranges of
             // rows do not overlap.
             let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
-            if self.columns() < width {
-                part.fill(T::zero());
-            }
-            self.copy_rows(rows, part, width);
+            self.pack(rows, part, width);
         });
         Rows { data: Cells::Owned(buffer), count: self.rows(), stride: width }
+    }
+
+    /// Copies `rows` to `out`, `width` elements for each, filled up with zeros.
+    pub(super) fn pack(&self, rows: Range<usize>, out: &mut [T], width: usize) {
+        if self.columns() < width {
+            out.fill(T::zero());
+        }
+        self.copy_rows(rows, out, width);
     }
 
     /// Copies `rows` to `out`, whose rows start `width` elements apart.
@@ -89,6 +94,11 @@ impl<T: Float> Rows<'_, T> {
     pub fn view<const W: usize>(&self) -> RowsView<'_, T, W> {
         let end = if self.count == 0 { 0 } else { (self.count - 1) * self.stride + W };
         RowsView { data: &self.data[..end], count: self.count, stride: self.stride }
+    }
+
+    /// All of them, where they are one after another.
+    pub fn as_slice(&self) -> &[T] {
+        &self.data
     }
 
     /// Number of rows.
@@ -173,6 +183,13 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
     #[inline(always)]
     fn run(self) {
         let CopyRows { source, rows, out, width } = self;
+        if source.column_stride() == 1 {
+            for (i, out) in rows.zip(out.chunks_mut(width)) {
+                let line = &source.data()[i * source.row_stride()..][..source.columns()];
+                out[..source.columns()].copy_from_slice(line);
+            }
+            return;
+        }
         for top in rows.clone().step_by(TILE_SIDE) {
             let bottom = rows.end.min(top + TILE_SIDE);
             for left in (0..source.columns()).step_by(TILE_SIDE) {

