@@ -35,7 +35,7 @@ pub(super) unsafe fn add_segments<
     x: *const T,
 ) {
     // Widths that belong to the other type are never asked for.
-    if const { W % V::LANES != 0 || W / V::LANES * E > SUMS } {
+    if const { !W.is_multiple_of(V::LANES) || W / V::LANES * E > SUMS } {
         unreachable!("a panel of {W} columns");
     }
     let n = const { W / V::LANES };
