@@ -393,7 +393,7 @@ impl Sparse {
                 // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
                 let (data, x, out, bias) = unsafe {
                     let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
-                    (own[0].slice::<T>()?, x.dense::<T>()?, out.dense_mut::<T>()?, bias)
+                    (own[0].slice::<T>()?, x.matrix::<T>()?, out.matrix_mut::<T>()?, bias)
                 };
                 let epilogue = Epilogue { accumulate, bias, relu };
                 run(py, || {
