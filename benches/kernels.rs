@@ -16,8 +16,8 @@ use compressrs_core::prune::{Magnitude, rank};
 use compressrs_core::runtime::parallel::{self, SharedMut};
 use compressrs_core::runtime::simd::{self, Kernel};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Pattern, fill, matmul, matmul_transposed, row_offsets, sddmm, to_dense,
-    transpose,
+    Csr, Epilogue, Keep, Pattern, Prepared, fill, matmul_prepared, matmul_transposed_prepared,
+    row_offsets, scatters, sddmm, to_dense, transpose,
 };
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
@@ -190,6 +190,8 @@ fn csr(c: &mut Criterion) {
         fill(&chance, n, keep, &offsets, &mut data, &mut indices);
         let pattern = Pattern::new(&indices, &offsets, n).unwrap();
         let a = Csr::<_, _>::new(pattern, &data).unwrap();
+        let (prepared, prepared_transposed) =
+            (Prepared::new(pattern), Prepared::transposed(pattern));
         let x = values(n * columns);
         let mut y = vec![0.0f32; n * columns];
         let mut grad = vec![0.0f32; nnz];
@@ -201,19 +203,29 @@ fn csr(c: &mut Criterion) {
         let turned = Matrix::row_major(&x, columns, n).transposed();
         let epilogue = Epilogue::default();
         group.bench_function("A X", |b| {
-            b.iter(|| matmul(a, dense, MatrixMut::row_major(&mut y, n, columns), epilogue));
+            b.iter(|| {
+                let y = MatrixMut::row_major(&mut y, n, columns);
+                matmul_prepared(&prepared, &data, dense, y, epilogue)
+            });
         });
         group.bench_function("X A^T", |b| {
             b.iter(|| {
                 let y = MatrixMut::row_major(&mut y, columns, n).transposed();
-                matmul(a, turned, y, epilogue);
+                matmul_prepared(&prepared, &data, turned, y, epilogue);
             });
         });
         group.bench_function("A^T X", |b| {
             b.iter(|| {
-                matmul_transposed(a, dense, MatrixMut::row_major(&mut y, n, columns), epilogue)
+                let y = MatrixMut::row_major(&mut y, n, columns);
+                if scatters::<f32>(columns) {
+                    matmul_transposed_prepared(&prepared, &data, dense, y, epilogue);
+                } else {
+                    matmul_prepared(&prepared_transposed, &data, dense, y, epilogue);
+                }
             });
         });
+        group.bench_function("prepare", |b| b.iter(|| Prepared::new(pattern)));
+        group.bench_function("prepare transposed", |b| b.iter(|| Prepared::transposed(pattern)));
         group.bench_function("sddmm", |b| {
             b.iter(|| sddmm(a, dense, turned.transposed(), &mut grad, false));
         });

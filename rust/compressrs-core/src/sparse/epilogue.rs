@@ -48,9 +48,9 @@ impl<T: Float> Epilogue<'_, T> {
         sums: &mut [[T; W]],
     ) {
         if let Some(bias) = self.bias {
-            for (sums, bias) in sums.iter_mut().zip(&bias[at.0..]) {
+            for (sums, &bias) in sums.iter_mut().zip(&bias[at.0..]) {
                 for sum in sums {
-                    *sum += *bias;
+                    *sum += bias;
                 }
             }
         }

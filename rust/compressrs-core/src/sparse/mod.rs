@@ -1,8 +1,10 @@
 //! Compressed sparse rows: conversion, products, and the product sampled at a
 //! pattern.
 //!
-//! Every element of a result is one sum in one task, in the order in which its
-//! terms are stored, so results do not depend on the number of threads.
+//! The order in which an element of a result is summed depends on the pattern and the
+//! number of columns, so results do not depend on the number of threads. Products of single
+//! entries go through a form of the pattern that is [`Prepared`] once, those of blocks read
+//! the pattern itself.
 
 mod convert;
 mod csr;
