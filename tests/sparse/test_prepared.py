@@ -61,6 +61,9 @@ def test_nbytes_counts_what_products_prepare(rng):
     assert one + 6 * A.nnz <= both <= one + 8 * A.nnz
     assert A @ x is not None and A.nbytes == both
     assert A.copy().nbytes == arrays
+    B = A.with_data(2 * A.data)
+    assert B.nbytes == both  # shared
+    np.testing.assert_array_equal(B @ x, 2 * (A @ x))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

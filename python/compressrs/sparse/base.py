@@ -265,7 +265,9 @@ class SparseMatrix(Products):
 
     def with_data(self: _M, data: Array) -> _M:
         """Return a matrix with other values and the same pattern, which is shared."""
-        return type(self)((data, self.indices, self.indptr), self._shape)
+        matrix = type(self)((data, self.indices, self.indptr), self._shape)
+        matrix._core.share(self._core)
+        return matrix
 
     def _rearranged(self: _M, indices: Array, indptr: Array) -> _M:
         """Return a matrix of the same data with another pattern, which is copied.
@@ -345,7 +347,8 @@ class SparseMatrix(Products):
         """Bytes of memory: of the arrays, and of what products have prepared so far.
 
         The first product of a matrix of single entries prepares its pattern, and the first
-        product of its transpose another one; see the guide on sparse matrices.
+        product of its transpose another one; see the guide on sparse matrices. Matrices that
+        share an immutable pattern share that too, and each counts it.
         """
         return sum(part.nbytes for part in self._parts) + self._core.prepared_bytes
 

@@ -4,7 +4,7 @@ pub mod convert;
 mod prepared;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use compressrs_core::numeric::element::Float;
 use compressrs_core::runtime::memory;
@@ -156,8 +156,9 @@ pub struct Sparse {
     width: Width,
     /// Offsets of the rows, if all was checked for good.
     checked: Option<Offsets>,
-    /// What products of single entries read in place of the arrays.
-    cache: Cache,
+    /// What products of single entries read in place of the arrays. Matrices that share an
+    /// immutable pattern may share it. Locked for a moment only.
+    cache: Mutex<Arc<Cache>>,
 }
 
 /// A matrix for the time of a call.
@@ -257,6 +258,10 @@ impl Sparse {
         Ok((indices, offsets))
     }
 
+    fn cache(&self) -> Arc<Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The pattern as products of single entries read it, or of its transpose: as it is
     /// now, checked.
     fn prepared(
@@ -272,11 +277,11 @@ impl Sparse {
             match &self.checked {
                 Some(offsets) => {
                     let pattern = Pattern::checked(indices, offsets, columns);
-                    self.cache.of_checked(py, pattern, transposed)
+                    self.cache().of_checked(py, pattern, transposed)
                 }
                 None => {
                     let offsets = self.offsets(indptr, indices.len())?;
-                    self.cache
+                    self.cache()
                         .of_writable(py, indices, offsets, columns, transposed)?
                         .map_err(invalid)
                 }
@@ -320,7 +325,7 @@ impl Sparse {
         let [data, indices, indptr] = &parts;
         let arrays = [Kept::new(data)?, Kept::new(indices)?, Kept::new(indptr)?];
         let mut this =
-            Sparse { arrays, shape, block, dtype, width, checked: None, cache: Cache::default() };
+            Sparse { arrays, shape, block, dtype, width, checked: None, cache: Mutex::default() };
         let arrays = this.arrays(py)?;
         if block != Block::One {
             let len = arrays[0].array.shape()[0];
@@ -346,7 +351,26 @@ impl Sparse {
     /// Bytes of memory that products keep beside the arrays.
     #[getter]
     fn prepared_bytes(&self) -> usize {
-        self.cache.bytes()
+        self.cache().bytes()
+    }
+
+    /// Shares what products keep with another matrix, if both have one immutable pattern.
+    fn share(&self, py: Python<'_>, other: &Sparse) -> PyResult<()> {
+        let same = self.checked.is_some()
+            && self.checked == other.checked
+            && (self.shape, self.block, self.width) == (other.shape, other.block, other.width);
+        if same {
+            let (own, others) = (self.arrays(py)?, other.arrays(py)?);
+            with_index!(self.width, I => {
+                // SAFETY: nothing is read.
+                let (own, others) = unsafe { (own[1].slice::<I>()?, others[1].slice::<I>()?) };
+                if std::ptr::eq(own, others) {
+                    let cache = other.cache();
+                    *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = cache;
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Raises ValueError or TypeError unless the arrays describe a matrix of this shape.
