@@ -19,7 +19,7 @@ def test_products_see_what_is_trained_in_place(rng):
         for _ in range(2):
             np.testing.assert_allclose(A @ x, A.to_dense() @ x, atol=1e-12)
             np.testing.assert_allclose(A.T @ y, A.to_dense().T @ y, atol=1e-12)
-            A.data *= -1.5
+            A.data[:] *= -1.5
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
