@@ -280,6 +280,9 @@ CALLS: dict[str, Arguments] = {
     "nn.update_batch_norm": lambda: dict(
         model=nn.BatchNorm(3), batches=[np.ones((2, 3), np.float32)]
     ),
+    "nn.recommend": lambda: dict(
+        layer=nn.Linear(3, 2, rng=0), batch=2, threshold=0.0, mask=None, seconds=1e-5
+    ),
     "nn.from_mlp": lambda: dict(estimator=perceptron()),
     "nn.to_mlp": lambda: dict(model=nn.from_mlp(perceptron()), estimator=perceptron()),
     "prune.groups": lambda: dict(model=model(), outputs=True),
@@ -444,6 +447,7 @@ LEFT_OUT = {
     "nn.Flatten",
     "nn.Layer",
     "nn.ReLU",
+    "nn.Recommendation",
     "nn.Sequential",
     "nn.SiLU",
     "nn.Softmax",

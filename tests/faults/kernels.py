@@ -32,7 +32,7 @@ WITHOUT_ARRAYS = {
 
 #: Methods by their class; what is not listed takes no arrays and looks at none.
 METHODS = {
-    "Sparse": {"check", "locate", "matmul", "sddmm", "to_dense", "transpose"},
+    "Sparse": {"check", "locate", "matmul", "sddmm", "share", "to_dense", "transpose"},
     "Factor": {"of", "inverse", "pivots"},
     "Stepper": {"step"},
     "Checksum": {"digest", "update"},
@@ -404,6 +404,13 @@ def _sparse(size: int) -> Iterator[Case]:
         yield Case(
             f"Sparse.locate[{where}]",
             lambda make=make, **parts: make(**parts).locate(make(**parts)),
+            parts,
+            (),
+            ("other",),
+        )
+        yield Case(
+            f"Sparse.share[{where}]",
+            lambda make=make, **parts: make(**parts).share(make(**parts)),
             parts,
             (),
             ("other",),

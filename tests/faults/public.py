@@ -469,6 +469,10 @@ EXAMPLES: dict[str, Example] = {
     "nn.Residual": layer(lambda: nn.Residual(nn.Linear(32, 32, dtype=np.float64, rng=0))),
     "nn.Embedding": Example(lambda: nn.Embedding(4, 3, rng=0), use_embedding),
     "nn.Summary": Example(lambda: nn.Linear(3, 2, rng=0).summary(), str),
+    "nn.Recommendation": Example(
+        lambda: nn.Recommendation("dense", {"dense": 1e-3}, nn.Linear(3, 2, rng=0)),
+        lambda found: (found.storage, found.seconds, found.layer.weight),
+    ),
     "TrainState": Example(run, use_run),
     "nn.SparseLinear": layer(
         lambda: nn.SparseLinear(sparse.CSRMatrix.from_dense(dense()), np.zeros(16))

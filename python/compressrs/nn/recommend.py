@@ -15,6 +15,9 @@ from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 #: Rounds in which all storages are timed in turn; the median counts.
 _ROUNDS = 7
 
+#: Seconds for each storage in a round, at most.
+_LONGEST = 10
+
 #: A storage is tried if it holds at most so many values for each that is not 0.
 _FILL = 4
 
@@ -73,7 +76,7 @@ def recommend(
     TypeError
         If `layer` is not a `Linear`, or a number of another type.
     ValueError
-        If `batch` is below 1 or `seconds` not above 0; for `threshold` and `mask` see
+        If `batch` is below 1, or `seconds` not above 0 or over 10; for `threshold` and `mask` see
         `CSRMatrix.from_dense <compressrs.sparse.CSRMatrix.from_dense>`.
 
     Examples
@@ -91,8 +94,8 @@ def recommend(
         raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
     batch = whole(batch, "batch", 1)
     seconds = number(seconds, "seconds")
-    if not seconds > 0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError(f"seconds must be above 0 and at most {_LONGEST}, got {seconds}")
     layers: dict[str, Linear | SparseLinear] = {"dense": layer}
     sparse = SparseLinear.from_linear(layer, threshold, mask=mask)
     layers["csr"] = sparse

@@ -30,6 +30,8 @@ pub trait Vector<T>: Copy {
     fn add_product(self, a: Self, b: Self) -> Self;
     /// The sum.
     fn add(self, other: Self) -> Self;
+    /// Zero in lanes whose number is below; NaN stays.
+    fn relu(self) -> Self;
     /// Each of the first four elements of a slice in all lanes.
     ///
     /// # Safety
@@ -95,6 +97,10 @@ macro_rules! portable {
             fn add(self, other: Self) -> Self {
                 std::array::from_fn(|l| self[l] + other[l])
             }
+            #[inline(always)]
+            fn relu(self) -> Self {
+                self.map(|x| if x < 0.0 { 0.0 } else { x })
+            }
         }
     };
 }
@@ -107,7 +113,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident) => {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $n;
                 #[inline(always)]
@@ -136,6 +142,11 @@ mod x86 {
                     // SAFETY: as for `splat`.
                     unsafe { $add(self, other) }
                 }
+                #[inline(always)]
+                fn relu(self) -> Self {
+                    // SAFETY: as for `splat`. Of numbers that do not compare, the second stays.
+                    unsafe { $max($set(0.0), self) }
+                }
             }
         };
     }
@@ -147,7 +158,8 @@ mod x86 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_fmadd_ps,
-        _mm512_add_ps
+        _mm512_add_ps,
+        _mm512_max_ps
     );
     vector!(
         f64,
@@ -157,7 +169,8 @@ mod x86 {
         _mm512_loadu_pd,
         _mm512_storeu_pd,
         _mm512_fmadd_pd,
-        _mm512_add_pd
+        _mm512_add_pd,
+        _mm512_max_pd
     );
     vector!(
         f32,
@@ -167,7 +180,8 @@ mod x86 {
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         _mm256_fmadd_ps,
-        _mm256_add_ps
+        _mm256_add_ps,
+        _mm256_max_ps
     );
     vector!(
         f64,
@@ -177,7 +191,8 @@ mod x86 {
         _mm256_loadu_pd,
         _mm256_storeu_pd,
         _mm256_fmadd_pd,
-        _mm256_add_pd
+        _mm256_add_pd,
+        _mm256_max_pd
     );
 
     impl super::Vectors for f32 {

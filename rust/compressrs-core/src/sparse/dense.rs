@@ -13,50 +13,62 @@ use crate::runtime::simd::{self, Kernel};
 /// Elements worth a task of their own in a copy.
 const GRAIN_ELEMENTS: usize = 64 * 1024;
 
-/// Side of the squares in which a transposing copy goes.
+/// Rows of a transposing copy that go together: those of a line of the cache.
 const TILE_SIDE: usize = 16;
+
+/// Side of the squares that are transposed in registers.
+const FOUR: usize = 4;
 
 impl<'a, T: Float> Matrix<'a, T> {
     /// The matrix as rows that can be read `width` elements at a time, filled up
     /// with zeros: borrowed where it is stored so, unless it is to be aligned to the
     /// lines of the cache and is not.
     pub(super) fn to_rows(self, width: usize, align: bool) -> Rows<'a, T> {
+        self.borrow_rows(width, align).unwrap_or_else(|| {
+            let mut buffer = Scratch::new(memory::product(self.rows(), width));
+            let shared = SharedMut::new(&mut buffer);
+            let grain = GRAIN_ELEMENTS.div_ceil(width);
+            parallel::for_each(0..self.rows(), grain, TILE_SIDE, |rows| {
+                // SAFETY: `buffer` is borrowed until the loop ends and ranges of
+                // rows do not overlap.
+                let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
+                self.pack_rows(rows, part, width);
+            });
+            Rows { data: Cells::Owned(buffer), count: self.rows(), stride: width }
+        })
+    }
+
+    /// As [`to_rows`](Self::to_rows), on the thread of the caller.
+    pub(super) fn to_rows_here(self, width: usize, align: bool) -> Rows<'a, T> {
+        self.borrow_rows(width, align).unwrap_or_else(|| {
+            let mut buffer = Scratch::new(memory::product(self.rows(), width));
+            self.pack_rows(0..self.rows(), &mut buffer, width);
+            Rows { data: Cells::Owned(buffer), count: self.rows(), stride: width }
+        })
+    }
+
+    fn borrow_rows(self, width: usize, align: bool) -> Option<Rows<'a, T>> {
         if width == 0 {
-            return Rows { data: Cells::Borrowed(&[]), count: self.rows(), stride: 0 };
+            return Some(Rows { data: Cells::Borrowed(&[]), count: self.rows(), stride: 0 });
         }
         let stored = self.columns() == width && (self.column_stride() == 1 || width == 1);
         let line = width * size_of::<T>();
         let aligned = self.data().as_ptr().addr().is_multiple_of(LINE.min(line))
             && self.row_stride() == width;
         // A vector's elements follow one another, so that finding one takes no product.
-        if stored && if width == 1 { self.row_stride() == 1 } else { aligned || !align } {
-            return Rows {
-                data: Cells::Borrowed(self.data()),
-                count: self.rows(),
-                stride: self.row_stride(),
-            };
-        }
-        let mut buffer = Scratch::new(memory::product(self.rows(), width));
-        let shared = SharedMut::new(&mut buffer);
-        parallel::for_each(0..self.rows(), GRAIN_ELEMENTS.div_ceil(width), TILE_SIDE, |rows| {
-            // SAFETY: `buffer` is borrowed until the loop ends and ranges of
-            // rows do not overlap.
-            let part = unsafe { shared.slice(rows.start * width..rows.end * width) };
-            self.pack(rows, part, width);
-        });
-        Rows { data: Cells::Owned(buffer), count: self.rows(), stride: width }
+        let fits = stored && if width == 1 { self.row_stride() == 1 } else { aligned || !align };
+        fits.then(|| Rows {
+            data: Cells::Borrowed(self.data()),
+            count: self.rows(),
+            stride: self.row_stride(),
+        })
     }
 
     /// Copies `rows` to `out`, `width` elements for each, filled up with zeros.
-    pub(super) fn pack(&self, rows: Range<usize>, out: &mut [T], width: usize) {
+    fn pack_rows(&self, rows: Range<usize>, out: &mut [T], width: usize) {
         if self.columns() < width {
             out.fill(T::zero());
         }
-        self.copy_rows(rows, out, width);
-    }
-
-    /// Copies `rows` to `out`, whose rows start `width` elements apart.
-    fn copy_rows(&self, rows: Range<usize>, out: &mut [T], width: usize) {
         simd::dispatch(CopyRows { source: self, rows, out, width });
     }
 }
@@ -99,6 +111,15 @@ impl<T: Float> Rows<'_, T> {
     /// All of them, where they are one after another.
     pub fn as_slice(&self) -> &[T] {
         &self.data
+    }
+
+    /// All of them, `width` elements each.
+    ///
+    /// # Panics
+    /// If there is anything between them.
+    pub fn packed(&self, width: usize) -> &[T] {
+        assert!(self.count <= 1 || self.stride == width);
+        &self.data[..self.count * width]
     }
 
     /// Number of rows.
@@ -184,54 +205,57 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
     fn run(self) {
         let CopyRows { source, rows, out, width } = self;
         if source.column_stride() == 1 {
+            if source.columns() == width {
+                match width {
+                    8 => return copy::<T, 8>(source, rows, out),
+                    16 => return copy::<T, 16>(source, rows, out),
+                    32 => return copy::<T, 32>(source, rows, out),
+                    64 => return copy::<T, 64>(source, rows, out),
+                    _ => {}
+                }
+            }
             for (i, out) in rows.zip(out.chunks_mut(width)) {
                 let line = &source.data()[i * source.row_stride()..][..source.columns()];
                 out[..source.columns()].copy_from_slice(line);
             }
             return;
         }
+        let (row_stride, column_stride) = (source.row_stride(), source.column_stride());
         for top in rows.clone().step_by(TILE_SIDE) {
             let bottom = rows.end.min(top + TILE_SIDE);
-            for left in (0..source.columns()).step_by(TILE_SIDE) {
-                let right = source.columns().min(left + TILE_SIDE);
-                let start = (top - rows.start) * width + left;
-                if source.row_stride() == 1
-                    && bottom - top == TILE_SIDE
-                    && right - left == TILE_SIDE
-                {
-                    let first = top + left * source.column_stride();
-                    transpose_tile(
-                        &source.data()[first..],
-                        source.column_stride(),
-                        &mut out[start..],
-                        width,
-                    );
-                    continue;
-                }
-                for i in top..bottom {
-                    for j in left..right {
-                        out[start + (i - top) * width + j - left] =
-                            source.data()[i * source.row_stride() + j * source.column_stride()];
+            let to = (top - rows.start) * width;
+            let mut done = 0;
+            if row_stride == 1 && bottom - top == TILE_SIDE && source.columns() >= FOUR {
+                done = source.columns() / FOUR * FOUR;
+                let last = top + (done - 1) * column_stride + TILE_SIDE;
+                assert!(last <= source.data().len() && to + TILE_SIDE * width <= out.len());
+                for j in (0..done).step_by(FOUR) {
+                    for i in (0..TILE_SIDE).step_by(FOUR) {
+                        // SAFETY: four elements of four columns of the source, and of four
+                        // rows of the copy, see above.
+                        unsafe {
+                            let from = source.data().as_ptr().add(top + i + j * column_stride);
+                            let to = out.as_mut_ptr().add(to + i * width + j);
+                            T::transpose(from, column_stride, to, width);
+                        }
                     }
+                }
+            }
+            for i in top..bottom {
+                for j in done..source.columns() {
+                    out[to + (i - top) * width + j] =
+                        source.data()[i * row_stride + j * column_stride];
                 }
             }
         }
     }
 }
 
-/// Transposes one full tile, through registers and the first level of cache.
+/// Copies rows of `W` elements, without a call for each.
 #[inline(always)]
-fn transpose_tile<T: Float>(source: &[T], source_stride: usize, out: &mut [T], out_stride: usize) {
-    let mut tile = [[T::zero(); TILE_SIDE]; TILE_SIDE];
-    for (j, line) in tile.iter_mut().enumerate() {
-        *line = *source[j * source_stride..].first_chunk().expect("a full tile");
-    }
-    for i in 0..TILE_SIDE {
-        let line: &mut [T; TILE_SIDE] =
-            out[i * out_stride..].first_chunk_mut().expect("a full tile");
-        for j in 0..TILE_SIDE {
-            line[j] = tile[j][i];
-        }
+fn copy<T: Float, const W: usize>(source: &Matrix<'_, T>, rows: Range<usize>, out: &mut [T]) {
+    for (i, out) in rows.zip(out.as_chunks_mut::<W>().0) {
+        *out = *source.data()[i * source.row_stride()..].first_chunk().expect("a whole row");
     }
 }
 
@@ -251,6 +275,23 @@ pub(super) struct SharedMatrix<'a, T> {
 }
 
 impl<T: Float> SharedMatrix<'_, T> {
+    /// Where `height` rows of `width` elements begin, and elements from one to the next, if
+    /// those of a row follow one another. They may be written while nothing else refers to
+    /// them.
+    #[inline(always)]
+    pub fn rows(
+        &self,
+        (top, left): (usize, usize),
+        (height, width): (usize, usize),
+    ) -> Option<(*mut T, usize)> {
+        if self.column_stride != 1 || height == 0 {
+            return None;
+        }
+        let start = top * self.row_stride + left;
+        assert!(start + (height - 1) * self.row_stride + width <= self.data.len());
+        Some((self.data.as_ptr().cast_mut().wrapping_add(start), self.row_stride))
+    }
+
     /// Reads the first `width` elements of a block's rows, from row `top` and column
     /// `left` on.
     ///
@@ -299,20 +340,24 @@ impl<T: Float> SharedMatrix<'_, T> {
             }
             return;
         }
-        let (tiles, _) = block.as_chunks::<TILE_SIDE>();
-        let whole = if self.row_stride == 1 { tiles } else { &[] };
-        for (t, tile) in whole.iter().enumerate() {
-            for l in 0..width {
-                let start = start + t * TILE_SIDE + l * self.column_stride;
-                // SAFETY: the caller guarantees that no reference to the elements is
-                // alive.
-                let out = unsafe { self.data.slice(start..start + TILE_SIDE) };
-                for (out, line) in out.iter_mut().zip(tile) {
-                    *out = line[l];
+        let mut done = 0;
+        if self.row_stride == 1 && width.is_multiple_of(FOUR) && block.len() >= FOUR {
+            done = block.len() / FOUR * FOUR;
+            let (step, last) = (self.column_stride, start + (width - 1) * self.column_stride);
+            assert!(width <= W && last + done <= self.data.len());
+            for l in (0..width).step_by(FOUR) {
+                for i in (0..done).step_by(FOUR) {
+                    // SAFETY: four elements of four rows of the block, and of four columns of
+                    // the matrix, see above; the caller guarantees that no reference to
+                    // them is alive.
+                    unsafe {
+                        let to = self.data.as_ptr().cast_mut().add(start + i + l * step);
+                        T::transpose(block[i..].as_ptr().cast::<T>().add(l), W, to, step);
+                    }
                 }
             }
         }
-        for (i, line) in block.iter().enumerate().skip(whole.len() * TILE_SIDE) {
+        for (i, line) in block.iter().enumerate().skip(done) {
             for (l, x) in line.iter().enumerate().take(width) {
                 let at = start + i * self.row_stride + l * self.column_stride;
                 // SAFETY: the caller guarantees that no reference to the elements is

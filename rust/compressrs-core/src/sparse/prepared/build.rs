@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::panels::LANES;
 use super::{BAND, Band, LONGEST, Places, Prepared, Segment, Segments, WIDE};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -13,7 +14,11 @@ const GRAIN: usize = 16 * 1024;
 
 /// Columns of a narrow tile: at least so many, since their rows of a panel then fill the
 /// first level of cache, and at most, so that they stay in the second.
-const NARROW: Range<usize> = 384..2048;
+const NARROW: Range<usize> = 256..2048;
+
+/// Entries of a band, about: what is fetched with a segment of the next tile, since it shares
+/// a line or follows, is then still in the second level of cache.
+const BAND_ENTRIES: usize = 64 * 1024;
 
 /// Entries of a segment, in the mean, that are worth its overhead.
 const ENOUGH: usize = 16;
@@ -91,7 +96,9 @@ fn build<I: Index, P: Index>(
     let rows_cut = offsets.len() - 1;
     // Long bands, in which many rows are of one length, but two where threads need them.
     let step = (rows_cut / 2).next_multiple_of(16).clamp(64, BAND);
-    let mut indices = memory::zeroed::<u16>(entries);
+    let of_entries = (BAND_ENTRIES * rows_cut / entries.max(1)).next_multiple_of(16);
+    let step = step.min(of_entries.max(16));
+    let mut indices = memory::zeroed::<u16>(entries + LANES);
     let mut moved = memory::zeroed::<P>(if places.is_some() { entries } else { 0 });
     let mut bands = memory::collect((0..rows_cut.div_ceil(step)).map(|_| None));
     {
@@ -125,7 +132,7 @@ fn build<I: Index, P: Index>(
                             *out = base(column);
                         }
                         moved[to.clone()].copy_from_slice(&places[from]);
-                        *segment = Segment::new(next, segment.len(), segment.row());
+                        *segment = segment.moved(next);
                         next = to.end;
                     }
                 } else {
@@ -136,11 +143,19 @@ fn build<I: Index, P: Index>(
                         wide = Some(by_length(cut_rows(offsets, sorted, heights.1)));
                     }
                 }
+                let mut empty = Vec::new();
+                for (row, range) in (0..=u8::MAX).zip(offsets.windows(2)) {
+                    if range[0] == range[1] {
+                        memory::reserve(&mut empty, 1);
+                        empty.push(row);
+                    }
+                }
                 band[0] = Some(Band {
                     rows: (rows.start, rows.end),
                     entries: (of_band.start, of_band.end),
                     narrow: by_length(narrow),
                     wide,
+                    empty,
                 });
             }
         });
@@ -191,8 +206,9 @@ fn cut_rows<I: Index>(offsets: &[usize], sorted: &[I], height: usize) -> Vec<(us
             let bound = (tile + 1) * height;
             let rest = &sorted[begin..end];
             let len = rest.iter().position(|column| column.get() >= bound).unwrap_or(rest.len());
+            let ends = (begin + offsets[0] == range[0], begin + len == end);
             memory::reserve(&mut all, 1);
-            all.push((tile, Segment::new(begin, len, row)));
+            all.push((tile, Segment::new(begin, len, row, ends)));
             begin += len;
         }
     }

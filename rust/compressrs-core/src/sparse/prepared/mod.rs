@@ -26,9 +26,12 @@ const WIDE: usize = 1 << 16;
 /// whose sums are added in their order.
 const LONGEST: usize = 32 * 1024;
 
-/// Entries of a segment, in the mean, below which panels are of 256 bytes, since that halves
-/// the number of segments, rather than of 128, which keep what they read in cache.
-const SHORT: usize = 12;
+/// Bytes of a panel's rows, at most; or half of that where a panel is in the first level of
+/// cache then, of so many bytes, if segments have so many entries in the mean: for shorter
+/// ones their number counts.
+const PANEL: usize = 256;
+const FIRST_LEVEL: usize = 48 * 1024;
+const LONG: usize = 32;
 
 /// The pattern of a matrix, or of its transpose, in the form that products read.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub struct Prepared {
     rows: usize,
     columns: usize,
     /// Columns of the entries, counted from the first of their wide tile, in the order in
-    /// which bands and rows have them.
+    /// which bands and rows have them, and some more, which may be read with the last.
     indices: Vec<u16>,
     /// Where the value of each entry is, unless values are in the same order.
     places: Option<Places>,
@@ -66,6 +69,8 @@ struct Band {
     narrow: Segments,
     /// Segments in wide tiles, for products with one column; None where those are the same.
     wide: Option<Segments>,
+    /// Rows without entries.
+    empty: Vec<u8>,
 }
 
 /// Segments of a band: by tile, and then by length.
@@ -76,25 +81,41 @@ struct Segments {
     tiles: Vec<(usize, usize)>,
 }
 
-/// The entries of a row in a tile: from which entry of the band on, how many, and the row
-/// of the band, in 40, 16 (less 1) and 8 bits.
+/// The entries of a row in a tile: from which entry of the band on, how many, whether they are
+/// the row's first, its last, and the row of the band, in 38, 16 (less 1), 1, 1 and 8 bits.
 #[derive(Clone, Copy, Debug)]
 struct Segment(u64);
 
 impl Segment {
-    fn new(start: usize, len: usize, row: usize) -> Self {
-        assert!(start < 1 << 40 && (1..=WIDE).contains(&len) && row < BAND);
-        Segment((start as u64) << 24 | (len as u64 - 1) << 8 | row as u64)
+    fn new(start: usize, len: usize, row: usize, (first, last): (bool, bool)) -> Self {
+        assert!(start < 1 << 38 && (1..=WIDE).contains(&len) && row < BAND);
+        let flags = u64::from(first) << 1 | u64::from(last);
+        Segment((start as u64) << 26 | (len as u64 - 1) << 10 | flags << 8 | row as u64)
+    }
+
+    /// The same of entries that have moved.
+    fn moved(self, start: usize) -> Self {
+        Segment::new(start, self.len(), self.row(), (self.is_first(), self.is_last()))
     }
 
     #[inline(always)]
     fn start(self) -> usize {
-        (self.0 >> 24) as usize
+        (self.0 >> 26) as usize
     }
 
     #[inline(always)]
     fn len(self) -> usize {
-        (self.0 >> 8 & 0xffff) as usize + 1
+        (self.0 >> 10 & 0xffff) as usize + 1
+    }
+
+    #[inline(always)]
+    fn is_first(self) -> bool {
+        self.0 >> 9 & 1 == 1
+    }
+
+    #[inline(always)]
+    fn is_last(self) -> bool {
+        self.0 >> 8 & 1 == 1
     }
 
     #[inline(always)]
@@ -133,13 +154,14 @@ impl Prepared {
 
     /// Number of entries.
     pub fn entries(&self) -> usize {
-        self.indices.len()
+        self.indices.len() - panels::LANES
     }
 
-    /// Whether segments are so short that what each costs shows.
-    fn has_short_segments(&self) -> bool {
+    /// Bytes of the rows of a panel of columns, at most.
+    fn panel_bytes(&self) -> usize {
         let segments: usize = self.bands.iter().map(|band| band.narrow.all.len()).sum();
-        self.entries() < SHORT * segments
+        let half = self.columns * (PANEL / 2) <= FIRST_LEVEL && self.entries() >= LONG * segments;
+        if half { PANEL / 2 } else { PANEL }
     }
 
     /// Bytes of memory that it holds.
@@ -150,7 +172,10 @@ impl Prepared {
             Some(Places::Long(places)) => size_of_val(&places[..]),
         };
         let bands = self.bands.iter().map(|band| {
-            size_of::<Band>() + band.narrow.bytes() + band.wide.as_ref().map_or(0, Segments::bytes)
+            size_of::<Band>()
+                + band.narrow.bytes()
+                + band.wide.as_ref().map_or(0, Segments::bytes)
+                + band.empty.len()
         });
         let parts = self.parts.as_ref().map_or(0, |parts| size_of_val(&parts[..]));
         size_of_val(&self.indices[..]) + places + bands.sum::<usize>() + parts

@@ -8,10 +8,33 @@ const SUMS: usize = 32;
 
 /// Where a segment's entries are, and the sums of its row.
 #[derive(Clone, Copy)]
-pub(super) struct Row<T> {
+pub(super) struct Row<'a, T> {
     pub values: *const T,
     pub indices: *const u16,
-    pub sums: *mut T,
+    /// The sums so far; null if there are none.
+    pub from: *const T,
+    /// Where the sums go.
+    pub to: *mut T,
+    /// What becomes of finished sums.
+    pub finish: Option<Finish<'a, T>>,
+}
+
+/// What becomes of the sums of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a, T> {
+    pub bias: Option<&'a T>,
+    pub relu: bool,
+}
+
+impl<T: Float> Finish<'_, T> {
+    #[inline(always)]
+    pub fn apply<V: Vector<T>>(self, sum: V) -> V {
+        let sum = match self.bias {
+            Some(&bias) => sum.add(V::splat(bias)),
+            None => sum,
+        };
+        if self.relu { sum.relu() } else { sum }
+    }
 }
 
 /// Adds the products of segments of `R` rows, all of one length, to the `W` sums of each.
@@ -21,7 +44,7 @@ pub(super) struct Row<T> {
 ///
 /// # Safety
 /// The caller guarantees that of each row `len` entries may be read, that `x` has `W`
-/// elements for each index, and that the rows have `W` sums of their own.
+/// elements for each index, and that `from` and `to` have `W` for each row, of its own.
 #[inline(always)]
 pub(super) unsafe fn add_segments<
     T: Float,
@@ -30,7 +53,7 @@ pub(super) unsafe fn add_segments<
     const E: usize,
     const R: usize,
 >(
-    rows: [Row<T>; R],
+    rows: [Row<'_, T>; R],
     len: usize,
     x: *const T,
 ) {
@@ -44,8 +67,10 @@ pub(super) unsafe fn add_segments<
     // SAFETY: see above.
     unsafe {
         for r in 0..R {
-            for i in 0..n {
-                parts[r][i] = V::load(rows[r].sums.add(i * V::LANES));
+            if !rows[r].from.is_null() {
+                for i in 0..n {
+                    parts[r][i] = V::load(rows[r].from.add(i * V::LANES));
+                }
             }
         }
         let mut done = 0;
@@ -93,56 +118,72 @@ pub(super) unsafe fn add_segments<
                 half /= 2;
             }
             for i in 0..n {
-                parts[r][i].store(rows[r].sums.add(i * V::LANES));
+                let sum = parts[r][i];
+                let sum = rows[r].finish.map_or(sum, |finish| finish.apply(sum));
+                sum.store(rows[r].to.add(i * V::LANES));
             }
         }
     }
 }
 
-/// Accumulators of a dot product.
+/// Accumulators of a dot product, and indices that may be read beyond the last.
 pub(super) const LANES: usize = 8;
 
-/// Adds the products of a segment and one column to `LANES` sums: entry `p` to sum
+/// The products of a segment and one column, added to `LANES` sums: entry `p` to sum
 /// `p % LANES`.
 ///
 /// # Safety
-/// As for [`add_segments`], with `x` of one element at each index.
+/// The caller guarantees that `len` values may be read, `readable` in all, that
+/// `len + LANES` indices may be read, and that `x` has an element at each of the first `len`
+/// and at 0.
 #[inline(always)]
 pub(super) unsafe fn add_lanes<T: Float>(
-    values: *const T,
+    (values, readable): (*const T, usize),
     indices: *const u16,
     len: usize,
     x: *const T,
-    sums: &mut [T; LANES],
-) {
-    let mut lanes = *sums;
+    mut sums: [T; LANES],
+) -> [T; LANES] {
     // SAFETY: see above.
     unsafe {
+        // Four indices at once: as single ones LLVM would take them out of a vector.
+        let gather = |columns: [u64; 2]| -> [T; LANES] {
+            std::array::from_fn(|l| {
+                let column = (columns[l / 4] >> (16 * (l % 4))) as u16 as usize;
+                *x.add(column)
+            })
+        };
         let mut done = 0;
         while done + LANES <= len {
             let columns = indices.add(done).cast::<[u64; 2]>().read_unaligned();
             let a = values.add(done).cast::<[T; LANES]>().read_unaligned();
-            let x: [T; LANES] = std::array::from_fn(|l| {
-                let column = (columns[l / 4] >> (16 * (l % 4))) as u16 as usize;
-                *x.add(column)
-            });
+            let x = gather(columns);
             for l in 0..LANES {
-                lanes[l] = a[l].mul_add(x[l], lanes[l]);
+                sums[l] = a[l].mul_add(x[l], sums[l]);
             }
             done += LANES;
         }
         let rest = len - done;
-        let (mut a, mut b) = ([T::zero(); LANES], [T::zero(); LANES]);
-        for l in 0..LANES - 1 {
-            if l >= rest {
-                break;
-            }
-            a[l] = *values.add(done + l);
-            b[l] = *x.add(usize::from(*indices.add(done + l)));
+        if rest == 0 {
+            return sums;
         }
+        // The others count as zero times the first element, then as zero times zero.
+        let columns = indices.add(done).cast::<[u64; 2]>().read_unaligned();
+        let x = gather(std::array::from_fn(|i| {
+            let kept = rest.saturating_sub(4 * i).min(4) as u32;
+            columns[i] & (1_u64.checked_shl(16 * kept).unwrap_or(0).wrapping_sub(1))
+        }));
+        let a = if done + LANES <= readable {
+            values.add(done).cast::<[T; LANES]>().read_unaligned()
+        } else {
+            let mut a = [T::zero(); LANES];
+            a[..rest].copy_from_slice(std::slice::from_raw_parts(values.add(done), rest));
+            a
+        };
         for l in 0..LANES {
-            lanes[l] = a[l].mul_add(b[l], lanes[l]);
+            let (a, x) = if l < rest { (a[l], x[l]) } else { (T::zero(), T::zero()) };
+            sums[l] = a.mul_add(x, sums[l]);
         }
     }
-    *sums = lanes;
+    sums
 }

@@ -1,8 +1,9 @@
 //! The product of a prepared matrix and a dense one.
 
 use std::ops::Range;
+use std::ptr::null;
 
-use super::panels::{LANES, Row, add_lanes, add_segments};
+use super::panels::{Finish, LANES, Row, add_lanes, add_segments};
 use super::{BAND, Band, Places, Prepared, Segment};
 use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
@@ -12,11 +13,17 @@ use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
-use crate::sparse::dense::SharedMatrix;
+use crate::sparse::dense::{Rows, SharedMatrix};
 use crate::sparse::epilogue::Epilogue;
 
 /// Clock cycles worth a task of their own, about; see [`parallel::for_each`].
 const GRAIN: usize = 64 * 1024;
+
+/// Reads of each row of the dense matrix that pay for a copy of it which is aligned.
+const PACK: usize = 12;
+
+/// Bytes of a panel that needs no tiles.
+const UNTILED: usize = 64 * 1024;
 
 /// Values worth a task of their own in a permutation.
 const PERMUTE: usize = 32 * 1024;
@@ -160,41 +167,41 @@ impl<T: Float> Product<'_, T> {
             });
             return;
         }
-        let widest = if self.a.has_short_segments() { 256 } else { 128 };
+        let widest = self.a.panel_bytes();
         let panels = panels::<T>(x.columns(), widest);
+        // Where rows are one after another, copying them pays if they are read often and not
+        // aligned to the lines of the cache, of which 32 bytes touch one or two.
+        let first = panels[0].padded;
+        let often = first * size_of::<T>() > 32 && self.a.entries() >= PACK * x.rows();
+        let align = often || x.row_stride() != first;
+        let block = |panel: Panel| x.block(0..x.rows(), panel.left..panel.left + panel.width);
         let threads = parallel::num_threads().unwrap_or(1);
         let grain = GRAIN.div_ceil(cycles(panels[0].padded));
         if panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads {
             // Each task packs its panels, which are still in its cache then.
             parallel::for_each(0..panels.len(), grain.div_ceil(bands.max(1)), 1, |some| {
                 for panel in &panels[some] {
-                    let mut packed = Scratch::new(memory::product(x.rows(), panel.padded));
-                    x.block(0..x.rows(), panel.left..panel.left + panel.width).pack(
-                        0..x.rows(),
-                        &mut packed,
-                        panel.padded,
-                    );
-                    self.multiply(&packed, *panel, 0..bands);
+                    let rows = block(*panel).to_rows_here(panel.padded, align);
+                    self.multiply(&rows, *panel, 0..bands);
                 }
             });
             return;
         }
-        let packed = memory::collect(panels.iter().map(|panel| {
-            x.block(0..x.rows(), panel.left..panel.left + panel.width).to_rows(panel.padded, true)
-        }));
+        let rows =
+            memory::collect(panels.iter().map(|panel| block(*panel).to_rows(panel.padded, align)));
         parallel::for_each(0..panels.len() * bands, grain, 1, |mut some| {
             while !some.is_empty() {
                 let panel = some.start / bands;
                 let end = some.end.min((panel + 1) * bands);
-                let rows = packed[panel].as_slice();
-                self.multiply(rows, panels[panel], some.start - panel * bands..end - panel * bands);
+                let part = some.start - panel * bands..end - panel * bands;
+                self.multiply(&rows[panel], panels[panel], part);
                 some.start = end;
             }
         });
     }
 
     /// Multiplies the rows of some bands with a panel.
-    fn multiply(self, x: &[T], panel: Panel, bands: Range<usize>) {
+    fn multiply(self, x: &Rows<'_, T>, panel: Panel, bands: Range<usize>) {
         match (panel.padded * size_of::<T>(), size_of::<T>()) {
             (256, 4) => full_width(self.task::<64, 1>(x, panel, bands)),
             (256, _) => full_width(self.task::<32, 1>(x, panel, bands)),
@@ -209,18 +216,19 @@ impl<T: Float> Product<'_, T> {
 
     fn task<'b, const W: usize, const E: usize>(
         &'b self,
-        x: &'b [T],
+        x: &'b Rows<'_, T>,
         panel: Panel,
         bands: Range<usize>,
     ) -> Multiply<'b, T, W, E> {
-        assert!(x.len() >= self.a.columns * W && self.values.len() == self.a.entries());
-        Multiply { product: self, x, panel, bands }
+        assert_eq!((self.values.len(), x.count()), (self.a.entries(), self.a.columns));
+        Multiply { product: self, x: x.packed(W), panel, bands }
     }
 }
 
 /// Multiplies bands with a panel of `W` columns, each element in `E` partial sums.
 struct Multiply<'a, T, const W: usize, const E: usize> {
     product: &'a Product<'a, T>,
+    /// Rows of `W` elements.
     x: &'a [T],
     panel: Panel,
     bands: Range<usize>,
@@ -235,25 +243,65 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
         let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let at = (band.rows.0, panel.left);
-            let sums = &mut sums[..band.rows.1 - band.rows.0];
-            // SAFETY: tasks have different bands or panels, and each panel of a band is
-            // done once.
-            unsafe { epilogue.begin(y, at, panel.width, sums) };
-            let (values, indices) = (
-                &values[band.entries.0..band.entries.1],
-                &a.indices[band.entries.0..band.entries.1],
-            );
-            for (tile, segments) in band.narrow.by_tile() {
-                let x = &x[tile * narrow / wide * wide * W..];
-                let first_sums = sums.as_mut_ptr();
-                let row = |segment: Segment| {
-                    // SAFETY: segments are within their band, and so are their rows.
-                    unsafe {
-                        Row {
-                            values: values.as_ptr().add(segment.start()),
-                            indices: indices.as_ptr().add(segment.start()),
-                            sums: first_sums.add(segment.row()).cast(),
+            let entries = band.entries.0..band.entries.1;
+            let (values, indices) = (&values[entries.clone()], &a.indices[entries]);
+            let height = band.rows.1 - band.rows.0;
+            let sums = &mut sums[..height];
+            // Finished sums go where they belong at once, if a row's follow one another there.
+            let direct = if panel.width == W && !epilogue.accumulate {
+                y.rows(at, (height, W))
+            } else {
+                None
+            };
+            let finish = |row: usize| Finish {
+                bias: epilogue.bias.map(|bias| &bias[band.rows.0 + row]),
+                relu: epilogue.relu,
+            };
+            match direct {
+                // SAFETY: tasks have different bands or panels, and each panel of a band is
+                // done once; the rows have `W` elements each.
+                Some((first, stride)) => unsafe {
+                    for row in band.empty.iter().map(|&row| usize::from(row)) {
+                        for i in (0..W).step_by(V::LANES) {
+                            let zero = V::splat(T::zero());
+                            finish(row).apply(zero).store(first.add(row * stride + i));
                         }
+                    }
+                },
+                // SAFETY: as above.
+                None if epilogue.accumulate => unsafe {
+                    epilogue.begin(y, at, panel.width, sums);
+                },
+                None => {
+                    for &row in &band.empty {
+                        sums[usize::from(row)] = [T::zero(); W];
+                    }
+                }
+            }
+            let sums_of = sums.as_mut_ptr();
+            let (segments, height) = match &band.wide {
+                Some(segments) if size_of_val(x) <= UNTILED => (segments, wide),
+                _ => (&band.narrow, narrow),
+            };
+            for (tile, segments) in segments.by_tile() {
+                let x = &x[tile * height / wide * wide * W..];
+                let row = |segment: Segment| {
+                    // SAFETY: segments are within their band, and so are their rows, of which
+                    // there are sums, and which `y` has.
+                    unsafe {
+                        let row = segment.row();
+                        let sums = sums_of.add(row).cast::<T>();
+                        let begins = segment.is_first() && !epilogue.accumulate;
+                        let from = if begins { null() } else { sums.cast_const() };
+                        let (to, finish) = match direct {
+                            Some((first, stride)) if segment.is_last() => {
+                                (first.add(row * stride), Some(finish(row)))
+                            }
+                            _ => (sums, None),
+                        };
+                        let values = values.as_ptr().add(segment.start());
+                        let indices = indices.as_ptr().add(segment.start());
+                        Row { values, indices, from, to, finish }
                     }
                 };
                 let mut rest = segments;
@@ -262,27 +310,25 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
                     let pair =
                         if const { V::LANES * size_of::<T>() < 64 } { None } else { rest.get(1) };
                     let pair = pair.filter(|second| second.len() == first.len());
+                    let (len, x) = (first.len(), x.as_ptr());
                     // SAFETY: as above; indices are of columns that there are, see `build`,
                     // and segments of a tile are of different rows.
                     unsafe {
                         match pair {
-                            Some(second) => add_segments::<T, V, W, E, 2>(
-                                [row(*first), row(*second)],
-                                first.len(),
-                                x.as_ptr(),
-                            ),
-                            None => add_segments::<T, V, W, E, 1>(
-                                [row(*first)],
-                                first.len(),
-                                x.as_ptr(),
-                            ),
+                            Some(second) => {
+                                let rows = [row(*first), row(*second)];
+                                add_segments::<T, V, W, E, 2>(rows, len, x);
+                            }
+                            None => add_segments::<T, V, W, E, 1>([row(*first)], len, x),
                         }
                     }
                     rest = &rest[1 + usize::from(pair.is_some())..];
                 }
             }
-            // SAFETY: as above.
-            unsafe { epilogue.end(y, at, panel.width, sums) };
+            if direct.is_none() {
+                // SAFETY: as above.
+                unsafe { epilogue.end(y, at, panel.width, sums) };
+            }
         }
     }
 }
@@ -307,35 +353,46 @@ impl<T: Float> Kernel for Column<'_, T> {
         for band in &a.bands[bands] {
             let at = (band.rows.0, 0);
             let sums = &mut sums[..band.rows.1 - band.rows.0];
-            let lanes = &mut lanes[..sums.len()];
-            lanes.fill([T::zero(); LANES]);
             // SAFETY: tasks have different bands.
             unsafe { epilogue.begin(y, at, 1, sums) };
             let Band { entries, .. } = *band;
-            let (values, indices) =
-                (&values[entries.0..entries.1], &a.indices[entries.0..entries.1]);
+            let (values, indices) = (&values[entries.0..], &a.indices[entries.0..]);
             let (segments, height) = match &band.wide {
                 Some(segments) => (segments, wide),
                 None => (&band.narrow, narrow),
             };
+            let alone = segments.tiles.len() == 1;
+            let lanes = &mut lanes[..sums.len()];
+            if !alone {
+                lanes.fill([T::zero(); LANES]);
+            }
             for (tile, segments) in segments.by_tile() {
                 let x = &x[tile * height / wide * wide..];
-                for segment in segments {
+                let add = |segment: &Segment, sums| {
                     let start = segment.start();
-                    // SAFETY: as in `Multiply`.
+                    // SAFETY: as in `Multiply`; there are more indices than values.
                     unsafe {
-                        add_lanes(
-                            values.as_ptr().add(start),
-                            indices.as_ptr().add(start),
-                            segment.len(),
-                            x.as_ptr(),
-                            lanes.get_unchecked_mut(segment.row()),
-                        );
+                        let values = (values.as_ptr().add(start), values.len() - start);
+                        let indices = indices.as_ptr().add(start);
+                        add_lanes(values, indices, segment.len(), x.as_ptr(), sums)
                     }
+                };
+                if alone {
+                    for segment in segments {
+                        let sum = sum_tree(add(segment, [T::zero(); LANES]));
+                        sums[segment.row()][0] += sum;
+                    }
+                    continue;
+                }
+                for segment in segments {
+                    let lanes = &mut lanes[segment.row()];
+                    *lanes = add(segment, *lanes);
                 }
             }
-            for (sum, lanes) in sums.iter_mut().zip(lanes) {
-                sum[0] += sum_tree(*lanes);
+            if !alone {
+                for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                    sum[0] += sum_tree(*lanes);
+                }
             }
             // SAFETY: as above.
             unsafe { epilogue.end(y, at, 1, sums) };

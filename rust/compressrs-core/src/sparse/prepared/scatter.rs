@@ -7,11 +7,10 @@ use super::product::permuted;
 use super::{BAND, Prepared};
 use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
+use crate::numeric::vector::{Vector, WithWidth, half_width};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
-use crate::runtime::simd::{self, Kernel};
-
 use crate::sparse::epilogue::Epilogue;
 
 /// Entries for each column of the matrix that pay for sums of their own.
@@ -94,7 +93,7 @@ fn product<T: Float, const W: usize>(
             sums.fill(T::zero());
             let bands = piece * bands / pieces..(piece + 1) * bands / pieces;
             let (sums, _) = sums.as_chunks_mut::<W>();
-            simd::dispatch(Scatter { a, values, x, bands, sums });
+            half_width(Scatter { a, values, x, bands, sums });
         }
     });
     let (sums, _) = sums.as_chunks::<W>();
@@ -126,11 +125,9 @@ struct Scatter<'a, T, const W: usize> {
     sums: &'a mut [[T; W]],
 }
 
-impl<T: Float, const W: usize> Kernel for Scatter<'_, T, W> {
-    type Output = ();
-
+impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Vector<T>>(self) {
         let Scatter { a, values, x, bands, sums } = self;
         assert!(values.len() == a.entries() && sums.len() == a.columns);
         let (narrow, wide) = a.heights;
@@ -146,12 +143,23 @@ impl<T: Float, const W: usize> Kernel for Scatter<'_, T, W> {
                 let sums = &mut sums[tile * height / wide * wide..];
                 for segment in segments {
                     let entries = segment.start()..segment.start() + segment.len();
-                    let x = x[segment.row()];
+                    let x = &x[segment.row()];
                     for (value, index) in values[entries.clone()].iter().zip(&indices[entries]) {
                         // SAFETY: indices are of columns that there are, see `build`.
                         let sum = unsafe { sums.get_unchecked_mut(usize::from(*index)) };
-                        for l in 0..W {
-                            sum[l] = value.mul_add(x[l], sum[l]);
+                        // Widths that belong to the other type are never asked for.
+                        if const { !W.is_multiple_of(V::LANES) } {
+                            for l in 0..W {
+                                sum[l] = value.mul_add(x[l], sum[l]);
+                            }
+                            continue;
+                        }
+                        for l in (0..W).step_by(V::LANES) {
+                            // SAFETY: both have `W` elements.
+                            unsafe {
+                                let (x, sum) = (x.as_ptr().add(l), sum.as_mut_ptr().add(l));
+                                V::load(sum).add_product(V::splat(*value), V::load(x)).store(sum);
+                            }
                         }
                     }
                 }
