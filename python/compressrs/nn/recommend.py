@@ -15,8 +15,8 @@ from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 #: Rounds in which all storages are timed in turn; the median counts.
 _ROUNDS = 7
 
-#: Seconds for each storage in a round, at most.
-_LONGEST = 10
+#: Seconds in all, at most.
+_LONGEST = 60
 
 #: A storage is tried if it holds at most so many values for each that is not 0.
 _FILL = 4
@@ -48,7 +48,7 @@ def recommend(
     *,
     threshold: float = 0.0,
     mask: Array | None = None,
-    seconds: float = 0.02,
+    seconds: float = 0.5,
 ) -> Recommendation:
     """Measure the forward pass in each storage that holds a layer's weights without loss.
 
@@ -64,8 +64,8 @@ def recommend(
         Rows of the inputs, which are random.
     threshold, mask
         What to keep, as in `SparseLinear.from_linear`. Not applied to the dense layer.
-    seconds : float, default 0.02
-        Time for each storage in each of 7 rounds.
+    seconds : float, default 0.5
+        How long to measure in all, at most 60. Each storage is run at least seven times.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def recommend(
     TypeError
         If `layer` is not a `Linear`, or a number of another type.
     ValueError
-        If `batch` is below 1, or `seconds` not above 0 or over 10; for `threshold` and `mask` see
+        If `batch` is below 1, or `seconds` not above 0 or over 60; for `threshold` and `mask` see
         `CSRMatrix.from_dense <compressrs.sparse.CSRMatrix.from_dense>`.
 
     Examples
@@ -84,7 +84,7 @@ def recommend(
     >>> import numpy as np, compressrs as cr
     >>> layer = cr.nn.Linear(256, 128, rng=0)
     >>> layer.weight[:, 16:] = 0
-    >>> found = cr.nn.recommend(layer, batch=32, seconds=0.001)
+    >>> found = cr.nn.recommend(layer, batch=32, seconds=0.01)
     >>> sorted(found.seconds)
     ['bsr_16x1', 'bsr_1x16', 'bsr_4x4', 'csr', 'dense']
     >>> found.seconds[found.storage] == min(found.seconds.values())
@@ -104,9 +104,10 @@ def recommend(
     x = np.random.default_rng(0).standard_normal((batch, layer.weight.shape[1]))
     x = x.astype(layer.weight.dtype)
     times: dict[str, list[float]] = {name: [] for name in layers}
+    turn = seconds / (_ROUNDS * len(layers))
     for _ in range(_ROUNDS):
         for name, candidate in layers.items():
-            times[name].append(_time(candidate, x, seconds))
+            times[name].append(_time(candidate, x, turn))
     medians = {name: float(np.median(some)) for name, some in times.items()}
     best = min(medians, key=lambda name: medians[name])
     return Recommendation(best, medians, layers[best])
