@@ -147,3 +147,8 @@ def test_linked_licences_are_listed():
         pytest.skip("needs Cargo")
     licences = script("licences.py")
     assert licences.PAGE.read_text(encoding="utf-8") == licences.page()
+
+
+def test_the_citation_names_the_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {compressrs.__version__}\n" in text

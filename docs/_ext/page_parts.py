@@ -90,6 +90,11 @@ def rule_page(cls: type[optim.Optimizer], text: str) -> str:
     return text + rule_part(cls)
 
 
+def linked(text: str) -> str:
+    """Return text in which what `help` is advised for is a link."""
+    return re.sub(r"`help\((compressrs[\w.]+)\)`", r"{py:obj}`\1`", text)
+
+
 def read(app: Sphinx, page: str, source: list[str]) -> None:
     """Add what is computed to the text of a page."""
     # Sphinx's own page of results is called search, so the guide of that name is included.
@@ -99,6 +104,8 @@ def read(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(GUIDES, "\n".join(guides))
     elif (cls := rule_of(page)) is not None:
         source[0] = rule_page(cls, source[0])
+    elif "/" in page:
+        source[0] = linked(source[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
