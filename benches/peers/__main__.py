@@ -27,6 +27,7 @@ from benches.peers import (
     csr_real,
     distill,
     few_bytes,
+    frameworks,
     measure,
     nn,
     optim,
@@ -62,6 +63,9 @@ ALL = {
     "quantize": to_codes.quantize,
     "gptq": to_codes.gptq,
     "codec": codec.codec,
+    "torch_optim": frameworks.torch_optim,
+    "torch_layers": frameworks.torch_layers,
+    "torch_losses": frameworks.torch_losses,
 }
 
 #: Short ones, of several families.

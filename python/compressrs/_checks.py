@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,22 @@ def sequence(value: Any, name: str) -> list[Any]:
         return list(value)
     except TypeError:
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}") from None
+
+
+def strings(value: Any, name: str) -> list[str]:
+    """Return a sequence of strings as a list after checking it.
+
+    Raises
+    ------
+    TypeError
+        If it is none, or a single string.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of strings, got {type(value).__name__}")
+    for one in value:
+        if not isinstance(one, str):
+            raise TypeError(f"{name} must hold strings, got {type(one).__name__}")
+    return list(value)
 
 
 def dimensions(value: Any, name: str) -> tuple[int, ...]:

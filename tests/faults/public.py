@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import compressrs
 from compressrs import (
     TrainState,
     checkpoint,
@@ -30,21 +32,31 @@ from compressrs.optim import lr_scheduler
 def packages() -> Iterator[tuple[str, ModuleType]]:
     """Yield every public module: those that a package's ``__all__`` names, at any depth."""
 
-    def below(name: str, module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
-        yield name, module
-        for child in module.__all__:
-            found = getattr(module, child)
-            if inspect.ismodule(found):
-                yield from below(f"{name}.{child}", found)
-
-    yield from below("compressrs", importlib.import_module("compressrs"))
+    yield from _below("compressrs", importlib.import_module("compressrs"))
 
 
-def names() -> dict[str, Any]:
+def extras() -> Iterator[tuple[str, ModuleType]]:
+    """Yield the public modules of the frameworks that are installed."""
+    for extra in compressrs._EXTRAS:
+        if importlib.util.find_spec(extra) is not None:
+            yield from _below(f"compressrs.{extra}", getattr(compressrs, extra))
+
+
+def _below(name: str, module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
+    yield name, module
+    for child in module.__all__:
+        found = getattr(module, child)
+        if inspect.ismodule(found):
+            yield from _below(f"{name}.{child}", found)
+
+
+def names(
+    modules: Callable[[], Iterator[tuple[str, ModuleType]]] = packages,
+) -> dict[str, Any]:
     """Return every public object but modules by its name without ``compressrs.``."""
     return {
         f"{package}.{name}".removeprefix("compressrs."): getattr(module, name)
-        for package, module in packages()
+        for package, module in modules()
         for name in module.__all__
         if not inspect.ismodule(getattr(module, name))
     }

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import compressrs as cr
-from tests.faults.public import names, packages
+from tests.faults.public import extras, names, packages
 
 # Type aliases, such as prune.Schedule, are excluded.
 CALLABLES = {
     name: value
-    for name, value in names().items()
+    for name, value in {**names(), **names(extras)}.items()
     if inspect.isclass(value) or inspect.isroutine(value)
 }
 
@@ -52,7 +52,7 @@ def test_type_hints_of_attributes_can_be_looked_up(name: str) -> None:
 
 
 def test_dir_lists_everything_public() -> None:
-    for name, module in packages():
+    for name, module in (*packages(), *extras()):
         assert set(module.__all__) <= set(dir(module)), name
         assert len(set(module.__all__)) == len(module.__all__), name
 
@@ -126,7 +126,7 @@ def test_scores_and_masks_have_the_structure_of_the_weights(kind: str, tree: str
     opt.set_masks(pruner.masks)
 
 
-@pytest.mark.parametrize(("name", "package"), list(packages()))
+@pytest.mark.parametrize(("name", "package"), [*packages(), *extras()])
 def test_dir_lists_nothing_that_is_not_public(name: str, package: Any) -> None:
     listed = {entry for entry in dir(package) if not entry.startswith("_")}
     assert {entry for entry in listed if not is_module(package, entry)} <= set(package.__all__), (

@@ -56,7 +56,7 @@ def test_arrays_are_changed_in_place_and_written_back(tmp_path):
     model = conn.load(path)
     model["w1"][...] *= 2
     model["b1"] = np.zeros(16, np.float32)
-    with pytest.raises(ValueError, match=r"b1 must be float32 of shape \(16,\)"):
+    with pytest.raises(ValueError, match=r"value for 'b1' must be float32 of shape \(16,\)"):
         model["b1"] = np.zeros(16)
     with pytest.raises(KeyError, match="no array 'w9'"):
         model["w9"]

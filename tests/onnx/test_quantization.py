@@ -180,7 +180,7 @@ def test_files_are_smaller(tmp_path):
         (17, {"scheme": Scheme(), "names": ["w9"]}, "got 'w9'"),
         (17, {"scheme": Scheme(), "format": "gguf"}, "format must be one of"),
         (17, {"scheme": Scheme(), "format": "matmulnbits"}, "4 or 8 bits, and groups of 16"),
-        (17, {"scheme": Scheme(), "accuracy_level": 7}, "accuracy_level must be 0 to 4"),
+        (17, {"scheme": Scheme(), "accuracy_level": 7}, "accuracy_level must be at most 4"),
         (17, {"scheme": Scheme(), "statistics": {"w9": None}}, "statistics must be of"),
     ],
 )

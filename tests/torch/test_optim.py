@@ -524,7 +524,7 @@ SHARED = torch.ones(6)
         (lambda: [SHARED[:4], SHARED[2:]], ValueError, "memory"),
         (lambda: [torch.ones(2, requires_grad=True) * 2], ValueError, "non-leaf"),
         (lambda: [np.ones(2)], TypeError, "can only optimize Tensors"),
-        (list, ValueError, "empty parameter list"),
+        (list, ValueError, "at least one tensor, got none"),
     ],
 )
 def test_parameters_that_cannot_be_updated_are_named(make, error, match):

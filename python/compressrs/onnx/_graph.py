@@ -126,6 +126,17 @@ def constant(node: Any) -> Any:
     return None
 
 
+def tensors(index: Index) -> Iterator[tuple[Scope, str, Any]]:
+    """Yield the graph, the name and the tensor of all initializers and constants."""
+    for scope in index.scopes:
+        for tensor in scope.graph.initializer:
+            yield scope, tensor.name, tensor
+        for node in scope.graph.node:
+            tensor = constant(node)
+            if tensor is not None and node.output:
+                yield scope, node.output[0], tensor
+
+
 def small_constant(node: Any) -> Any:
     """Return what a ``Constant`` holds as an array, also one of numbers, or None."""
     if node.op_type != "Constant" or node.domain not in STANDARD:

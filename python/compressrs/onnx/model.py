@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from compressrs._arrays import Array, fitting, is_number
+from compressrs._arrays import Array, as_gradient, is_number
 from compressrs._checks import file_path, flag
 from compressrs._files import stream_atomically, write_atomically
-from compressrs.onnx._graph import Index, Scope, constant, label, role, unknown_operators
+from compressrs.onnx._graph import Index, Scope, label, role, tensors, unknown_operators
 from compressrs.onnx._tensors import (
     External,
     Stored,
@@ -28,6 +27,7 @@ from compressrs.onnx._tensors import (
     refer,
     stored,
 )
+from compressrs.onnx._writing import streamed, written_beside
 
 #: What protobuf can hold in one message, less what surrounds the arrays.
 LARGEST = 2**31 - 2**20
@@ -162,6 +162,8 @@ class Model(Mapping[str, Array]):
         )
 
     def __getitem__(self, name: str) -> Array:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {type(name).__name__}")
         if name not in self._stored:
             reason = f": it is {self.left[name]}" if name in self.left else ""
             raise KeyError(f"the model has no array {name!r}{reason}")
@@ -171,10 +173,16 @@ class Model(Mapping[str, Array]):
 
     def __setitem__(self, name: str, value: Array) -> None:
         own = self[name]
-        own[...] = fitting(value, own, name)
+        array = as_gradient(value, f"the value for {name!r}")
+        if array.shape != own.shape or array.dtype != own.dtype:
+            raise ValueError(
+                f"the value for {name!r} must be {own.dtype} of shape {own.shape}, got "
+                f"{array.dtype} of shape {array.shape}"
+            )
+        own[...] = array
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored
+        return isinstance(name, str) and name in self._stored
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -258,7 +266,7 @@ class Model(Mapping[str, Array]):
             external = flag(external_data, "external_data")
         if self._valid and (problem := self._problem()) is not None:
             raise ValueError(f"the model would not be valid: {problem}")
-        old = _written_beside(target)
+        old = written_beside(target)
         if external:
             for own, place in self._write_external(target):
                 # From now on, what has not been read is read from there.
@@ -294,7 +302,7 @@ class Model(Mapping[str, Array]):
             places.append((own, External(data, offset, own.nbytes)))
         text = made.SerializeToString()
         if places:
-            stream_atomically(data, _streamed(places), exclusive=True)
+            stream_atomically(data, streamed(places), exclusive=True)
         try:
             write_atomically(target, text)
         except BaseException:
@@ -409,42 +417,6 @@ def set_repeated(field: Any, values: list[Any]) -> None:
         kept.append(copied)
     del field[:]
     field.extend(kept)
-
-
-def tensors(index: Index) -> Iterator[tuple[Scope, str, Any]]:
-    """Yield the graph, the name and the tensor of all initializers and constants."""
-    for scope in index.scopes:
-        for tensor in scope.graph.initializer:
-            yield scope, tensor.name, tensor
-        for node in scope.graph.node:
-            tensor = constant(node)
-            if tensor is not None and node.output:
-                yield scope, node.output[0], tensor
-
-
-def _streamed(places: list[tuple[Stored, External]]) -> Iterator[bytes | memoryview]:
-    """Yield the content of a file with the data of arrays at these places."""
-    end = 0
-    for own, place in places:
-        yield bytes(place.offset - end)
-        yield from own.parts()
-        end = place.offset + place.length
-
-
-def _written_beside(target: Path) -> set[Path]:
-    """Return the files that `Model.save` wrote beside a model of this path."""
-    try:
-        proto = onnx.ModelProto.FromString(target.read_bytes())
-    except (OSError, DecodeError):
-        return set()
-    names = {
-        entry.value
-        for _, _, tensor in tensors(Index(proto.graph))
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    own = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
-    return {target.with_name(name) for name in names if own.fullmatch(name)}
 
 
 def load(source: str | os.PathLike[str] | Any) -> Model:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from compressrs import _core
 from compressrs import prune as arrays_pruned
 from compressrs._arrays import Array, compute_dtype, is_number
-from compressrs._checks import function
+from compressrs._checks import function, strings
 from compressrs.onnx.model import Initializer, Model
 from compressrs.onnx.running import Runner
 from compressrs.prune import Granularity, Score, Sensitivity
@@ -190,9 +190,7 @@ def weights_named(model: Model, names: Sequence[str] | None) -> dict[str, Initia
         found = [n for n, i in known.items() if i.role == "weight" and len(i.shape) >= 2]
         found = [name for name in found if _floating(known[name])]
     else:
-        if isinstance(names, (str, Mapping)) or not isinstance(names, Sequence):
-            raise TypeError(f"names must be a sequence of names, got {names!r}")
-        found = list(names)
+        found = strings(names, "names")
     if not found:
         raise ValueError("names must be of at least one array, got none")
     for name in found:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from compressrs._arrays import Array
-from compressrs._checks import choice
+from compressrs._checks import choice, whole
 from compressrs.onnx._graph import STANDARD, Scope, attributes, opset
 from compressrs.onnx._tensors import data_type
 from compressrs.onnx.model import Initializer, Model
@@ -94,8 +94,7 @@ def quantize(
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme must be a Scheme, got {type(scheme).__name__}")
     choice(format, "format", tuple(FORMATS))
-    if isinstance(accuracy_level, bool) or accuracy_level not in range(5):
-        raise ValueError(f"accuracy_level must be 0 to 4, got {accuracy_level!r}")
+    accuracy_level = whole(accuracy_level, "accuracy_level", 0, 4)
     if statistics is not None and not isinstance(statistics, Mapping):
         got = type(statistics).__name__
         raise TypeError(f"statistics must be a dict by the weight's name, got {got}")

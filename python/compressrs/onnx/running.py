@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import flag
+from compressrs._checks import flag, strings
 from compressrs._threads import get_num_threads
 from compressrs.onnx._graph import STANDARD
 from compressrs.onnx.model import LARGEST, Model
@@ -89,14 +89,13 @@ class Runner:
         elif not isinstance(options, onnxruntime.SessionOptions):
             got = type(options).__name__
             raise TypeError(f"options must be onnxruntime.SessionOptions, got {got}")
-        if isinstance(providers, str) or not isinstance(providers, Sequence):
-            raise TypeError(f"providers must be a sequence of names, got {providers!r}")
+        strings(providers, "providers")
 
         def session(source: Any) -> Any:
             try:
                 return onnxruntime.InferenceSession(source, options, providers=[*providers])
             except Exception as error:
-                # Its exceptions are RuntimeErrors of classes of its own.
+                # Of classes of its own.
                 raise ValueError(f"onnxruntime cannot run the model: {error}") from error
 
         if model.nbytes <= LARGEST:
@@ -203,16 +202,15 @@ def input_statistics(
     >>> statistics = cr.onnx.input_statistics(model, np.ones((5, 2), np.float32))
     >>> statistics
     {'w': <InputStatistics(2) of 5 rows>}
-    >>> masks = cr.onnx.prune(model, 0.5, score=cr.prune.Wanda(statistics))
+    >>> score = cr.prune.Wanda([*statistics.values()])
+    >>> masks = cr.onnx.prune(model, 0.5, [*statistics], score=score)
     """
     if not isinstance(model, Model):
         raise TypeError(f"model must be a compressrs.onnx.Model, got {type(model).__name__}")
     gram = flag(gram, "gram")
     inputs = _inputs_of_weights(model)
     if names is not None:
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise TypeError(f"names must be a sequence of names, got {names!r}")
-        for name in names:
+        for name in strings(names, "names"):
             if name not in inputs:
                 raise ValueError(
                     f"names must be of weights of MatMul and Gemm, {sorted(inputs)}, got {name!r}"
@@ -224,25 +222,36 @@ def input_statistics(
         for name in inputs
     }
     whole = hasattr(batches, "shape")
-    if not whole and not isinstance(batches, Iterable):
+    if not whole and (not isinstance(batches, Iterable) or isinstance(batches, (str, Mapping))):
         got = type(batches).__name__
-        raise TypeError(f"batches must be an array or an iterable of arrays, got {got}")
+        raise TypeError(f"batches must be an array or an iterable of batches, got {got}")
     values = list(dict.fromkeys(value for of in inputs.values() for value in of))
     given = {value.name for value in model._proto.graph.input}
     made = {value.name for value in model._proto.graph.output}
     run = Runner.__new__(Runner)
     more = [value for value in values if value not in given | made]
     run._start(model, None, ("CPUExecutionProvider",), more)
-    for batch in [batches] if whole else batches:
-        inputs_of = batch if isinstance(batch, (tuple, list)) else (batch,)
-        feed = run._feed((), batch) if isinstance(batch, Mapping) else run._feed(inputs_of, {})
-        results = run(**feed)
-        results = results if isinstance(results, tuple) else (results,)
-        seen = {**feed, **dict(zip(run.outputs, results, strict=True))}
-        for name, of in inputs.items():
-            for value in of:
-                found[name].update(as_array(seen[value], f"the input of {name}"))
+    for k, batch in enumerate([batches] if whole else batches):
+        try:
+            seen = _values(run, batch)
+            for name, of in inputs.items():
+                for value in of:
+                    found[name].update(seen[value])
+        except (TypeError, ValueError) as error:
+            where = "batches" if whole else f"batches[{k}]"
+            raise type(error)(f"{where} must be inputs of the model: {error}") from error
     return found
+
+
+def _values(run: Runner, batch: Any) -> dict[str, Array]:
+    """Return the inputs of a batch, and what the model makes of them, by name."""
+    if isinstance(batch, Mapping):
+        feed = run._feed((), batch)
+    else:
+        feed = run._feed(batch if isinstance(batch, (tuple, list)) else (batch,), {})
+    results = run(**feed)
+    results = results if isinstance(results, tuple) else (results,)
+    return {**feed, **dict(zip(run.outputs, results, strict=True))}
 
 
 def _inputs_of_weights(model: Model) -> dict[str, list[str]]:

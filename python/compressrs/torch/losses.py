@@ -28,7 +28,9 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, student: Any, function: Callable[..., Any], name: str, *rest: Any) -> Any:
         arguments, options = rest
         loss, gradient = function(array_of(student, name), *arguments, **options)
-        ctx.save_for_backward(tensor_of(gradient))
+        # Not saved by `save_for_backward`, which would keep a reference until the whole pass is
+        # done, so that autograd copied the gradient instead of taking it over.
+        ctx.gradient = tensor_of(gradient)
         # A loss in half precision would lose what float32 keeps.
         dtype = student.dtype if student.dtype == torch.float64 else torch.float32
         return torch.as_tensor(loss, dtype=dtype)
@@ -36,22 +38,36 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Any) -> Any:
-        (gradient,) = ctx.saved_tensors
+        gradient = ctx.gradient
+        if gradient is None:
+            raise RuntimeError(
+                "Trying to backward through the loss a second time, after its gradient was given "
+                "away. Specify retain_graph=True in the first backward pass"
+            )
+        own = not _graph_is_kept()
+        if own:
+            ctx.gradient = None
         if upstream.ndim:
             rows = upstream.reshape(*upstream.shape, *[1] * (gradient.ndim - upstream.ndim))
             gradient = gradient * rows.to(gradient.dtype)
         elif upstream.item() != 1:
             # The usual loss.backward() needs no pass over the gradient.
-            gradient = gradient * upstream
+            gradient = gradient.mul_(upstream) if own else gradient * upstream
         return gradient, None, None, None, None
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Return an argument with arrays in place of tensors."""
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass may be run again; True where PyTorch does not tell."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return kept is None or bool(kept())
+
+
+def _plain(value: Any, name: str, depth: int = 0) -> Any:
+    """Return an argument with arrays in place of tensors, also in a list of lists."""
     if isinstance(value, torch.Tensor):
         return data_of(value, name)
-    if isinstance(value, (list, tuple)):
-        return [_plain(x, f"{name}[{i}]") for i, x in enumerate(value)]
+    if isinstance(value, (list, tuple)) and depth < 2:
+        return [_plain(x, f"{name}[{i}]", depth + 1) for i, x in enumerate(value)]
     return value
 
 
@@ -98,12 +114,26 @@ def _differentiable(module: str, function: Callable[..., Any]) -> Callable[..., 
     kept = [p for name, p in signature.parameters.items() if name != "out"]
     signature = signature.replace(parameters=kept)
     first, *rest = [p.name for p in kept]
+    positional = [p.name for p in kept if p.kind is not p.KEYWORD_ONLY]
+    names = {p.name for p in kept}
+    required = {p.name for p in kept if p.default is p.empty}
 
     @functools.wraps(function)
     def loss(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        given = {k: v if k == first else _plain(v, k) for k, v in bound.arguments.items()}
-        return _Loss.apply(given.pop(first), function, first, (), given)
+        given = dict(zip(positional, args, strict=False))
+        repeated = given.keys() & kwargs
+        given |= kwargs
+        if (
+            len(args) > len(positional)
+            or repeated
+            or given.keys() - names
+            or required - given.keys()
+        ):
+            # Raises, with Python's message; it would take longer than a small loss.
+            signature.bind(*args, **kwargs)
+        student = given.pop(first)
+        options = {k: _plain(v, k) for k, v in given.items()}
+        return _Loss.apply(student, function, first, (), options)
 
     made: Any = loss
     name = function.__name__

@@ -26,6 +26,7 @@ import torch
 from compressrs import optim as rules
 from compressrs._arrays import Array, Views
 from compressrs._assignment import CheckedDict
+from compressrs._checks import flag, function
 from compressrs._state import all_or_nothing
 from compressrs.optim._dicts import OF_GROUPS
 from compressrs.optim._loading import TORCH_SWITCHES
@@ -82,7 +83,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         defaults = make(np.zeros((1, 1)), *args, **kwargs).defaults
         self._inner: rules.Optimizer | None = None
         self.grad_norm: float | None = None
-        super().__init__(params, dict(defaults))
+        super().__init__(_listed(params), dict(defaults))
         known = frozenset(self.defaults) | OF_GROUPS
         groups = [_group_of(group, i, known) for i, group in enumerate(self.param_groups)]
         self._inner = make(groups, *args, **kwargs)
@@ -90,12 +91,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _changed_groups(self) -> None:
         """Note the parameters and where their memory is."""
-        self._params = list(_parameters(self.param_groups))
+        self._params = _parameters(self.param_groups)
         self._pointers = list(map(_pointer, self._params))
         self._grads: list[Any] = []
         self._grad_pointers: list[int] = []
         self._arrays: list[Array | None] = []
         self._state_of: Any = None
+        #: Whether all parameters had a gradient in the last step.
+        self._whole = False
+        self._nothing = [None] * len(self._params)
 
     @property
     def array_optimizer(self) -> rules.Optimizer:
@@ -163,13 +167,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """
         loss = None
         if closure is not None:
+            function(closure, "closure")
             with torch.enable_grad():
                 loss = closure()
         inner = self._own
         self._synchronize()
         flat = self._gradients()
         self.grad_norm = inner._step(flat, max_grad_norm, grad_scale, nonfinite)
-        changed(*(p for p, g in zip(self._params, flat, strict=True) if g is not None))
+        if self._whole:
+            changed(*self._params)
+        else:
+            changed(*(p for p, g in zip(self._params, flat, strict=True) if g is not None))
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -256,6 +264,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         ValueError
             If it does not match the optimizer or its parameters; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
@@ -279,7 +289,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         ValueError
             If parameters were replaced by others, or have another shape or dtype now.
         """
-        now = list(_parameters(self.param_groups))
+        now = _parameters(self.param_groups)
         if len(now) != len(self._params) or not all(map(operator.is_, now, self._params)):
             raise ValueError(
                 "the parameters in param_groups must be those that the optimizer was made with; "
@@ -340,7 +350,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             except (TypeError, RuntimeError):
                 # Another dtype than NumPy's, or one that this refuses with its reason.
                 arrays.append(array_of(grad, f"the gradient of {self._own._names[i]}"))
-        held = None not in grads and sum(a.size for a in arrays if a is not None) <= _HELD
+        # Not `None in grads`, which asks each tensor whether it equals None.
+        self._whole = all(map(operator.is_not, grads, self._nothing))
+        held = self._whole and sum(a.size for a in arrays if a is not None) <= _HELD
         self._grads = grads if held else []
         self._grad_pointers = list(map(_pointer, grads)) if held else []
         self._arrays = arrays if held else []
@@ -348,7 +360,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or set them to 0 if not `set_to_none`."""
-        if set_to_none:
+        if flag(set_to_none, "set_to_none"):
             self._grads, self._grad_pointers, self._arrays = [], [], []
         super().zero_grad(set_to_none)
 
@@ -380,9 +392,24 @@ class _State(CheckedDict):
                 own.copy_(torch.as_tensor(value))
 
 
-def _parameters(groups: list[dict[str, Any]]) -> Iterator[Any]:
-    for group in groups:
-        yield from group["params"]
+def _listed(params: Any) -> Any:
+    """Return parameters as a list, or a tensor, which PyTorch refuses, as it is."""
+    if isinstance(params, torch.Tensor):
+        return params
+    try:
+        listed = list(params)
+    except TypeError:
+        got = type(params).__name__
+        raise TypeError(
+            f"params must be an iterable of tensors or group dicts, got {got}"
+        ) from None
+    if not listed:
+        raise ValueError("params must hold at least one tensor, got none")
+    return listed
+
+
+def _parameters(groups: list[dict[str, Any]]) -> list[Any]:
+    return [p for group in groups for p in group["params"]]
 
 
 def _number(value: Any) -> Any:
@@ -478,6 +505,11 @@ _CLASSES = {
 globals().update(_CLASSES)
 
 __all__ = ["Optimizer", *_CLASSES]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 if TYPE_CHECKING:
 

@@ -10,6 +10,7 @@ import torch
 
 from compressrs import _core
 from compressrs._arrays import Array, require_in_place
+from compressrs._checks import strings
 from compressrs.prune import Granularity, InputStatistics, Score, masks
 from compressrs.prune.scores import as_score
 from compressrs.prune.selection import Scope, Sparsity
@@ -125,8 +126,7 @@ def _named(module: Any, names: Sequence[str] | None) -> dict[str, Any]:
     if names is None:
         found = {name: p for name, p in module.named_parameters() if p.ndim >= 2}
     else:
-        if isinstance(names, str):
-            raise TypeError(f"names must be a sequence of names, got {names!r}")
+        names = strings(names, "names")
         known = dict(module.named_parameters(remove_duplicate=False))
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"names must be among {sorted(known)}, got {unknown[0]!r}")
@@ -177,7 +177,9 @@ def input_statistics(
     """
     module = require_module(module)
     whole = isinstance(batches, torch.Tensor)
-    if not whole and not isinstance(batches, Iterable):
+    given = [batches] if whole else batches
+    # An array of no axes says that it can be iterated over.
+    if not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         raise TypeError(
             f"batches must be a tensor or an iterable of tensors, got {type(batches).__name__}"
         )
@@ -202,7 +204,7 @@ def input_statistics(
     try:
         module.eval()
         with torch.no_grad():
-            for k, batch in enumerate([batches] if whole else batches):
+            for k, batch in enumerate(given):
                 inputs = batch if isinstance(batch, tuple) else (batch,)
                 for x in inputs:
                     data_of(x, "batches" if whole else f"batches[{k}]")
