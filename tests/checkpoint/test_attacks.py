@@ -15,7 +15,11 @@ import attacks
 from compressrs import checkpoint, prune
 from compressrs.checkpoint import _coding, _source
 
-SCRIPTS = [m.name for m in pkgutil.iter_modules(attacks.__path__) if not m.name.startswith("_")]
+SCRIPTS = [
+    m.name
+    for m in pkgutil.iter_modules(attacks.__path__)
+    if not m.name.startswith("_") and not m.ispkg
+]
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -1,0 +1,1 @@
+"""Hostile programs, one a script; see README.md of `attacks`."""
