@@ -532,6 +532,17 @@ def test_damaged_files(tmp_path):
         load_npz(path)
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_archives_that_lack_bytes_are_corrupt(cut, tmp_path):
+    """Offsets in them lead before the start of the file."""
+    path = tmp_path / "a.npz"
+    save_npz(path, CSRMatrix.from_dense(np.eye(3)))
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + data[4 + cut :])
+    with pytest.raises(ValueError, match="is not a sparse matrix"):
+        load_npz(path)
     np.savez(
         path,
         format=np.array(b"csr"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 
@@ -87,8 +88,11 @@ def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
             form = arrays["format"].item()
             parts = arrays["data"], arrays["indices"], arrays["indptr"]
             shape = tuple(arrays["shape"].tolist())
-    except OSError:
-        raise
+    except OSError as error:
+        # Offsets in a corrupt archive may lead before its start.
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
     except Exception as error:  # a corrupt archive can raise almost anything
         raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
     form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
