@@ -109,9 +109,9 @@ class TrainState:
                         done.append(name)
                         _access(name, self.parts[name])[1](states[name])
                 except BaseException:
+                    # All of them: masks of one part reach the averages of another.
                     for name in self._order():
-                        if name in done:
-                            _access(name, self.parts[name])[1](before[name])
+                        _access(name, self.parts[name])[1](before[name])
                     raise
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"the state of {done[-1]} does not fit: {error}") from error
