@@ -142,6 +142,51 @@ def test_pages_of_rules_have_their_formula_and_state():
     assert parts.rule_of("optimizers/README") is None
 
 
+#: Folders with one page for each member of a family.
+FAMILIES = ["optimizers", "pruning", "quantization", "distillation", "formats"]
+
+
+def family(folder):
+    pages = sorted((ROOT / "docs" / folder).glob("*.md"))
+    return {p.stem: p.read_text(encoding="utf-8") for p in pages if p.stem != "README"}
+
+
+@pytest.mark.parametrize("folder", FAMILIES)
+def test_pages_of_families_have_their_parts(folder):
+    """A formula, when to choose it and when not, and the way to the API."""
+    overview = (ROOT / "docs" / folder / "README.md").read_text(encoding="utf-8")
+    for name, text in family(folder).items():
+        assert re.search(r"^```(math|text)$", text, re.MULTILINE), name
+        assert "**When to choose it.**" in text and "**When not to.**" in text, name
+        assert "`help(compressrs." in text, name
+        assert f"({name}.md)" in overview, name
+
+
+def test_every_score_loss_and_format_has_a_page():
+    from compressrs import distill, prune
+    from compressrs.quantize.scheme import _BITS
+    from compressrs.sparse.formats import FORMATS
+
+    scores = {
+        n.lower()
+        for n in prune.__all__
+        if isinstance(getattr(prune, n), type) and issubclass(getattr(prune, n), prune.Score)
+    }
+    # A baseline, and the base class.
+    assert scores - {"random", "score"} <= set(family("pruning"))
+    losses = "".join(family("distillation").values())
+    for name in distill.__all__:
+        assert not name.endswith("_loss") or f"`help(compressrs.distill.{name})`" in losses
+    formats = family("formats")
+    assert set(FORMATS) <= set(formats)
+    text = "".join(formats.values())
+    for dtype in _BITS:
+        # Signed integers are the default.
+        assert dtype == "int" or f'"{dtype}"' in text or dtype.partition("_")[0] in formats, dtype
+    for name in importlib.import_module("compressrs.checkpoint.export").FORMATS:
+        assert name == "safetensors" or f"--to {name}" in text, name
+
+
 def test_linked_licences_are_listed():
     if shutil.which("cargo") is None:
         pytest.skip("needs Cargo")
