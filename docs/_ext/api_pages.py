@@ -187,6 +187,11 @@ def object_pages(path: str, package: ModuleType, known: dict[str, str]) -> dict[
     return pages
 
 
+def summary(package: ModuleType | None) -> str:
+    """Return the first line of a package's docstring, as the end of a line."""
+    return f": {(package.__doc__ or '').strip().splitlines()[0]}" if package else ""
+
+
 def pages() -> dict[str, str]:
     """Return all pages of the API, by name."""
     known = public_objects()
@@ -198,12 +203,15 @@ def pages() -> dict[str, str]:
         texts[path] = package_page(path, package, inner if path != "compressrs" else [])
         if package is not None:
             texts |= object_pages(path, package, known)
-    index = heading("API") + (
-        "Every public name. ``help(name)`` shows the same text in Python.\n\n"
-        ".. toctree::\n   :maxdepth: 1\n\n"
-    )
     top = [path for path in found if path.count(".") <= 1]
-    texts["index"] = index + "".join(f"   {path}\n" for path in top)
+    lines = [f"- :doc:`{path}`{summary(found[path])}\n" for path in top]
+    texts["index"] = (
+        heading("API")
+        + "Every public name. ``help(name)`` shows the same text in Python.\n\n"
+        + "".join(lines)
+        + "\n.. toctree::\n   :hidden:\n   :maxdepth: 1\n\n"
+        + "".join(f"   {path}\n" for path in top)
+    )
     return texts
 
 
