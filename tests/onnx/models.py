@@ -97,6 +97,11 @@ def cnn(flat: str = "Flatten", **given: Any) -> Any:
     elif flat == "Shape":
         first = b.node("Gather", b.node("Shape", h), b.array("zero", np.array([0])))
         h = b.node("Reshape", h, b.node("Concat", first, b.array("rest", np.array([-1])), axis=0))
+    elif flat == "Unsqueeze":
+        axes = b.array("axes", np.array([0]))
+        first = b.node("Gather", b.node("Shape", h), b.array("zero", np.int64(0)))
+        parts = [b.node("Unsqueeze", x, axes) for x in (first, b.array("rest", np.int64(-1)))]
+        h = b.node("Reshape", h, b.node("Concat", *parts, axis=0))
     else:
         h = b.node("Squeeze", b.node("GlobalAveragePool", h), b.array("axes", np.array([2, 3])))
     inputs = 5 if flat == "GlobalAveragePool" else 20

@@ -75,7 +75,9 @@ def test_perceptron():
     check(mlp(), X["mlp"], ["w1", "w2"])
 
 
-@pytest.mark.parametrize("flat", ["Flatten", "Reshape", "Reshape -1", "Shape", "GlobalAveragePool"])
+@pytest.mark.parametrize(
+    "flat", ["Flatten", "Reshape", "Reshape -1", "Shape", "Unsqueeze", "GlobalAveragePool"]
+)
 def test_convolutions(flat):
     model = check(cnn(flat), X["cnn"], ["c1", "c2"])
     c1, c2 = conn.groups(model)
@@ -119,6 +121,28 @@ def test_shared_weights_are_cut_once():
     g = b.node("Relu", b.node("MatMul", b.node("Abs", b.node("MatMul", x, v)), w))
     model = b.model(b.node("MatMul", b.node("Add", h, g), out))
     check(model, X["mlp"], ["w", "v"])
+
+
+def test_arrays_under_other_names():
+    """As exporters write weights that are equal, and those they do not fold."""
+    b = Builder()
+    x, first = b.input("x", ["n", 6]), b.array("first", normal(8, 6))
+    h = b.node("MatMul", x, b.node("Transpose", first, perm=[1, 0]))
+    zeros = b.array("zeros", np.zeros(8, np.float32))
+    ones = b.array("ones", np.abs(normal(8)) + 1)
+    h = b.node("BatchNormalization", h, ones, zeros, b.node("Identity", zeros), ones)
+    h = b.node("Relu", h)
+    last = b.node("Transpose", b.node("Identity", b.array("last", normal(3, 8))))
+    check(b.model(b.node("MatMul", h, last)), X["mlp"], ["first"])
+
+
+def test_other_names_of_arrays_may_be_outputs():
+    b = Builder()
+    h = b.node("MatMul", b.input("x", ["n", 6]), b.array("w", normal(6, 8)))
+    out = b.node("MatMul", h, b.array("v", normal(8, 3)))
+    model = conn.load(b.model(out, b.node("Identity", "w")))
+    with pytest.raises(ValueError, match="w is also an output of the model"):
+        conn.shrink(model, {"w": np.arange(8) > 3})
 
 
 def test_a_weight_that_feeds_itself_is_cut_along_both_axes():

@@ -74,9 +74,16 @@ class Shapes:
             return None
         if maker.op_type != "Concat" or maker.domain not in STANDARD or len(maker.input) != 2:
             return None
-        rest = self._numbers.get(maker.input[1])
         same = before[0] is not None and before[0] == after[0]
-        return [0, -1] if same and rest is not None and np.array_equal(rest, [-1]) else None
+        return [0, -1] if same and self._number(maker.input[1]) == -1 else None
+
+    def _number(self, name: str) -> int | None:
+        """Return the single number that a value is, also with an axis added, or None."""
+        maker = self._makers.get(name)
+        if maker is not None and maker.op_type in ("Unsqueeze", "Identity"):
+            name = maker.input[0]
+        found = self._numbers.get(name)
+        return int(np.ravel(found)[0]) if found is not None and np.size(found) == 1 else None
 
 
 def _length(dimension: Any) -> int | str | None:

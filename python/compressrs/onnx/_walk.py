@@ -3,95 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from compressrs.onnx._graph import STANDARD, attributes, label, opset, small_constant
 from compressrs.onnx._shapes import Shapes
+from compressrs.onnx._units import (
+    CHANNELWISE,
+    ELEMENTWISE,
+    ELEMENTWISE_ZERO,
+    Change,
+    Lost,
+    Member,
+    Value,
+)
 from compressrs.onnx.model import Initializer, Model
 from compressrs.prune.dependencies import Space
-
-
-class Member(NamedTuple):
-    """An array that has one or more consecutive entries for each unit along an axis."""
-
-    #: The name of the array in the model.
-    array: str
-    axis: int
-    #: Entries of each unit: more than one where feature maps were flattened.
-    each: int = 1
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value with an entry, or several consecutive ones, for each unit along an axis."""
-
-    space: Space
-    axis: int
-    each: int = 1
-    #: Whether a unit whose arrays are masked is exactly 0 here.
-    zero: bool = True
-
-
-@dataclass(frozen=True)
-class Change:
-    """A number of units that stands in a node, and follows their removal."""
-
-    node: Any
-    space: Space
-    #: For ``Reshape`` the elements of each unit; None for the attribute ``group``.
-    each: int | None = None
-
-
-class Lost(Exception):
-    """Raised by what cannot follow units through a node, with the reason."""
-
-
-#: Operators that map each element by itself, and 0 to 0.
-_ELEMENTWISE_ZERO = frozenset(
-    {
-        "Abs",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Dropout",
-        "Elu",
-        "Erf",
-        "Floor",
-        "Gelu",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Mish",
-        "Neg",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
-#: Others that map each element by itself.
-_ELEMENTWISE = frozenset(
-    {"Cos", "Cosh", "Exp", "HardSigmoid", "Log", "Reciprocal", "Sigmoid", "Softplus"}
-)
-#: Operators of each channel by itself; a channel of zeros stays one.
-_CHANNELWISE = frozenset(
-    {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
-)
 
 
 class Walk:
@@ -108,6 +37,9 @@ class Walk:
         #: Inputs of nodes whose array is in `members`, or stays as it is.
         self._accounted: set[tuple[int, int]] = set()
         self._constants: dict[str, Any] = {}
+        #: Arrays under other names, of ``Identity`` and ``Transpose``: the array's own name, and
+        #: whether its two axes are swapped.
+        self._views: dict[str, tuple[str, bool]] = {}
         self._name = ""
         graph = model._proto.graph
         self._opset = opset(model._proto)
@@ -133,6 +65,8 @@ class Walk:
         if (found := small_constant(node)) is not None:
             self._constants[node.output[0]] = found
             return
+        if self._is_view(node):
+            return
         visit = _VISITS.get(node.op_type) if node.domain in STANDARD else None
         inputs = [self.values.get(name) for name in node.input]
         made: Value | None = None
@@ -147,15 +81,30 @@ class Walk:
         for name in filter(None, node.output):
             self.values[name] = made
 
+    def _is_view(self, node: Any) -> bool:
+        """Whether a node gives an array another name, which is noted."""
+        if node.op_type not in ("Identity", "Transpose") or node.domain not in STANDARD:
+            return False
+        name, swapped = self._views.get(node.input[0], (node.input[0], False))
+        if name in self.values or name not in self.known:
+            return False
+        if node.op_type == "Transpose":
+            perm = attributes(node).get("perm", [1, 0])
+            if len(self.known[name].shape) != 2 or sorted(perm) != [0, 1]:
+                return False
+            swapped ^= perm == [1, 0]
+        self._stay(node, 0)
+        self._views[node.output[0]] = name, swapped
+        return True
+
     def _fix(self, space: Space, reason: str) -> None:
         root = space.root()
         root.fixed = root.fixed or reason
 
     def _made(self, node: Any, position: int, out: int, axis: int) -> Value:
         """Return the units that a weight makes."""
-        name = node.input[position]
-        space = Space(self.known[name].shape[out])
-        space.makers.append(name)
+        space = Space(self._array(node, position).shape[out])
+        space.makers.append(self._array(node, position).name)
         self._spaces.append(space)
         value = Value(space, axis)
         self._member(value, node, position, out)
@@ -163,7 +112,9 @@ class Walk:
 
     def _member(self, value: Value, node: Any, position: int, axis: int) -> None:
         self._accounted.add((id(node), position))
-        self.members.append((value.space, Member(node.input[position], axis, value.each)))
+        name, swapped = self._views.get(node.input[position], (node.input[position], False))
+        member = Member(name, 1 - axis if swapped else axis, value.each)
+        self.members.append((value.space, member))
 
     def _stay(self, node: Any, *positions: int) -> None:
         self._accounted.update((id(node), position) for position in positions)
@@ -178,9 +129,11 @@ class Walk:
     def _array(self, node: Any, position: int) -> Initializer:
         """Return what is known of the array that an input of a node is."""
         name = node.input[position] if position < len(node.input) else ""
+        name, swapped = self._views.get(name, (name, False))
         if name in self.values or name not in self.known:
             raise Lost("takes an array that is computed")
-        return self.known[name]
+        known = self.known[name]
+        return replace(known, shape=known.shape[::-1]) if swapped else known
 
     def _constant(self, node: Any, position: int) -> Any:
         """Return an input of a node as an array of its own, or None if there is none."""
@@ -191,7 +144,8 @@ class Walk:
         if name in self._constants:
             return self._constants[name]
         self._array(node, position)
-        return self.model[name]
+        name, swapped = self._views.get(name, (name, False))
+        return self.model[name].T if swapped else self.model[name]
 
     def _combine(self, value: Value | None) -> None:
         """Check that a masked unit adds nothing to an operator that sums over units."""
@@ -264,7 +218,7 @@ class Walk:
 
     def _elementwise(self, node: Any) -> Value:
         value, _ = self._tracked(node)
-        return replace(value, zero=value.zero and node.op_type in _ELEMENTWISE_ZERO)
+        return replace(value, zero=value.zero and node.op_type in ELEMENTWISE_ZERO)
 
     def _clip(self, node: Any) -> Value:
         value, _ = self._tracked(node)
@@ -462,20 +416,24 @@ class Walk:
                     space,
                     f"{name} is also an input of the graph; model.freeze_inputs() changes that",
                 )
-            if index.is_output(main, name):
-                self._fix(space, f"{name} is also an output of the model")
-            for use in index.uses(main, name):
-                if (id(use.node), use.position) not in self._accounted:
-                    kind = use.node.op_type
-                    self._fix(space, f"{name} is also for a {kind} that does not lose them")
+            for known_as in (
+                name,
+                *(view for view, (own, _) in self._views.items() if own == name),
+            ):
+                if index.is_output(main, known_as):
+                    self._fix(space, f"{name} is also an output of the model")
+                for use in index.uses(main, known_as):
+                    if (id(use.node), use.position) not in self._accounted:
+                        kind = use.node.op_type
+                        self._fix(space, f"{name} is also for a {kind} that does not lose them")
 
 
 #: Operators at whose outputs units begin.
 _BEGINNING = (Walk._matmul, Walk._gemm, Walk._conv)
 
 _VISITS: dict[str, Callable[[Walk, Any], Value | None]] = {
-    **dict.fromkeys(_ELEMENTWISE_ZERO | _ELEMENTWISE, Walk._elementwise),
-    **dict.fromkeys(_CHANNELWISE, Walk._channelwise),
+    **dict.fromkeys(ELEMENTWISE_ZERO | ELEMENTWISE, Walk._elementwise),
+    **dict.fromkeys(CHANNELWISE, Walk._channelwise),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), Walk._binary),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "Squeeze"), Walk._reduce),
     **dict.fromkeys(("Softmax", "LogSoftmax"), Walk._softmax),

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._checks import flag
-from compressrs.onnx._walk import Member, Walk
+from compressrs.onnx._units import Member
+from compressrs.onnx._walk import Walk
 from compressrs.onnx.model import Model
 from compressrs.onnx.pruning import oriented, require_model
 from compressrs.prune.dependencies import Space, unit_scores
