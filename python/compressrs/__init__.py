@@ -7,6 +7,7 @@
 - `compressrs.quantize`: weights in few bits, and fast products with them;
 - `compressrs.nn`: layers that can be trained, pruned, distilled, saved and exported;
 - `compressrs.checkpoint`: compressed files of weights;
+- `compressrs.distributed`: training on many machines;
 - `compressrs.search`: the best sparsity, bits and widths under a budget;
 - `compressrs.TrainState`: the state of a training run, saved and resumed;
 - `compressrs.torch`: the same for PyTorch's tensors, where PyTorch is installed;
@@ -26,7 +27,17 @@ from compressrs._core import __version__
 from compressrs._threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from compressrs import checkpoint, distill, nn, optim, prune, quantize, search, sparse
+    from compressrs import (
+        checkpoint,
+        distill,
+        distributed,
+        nn,
+        optim,
+        prune,
+        quantize,
+        search,
+        sparse,
+    )
     from compressrs.train_state import TrainState
 
 __all__ = [
@@ -34,6 +45,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "distill",
+    "distributed",
     "get_num_threads",
     "nn",
     "optim",

@@ -1,6 +1,6 @@
 """Stubs of the Rust extension module, which is private; use the package's functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_BLOCK",
     "CODE_VERSION",
+    "NORM_BLOCK",
     "Checksum",
     "Factor",
     "NonFiniteGradientError",
@@ -48,6 +49,7 @@ __all__ = [
     "fixed_codes",
     "get_num_threads",
     "gptq",
+    "gradient_scale",
     "hint_loss",
     "kd_loss",
     "kmeans",
@@ -65,6 +67,7 @@ __all__ = [
     "matmul_integer",
     "merge_positions",
     "norm",
+    "partial_norms",
     "peak_dot_products",
     "peak_multiply_adds",
     "pool",
@@ -75,6 +78,7 @@ __all__ = [
     "refuse_nan",
     "rkd_loss",
     "rule_buffers",
+    "rule_is_elementwise",
     "rule_scalars",
     "rules",
     "scale",
@@ -93,6 +97,7 @@ __all__ = [
 __version__: str
 CODE_BLOCK: int
 CODE_VERSION: int
+NORM_BLOCK: int
 
 _Array = NDArray[Any]
 _Kind = tuple[str, int, bool, _Array | None]
@@ -106,8 +111,9 @@ def peak_multiply_adds(rounds: int) -> int: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def rule_buffers(
-    kind: str, group: dict[str, Any], param: _Array, name: str
+    kind: str, group: dict[str, Any], param: _Array, name: str, elements: int | None = None
 ) -> list[tuple[str, tuple[int, ...], str, float]]: ...
+def rule_is_elementwise(kind: str, group: dict[str, Any]) -> bool: ...
 def rule_scalars(kind: str, group: dict[str, Any]) -> list[str]: ...
 def rules() -> dict[str, dict[str, Any]]: ...
 
@@ -122,6 +128,7 @@ class Stepper:
         groups: Sequence[dict[str, Any]],
         steps: _Array,
         scalars: _Array,
+        parts: list[tuple[int, int, int]] | None = None,
     ) -> Stepper: ...
     def step(
         self,
@@ -130,8 +137,20 @@ class Stepper:
         max_grad_norm: float | None,
         grad_scale: float,
         nonfinite: str,
+        dry: bool = False,
     ) -> float | None: ...
 
+def partial_norms(
+    x: _Array, name: str, mask: _Array | None, unit: float | None
+) -> NDArray[np.float64]: ...
+def gradient_scale(
+    partials: Callable[[float | None], list[list[float]]],
+    paths: list[str],
+    params: list[_Array],
+    max_grad_norm: float | None,
+    grad_scale: float,
+    nonfinite: str,
+) -> tuple[float | None, float | None]: ...
 def encode_state(x: _Array, codes: _Array, scales: _Array, name: str) -> None: ...
 def decode_state(codes: _Array, scales: _Array, x: _Array, name: str) -> None: ...
 def lerp(

@@ -22,6 +22,7 @@ WITHOUT_ARRAYS = {
     "peak_dot_products",
     "peak_multiply_adds",
     "pool_shape",
+    "rule_is_elementwise",
     "rule_scalars",
     "rules",
     "set_num_threads",
@@ -286,12 +287,29 @@ def _steps(size: int) -> Iterator[Case]:
                     "grads": [_numbers(n, n, dtype=np.float16), _numbers(4, 4, dtype="float32")],
                 },
                 ("params", "steps", "scalars"),
-                ("groups", "max_grad_norm", "grad_scale", "nonfinite"),
+                ("groups", "max_grad_norm", "grad_scale", "nonfinite", "dry"),
             )
     yield Case(
         "rule_buffers",
         _core.rule_buffers,
-        {"kind": kind, "group": group, "param": np.zeros((3, 3)), "name": "p"},
+        {"kind": kind, "group": group, "param": np.zeros((3, 3)), "name": "p", "elements": 9},
+    )
+    x = _numbers(n, n)
+    bits = np.full(-(-x.size // 8), 85, np.uint8)
+    yield Case(
+        "partial_norms", _core.partial_norms, {"x": x, "name": "x", "mask": bits, "unit": 1.0}
+    )
+    yield Case(
+        "gradient_scale",
+        _core.gradient_scale,
+        {
+            "partials": lambda unit: [[1.0, 2.0]],
+            "paths": ["x"],
+            "params": [x],
+            "max_grad_norm": 1.0,
+            "grad_scale": 1.0,
+            "nonfinite": "raise",
+        },
     )
 
 

@@ -19,6 +19,7 @@ from compressrs import (
     TrainState,
     checkpoint,
     distill,
+    distributed,
     nn,
     optim,
     prune,
@@ -78,6 +79,7 @@ class Example(NamedTuple):
 
 #: Abstract bases and protocols, which are not instantiated.
 ABSTRACT = {
+    "distributed.Communicator",
     "nn.Affine",
     "nn.Layer",
     "optim.Optimizer",
@@ -402,6 +404,15 @@ def observer(make: Callable[[], Any]) -> Example:
 
 
 EXAMPLES: dict[str, Example] = {
+    "distributed.LocalCommunicator": Example(
+        distributed.LocalCommunicator, lambda comm: comm.allgather(comm.rank)
+    ),
+    "distributed.RankError": Example(
+        lambda: distributed.RankError("failed", 2), lambda error: [str(error), error.rank]
+    ),
+    "distributed.ShardedOptimizer": optimizer(
+        lambda params: distributed.ShardedOptimizer(optim.Adam, params)
+    ),
     # Every subclass of Optimizer, so that new rules need no entry here.
     **{
         f"optim.{kind.__name__}": optimizer(kind)

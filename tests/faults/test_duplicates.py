@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressrs import nn, optim, prune, sparse
+from compressrs import distributed, nn, optim, prune, sparse
 from tests.faults.public import names
 
 SCHEDULE = prune.OneShot(0.5)
@@ -21,6 +21,7 @@ WRITERS: dict[str, Callable[[Any], Any]] = {
         for name in optim.__all__
         if optim.Optimizer in getattr(getattr(optim, name), "__mro__", ())[1:]
     },
+    "distributed.ShardedOptimizer": lambda w: distributed.ShardedOptimizer(optim.SGD, w),
     "optim.EMA": optim.EMA,
     "optim.SWA": optim.SWA,
     "optim.LBFGS": optim.LBFGS,

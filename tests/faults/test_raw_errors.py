@@ -18,6 +18,7 @@ from compressrs import distill, optim, prune
 from tests.faults import (
     calls,
     checkpoint_calls,
+    distributed_calls,
     method_calls,
     optim_calls,
     quantize_calls,
@@ -70,7 +71,15 @@ ENTRIES = {"arrays": ("data", "indices", "indptr", "positions")}
 
 #: Arguments that are names of files, of which the system's errors tell what is wrong.
 PATHS = ("path", "src", "dst", "a", "b", "calibration")
-TABLES = (calls, checkpoint_calls, method_calls, optim_calls, quantize_calls, search_calls)
+TABLES = (
+    calls,
+    checkpoint_calls,
+    distributed_calls,
+    method_calls,
+    optim_calls,
+    quantize_calls,
+    search_calls,
+)
 CALLS = {name: call for table in TABLES for name, call in table.CALLS.items()}
 METHODS = {name: method for table in TABLES for name, method in table.METHODS.items()}
 LEFT_OUT = {name for table in TABLES for name in table.LEFT_OUT}
@@ -78,6 +87,7 @@ PACKAGES = (
     "TrainState",
     "checkpoint",
     "distill",
+    "distributed",
     "nn",
     "optim",
     "prune",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,7 +59,7 @@ def plan(
         raise ValueError(
             "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
         ) from None
-    kind = type(optimizer).__name__
+    kind = optimizer._kind
     known = {"class", "state", "param_groups", "masks", "codes"}
     if "class" in state_dict and (unknown := set(state_dict) - known):
         raise ValueError(
@@ -84,7 +84,7 @@ def plan(
         raise ValueError(
             f"state_dict must have groups of {lengths} parameters, got {[len(g) for g in given]}"
         )
-    order = _order(groups, given, optimizer._names, lengths, "class" in state_dict)
+    order = parameter_order(groups, given, optimizer._names, lengths, "class" in state_dict)
     lacking = set()
     if "class" in state_dict:  # PyTorch's have no state before the first step
         lacking = {i for i in order if all(x is None for x in state.get(i, {}).values())}
@@ -100,7 +100,7 @@ def plan(
         updates.append(update)
         for array in own["params"]:
             names = list(optimizer._buffers(i))
-            wanted = optimizer._wanted({**own, **update}, array, optimizer._paths[i])
+            wanted = optimizer._wanted({**own, **update}, array, i)
             if [name for name, *_ in wanted] != names:
                 raise ValueError(
                     f"state_dict must have hyperparameters that need {names} for "
@@ -117,8 +117,8 @@ def plan(
     return updates, copies, _masks(optimizer, state_dict, order)
 
 
-def _order(
-    groups: list[Mapping[str, Any]],
+def parameter_order(
+    groups: Sequence[Mapping[str, Any]],
     given: list[list[int]],
     names: list[str],
     lengths: list[int],

@@ -46,6 +46,9 @@ class Parameters(Guarded):
     _rule: ClassVar[str]
     #: Hyperparameters that the class fixes, such as AdamW's decoupled weight decay.
     _fixed: ClassVar[dict[str, Any]] = {}
+    #: The tensor that each parameter is a part of, if they are parts: its number, the element
+    #: that the part begins with, and its number of elements.
+    _parts: list[tuple[int, int, int]] | None = None
 
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         super().__init__()
@@ -84,6 +87,11 @@ class Parameters(Guarded):
         """The state by index of the parameter; its arrays may be written to."""
         return self._state
 
+    @property
+    def _kind(self) -> str:
+        """The name of the rule's class, which state dicts record."""
+        return type(self).__name__
+
     def _add_group(self, group: Mapping[str, Any]) -> None:
         """Add a group to those that a tree or a list of groups gave."""
         self._paths = [p if self._grouped else f"[0]{p}" for p in self._paths]
@@ -107,10 +115,10 @@ class Parameters(Guarded):
         group = ParamGroup({**own, **given, "params": arrays}, self._known)
         _core.rule_scalars(self._rule, group)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):
-            wanted = self._wanted(group, array, leaf_path)
-            self._state[len(self._paths)] = narrowed(wanted, {})
+            i = len(self._paths)
             self._paths.append(leaf_path)
             self._masks.append(None)
+            self._state[i] = self._initial(self._wanted(group, array, i))
         self._groups = ParamGroups([*self._groups, group])
 
     def _arrays(self) -> list[Array]:
@@ -125,9 +133,14 @@ class Parameters(Guarded):
         numbers = ("step", *self._scalar_names)
         return {name: array for name, array in self._state[i].items() if name not in numbers}
 
-    def _wanted(self, group: dict[str, Any], array: Array, path: str) -> list[Buffer]:
-        """Return the buffers that a parameter of a group requires."""
-        return _core.rule_buffers(self._rule, group, array, f"params{path}")
+    def _wanted(self, group: dict[str, Any], array: Array, i: int) -> list[Buffer]:
+        """Return the buffers that parameter `i`, with the values `array`, of a group requires."""
+        elements = None if self._parts is None else self._parts[i][2]
+        return _core.rule_buffers(self._rule, group, array, self._names[i], elements)
+
+    def _initial(self, wanted: list[Buffer]) -> dict[str, Array]:
+        """Return new buffers with their initial values."""
+        return narrowed(wanted, {})
 
     def _index_of(self, array: Array) -> int | None:
         """Return the index of the parameter that is this array, or None."""
@@ -148,7 +161,7 @@ class Parameters(Guarded):
             (path, array, list(buffers[i].values()), self._masks[i], groups[i])
             for i, (path, array) in enumerate(zip(self._paths, self._arrays(), strict=True))
         ]
-        self._stepper = _core.Stepper(self._rule, slots, self._groups, steps, scalars)
+        self._stepper = _core.Stepper(self._rule, slots, self._groups, steps, scalars, self._parts)
         self._steps, self._scalars = steps, scalars
         state = {}
         for i in range(n):
@@ -186,7 +199,7 @@ class Parameters(Guarded):
                 for group, change in zip(self._groups, changes, strict=True):
                     group.update(change)
                     for array in group["params"]:
-                        wanted = self._wanted(group, array, self._paths[i])
+                        wanted = self._wanted(group, array, i)
                         values = widened(self._buffers(i))
                         self._state[i] = {
                             "step": self._state[i]["step"],
@@ -237,8 +250,8 @@ class Parameters(Guarded):
         move: Callable[[int, Array, float], Array],
     ) -> None:
         """Convert the state and the mask of a replaced array for the new one."""
-        initial = {name: fill for name, *_, fill in self._wanted(group, old, "")}
-        wanted = self._wanted(group, new, self._paths[i])
+        initial = {name: fill for name, *_, fill in self._wanted(group, old, i)}
+        wanted = self._wanted(group, new, i)
         moved = {
             name: move(i, values, initial[name])
             for name, values in widened(self._buffers(i)).items()

@@ -284,7 +284,7 @@ class Optimizer(Parameters, Stateful):
             }
             codes = {"codes": dict(CODES)} if has_codes(state) else {}
             return {
-                "class": type(self).__name__,
+                "class": self._kind,
                 "state": state,
                 "param_groups": groups,
                 "masks": masks,
@@ -344,7 +344,7 @@ class Optimizer(Parameters, Stateful):
             If a group holds a value that JSON cannot represent.
         """
         with self._reading("save"):
-            files.save(file_path(path), type(self).__name__, self.state_dict())
+            files.save(file_path(path), self._kind, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load state, hyperparameters and masks from a file that `save` wrote.
@@ -357,7 +357,7 @@ class Optimizer(Parameters, Stateful):
             If it is corrupt, of another format, rule or version, or does not match the
             parameters; nothing is changed in that case.
         """
-        self.load_state_dict(files.load(file_path(path), type(self).__name__))
+        self.load_state_dict(files.load(file_path(path), self._kind))
 
     def __repr__(self) -> str:
         groups = "; ".join(

@@ -61,7 +61,7 @@ mod _core {
     #[pymodule_export]
     use crate::nn::quantized::{conv2d_in_codes, fixed_codes};
     #[pymodule_export]
-    use crate::optim::Stepper;
+    use crate::optim::{Stepper, gradient_scale, partial_norms};
     #[pymodule_export]
     use crate::prune::{
         Factor, accumulate_inputs, accumulate_products, apply_mask, block_norms, expand_blocks,
@@ -76,7 +76,7 @@ mod _core {
     #[pymodule_export]
     use crate::quantized_matrix::{PackedWeights, matmul_integer};
     #[pymodule_export]
-    use crate::rules::{rule_buffers, rule_scalars, rules};
+    use crate::rules::{rule_buffers, rule_is_elementwise, rule_scalars, rules};
     #[pymodule_export]
     use crate::sparse::Sparse;
     #[pymodule_export]
@@ -97,6 +97,7 @@ mod _core {
         compressrs_core::runtime::parallel::num_threads().map_err(PyImportError::new_err)?;
         module.add("CODE_BLOCK", compressrs_core::optim::BLOCK)?;
         module.add("CODE_VERSION", compressrs_core::optim::CODE_VERSION)?;
+        module.add("NORM_BLOCK", compressrs_core::optim::PARTIAL_SUM_ELEMENTS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

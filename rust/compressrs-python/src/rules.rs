@@ -164,14 +164,17 @@ pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// Name, shape, dtype and initial value of a buffer.
 type Described<'py> = (String, Bound<'py, PyTuple>, &'static str, f64);
 
-/// Checks the hyperparameters of a group, and one of its parameters; name, shape,
-/// dtype and initial value of each buffer that is kept for it.
+/// Checks the hyperparameters of a group, and one of its parameters, which may be a part
+/// of a tensor with `elements`; name, shape, dtype and initial value of each buffer that
+/// is kept for it.
 #[pyfunction]
+#[pyo3(signature = (kind, group, param, name, elements=None))]
 pub fn rule_buffers<'py>(
     kind: &str,
     group: &Bound<'py, PyDict>,
     param: &Bound<'py, PyAny>,
     name: &str,
+    elements: Option<usize>,
 ) -> PyResult<Vec<Described<'py>>> {
     let rule = read(kind, &Group(group))?;
     let param = Array::new(param, Name(name, ""))?;
@@ -179,7 +182,8 @@ pub fn rule_buffers<'py>(
     let axes = shape.len();
     rule.accepts(axes)
         .map_err(|need| param.name.value_error(need, format_args!("shape {}", Shape(shape))))?;
-    let buffers = StorageFormat::new(group)?.buffers(&rule.states(axes), dtype, shape)?;
+    let elements = elements.unwrap_or_else(|| shape.iter().product());
+    let buffers = StorageFormat::new(group)?.buffers(&rule.states(axes), dtype, shape, elements)?;
     let tuple = |shape| PyTuple::new(group.py(), shape);
     buffers.into_iter().map(|b| Ok((b.name, tuple(b.shape)?, b.dtype, b.initial))).collect()
 }
@@ -192,4 +196,12 @@ pub fn rule_scalars(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'sta
     Group(group).seed()?;
     StorageFormat::new(group)?;
     Ok(read(kind, &Group(group))?.scalars().to_vec())
+}
+
+/// Whether the rule that a group describes updates each element by itself, so that parts of
+/// a tensor can be updated separately.
+#[pyfunction]
+pub fn rule_is_elementwise(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<bool> {
+    let mut scalars = [0.0; core::MAX_SCALARS];
+    Ok(read(kind, &Group(group))?.at(1, &mut scalars).is_elementwise())
 }

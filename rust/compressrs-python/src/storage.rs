@@ -93,11 +93,18 @@ impl StorageFormat {
         }
     }
 
-    /// The buffers that are kept for a parameter, in their order.
+    /// The buffers that are kept for a parameter, in their order. It is a part of a tensor
+    /// with this number of elements, or all of it.
     ///
     /// # Errors
     /// No state of the rule may be kept as the group says.
-    pub fn buffers(self, states: &[State], dtype: Dtype, shape: &[usize]) -> PyResult<Vec<Buffer>> {
+    pub fn buffers(
+        self,
+        states: &[State],
+        dtype: Dtype,
+        shape: &[usize],
+        of_tensor: usize,
+    ) -> PyResult<Vec<Buffer>> {
         let exact = |s: &State| s.kind == StateKind::Exact;
         if self.state_dtype != StateDtype::Full && !states.is_empty() && states.iter().all(exact) {
             return Err(PyValueError::new_err(
@@ -111,7 +118,7 @@ impl StorageFormat {
         };
         let mut buffers = Vec::with_capacity(2 * MAX_STATES + 1);
         for state in states {
-            let kept = self.kept(state, elements);
+            let kept = self.kept(state, of_tensor);
             buffers.push(Buffer {
                 name: state.name.to_owned(),
                 shape: state_shape(state.shape, shape),
@@ -146,7 +153,8 @@ impl StorageFormat {
         Ok(buffers)
     }
 
-    /// The states of a parameter with this number of elements, from its buffers.
+    /// The states of a parameter from its buffers; the tensor that it is a part of, or all
+    /// of, has this number of elements.
     ///
     /// # Safety
     /// The buffers are those that [`buffers`](Self::buffers) lists, and nothing else
@@ -154,7 +162,7 @@ impl StorageFormat {
     pub unsafe fn moments<'a, C>(
         self,
         states: &[State],
-        elements: usize,
+        of_tensor: usize,
         buffers: &mut impl Iterator<Item = RawBuffer>,
     ) -> [Moments<'a, C>; MAX_STATES] {
         let mut moments: [Moments<'a, C>; MAX_STATES] = Default::default();
@@ -163,7 +171,7 @@ impl StorageFormat {
             // SAFETY: the caller guarantees that the buffers are those listed, which
             // nothing else uses.
             *slot = unsafe {
-                match self.kept(state, elements) {
+                match self.kept(state, of_tensor) {
                     Kept::Full => Moments::Full(next().shared()),
                     Kept::Bf16 => Moments::Bf16(next().shared()),
                     Kept::Int8 { divisor } => {

@@ -45,6 +45,7 @@ pub(crate) enum Of {
 pub struct StochasticRounding {
     key: u64,
     step_offset: u32,
+    first_block: usize,
 }
 
 impl StochasticRounding {
@@ -53,13 +54,19 @@ impl StochasticRounding {
         StochasticRounding {
             key: mix(mix(seed) ^ tensor),
             step_offset: (t as u32).wrapping_mul(GOLDEN),
+            first_block: 0,
         }
+    }
+
+    /// That of a part of the tensor that begins with this block.
+    pub fn from_block(self, first_block: usize) -> Self {
+        StochasticRounding { first_block, ..self }
     }
 
     /// The thresholds of a block of elements.
     #[inline]
     pub(crate) fn thresholds(&self, of: Of, block: usize) -> Thresholds {
-        let hash = mix(self.key ^ (of as u64) << 56 ^ block as u64);
+        let hash = mix(self.key ^ (of as u64) << 56 ^ (self.first_block + block) as u64);
         let start = (hash >> 32) as usize % STARTS;
         Thresholds {
             numbers: NUMBERS[start..].first_chunk().expect("as many as a block"),
@@ -161,6 +168,15 @@ mod tests {
         ];
         for (i, a) in all.iter().enumerate() {
             assert!(all[..i].iter().all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_tensor_is_rounded_as_in_the_whole() {
+        let whole = StochasticRounding::new(1, 2, 3);
+        for of in [Of::States, Of::Weights] {
+            let (a, b) = (whole.thresholds(of, 7), whole.from_block(4).thresholds(of, 3));
+            assert!((0..BLOCK).all(|i| a.at(i) == b.at(i)));
         }
     }
 

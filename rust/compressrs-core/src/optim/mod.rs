@@ -48,7 +48,10 @@ pub use lion::Lion;
 pub use momentum::Momentum;
 pub use muon::{AdjustLr, Muon};
 pub use nadam::NAdam;
-pub use norm::{Gradient, Norm, find_beyond, norm};
+pub use norm::{
+    Gradient, Norm, PARTIAL_SUM_ELEMENTS, Reduction, combine, find_beyond, norm, norm_by,
+    partial_reductions,
+};
 pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use rprop::Rprop;

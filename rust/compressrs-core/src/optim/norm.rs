@@ -1,14 +1,17 @@
 //! Norms of gradients over any number of tensors, and where one is not finite.
 
+use std::convert::Infallible;
+use std::ops::Range;
+
 use super::tensor::is_kept;
 use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes::tree;
-use crate::runtime::parallel;
+use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements of one partial sum; partial sums are added up in a fixed tree.
-const PARTIAL_SUM_ELEMENTS: usize = 1 << 15;
+pub const PARTIAL_SUM_ELEMENTS: usize = 1 << 15;
 
 /// Accumulators of a partial sum: with four registers where they hold four, enough
 /// to hide the latency of the addition.
@@ -49,42 +52,59 @@ impl Norm {
     }
 }
 
+/// What is reduced over all elements to find a norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reduction {
+    /// The sum of the powers of the magnitudes, each divided by a unit.
+    Powers {
+        /// The exponent.
+        order: f64,
+        /// The unit.
+        unit: f64,
+    },
+    /// The largest magnitude, NaN if there is one.
+    Largest,
+}
+
 /// The `order`-norm of all elements together, `(sum |x|^order)^(1/order)`; the
 /// largest magnitude for an infinite order. In double precision.
 pub fn norm(gradients: &[Gradient<'_>], order: f64) -> Norm {
+    let norm = norm_by(order, |reduction| Ok::<_, Infallible>(reduce(gradients, reduction)));
+    norm.unwrap_or_else(|never| match never {})
+}
+
+/// The same from a function that reduces over all elements, wherever they are.
+///
+/// # Errors
+/// The function's.
+pub fn norm_by<E>(
+    order: f64,
+    mut reduce: impl FnMut(Reduction) -> Result<f64, E>,
+) -> Result<Norm, E> {
     let plain = |value| Norm { value, unit: 1.0 };
     if order == f64::INFINITY {
-        return plain(reduce(gradients, Largest));
+        return Ok(plain(reduce(Reduction::Largest)?));
     }
-    let sum = |unit: f64| {
-        if order == 2.0 {
-            reduce(gradients, Square(unit.recip()))
-        } else if order == 1.0 {
-            reduce(gradients, Magnitude(unit.recip()))
-        } else {
-            reduce(gradients, Power(unit, order))
-        }
-    };
-    let powers = sum(1.0);
+    let powers = reduce(Reduction::Powers { order, unit: 1.0 })?;
     if keeps_digits(powers) {
-        return plain(powers.powf(order.recip()));
+        return Ok(plain(powers.powf(order.recip())));
     }
     // Powers that overflowed, or lost digits below the normal range.
-    let largest = reduce(gradients, Largest);
+    let largest = reduce(Reduction::Largest)?;
     if largest == 0.0 || !largest.is_finite() {
-        return plain(largest);
+        return Ok(plain(largest));
     }
     // By a power of 2, so that no digit is lost, which has a reciprocal: in
     // [2^-1022, 2^1022].
     let exponent = (largest.to_bits() >> 52).clamp(1, 2045);
     let unit = f64::from_bits(exponent << 52);
-    let powers = sum(unit);
+    let powers = reduce(Reduction::Powers { order, unit })?;
     if keeps_digits(powers) {
-        return Norm { value: powers.powf(order.recip()), unit };
+        return Ok(Norm { value: powers.powf(order.recip()), unit });
     }
     // A large order, for which even powers of numbers between 1 and 2 overflow.
-    let powers = reduce(gradients, Power(largest, order));
-    Norm { value: largest / unit * powers.powf(order.recip()), unit }
+    let powers = reduce(Reduction::Powers { order, unit: largest })?;
+    Ok(Norm { value: largest / unit * powers.powf(order.recip()), unit })
 }
 
 /// Whether a sum of powers neither overflowed nor lost digits below the normal range.
@@ -122,7 +142,7 @@ pub(super) fn unit_of_squares(sum: f64) -> f64 {
 /// The index of the first gradient with an element that counts whose magnitude is not
 /// at most that of `largest` for this index: NaN, infinite, or too large.
 pub fn find_beyond(gradients: &[Gradient<'_>], largest: impl Fn(usize) -> f64) -> Option<usize> {
-    let within = |(i, g)| reduce(std::slice::from_ref(g), Largest) <= largest(i);
+    let within = |(i, g)| reduce(std::slice::from_ref(g), Reduction::Largest) <= largest(i);
     gradients.iter().enumerate().position(|pair| !within(pair))
 }
 
@@ -185,17 +205,79 @@ impl Term for Largest {
     }
 }
 
-fn reduce<T: Term>(gradients: &[Gradient<'_>], term: T) -> f64 {
-    // A tree for each tensor, so that a tensor's norm does not depend on the others.
-    let partial = |g: &Gradient<'_>| {
-        let block = |part: std::ops::Range<usize>| {
-            let mask = g.mask.map(|mask| &mask[part.start / 8..]);
-            with_values!(g.values, x => simd::dispatch(Block { values: &x[part], mask, term }))
-        };
-        parallel::reduce(g.values.len(), PARTIAL_SUM_ELEMENTS, block, |a, b| term.combine(a, b))
-            .unwrap_or(0.0)
+/// Calls `$body` with the term of a reduction as `$term`.
+macro_rules! with_term {
+    ($reduction:expr, $term:ident => $body:expr) => {
+        match $reduction {
+            Reduction::Largest => {
+                let $term = Largest;
+                $body
+            }
+            Reduction::Powers { order: 2.0, unit } => {
+                let $term = Square(unit.recip());
+                $body
+            }
+            Reduction::Powers { order: 1.0, unit } => {
+                let $term = Magnitude(unit.recip());
+                $body
+            }
+            Reduction::Powers { order, unit } => {
+                let $term = Power(unit, order);
+                $body
+            }
+        }
     };
-    gradients.iter().map(partial).fold(0.0, |a, b| term.combine(a, b))
+}
+
+fn reduce(gradients: &[Gradient<'_>], reduction: Reduction) -> f64 {
+    with_term!(reduction, term => {
+        // A tree for each tensor, so that a tensor's norm does not depend on the others.
+        let tensor = |g: &Gradient<'_>| {
+            let block = |part| reduce_block(g, part, term);
+            parallel::reduce(g.values.len(), PARTIAL_SUM_ELEMENTS, block, |a, b| {
+                term.combine(a, b)
+            })
+            .unwrap_or(0.0)
+        };
+        gradients.iter().map(tensor).fold(0.0, |a, b| term.combine(a, b))
+    })
+}
+
+/// Writes the reductions of each [`PARTIAL_SUM_ELEMENTS`] of a gradient, as many as `out` has;
+/// [`combine`] makes of all of them what [`norm`] reduces to.
+///
+/// # Panics
+/// If `out` has another number of elements than the gradient has such blocks.
+pub fn partial_reductions(gradient: &Gradient<'_>, reduction: Reduction, out: &mut [f64]) {
+    let len = gradient.values.len();
+    assert_eq!(out.len(), len.div_ceil(PARTIAL_SUM_ELEMENTS), "number of blocks");
+    let out = SharedMut::new(out);
+    with_term!(reduction, term => {
+        parallel::for_each(0..out.len(), 1, 1, |blocks| {
+            // SAFETY: parts do not overlap, and `out` is borrowed by this function.
+            let out = unsafe { out.slice(blocks.clone()) };
+            for (sum, i) in out.iter_mut().zip(blocks) {
+                let part = i * PARTIAL_SUM_ELEMENTS..len.min((i + 1) * PARTIAL_SUM_ELEMENTS);
+                *sum = reduce_block(gradient, part, term);
+            }
+        });
+    });
+}
+
+/// Combines the partial reductions of each tensor, and then those of the tensors.
+pub fn combine(tensors: &[&[f64]], reduction: Reduction) -> f64 {
+    with_term!(reduction, term => {
+        let tensor = |partials: &&[f64]| {
+            let one = |part: Range<usize>| partials[part.start];
+            parallel::reduce(partials.len(), 1, one, |a, b| term.combine(a, b)).unwrap_or(0.0)
+        };
+        tensors.iter().map(tensor).fold(0.0, |a, b| term.combine(a, b))
+    })
+}
+
+fn reduce_block<T: Term>(gradient: &Gradient<'_>, part: Range<usize>, term: T) -> f64 {
+    let mask = gradient.mask.map(|mask| &mask[part.start / 8..]);
+    with_values!(gradient.values, x => simd::dispatch(Block { values: &x[part], mask, term }))
 }
 
 struct Block<'a, E, T> {

@@ -183,6 +183,13 @@ macro_rules! updates {
             Muon(muon::Orthogonal),
         }
 
+        impl Update {
+            /// Whether an element's update depends on that element alone.
+            pub fn is_elementwise(&self) -> bool {
+                matches!(self, $(Update::$name(_))|*)
+            }
+        }
+
         /// Runs `$body` with the coefficients of an elementwise [`Update`] as
         /// `$formula`, cast to the compute type, else `$other`.
         macro_rules! dispatch_elementwise {

@@ -36,25 +36,17 @@ pub(super) unsafe fn tensors<'a, C: Float>(
 }
 
 impl Job<'_, '_> {
-    /// The largest number of the type that the parameter is computed in.
-    pub fn limit(&self) -> f64 {
-        match self.slot.dtype.compute() {
-            Compute::F32 => f32::MAX.into(),
-            Compute::F64 => f64::MAX,
-        }
-    }
-
     /// # Safety
     /// `C` is the slot's compute type, and nothing else uses the parameter and its
     /// buffers, or writes to the gradient and the mask, while the result is used.
     pub unsafe fn tensor<C: Float>(&self, factor: f64) -> PyResult<Tensor<'_, C>> {
         let slot = self.slot;
         let mut buffers = slot.buffers.iter().map(Checked::raw);
-        let (raw, len) = (slot.param.raw(), slot.param.len());
+        let raw = slot.param.raw();
         // SAFETY: `check` found the arrays where and as `new` checked them; the caller
         // guarantees the rest.
         let (states, param, Gradient { values, mask }) = unsafe {
-            let states = slot.storage.moments(&slot.states, len, &mut buffers);
+            let states = slot.storage.moments(&slot.states, slot.part.elements, &mut buffers);
             (states, slot.storage.weights(slot.dtype, raw, &mut buffers), self.gradient()?)
         };
         Ok(Tensor::new(self.update, slot.shape(), param, values, states)

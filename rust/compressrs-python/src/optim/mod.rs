@@ -1,12 +1,13 @@
 //! Steps of optimizers.
 
 mod job;
+mod parts;
 mod scaling;
 mod slot;
 
 use std::sync::atomic::Ordering;
 
-use compressrs_core::optim::{self as core, MAX_SCALARS, StochasticRounding};
+use compressrs_core::optim::{self as core, BLOCK, MAX_SCALARS, StochasticRounding};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -19,6 +20,7 @@ use crate::overlap::Regions;
 use crate::rules::{Group, read};
 use crate::storage::StorageFormat;
 use job::{Job, tensors};
+pub use parts::{gradient_scale, partial_norms};
 use scaling::{GradientScale, Scaling};
 use slot::{Checked, Slot, SlotArguments, check_slot, memory_key, owner, slice_mut};
 
@@ -43,15 +45,23 @@ pub struct Stepper {
 impl Stepper {
     /// `slots`: for each tensor its path, parameter, states, bits of its mask or
     /// None, and the index of its group in `groups`. `steps`: an int64 array, one
-    /// element a tensor; `scalars`: a float64 array, one row a tensor.
+    /// element a tensor; `scalars`: a float64 array, one row a tensor. `parts`: for
+    /// parameters that are parts of tensors the tensor's number, the element that the
+    /// part begins with, and the tensor's number of elements.
     #[new]
+    #[pyo3(signature = (kind, slots, groups, steps, scalars, parts=None))]
     fn new<'py>(
         kind: &str,
         slots: Vec<SlotArguments<'py>>,
         groups: Vec<Bound<'py, PyDict>>,
         steps: &Bound<'py, PyAny>,
         scalars: &Bound<'py, PyAny>,
+        parts: Option<Vec<(usize, usize, usize)>>,
     ) -> PyResult<Self> {
+        if let Some(parts) = parts.as_ref().filter(|parts| parts.len() != slots.len()) {
+            let got = parts.len();
+            return Err(Name("parts", "").value_error(format_args!("hold {}", slots.len()), got));
+        }
         let rules = groups
             .iter()
             .map(|g| Ok((read(kind, &Group(g))?, StorageFormat::new(g)?)))
@@ -59,7 +69,8 @@ impl Stepper {
         let mut checked = Vec::with_capacity(slots.len());
         let mut regions = Vec::new();
         for (i, arguments) in slots.into_iter().enumerate() {
-            let slot = check_slot(arguments, &rules, |memory| regions.push((memory, i)))?;
+            let part = parts.as_ref().map(|parts| parts[i]);
+            let slot = check_slot(i, arguments, part, &rules, |memory| regions.push((memory, i)))?;
             checked.push(slot);
         }
         let steps = Array::new(steps, Name("steps", ""))?;
@@ -109,7 +120,10 @@ impl Stepper {
 
     /// One step. `grads`: an array or None for each tensor; `groups`: the dicts of
     /// hyperparameters. Returns the norm of all gradients where it was asked for,
-    /// by `max_grad_norm` or by another `nonfinite` than "ignore".
+    /// by `max_grad_norm` or by another `nonfinite` than "ignore". If `dry`, finds all
+    /// that a step could fail by, and takes none.
+    #[expect(clippy::too_many_arguments, reason = "those of Optimizer.step")]
+    #[pyo3(signature = (grads, groups, max_grad_norm, grad_scale, nonfinite, dry=false))]
     fn step<'py>(
         &self,
         py: Python<'py>,
@@ -118,6 +132,7 @@ impl Stepper {
         max_grad_norm: Option<&Bound<'py, PyAny>>,
         grad_scale: &Bound<'py, PyAny>,
         nonfinite: &Bound<'py, PyAny>,
+        dry: bool,
     ) -> PyResult<Option<f64>> {
         if grads.len() != self.slots.len() {
             return Err(PyValueError::new_err(format!(
@@ -185,7 +200,8 @@ impl Stepper {
             };
             last = Some(key);
             let sign = if rule.maximize() { -1.0 } else { 1.0 };
-            let rounding = StochasticRounding::new(*seed, i as u64, t);
+            let rounding = StochasticRounding::new(*seed, slot.part.tensor as u64, t)
+                .from_block(slot.part.start / BLOCK);
             jobs.push(Job { index: i, slot, update, numbers, sign, grad, rounding });
         }
 
@@ -208,6 +224,13 @@ impl Stepper {
                 tensors::<f64>(&jobs, Compute::F64, factor)?,
             )
         };
+        if dry {
+            run(py, || {
+                core::reserve(&singles);
+                core::reserve(&doubles);
+            })?;
+            return Ok(norm);
+        }
         run(py, || {
             core::reserve(&singles);
             core::reserve(&doubles);

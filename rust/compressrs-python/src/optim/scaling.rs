@@ -60,8 +60,9 @@ impl Scaling {
         Ok(Scaling { max_norm, scale, nonfinite })
     }
 
+    /// The factor for the gradients of these jobs.
     pub fn factor(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<GradientScale> {
-        if self.max_norm.is_none() && self.nonfinite == NonFinite::Ignore {
+        if !self.measures() {
             return Ok(GradientScale::Apply(self.scale, None));
         }
         let gradients = jobs
@@ -69,29 +70,48 @@ impl Scaling {
             // SAFETY: nothing writes to gradients here.
             .map(|job| unsafe { job.gradient() })
             .collect::<PyResult<Vec<_>>>()?;
-        let limits = jobs.iter().map(Job::limit).collect::<Vec<f64>>();
-        let (norm, factor, bad, too_large) = run(py, || {
-            let norm = core::norm(&gradients, 2.0);
-            let clip = self.max_norm.map_or(1.0, |max| norm.clip(self.scale, max));
-            let factor = self.scale * clip;
-            // No element is larger than the norm.
-            let fits =
-                |&limit: &f64| norm.get() < f64::INFINITY && norm.get() * factor.abs() <= limit;
-            let (mut bad, mut too_large) = (None, false);
-            if !limits.iter().all(fits) {
-                bad = core::find_beyond(&gradients, |_| f64::MAX);
-                too_large = bad.is_none();
-                // A factor of 0 makes anything fit.
-                let times = factor.abs().max(f64::MIN_POSITIVE);
-                bad = bad.or_else(|| core::find_beyond(&gradients, |i| limits[i] / times));
+        let norm = run(py, || core::norm(&gradients, 2.0))?;
+        let limits = jobs.iter().map(|job| job.slot.dtype.compute()).collect::<Vec<_>>();
+        self.decide(norm, &limits, &|i| &jobs[i].slot.path, |largest| {
+            run(py, || core::find_beyond(&gradients, largest))
+        })
+    }
+
+    /// Whether the factor depends on the gradients.
+    pub fn measures(&self) -> bool {
+        self.max_norm.is_some() || self.nonfinite != NonFinite::Ignore
+    }
+
+    /// The factor for gradients with this norm. Of each there is the type that its parameter
+    /// is computed in and its path; `find_beyond` gives the first with an element whose
+    /// magnitude is not at most that for its index.
+    pub fn decide<'p>(
+        &self,
+        norm: core::Norm,
+        computed: &[Compute],
+        path: &dyn Fn(usize) -> &'p str,
+        mut find_beyond: impl FnMut(&(dyn Fn(usize) -> f64 + Sync)) -> PyResult<Option<usize>>,
+    ) -> PyResult<GradientScale> {
+        let clip = self.max_norm.map_or(1.0, |max| norm.clip(self.scale, max));
+        let factor = self.scale * clip;
+        // No element is larger than the norm.
+        let fits = |&of: &Compute| {
+            norm.get() < f64::INFINITY && norm.get() * factor.abs() <= largest_of(of)
+        };
+        let (mut bad, mut too_large) = (None, false);
+        if !computed.iter().all(fits) {
+            bad = find_beyond(&|_| f64::MAX)?;
+            too_large = bad.is_none();
+            // A factor of 0 makes anything fit.
+            let times = factor.abs().max(f64::MIN_POSITIVE);
+            if too_large {
+                bad = find_beyond(&|i| largest_of(computed[i]) / times)?;
             }
-            (norm, factor, bad, too_large)
-        })?;
+        }
         if let Some(bad) = bad {
             match self.nonfinite {
                 NonFinite::Raise => {
-                    let slot = jobs[bad].slot;
-                    let what = match slot.dtype.compute() {
+                    let what = match computed[bad] {
                         _ if !too_large => "NaN or infinity",
                         Compute::F32 => "numbers that are beyond the range of float32 as scaled",
                         Compute::F64 => "numbers that are beyond the range of float64 as scaled",
@@ -99,7 +119,7 @@ impl Scaling {
                     return Err(NonFiniteGradientError::new_err(format!(
                         "grads{} holds {what}; nothing was changed \
                          (nonfinite=\"skip\" leaves such steps out)",
-                        slot.path
+                        path(bad)
                     )));
                 }
                 NonFinite::Skip if too_large => return Ok(GradientScale::Skip(f64::INFINITY)),
@@ -109,5 +129,13 @@ impl Scaling {
         }
         let scaled = core::Norm { value: norm.value * self.scale.abs(), ..norm };
         Ok(GradientScale::Apply(factor, Some(scaled.get())))
+    }
+}
+
+/// The largest number of a type.
+fn largest_of(compute: Compute) -> f64 {
+    match compute {
+        Compute::F32 => f32::MAX.into(),
+        Compute::F64 => f64::MAX,
     }
 }

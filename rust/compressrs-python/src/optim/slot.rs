@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
-use compressrs_core::optim::{Rule, State, mask_bytes};
+use compressrs_core::optim::{BLOCK, Rule, State, mask_bytes};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -68,6 +68,7 @@ pub(super) struct Slot {
     /// Of the states, and of what the parameter's precision needs.
     pub buffers: Vec<Checked>,
     pub mask: Option<Checked>,
+    pub part: Part,
     /// The memory of a gradient that was found to overlap nothing, see [`memory_key`]. What
     /// it must not overlap never changes, so the next one there need not be looked up.
     pub disjoint: AtomicUsize,
@@ -79,12 +80,26 @@ impl Slot {
     }
 }
 
+/// Which part of a tensor a parameter is: optimizers of parts step as one of the tensors does.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// The tensor's number.
+    pub tensor: usize,
+    /// The element that the part begins with.
+    pub start: usize,
+    /// The tensor's number of elements.
+    pub elements: usize,
+}
+
 /// The arguments of one slot: its path, parameter, states, mask and group.
 pub(super) type SlotArguments<'py> =
     (String, Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>, usize);
 
+/// Number `index` of the slots, with the part of a tensor that it is, if it is not the whole.
 pub(super) fn check_slot<'py>(
+    index: usize,
     (path, param, buffers, mask, group): SlotArguments<'py>,
+    part: Option<(usize, usize, usize)>,
     rules: &[(Box<dyn Rule>, StorageFormat)],
     mut owns: impl FnMut(std::ops::Range<usize>),
 ) -> PyResult<Slot> {
@@ -95,7 +110,16 @@ pub(super) fn check_slot<'py>(
     owns(param.memory());
     let (rule, storage) = rules.get(group).ok_or_else(|| PyValueError::new_err("no such group"))?;
     let states = rule.states(param.array.ndim());
-    let wanted = storage.buffers(&states, dtype, param.array.shape())?;
+    let len = param.array.len();
+    let (tensor, start, elements) = part.unwrap_or((index, 0, len));
+    let end = start.checked_add(len);
+    if !start.is_multiple_of(BLOCK) || end.is_none_or(|end| end > elements) {
+        let need =
+            format_args!("begin at a multiple of {BLOCK} elements of its tensor and end in it");
+        return Err(name.value_error(need, format_args!("{len} from {start} of {elements}")));
+    }
+    let part = Part { tensor, start, elements };
+    let wanted = storage.buffers(&states, dtype, param.array.shape(), elements)?;
     if buffers.len() != wanted.len() {
         let (wanted, got) = (wanted.len(), buffers.len());
         return Err(PyValueError::new_err(format!("{name} needs {wanted} buffers, got {got}")));
@@ -112,7 +136,6 @@ pub(super) fn check_slot<'py>(
             Checked::new(&buffer)
         })
         .collect::<PyResult<Vec<_>>>()?;
-    let len = param.array.len();
     let mask = mask
         .map(|mask| {
             let mask = Array::new(&mask, Name("masks", &path))?;
@@ -124,7 +147,8 @@ pub(super) fn check_slot<'py>(
         .transpose()?;
     let (param, storage) = (Checked::new(&param)?, *storage);
     let disjoint = AtomicUsize::new(0);
-    Ok(Slot { path: path.clone(), dtype, group, param, storage, states, buffers, mask, disjoint })
+    let path = path.clone();
+    Ok(Slot { path, dtype, group, param, storage, states, buffers, mask, part, disjoint })
 }
 
 impl Slot {

@@ -1,0 +1,244 @@
+"""What ranks exchange messages by, whichever library carries them."""
+
+from __future__ import annotations
+
+import abc
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from compressrs._arrays import Array
+from compressrs._checks import sequence, whole
+
+#: Attribute of errors that all ranks know of.
+_TOLD = "_compressrs_told"
+
+
+class RankError(RuntimeError):
+    """Raised where nothing is wrong, but an operation of all ranks failed on another one.
+
+    Parameters
+    ----------
+    message : str
+    rank : int
+        The rank that failed.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, rank)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Communicator(abc.ABC):
+    """Messages between ranks: the protocol that `compressrs.distributed` is written against.
+
+    All methods are collective: every rank calls them, in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        This rank, from 0.
+    size : int
+        Number of ranks.
+    bytes : int
+        Bytes that this rank has sent to others. May be set to 0.
+    """
+
+    rank: int
+    size: int
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.bytes = rank, size, 0
+        self._process = os.getpid()
+
+    @abc.abstractmethod
+    def _allgather(self, data: bytes) -> list[bytes]:
+        """Return the bytes of every rank."""
+
+    @abc.abstractmethod
+    def _exchange(self, send: list[list[Array]], receive: list[list[Array]]) -> None:
+        """Send 1-D arrays of bytes, and receive into others."""
+
+    @abc.abstractmethod
+    def _require_usable(self) -> None:
+        """Raise a RuntimeError if messages cannot be sent from here."""
+
+    def exchange(self, send: Sequence[Sequence[Array]], receive: Sequence[Sequence[Array]]) -> None:
+        """Send arrays to each rank, and receive arrays from each.
+
+        Parameters
+        ----------
+        send : sequence of sequence of array
+            For each rank the arrays to send to it, C-contiguous; none to this rank.
+        receive : sequence of sequence of array
+            For each rank the arrays to write, in the order in which it sends them, with as
+            many bytes.
+
+        Raises
+        ------
+        ValueError
+            If there is not one sequence for each rank, or an array is not contiguous.
+        """
+        outgoing, incoming = self._bytes(send, "send"), self._bytes(receive, "receive")
+        if self.size == 1:
+            return
+        self._require_alive()
+        self.bytes += sum(array.nbytes for arrays in outgoing for array in arrays)
+        self._exchange(outgoing, incoming)
+
+    def _bytes(self, given: Sequence[Sequence[Array]], name: str) -> list[list[Array]]:
+        lists = [sequence(arrays, name) for arrays in sequence(given, name)]
+        if len(lists) != self.size:
+            raise ValueError(f"{name} must hold {self.size} lists, one a rank, got {len(lists)}")
+        if lists[self.rank]:
+            raise ValueError(f"{name} must hold nothing for this rank, {self.rank}")
+        for array in (array for arrays in lists for array in arrays):
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{name} must hold lists of arrays, got {type(array).__name__}")
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{name} must hold C-contiguous arrays")
+        # Whatever the dtype: libraries of messages know none of half precision.
+        return [
+            [array.reshape(-1).view(np.uint8) for array in arrays if array.nbytes]
+            for arrays in lists
+        ]
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Return a small object of every rank, by rank."""
+        if self.size == 1:
+            return [value]
+        self._require_alive()
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        self.bytes += len(data) * (self.size - 1)
+        return [pickle.loads(one) for one in self._allgather(data)]
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return a small object of the rank `root`."""
+        root = whole(root, "root", 0, self.size - 1)
+        return self.allgather(value if self.rank == root else None)[root]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.allgather(None)
+
+    def agree(self, what: str, error: BaseException | None = None, value: Any = None) -> list[Any]:
+        """Find out whether all ranks got here without an error, and return a value of each.
+
+        Parameters
+        ----------
+        what : str
+            The operation.
+        error : exception, optional
+            What failed on this rank; raised by the caller afterwards.
+        value : object, optional
+
+        Raises
+        ------
+        RankError
+            If an operation failed on another rank, or another rank is at another operation.
+        """
+        if self.size == 1:
+            return [value]
+        message = None if error is None else f"{type(error).__name__}: {error}"
+        entries = self.allgather((what, message, value))
+        if error is not None:
+            return []
+        for rank, (other, failed, _) in enumerate(entries):
+            if failed is not None:
+                raise RankError(f"{other} failed on rank {rank}: {failed}", rank)
+        for rank, (other, *_) in enumerate(entries):
+            if other != entries[0][0]:
+                raise RankError(
+                    f"all ranks must do the same, but rank {rank} is at {other} and rank 0 at "
+                    f"{entries[0][0]}",
+                    rank,
+                )
+        return [value for *_, value in entries]
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Make the other ranks raise a RankError where they wait, once for an error."""
+        if not isinstance(error, RankError) and not getattr(error, _TOLD, False):
+            self.agree(what, error)
+            with suppress(AttributeError, TypeError):
+                setattr(error, _TOLD, True)
+
+    @contextmanager
+    def together(self, what: str = "the block") -> Iterator[None]:
+        """Return a context that raises on all ranks if it raises on one, so that none waits.
+
+        Collective operations inside of it take part: where a rank fails before it calls one,
+        the others, which wait there, raise a RankError.
+
+        Parameters
+        ----------
+        what : str
+            Name of the operation, for messages.
+
+        Raises
+        ------
+        RankError
+            If the block failed on another rank.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.tell(what, error)
+            raise
+        self.agree(what)
+
+    def require_same(self, what: Mapping[str, str]) -> None:
+        """Raise a ValueError on all ranks, which names one, if they disagree.
+
+        Parameters
+        ----------
+        what : dict of str
+            Descriptions of what must be the same, by name.
+        """
+        if self.size == 1:
+            return
+        digest = blake2b(repr(sorted(what.items())).encode(), digest_size=16).digest()
+        if len(set(self.allgather(digest))) == 1:
+            return
+        first, *others = self.allgather(dict(what))
+        for rank, other in enumerate(others, 1):
+            for name in [*first, *(name for name in other if name not in first)]:
+                ours, theirs = first.get(name, "nothing"), other.get(name, "nothing")
+                if ours != theirs:
+                    error = ValueError(
+                        f"all ranks must have the same {name}, got {theirs} on rank {rank} and "
+                        f"{ours} on rank 0"
+                    )
+                    setattr(error, _TOLD, True)
+                    raise error
+
+    def _require_alive(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "a communicator cannot be used in a forked child: the other ranks know only the "
+                "process that was forked; start processes with multiprocessing's 'spawn' method"
+            )
+        self._require_usable()
+
+    def __copy__(self) -> Communicator:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        # Copies of what communicates are ranks among the same others.
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} of {self.size} ranks cannot be pickled: it belongs to "
+            "processes that run; save state_dict(), or use save(path)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: rank {self.rank} of {self.size}>"

@@ -1,0 +1,81 @@
+"""Parts of state, and of parameters, between the ranks that own them and whole arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array
+from compressrs.distributed.communicator import Communicator
+from compressrs.distributed.partition import Part
+from compressrs.optim._moments import SCALE
+
+#: Arrays of fewer bytes are sent together, in one message.
+_SMALL = 1 << 16
+
+
+def gather_arrays(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> None:
+    """Write the values that the owner of each array has to it on all ranks, in place.
+
+    Parameters
+    ----------
+    comm : Communicator
+    arrays : sequence of (int, array)
+        The owner, and the C-contiguous array, of the same size on all ranks.
+    """
+    if comm.size == 1:
+        return
+    large: list[list[Array]] = [[] for _ in range(comm.size)]
+    small: list[list[Array]] = [[] for _ in range(comm.size)]
+    for owner, array in arrays:
+        values = array.reshape(-1).view(np.uint8)
+        (small if values.size < _SMALL else large)[owner].append(values)
+    packed = [
+        np.concatenate(values)
+        if owner == comm.rank and values
+        else np.empty(sum(a.size for a in values), np.uint8)
+        for owner, values in enumerate(small)
+    ]
+    own = [*large[comm.rank], packed[comm.rank]]
+    others = [owner != comm.rank for owner in range(comm.size)]
+    send = [own if other else [] for other in others]
+    receive = [
+        [*large[owner], packed[owner]] if other else [] for owner, other in enumerate(others)
+    ]
+    comm.exchange(send, receive)
+    for owner, other in enumerate(others):
+        start = 0
+        for array in small[owner] if other else []:
+            array[...] = packed[owner][start : start + array.size]
+            start += array.size
+
+
+def piece(buffers: Mapping[str, Array], name: str, part: Part, numbers: Sequence[str]) -> Array:
+    """Return the view of what belongs to a part in a buffer of a tensor that is divided.
+
+    Parameters
+    ----------
+    buffers : dict of array
+        The tensor's buffers.
+    name : str
+    part : Part
+    numbers : sequence of str
+        Names of buffers of one number, that of each part.
+    """
+    array = buffers[name]
+    if name in numbers:
+        return array
+    if name.endswith(SCALE) and name.removesuffix(SCALE) in buffers:
+        block = _core.CODE_BLOCK
+        return array[part.start // block : -(-part.stop // block)]
+    return array.reshape(-1)[part.start : part.stop]
+
+
+def overlaps(part: Part, other: Part) -> bool:
+    """Whether two parts have elements of a tensor in common, or are the same empty tensor."""
+    if part.tensor != other.tensor:
+        return False
+    same = (part.start, part.stop) == (other.start, other.stop)
+    return same or (part.start < other.stop and other.start < part.stop)

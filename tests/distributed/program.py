@@ -1,0 +1,135 @@
+"""What test_mpi.py runs on each rank: ``mpiexec -n 3 python program.py TASK FOLDER``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import mpi4py
+import numpy as np
+
+if sys.argv[1] in ("single", "funneled"):
+    mpi4py.rc.thread_level = sys.argv[1]
+
+from mpi4py import MPI
+
+import compressrs as cr
+from compressrs.distributed import RankError, checkpoint, read_state
+from compressrs.distributed.mpi import MPICommunicator
+from tests.distributed.runs import parameters, plain, same, sharded
+
+COMM = MPI.COMM_WORLD
+CASES = [
+    (cr.optim.AdamW, {"state_dtype": "int8"}),
+    (cr.optim.Lamb, {}),
+    (cr.optim.Muon, {}),
+]
+
+
+def train(folder: Path) -> None:
+    """Compare with one process; a rank that fails; checkpoints."""
+    for rule, kwargs in CASES:
+        expected, params = parameters(rule), parameters(rule)
+        step = {"max_grad_norm": 0.5}
+        reference, norms = plain(rule, expected, step=step, **kwargs)
+        opt, own_norms = sharded(rule, params, COMM, step=step, **kwargs)
+        assert same(params, expected)
+        assert same(own_norms, norms)
+        assert same(opt.state_dict(), reference.state_dict())
+    opt.save(folder)
+    assert same(read_state(folder), reference.state_dict())
+    other, _ = sharded(rule, parameters(rule), COMM, steps=1)
+    other.load(folder)
+    assert same(other.state_dict(), reference.state_dict())
+
+    # A rank that fails.
+    opt, _ = sharded(cr.optim.Adam, params := parameters(cr.optim.Adam), COMM, steps=1)
+    before = {name: array.copy() for name, array in params.items()}
+    last = COMM.size - 1
+    expected = ValueError if COMM.rank == last else RankError
+    try:
+        if COMM.rank == last:
+            opt.accumulate(opt.indices[0], [])
+        for i in opt.indices:
+            opt.accumulate(i, params)
+        opt.step()
+    except (ValueError, RankError) as error:
+        assert isinstance(error, expected)
+    else:
+        raise AssertionError("no error")
+    assert same(params, before)
+
+    # Messages that are longer than the limit, and types that MPI does not know.
+    comm = MPICommunicator(COMM)
+    cr.distributed.mpi._LIMIT = 1000
+    sent = np.arange(5001, dtype=np.float16) + comm.rank
+    received = [np.empty_like(sent) for _ in range(comm.size)]
+    comm.exchange(
+        [[sent] if r != comm.rank else [] for r in range(comm.size)],
+        [[received[r]] if r != comm.rank else [] for r in range(comm.size)],
+    )
+    for r in range(comm.size):
+        if r != comm.rank:
+            assert same(received[r], np.arange(5001, dtype=np.float16) + np.float16(r))
+    assert comm.bytes == sent.nbytes * (comm.size - 1)
+
+    # A forked child has no ranks to talk to.
+    if comm.size > 1:
+        child = os.fork()
+        if child == 0:
+            try:
+                comm.barrier()
+            except RuntimeError as error:
+                os._exit(0 if "forked child" in str(error) else 1)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    comm.barrier()
+
+
+def kill(folder: Path) -> None:
+    """The last rank dies while it writes a second checkpoint."""
+    params = parameters(cr.optim.Adam)
+    opt, _ = sharded(cr.optim.Adam, params, COMM, steps=2)
+    opt.save(folder)
+    if COMM.rank == COMM.size - 1:
+        checkpoint.save_tensors = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    opt.save(folder)
+
+
+def single(folder: Path) -> None:
+    """An MPI that was initialized for one thread."""
+    assert MPI.Query_thread() == MPI.THREAD_SINGLE
+    cr.set_num_threads(2)
+    try:
+        MPICommunicator(COMM)
+    except RuntimeError as error:
+        assert "threads" in str(error)
+    else:
+        raise AssertionError("no error")
+    cr.set_num_threads(1)
+    MPICommunicator(COMM).barrier()
+
+
+def funneled(folder: Path) -> None:
+    """An MPI that only the main thread may call."""
+    import threading
+
+    comm = MPICommunicator(COMM)
+    errors = []
+
+    def call() -> None:
+        try:
+            comm.barrier()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert "main thread" in errors[0]
+    comm.barrier()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))
+    print(f"rank {COMM.rank} of {COMM.size}: ok")

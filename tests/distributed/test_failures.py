@@ -1,0 +1,316 @@
+"""What goes wrong on one rank is raised on all, and changes nothing on any."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+from compressrs.distributed import LocalCommunicator, RankError, ShardedOptimizer, run_local
+
+from .runs import same
+
+SIZE = 3
+
+
+def outcomes(work, size=SIZE):
+    """Return what each rank raised, or its result; all ranks come to an end."""
+
+    def caught(comm):
+        try:
+            return work(comm)
+        except Exception as error:
+            return error
+
+    return run_local(caught, size)
+
+
+DISAGREEMENTS = {
+    "shape": lambda rank: {"params": np.ones(4 + (rank == 2))},
+    "dtype": lambda rank: {"params": np.ones(4, np.float32 if rank == 2 else np.float64)},
+    "values": lambda rank: {"params": np.full(4, 1.0 + (rank == 2))},
+    "lr": lambda rank: {"lr": 0.1 * (1 + (rank == 2))},
+    "seed": lambda rank: {"seed": int(rank == 2)},
+    "rule": lambda rank: {"rule": cr.optim.AdamW if rank == 2 else cr.optim.Adam},
+    "micro-batches": lambda rank: {"microbatches": 3 + (rank == 2)},
+    "params": lambda rank: {"params": {"b" if rank == 2 else "a": np.ones(4)}},
+}
+
+
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_ranks_that_disagree(what):
+    def work(comm):
+        arguments = {"rule": cr.optim.Adam, "params": np.ones(4)}
+        arguments |= DISAGREEMENTS[what](comm.rank)
+        return ShardedOptimizer(comm=comm, **arguments)
+
+    for error in outcomes(work):
+        assert isinstance(error, ValueError)
+        assert "rank 2" in str(error)
+        assert what in str(error)
+
+
+def test_a_rank_that_cannot_construct():
+    def work(comm):
+        return ShardedOptimizer(cr.optim.Adam, np.ones(3, int if comm.rank == 1 else float), comm)
+
+    first, second, third = outcomes(work)
+    assert isinstance(second, TypeError)
+    for error in (first, third):
+        assert isinstance(error, RankError)
+        assert error.rank == 1
+        assert "params" in str(error)
+
+
+def train(comm, w, **kwargs):
+    opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=6, **kwargs)
+    for i in opt.indices:
+        opt.accumulate(i, np.full(w.shape, 1.0 + i))
+    opt.step()
+    return opt
+
+
+FAULTS = {
+    "shape": (lambda opt: opt.accumulate(opt.indices[0], np.ones(3)), ValueError),
+    "dtype": (lambda opt: opt.accumulate(opt.indices[0], np.ones(70_000, int)), TypeError),
+    "index": (lambda opt: opt.accumulate(99, np.ones(70_000)), ValueError),
+    "missing": (lambda opt: opt._sums.done.clear(), ValueError),
+    "lr": (lambda opt: opt.param_groups[0].update(lr=-1.0), ValueError),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_rank_that_fails_in_a_step(kind):
+    fault, kind_of_error = FAULTS[kind]
+
+    def work(comm):
+        w = np.ones(70_000)
+        opt = train(comm, w)
+        before, state = w.copy(), opt.state_dict()
+        rate = opt.param_groups[0]["lr"]
+        try:
+            for i in opt.indices:
+                if comm.rank != 1 or i != opt.indices[0]:
+                    opt.accumulate(i, np.ones_like(w))
+            if comm.rank == 1:
+                if kind in ("missing", "lr"):
+                    opt.accumulate(opt.indices[0], np.ones_like(w))
+                fault(opt)
+            opt.step()
+            error = None
+        except Exception as caught:
+            error = caught
+        opt.param_groups[0]["lr"] = rate
+        assert same(w, before)
+        after = opt.state_dict()
+        assert same(after["state"], state["state"])
+        # The next step is like any other.
+        for i in opt.indices:
+            opt.accumulate(i, np.ones_like(w))
+        opt.step()
+        return error, w
+
+    results = run_local(work, SIZE)
+    for rank, (error, w) in enumerate(results):
+        assert isinstance(error, kind_of_error if rank == 1 else RankError), error
+        if rank != 1:
+            assert error.rank == 1
+        assert same(w, results[0][1])
+    assert (results[0][1] != 1).all()
+
+
+def test_hyperparameters_that_drift_apart():
+    def work(comm):
+        w = np.ones(5)
+        opt = train(comm, w)
+        before = w.copy()
+        opt.param_groups[0]["lr"] = 0.1 if comm.rank == 2 else 0.2
+        for i in opt.indices:
+            opt.accumulate(i, np.ones_like(w))
+        try:
+            opt.step()
+        except ValueError as error:
+            assert same(w, before)
+            return str(error)
+        raise AssertionError
+
+    for message in run_local(work, SIZE):
+        assert "lr of param_groups[0]" in message
+        assert "rank 2" in message
+
+
+def test_arguments_of_steps_that_differ():
+    def work(comm):
+        w = np.ones(5)
+        opt = train(comm, w)
+        for i in opt.indices:
+            opt.accumulate(i, np.ones_like(w))
+        opt.step(max_grad_norm=1.0 if comm.rank else None)
+
+    assert all("arguments of step" in str(error) for error in outcomes(work))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_on_one_rank(bad):
+    def work(comm):
+        w = {"a": np.ones(40_000, np.float32), "b": np.ones(70_000, np.float32)}
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=3)
+        before = {name: array.copy() for name, array in w.items()}
+
+        def accumulate():
+            for i in opt.indices:
+                grads = {name: np.ones_like(array) for name, array in w.items()}
+                if i == 1:
+                    grads["b"][60_000] = bad
+                opt.accumulate(i, grads)
+
+        accumulate()
+        with pytest.raises(cr.optim.NonFiniteGradientError, match=r"grads\['b'\]"):
+            opt.step(nonfinite="raise")
+        accumulate()
+        norm = opt.step(nonfinite="skip")
+        assert not np.isfinite(norm)
+        assert same(w, before)
+        assert all(state["step"] == 0 for state in opt.state.values())
+        accumulate()
+        opt.step()
+        return w
+
+    first, *others = run_local(work, SIZE)
+    assert np.isnan(first["b"]).sum() == 1
+    assert np.isfinite(first["a"]).all()
+    for other in others:
+        np.testing.assert_array_equal(other["b"], first["b"])
+
+
+def test_clipping_by_a_norm_of_nan_is_that_of_the_rule():
+    gradient = np.array([1.0, np.nan])
+    expected = np.ones(2)
+    cr.optim.SGD(expected, lr=0.1).step(gradient, max_grad_norm=1.0)
+    own = np.ones(2)
+    ShardedOptimizer(cr.optim.SGD, own, lr=0.1).step(gradient, max_grad_norm=1.0)
+    np.testing.assert_array_equal(own, expected)
+
+
+def test_an_exception_of_the_user_reaches_all_ranks():
+    def work(comm):
+        w = np.ones(5)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=3)
+        with comm.together("training"):
+            for i in opt.indices:
+                if comm.rank == 1:
+                    raise KeyError("a bug of the user's")
+                opt.accumulate(i, np.ones_like(w))
+            opt.step()
+        return w
+
+    first, second, third = outcomes(work)
+    assert isinstance(second, KeyError)
+    assert isinstance(first, RankError)
+    assert isinstance(third, RankError)
+    assert "a bug of the user's" in str(first)
+
+
+def test_ranks_at_different_operations():
+    def work(comm):
+        w = np.ones(5)
+        opt = train(comm, w)
+        if comm.rank == 0:
+            opt.state_dict()
+        else:
+            for i in opt.indices:
+                opt.accumulate(i, np.ones_like(w))
+            opt.step()
+
+    for error in outcomes(work):
+        assert isinstance(error, RankError)
+        assert "all ranks must do the same" in str(error)
+
+
+def test_a_state_that_one_rank_cannot_load():
+    def work(comm):
+        w = np.ones(40_000)
+        opt = train(comm, w)
+        state = opt.state_dict()
+        before = {k: v.copy() for k, v in state["state"][0].items()}
+        changed = {k: v + 1 for k, v in state["state"][0].items()}
+        if comm.rank == 2:
+            changed["exp_avg"] = np.ones(3)
+        with pytest.raises(ValueError if comm.rank == 2 else RankError):
+            opt.load_state_dict({**state, "state": {0: changed}})
+        assert same(opt.state_dict()["state"][0], before)
+
+    run_local(work, SIZE)
+
+
+def test_arguments():
+    with pytest.raises(TypeError, match="rule"):
+        ShardedOptimizer("adam", np.ones(3))
+    with pytest.raises(TypeError, match="rule"):
+        ShardedOptimizer(cr.optim.Optimizer, np.ones(3))
+    with pytest.raises(TypeError, match="comm"):
+        ShardedOptimizer(cr.optim.Adam, np.ones(3), 4)
+    with pytest.raises(TypeError, match="typo"):
+        ShardedOptimizer(cr.optim.Adam, np.ones(3), typo=1)
+    with pytest.raises(ValueError, match="microbatches"):
+        ShardedOptimizer(cr.optim.Adam, np.ones(3), microbatches=0)
+    opt = ShardedOptimizer(cr.optim.Adam, np.ones(3))
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        opt.step(np.ones(3), max_grad_norm=-1)
+    with pytest.raises(TypeError, match="nonfinite"):
+        opt.step(np.ones(3), nonfinite=3)
+    with pytest.raises(ValueError, match="micro-batch 0"):
+        opt.step()
+
+
+def test_exchanges_are_checked():
+    comm = LocalCommunicator()
+    with pytest.raises(ValueError, match="send must hold 1 lists"):
+        comm.exchange([], [[]])
+    with pytest.raises(ValueError, match="receive must hold nothing for this rank"):
+        comm.exchange([[]], [[np.ones(3)]])
+
+    def work(comm):
+        rows = np.ones((4, 4))[:, :2]
+        comm.exchange([[rows], [rows]][comm.rank :] + [[]] * comm.rank, [[], []])
+
+    assert any(
+        "C-contiguous" in str(error) or "nothing" in str(error) for error in outcomes(work, 2)
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_no_rank():
+    def work(comm):
+        if comm.rank:
+            return comm.allgather(0)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            try:
+                comm.allgather(1)
+            except RuntimeError as error:
+                os.write(writer, str(error).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            message = file.read().decode()
+        return comm.allgather(message)
+
+    assert "forked child" in run_local(work, 2)[0][0]
+
+
+def test_rank_errors_pickle():
+    import copy
+    import pickle
+
+    for error in (copy.copy(RankError("x", 3)), pickle.loads(pickle.dumps(RankError("x", 3)))):
+        assert (str(error), error.rank) == ("x", 3)
+
+
+def test_threads_of_ranks_end():
+    before = threading.active_count()
+    assert all(isinstance(e, ZeroDivisionError) for e in outcomes(lambda comm: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run_local(lambda comm: comm.allgather(1 / (1 - comm.rank)), 3)
+    assert threading.active_count() == before

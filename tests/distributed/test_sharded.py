@@ -1,0 +1,284 @@
+"""Sharded optimizers against the same rule in one process: the same bits on any ranks."""
+
+import copy
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import compressrs as cr
+from compressrs.distributed import ShardedOptimizer, run_local
+
+from .runs import MICROBATCHES, gradients, parameters, plain, same, shapes_of, sharded
+
+RULES = [
+    getattr(cr.optim, name)
+    for name in cr.optim.__all__
+    if isinstance(getattr(cr.optim, name), type) and hasattr(getattr(cr.optim, name), "_rule")
+]
+RANKS = (1, 2, 3, 4)
+
+
+def compare(rule, dtype=np.float32, ranks=RANKS, **kwargs):
+    """Compare parameters, state and norms after a few steps."""
+    expected = parameters(rule, dtype)
+    opt, norms = plain(rule, expected, **kwargs)
+    state = opt.state_dict()
+
+    def work(comm):
+        params = parameters(rule, dtype)
+        own, own_norms = sharded(rule, params, comm, **kwargs)
+        return params, own.state_dict(), own_norms
+
+    for size in ranks:
+        for params, own_state, own_norms in run_local(work, size):
+            assert same(params, expected)
+            assert same(own_norms, norms)
+            assert same(own_state, state)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_rule(rule):
+    compare(rule, step={"max_grad_norm": 0.5})
+
+
+@pytest.mark.parametrize("rule", [cr.optim.AdamW, cr.optim.Lamb, cr.optim.Muon])
+@pytest.mark.parametrize("state_dtype", ["int8", "bfloat16"])
+def test_state_in_few_bits_is_rounded_alike(rule, state_dtype):
+    compare(rule, ranks=(1, 3, 4), state_dtype=state_dtype, seed=7)
+
+
+@pytest.mark.parametrize("precision", ["nearest", "stochastic", "kahan", "master"])
+def test_half_precision_weights(precision):
+    compare(cr.optim.Adam, ml_dtypes.bfloat16, ranks=(1, 3), precision=precision, seed=2)
+
+
+def test_double_precision():
+    def work(comm):
+        w = np.linspace(-1, 1, 70_000)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=2, lr=0.1)
+        for i in opt.indices:
+            opt.accumulate(i, np.sin(w + i))
+        opt.step(max_grad_norm=1.0)
+        return w
+
+    one = run_local(work, 1)[0]
+    assert all(same(w, one) for w in run_local(work, 2))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e18, 1e30])
+def test_norms_whose_squares_leave_the_range(scale):
+    compare(cr.optim.SGD, ranks=(1, 3), step={"max_grad_norm": 1.0, "grad_scale": scale})
+
+
+def test_masks():
+    rng = np.random.default_rng(1)
+    masks = {name: rng.random(s) < 0.5 for name, s in shapes_of(cr.optim.Adam).items()}
+    masks["b"] = None
+
+    def prepare(opt):
+        opt.set_masks(masks)
+
+    compare(cr.optim.Adam, prepare=prepare, step={"max_grad_norm": 0.1})
+    compare(cr.optim.Lamb, prepare=prepare, ranks=(3,))
+
+
+def test_masks_of_a_pruner():
+    def prepare(opt):
+        arrays = [array for group in opt.param_groups for array in group["params"]]
+        schedule = cr.prune.CubicSchedule(initial=0.1, final=0.8, begin=0, end=3, frequency=1)
+        pruner = cr.prune.MagnitudePruner(arrays[:3:2], schedule, optimizer=opt)
+        return pruner.step
+
+    compare(cr.optim.Adam, prepare=prepare, ranks=(1, 2, 4))
+
+
+def test_schedules_change_all_ranks():
+    def prepare(opt):
+        return cr.optim.lr_scheduler.CosineAnnealingLR(opt, 10).step
+
+    compare(cr.optim.AdamW, prepare=prepare, ranks=(1, 3), lr=0.1)
+
+
+def test_groups_and_frozen_groups():
+    def groups():
+        p = parameters(cr.optim.Adam)
+        return [
+            {"params": [p["a"], p["b"]], "lr": 0.1},
+            {"params": {"c": p["c"]}, "frozen": True},
+            {"params": p["d"], "state_dtype": "int8"},
+        ]
+
+    def grads(i):
+        g = gradients(parameters(cr.optim.Adam), 0, i)
+        return [[g["a"], g["b"]], {"c": g["c"]}, g["d"]]
+
+    def work(comm):
+        own = groups()
+        opt = ShardedOptimizer(cr.optim.Adam, own, comm, microbatches=2)
+        for t in range(3):
+            for i in opt.indices:
+                opt.accumulate(i, grads(i))
+            opt.step()
+            if t == 1:
+                opt.param_groups[1]["frozen"] = False
+        return own, opt.state_dict()
+
+    own, state = run_local(work, 1)[0]
+    before = groups()
+    assert not np.array_equal(own[1]["params"]["c"], before[1]["params"]["c"])
+    assert state["state"][2]["step"] == 1
+    for size in (2, 4):
+        for params, other in run_local(work, size):
+            assert same([g["params"] for g in params], [g["params"] for g in own])
+            assert same(other, state)
+
+
+def test_groups_are_added():
+    extra = np.ones(50_000, np.float32)
+
+    def work(comm):
+        p = parameters(cr.optim.Adam)
+        added = extra.copy()
+        opt = ShardedOptimizer(cr.optim.Adam, [p["a"], p["c"]], comm, microbatches=4)
+        for t in range(4):
+            g = gradients(p, t, 0)
+            tree = [g["a"], g["c"]]
+            if t == 2:
+                opt.add_param_group({"params": added, "lr": 0.5})
+            for i in opt.indices:
+                opt.accumulate(i, [tree, extra] if t >= 2 else tree)
+            opt.step()
+        return p, added, opt.state_dict()
+
+    one = run_local(work, 1)[0]
+    p = parameters(cr.optim.Adam)
+    added = extra.copy()
+    opt = cr.optim.Adam([p["a"], p["c"]])
+    for t in range(4):
+        g = gradients(p, t, 0)
+        if t == 2:
+            opt.add_param_group({"params": added, "lr": 0.5})
+        opt.step([[g["a"], g["c"]], extra] if t >= 2 else [g["a"], g["c"]])
+    assert same(one, (p, added, opt.state_dict()))
+    assert all(same(other, one) for other in run_local(work, 3))
+
+
+def test_ema_and_conversion_of_state():
+    def prepare(opt):
+        opt.convert_state("int8")
+        arrays = [array for group in opt.param_groups for array in group["params"]]
+        ema = cr.optim.EMA(arrays, decay=0.5)
+        averages.append(ema)
+        return ema.update
+
+    averages = []
+    compare(cr.optim.Adam, prepare=prepare, ranks=(1, 2))
+    first, *others = averages
+    assert all(same(list(other.average), list(first.average)) for other in others)
+
+
+def test_microbatches_in_any_order_and_number():
+    def work(comm, total, seed):
+        w = np.zeros(40_000, np.float32)
+        opt = ShardedOptimizer(cr.optim.SGD, w, comm, microbatches=total, lr=1.0)
+        for i in np.random.default_rng([seed, comm.rank]).permutation(opt.indices):
+            opt.accumulate(i, np.random.default_rng(i).standard_normal(w.shape))
+        opt.step()
+        return w
+
+    for total in (1, 2, 3, 5, 8, 13):
+        one = run_local(work, 1, total, 0)[0]
+        for size in (2, 3, 4):
+            assert all(same(w, one) for w in run_local(work, size, total, size))
+
+
+def test_traffic_is_that_of_a_reduce_scatter_and_a_gather():
+    elements = 1 << 20
+
+    def work(comm):
+        w = np.zeros(elements, np.float32)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=8)
+        opt.comm.bytes = 0
+        for i in opt.indices:
+            opt.accumulate(i, np.ones_like(w))
+        opt.step()
+        return opt.comm.bytes, sum(a.nbytes for s in opt.state.values() for a in s.values())
+
+    for size in (2, 4):
+        ideal = 2 * 4 * elements * (size - 1) / size
+        for sent, state in run_local(work, size):
+            assert ideal <= sent <= 1.01 * ideal
+            assert state <= 1.01 * 8 * elements / size
+
+
+def test_state_dicts_are_those_of_the_rule():
+    kwargs = {"state_dtype": "int8", "lr": 0.01}
+    expected = parameters(cr.optim.Adam)
+    opt, _ = plain(cr.optim.Adam, expected, **kwargs)
+    state = copy.deepcopy(opt.state_dict())
+    start = copy.deepcopy(expected)
+    mean = gradients(expected, 9, 0)
+    opt.step(mean)
+
+    def work(comm):
+        params = copy.deepcopy(start)
+        own = ShardedOptimizer(cr.optim.Adam, params, comm, microbatches=4, **kwargs)
+        own.load_state_dict(state)
+        for i in own.indices:
+            own.accumulate(i, mean)
+        own.step()
+        return params, own.state_dict()
+
+    for size in (1, 3):
+        for params, other in run_local(work, size):
+            assert same(params, expected)
+            assert same(other, opt.state_dict())
+
+
+def test_more_ranks_than_parts():
+    def work(comm):
+        w = [np.ones(3), np.ones(0)]
+        opt = ShardedOptimizer(cr.optim.Lamb, w, comm, microbatches=1)
+        for i in opt.indices:
+            opt.accumulate(i, [np.ones(3), np.ones(0)])
+        opt.step(max_grad_norm=1.0)
+        return w, opt.state_dict()
+
+    one = run_local(work, 1)[0]
+    assert all(same(other, one) for other in run_local(work, 4))
+
+
+def test_copies_are_optimizers_of_their_own():
+    w = parameters(cr.optim.Adam)
+    opt, _ = sharded(cr.optim.Adam, w, prepare=lambda opt: opt.set_masks(None))
+    twins = [copy.deepcopy((opt, w)), pickle.loads(pickle.dumps((opt, w)))]
+    for index in range(MICROBATCHES):
+        opt.accumulate(index, gradients(w, 5, index))
+        for twin, own in twins:
+            twin.accumulate(index, gradients(own, 5, index))
+    opt.step()
+    for twin, own in twins:
+        assert not same(own, w)
+        twin.step()
+        assert same(own, w)
+        assert same(twin.state_dict(), opt.state_dict())
+
+
+def test_one_gradient_for_each_rank():
+    def work(comm):
+        w = np.zeros(3)
+        opt = ShardedOptimizer(cr.optim.SGD, w, comm, lr=1.0)
+        opt.step(np.full(3, comm.rank))
+        return w.tolist()
+
+    with pytest.raises(TypeError, match="floating-point"):
+        run_local(work, 2)
+
+    def floats(comm):
+        w = np.zeros(3)
+        ShardedOptimizer(cr.optim.SGD, w, comm, lr=1.0).step(np.full(3, float(comm.rank)))
+        return w.tolist()
+
+    assert run_local(floats, 2) == [[-0.5] * 3] * 2
