@@ -1,5 +1,6 @@
 """Ranks that are processes of MPI, which mpiexec starts."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,17 +15,19 @@ from compressrs.distributed import read_state
 
 from .runs import parameters, plain, same
 
-pytest.importorskip("mpi4py")
 ROOT = Path(__file__).parents[2]
 #: That of the wheels, in the environment's own folder, before that of the system.
 MPIEXEC = shutil.which("mpiexec", path=sysconfig.get_path("scripts")) or shutil.which("mpiexec")
-pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="needs mpiexec")
+pytestmark = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="needs mpi4py and mpiexec",
+)
 
 
-def run(task, ranks, folder):
-    """Run a task of program.py on some ranks."""
+def environment():
+    """Return the variables for processes that are started."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "COMPRESSRS_NUM_THREADS": "1",
@@ -33,10 +36,14 @@ def run(task, ranks, folder):
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
+
+
+def run(task, ranks, folder):
+    """Run a task of program.py on some ranks."""
     program = [sys.executable, "-m", "tests.distributed.program", task, str(folder)]
     return subprocess.run(
         [MPIEXEC, "-n", str(ranks), *program],
-        env=environment,
+        env=environment(),
         cwd=ROOT,
         capture_output=True,
         text=True,

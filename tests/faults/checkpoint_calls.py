@@ -61,6 +61,7 @@ CALLS: dict[str, Arguments] = {
         dry_run=False,
         resume=False,
         progress=None,
+        executor=None,
     ),
     "checkpoint.decompress": lambda: dict(src=small(), dst=new(), progress=None),
     "checkpoint.export": lambda: dict(src=small(), dst=new(), to="npz", progress=None),

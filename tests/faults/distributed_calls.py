@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs import distributed, optim
+from compressrs import distributed, nn, optim
 from tests.faults.optim_calls import Arguments, Method, w
 
 
@@ -29,6 +29,55 @@ CALLS: dict[str, Arguments] = {
     "distributed.read_state": lambda: dict(path=saved()),
     "distributed.run_local": lambda: dict(run=lambda comm: comm.rank, size=2),
 }
+
+
+def student() -> Any:
+    return nn.Linear(16, 3, rng=0)
+
+
+def distilling() -> Any:
+    model = student()
+    opt = distributed.ShardedOptimizer(optim.Adam, model.params, microbatches=2)
+    return dict(student=model, teacher=np.ones((8, 3), np.float32), optimizer=opt)
+
+
+def local_steps() -> Any:
+    return distributed.DiLoCo(optim.SGD(w(), lr=0.1), every=2)
+
+
+CALLS |= {
+    "distributed.DataParallelDistiller": distilling,
+    "distributed.DiLoCo": lambda: dict(
+        optimizer=optim.SGD(w(), lr=0.1),
+        comm=None,
+        every=2,
+        outer_lr=0.5,
+        outer_momentum=0.9,
+        mean=None,
+    ),
+    "distributed.ExactMean": lambda: dict(comm=None),
+    "distributed.PowerSGD": lambda: dict(comm=None, rank=2, rng=0),
+    "distributed.RoundedMean": lambda: dict(comm=None, dtype="int8", rng=0),
+    "distributed.TopKMean": lambda: dict(comm=None, density=0.5),
+    "distributed.executor": lambda: dict(kind="processes", workers=2),
+    "distributed.write_teacher": lambda: dict(
+        path=tempfile.mkdtemp(),
+        teacher=lambda rows: rows,
+        x=w().astype(np.float32),
+        comm=None,
+        k=None,
+        temperature=1.0,
+        dtype="float32",
+        batch_size=4,
+        shard_rows=4,
+        progress=False,
+    ),
+}
+
+
+def loading(make: Any) -> Method:
+    return make, "load_state_dict", lambda: dict(state_dict=make().state_dict())
+
 
 METHODS: dict[str, Method] = {
     "Communicator.agree": (
@@ -62,6 +111,10 @@ METHODS: dict[str, Method] = {
         "together",
         lambda: dict(what="a test"),
     ),
+    "DiLoCo.step": (local_steps, "step", lambda: dict(grads=w())),
+    "DiLoCo.load_state_dict": loading(local_steps),
+    "GradientMean.mean": (distributed.ExactMean, "mean", lambda: dict(grads=w())),
+    "GradientMean.load_state_dict": loading(distributed.TopKMean),
     "ShardedOptimizer.accumulate": (
         lambda: sharded(2),
         "accumulate",
@@ -95,9 +148,10 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-#: An abstract class, what takes no arguments, and an exception.
+#: Abstract classes, what takes no arguments, and an exception.
 LEFT_OUT = {
     "distributed.Communicator",
+    "distributed.GradientMean",
     "distributed.LocalCommunicator",
     "distributed.RankError",
 }

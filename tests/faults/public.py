@@ -80,6 +80,7 @@ class Example(NamedTuple):
 #: Abstract bases and protocols, which are not instantiated.
 ABSTRACT = {
     "distributed.Communicator",
+    "distributed.GradientMean",
     "nn.Affine",
     "nn.Layer",
     "optim.Optimizer",
@@ -277,6 +278,26 @@ def use_distiller(objects: Any) -> Any:
     return [student.weight.copy(), found.history[-1].loss]
 
 
+def parallel_distiller() -> Any:
+    student = nn.Linear(4, 3, rng=0)
+    opt = distributed.ShardedOptimizer(optim.Adam, student.params, microbatches=2)
+    logits = np.random.default_rng(2).standard_normal((8, 3)).astype(np.float32)
+    return distributed.DataParallelDistiller(student, logits, opt, batch_size=4), student
+
+
+def local_steps() -> Any:
+    model = Weights()
+    return distributed.DiLoCo(optim.Adam(model.params), every=2), model
+
+
+def mean_of(make: Callable[[], Any]) -> Example:
+    def use(found: Any) -> Any:
+        grads = Weights().gradients()
+        return [mean for _ in range(2) for mean in found.mean(grads).values()]
+
+    return Example(make, use)
+
+
 def classifier() -> Any:
     from sklearn.linear_model import LogisticRegression
 
@@ -404,6 +425,12 @@ def observer(make: Callable[[], Any]) -> Example:
 
 
 EXAMPLES: dict[str, Example] = {
+    "distributed.DataParallelDistiller": Example(parallel_distiller, use_distiller),
+    "distributed.DiLoCo": Example(local_steps, train),
+    "distributed.ExactMean": mean_of(distributed.ExactMean),
+    "distributed.PowerSGD": mean_of(lambda: distributed.PowerSGD(rank=1)),
+    "distributed.RoundedMean": mean_of(lambda: distributed.RoundedMean(dtype="int8")),
+    "distributed.TopKMean": mean_of(distributed.TopKMean),
     "distributed.LocalCommunicator": Example(
         distributed.LocalCommunicator, lambda comm: comm.allgather(comm.rank)
     ),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -69,6 +69,10 @@ class Calibration:
         _files.require_checksum(file.path, file.raw_header(), metadata, _parts(file))
         self._names, self._counts = statistics.described(file.path, metadata, self._entries)
         self._features = {name: math.prod(e.shape[:1]) for name, e in self._entries.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given: Any = self._given if self._file is None else self._file.path.absolute()
+        return Calibration, (given,)
 
     def find(self, tensor: str) -> str | None:
         """Return the name of the statistics of a weight's inputs, or None."""

@@ -169,7 +169,7 @@ def _sizes(values: Any) -> bool:
 class Tile:
     """A tile that was encoded."""
 
-    streams: tuple[bytes, ...]
+    streams: tuple[bytes | memoryview, ...]
     counts: tuple[int, int] | None = None
 
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from compressrs import _core
 from compressrs.checkpoint import _format
-from compressrs.checkpoint._coding import PLAIN, Bytes, Description, blob_entry
+from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Tile, blob_entry
 from compressrs.checkpoint._encoding import Encoder, read_tiles
 from compressrs.checkpoint._format import Entry
 from compressrs.checkpoint._header import KEY, VERSION, header_checksum
 from compressrs.checkpoint._pipeline import Background, ahead
 from compressrs.checkpoint._plan import Step
+from compressrs.checkpoint._tasks import Encoded
 from compressrs.checkpoint.reader import PLAIN_TILE
 
 #: Maximum size of data that is copied once more to avoid padding the header.
@@ -95,8 +96,12 @@ class Shard:
             return False
         return f"{checksum.digest():016x}" == stored.description.checksum
 
-    def add(self, step: Step, advance: Callable[[int], None]) -> Stored:
+    def add(
+        self, step: Step, advance: Callable[[int], None], encoded: Encoded | None = None
+    ) -> Stored:
         """Encode and append a tensor, overlapping reading, encoding and writing.
+
+        If it has been encoded elsewhere, it is only appended.
 
         Raises
         ------
@@ -117,29 +122,28 @@ class Shard:
             written.update(data)
             _write_at(self._descriptor, data, at)
 
+        encoder = None if step.coding == PLAIN or encoded is not None else Encoder(step)
+
+        def tiles() -> Iterator[tuple[Tile, int]]:
+            if encoded is not None:
+                for tile, (begin, end) in zip(encoded.tiles, read_tiles(step), strict=True):
+                    yield tile, end - begin
+                return
+            parts = read_tiles(step) if encoder is not None else _copied(entry)
+            for data in ahead(_call(read, begin, end) for begin, end in parts):
+                yield Tile((data.data,)) if encoder is None else encoder.encode(data), len(data)
+
         lengths, counts = [], []
         try:
-            if step.coding == PLAIN:
-                parts: Iterator[tuple[int, int]] = (
-                    (begin, min(entry.end, begin + 4 * PLAIN_TILE))
-                    for begin in range(entry.begin, entry.end, 4 * PLAIN_TILE)
-                )
-                encoder: Encoder | None = None
-            else:
-                parts, encoder = read_tiles(step), Encoder(step)
-            for data in ahead(_call(read, begin, end) for begin, end in parts):
-                if encoder is None:
-                    chunks: tuple[bytes | Bytes, ...] = (data,)
-                else:
-                    tile = encoder.encode(data)
-                    chunks = tile.streams
-                    lengths.append(tuple(map(len, chunks)))
+            for tile, size in tiles():
+                if encoder is not None or encoded is not None:
+                    lengths.append(tuple(map(len, tile.streams)))
                     if tile.counts is not None:
                         counts.append(tile.counts)
-                for chunk in chunks:
+                for chunk in tile.streams:
                     background.submit(_call(write, np.frombuffer(chunk, np.uint8), offset))
                     offset += len(chunk)
-                advance(len(data))
+                advance(size)
             # Align the next tensor to 8 bytes.
             padding = -(offset - self.reserve) % 8 if step.coding != PLAIN else 0
             background.submit(_call(write, np.zeros(padding, np.uint8), offset))
@@ -158,8 +162,10 @@ class Shard:
             entry = replace(entry, dtype=step.dtype, begin=self.size, end=end)
         else:
             entry = blob_entry(step.name, d, self.size)
-        error = None if encoder is None else encoder.error
-        stored = Stored(step.name, entry, d, f"{source.digest():016x}", error)
+        digest, error = f"{source.digest():016x}", None if encoder is None else encoder.error
+        if encoded is not None:
+            digest, error = encoded.source, encoded.error
+        stored = Stored(step.name, entry, d, digest, error)
         self.stored.append(stored)
         self.size = entry.end
         return stored
@@ -251,6 +257,12 @@ def reserved(steps: Iterable[Step], about: dict[str, Any]) -> int:
     if length - 8 > _format.MAX_HEADER:
         raise ValueError(f"its header would take up to {length} bytes, more than the format allows")
     return -(-length // 4096) * 4096
+
+
+def _copied(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Yield the parts in which a tensor is copied."""
+    for begin in range(entry.begin, entry.end, 4 * PLAIN_TILE):
+        yield begin, min(entry.end, begin + 4 * PLAIN_TILE)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

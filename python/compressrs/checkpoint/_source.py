@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,13 @@ class File:
             if mapped:
                 self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
+
+    def __del__(self) -> None:
+        # One that was opened again in another process is closed by nobody else.
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
 
     def _stat(self) -> tuple[int, int, int]:
         state = os.fstat(self._descriptor)
@@ -117,6 +123,10 @@ class File:
         if self._stat() != self._state:
             raise ValueError(f"{self.path} was changed while it was read")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened again where it is needed, which must be the same version of it.
+        return _reopened, (self.path.absolute(), self._map is not None, self.fingerprint)
+
     def close(self) -> None:
         """Close the file. Arrays that are views of its mapping stay valid."""
         if self._descriptor >= 0:
@@ -124,6 +134,14 @@ class File:
             self._descriptor = -1
         # The mapping is released with the last array that refers to it.
         self._map = None
+
+
+def _reopened(path: Path, mapped: bool, fingerprint: list[int]) -> File:
+    file = File(path, mapped)
+    if file.fingerprint != fingerprint:
+        file.close()
+        raise ValueError(f"{path} was changed while it was read, or is another file here")
+    return file
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from compressrs.checkpoint._encoding import predict
 from compressrs.checkpoint._header import CANONICAL, VERSION, canonical_header, container_info
 from compressrs.checkpoint._plan import Step, plan, samples
 from compressrs.checkpoint._source import INDEX, SUFFIX, File, Files, equal
+from compressrs.checkpoint._tasks import Encoded, Executor, encoded
 from compressrs.checkpoint._work import Work, disk_full_said
 from compressrs.checkpoint.recipe import Recipe, Rule
 
@@ -87,6 +88,7 @@ def compress(
     dry_run: bool = False,
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
 ) -> Report:
     """Compress a checkpoint in bounded memory.
 
@@ -120,6 +122,10 @@ def compress(
         byte-identical to that of an uninterrupted run.
     progress : callable, optional
         Called with bytes done and bytes in total.
+    executor : executor of concurrent.futures, optional
+        Where tensors are encoded, such as one of `distributed.executor`: in other processes or
+        on other machines, which read `src` under the same path. The result is the same to the
+        byte. Each worker has the memory limit, and some encoded tensors are held here.
 
     Returns
     -------
@@ -132,6 +138,8 @@ def compress(
     ValueError
         If the source is damaged, already compressed or modified during the run; if the
         recipe cannot be applied; if `dst` exists as a folder.
+    RuntimeError
+        If workers of the executor keep being killed.
 
     Examples
     --------
@@ -159,6 +167,11 @@ def compress(
     dry_run, resume = flag(dry_run, "dry_run"), flag(resume, "resume")
     if progress is not None:
         function(progress, "progress")
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            "executor must have submit, as those of concurrent.futures, got "
+            f"{type(executor).__name__}"
+        )
     target = Path(os.path.realpath(file_path(dst, "dst")))
     with ExitStack() as opened:
         files = opened.enter_context(Files(src, name="src"))
@@ -173,8 +186,9 @@ def compress(
         found = None if given is None else opened.enter_context(Calibration(given))
         steps = plan(files, recipe, memory_limit, found)
         run = _Run(
-            files, target, recipe, steps, single, max_shard_size, memory_limit, found, progress
-        )
+            files, target, recipe, steps, single, max_shard_size, memory_limit, found, progress,
+            executor,
+        )  # fmt: skip
         return run.predict() if dry_run else run.write(resume)
 
 
@@ -204,6 +218,7 @@ class _Run:
         memory_limit: int,
         calibration: Calibration | None,
         progress: Callable[[int, int], None] | None,
+        executor: Executor | None,
     ) -> None:
         self.files, self.target, self.recipe, self.steps = files, target, recipe, steps
         self.single, self.max_shard_size = single, max_shard_size
@@ -213,6 +228,7 @@ class _Run:
         self.total = sum(step.located.entry.nbytes for step in steps)
         self.done = 0
         self.progress = progress
+        self.executor = executor
         self.report = Report(os.fspath(files.path), os.fspath(target), memory_limit=memory_limit)
 
     def advance(self, n: int) -> None:
@@ -326,6 +342,7 @@ class _Run:
             for s in shard.stored
             if s.entry is not None
         }
+        results = self._encoded([s for steps, _ in groups for s in steps if s.name not in done])
         try:
             for number, (steps, _) in enumerate(groups):
                 if number >= len(shards):
@@ -335,7 +352,7 @@ class _Run:
                     if step.name in done:
                         self.advance(step.located.entry.nbytes)
                         continue
-                    stored = shard.add(step, self.advance)
+                    stored = shard.add(step, self.advance, next(results))
                     same = known.get((stored.source, self._kind(step.name)))
                     if same is not None and equal(self.files.tensors[same.name], step.located):
                         shard.drop_last()
@@ -360,7 +377,16 @@ class _Run:
             for shard in shards:
                 shard.close()
             raise
+        finally:
+            results.close()
         return shards
+
+    def _encoded(self, steps: list[Step]) -> Generator[Encoded | None, None, None]:
+        """Yield what an executor has encoded of each tensor; None to encode it here."""
+        if self.executor is None:
+            yield from (None for _ in steps)
+        else:
+            yield from encoded(self.executor, steps)
 
     def _kind(self, name: str) -> tuple[Any, ...]:
         """Return what must be equal for two tensors to be stored once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,7 @@ def run(
         typer.Option(metavar="FOLDER", help="Keep what --budget and the like measure."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Processes that measure for --budget and the like.", min=1)
+        int, typer.Option(help="Processes of --budget and of --executor.", min=1)
     ] = 1,
     dry_run: Annotated[
         bool,
@@ -105,6 +106,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume an interrupted run, if there is one.")
     ] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Encode in processes, mpi, dask://HOST:PORT or ray."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
     ] = None,
@@ -150,7 +155,8 @@ def run(
             whole = whole.with_rule(assignment)
         whole = replace(whole, ignore=(*whole.ignore, *(ignore or [])))
         tile_elements(memory_limit)
-        target = _budget.Target(budget, target_latency, max_drop, evaluate, cache, workers)
+        measuring = workers if executor is None else 1
+        target = _budget.Target(budget, target_latency, max_drop, evaluate, cache, measuring)
         if target.given and (lossless or whole != checkpoint.Recipe() or dry_run or resume):
             raise ValueError(
                 "budget, target-latency and max-drop find the rules; give them without rules, "
@@ -158,6 +164,8 @@ def run(
             )
         if target.given and (max_shard_size is not None or memory_limit != 10**9):
             raise ValueError("give max-shard-size and memory-limit without a budget")
+        if executor is not None and (target.given or dry_run):
+            raise ValueError("give executor without a budget and dry-run, which run here")
         for file in (report, save_recipe):
             _check_other(file, src, output)
     if report is not None:
@@ -175,11 +183,11 @@ def run(
         if save_recipe is not None:
             write_atomically(save_recipe, whole.to_toml().encode())
     else:
-        with progress("compressing") as bar:
+        with _executor(executor, workers) as pool, progress("compressing") as bar:
             try:
                 done = checkpoint.compress(
                     src, output, whole, memory_limit=memory_limit, max_shard_size=max_shard_size,
-                    dry_run=dry_run, resume=resume, progress=bar,
+                    dry_run=dry_run, resume=resume, progress=bar, executor=pool,
                 )  # fmt: skip
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("run again with --resume to continue") from None
@@ -189,6 +197,18 @@ def run(
         print(done.to_json())
     else:
         _show(done)
+
+
+def _executor(kind: str | None, workers: int) -> AbstractContextManager[Any]:
+    """Return a context with the executor of --executor, or None."""
+    if kind is None:
+        return nullcontext()
+    from compressrs.distributed import executor
+    from compressrs.distributed.executors import MAY_COUNT
+
+    with arguments():
+        made = executor(kind, workers if workers > 1 and kind in MAY_COUNT else None)
+    return made
 
 
 def _check_other(file: Path | None, src: Path, output: Path) -> None:

@@ -159,6 +159,24 @@ class TeacherCache:
         ModuleNotFoundError
             If safetensors, or rich for progress, is not installed.
         """
+        options = (k, temperature, dtype, batch_size, shard_rows, progress)
+        cls._write(path, teacher, x, *options, lambda first: True)
+        return cls(path)
+
+    @staticmethod
+    def _write(
+        path: str | os.PathLike[str],
+        teacher: Callable[[Any], Array],
+        x: Any,
+        k: int | None,
+        temperature: float,
+        dtype: str,
+        batch_size: int,
+        shard_rows: int,
+        progress: bool,
+        mine: Callable[[int], bool],
+    ) -> None:
+        """Write those files that are not there yet and whose number `mine` accepts."""
         require_safetensors()
         flag(progress, "progress")
         folder = file_path(path)
@@ -184,7 +202,7 @@ class TeacherCache:
         _begin(folder, plan)
         left: list[int] = []
         done: list[int] = []
-        for first in range(0, rows, shard_rows):
+        for first in filter(lambda first: mine(first // shard_rows), range(0, rows, shard_rows)):
             (done if _shard_path(folder, first).exists() else left).append(first)
         if done:
             ask.compare(folder, done[-1], min(batch_size, rows - done[-1], shard_rows))
@@ -196,7 +214,6 @@ class TeacherCache:
                 arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 save_tensors(_shard_path(folder, first), arrays, _NEED)
                 advance()
-        return cls(folder)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -498,21 +498,8 @@ class Distiller(Described):
         losses = []
         for start in range(0, len(x), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = x[rows]
-            logits = self._forward(batch)
-            labels = None if y is None else y[rows]
-            counts = None if weight is None else weight[rows]
-            if counts is not None and not counts.any():
-                continue
-            if phase == "soft":
-                t, alpha = self._at(self.step_count)
-                targets = self._targets(batch, rows)
-                options = {} if counts is None else {"sample_weight": counts}
-                loss, gradient = self._loss(logits, targets, t, labels, alpha, **options)
-            else:
-                loss, gradient = kd_loss(logits, logits, 1.0, labels, 0.0, sample_weight=counts)
-            self._step(self._backward(gradient))
-            losses.append(float(loss))
+            if weight is None or weight[rows].any():
+                losses.append(self._learn(phase, x, y, weight, rows))
         mean = float(np.mean(losses))
         if np.isnan(mean):
             raise FloatingPointError(
@@ -527,6 +514,39 @@ class Distiller(Described):
         self.history.append(Epoch(phase, mean, accuracy))
         if self._after_epoch is not None:
             self._after_epoch(self, self.history[-1])
+
+    def _learn(
+        self,
+        phase: str,
+        x: Array,
+        y: Array | None,
+        weight: Array | None,
+        rows: npt.NDArray[np.intp],
+    ) -> float:
+        """Take a step on a batch; return its loss."""
+        loss, gradient = self._loss_of(phase, x, y, weight, rows)
+        self._step(self._backward(gradient))
+        return float(loss)
+
+    def _loss_of(
+        self,
+        phase: str,
+        x: Array,
+        y: Array | None,
+        weight: Array | None,
+        rows: npt.NDArray[np.intp],
+    ) -> tuple[Any, Array]:
+        """Return the loss of the student on some rows, and its gradient."""
+        batch = x[rows]
+        logits = self._forward(batch)
+        labels = None if y is None else y[rows]
+        counts = None if weight is None else weight[rows]
+        if phase == "hard":
+            return kd_loss(logits, logits, 1.0, labels, 0.0, sample_weight=counts)
+        t, alpha = self._at(self.step_count)
+        targets = self._targets(batch, rows)
+        options = {} if counts is None else {"sample_weight": counts}
+        return self._loss(logits, targets, t, labels, alpha, **options)
 
     def _step(self, gradients: Any) -> None:
         """Take a step of the optimizer and of all that follows it."""

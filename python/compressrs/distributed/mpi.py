@@ -33,7 +33,7 @@ class MPICommunicator(Communicator):
     """
 
     def __init__(self, comm: Any = None) -> None:
-        self._mpi = _require_mpi()
+        self._mpi = require_mpi()
         comm = self._mpi.COMM_WORLD if comm is None else comm
         if not isinstance(comm, self._mpi.Comm):
             raise TypeError(f"comm must be a communicator of mpi4py, got {type(comm).__name__}")
@@ -114,7 +114,14 @@ def as_communicator(comm: Any) -> Communicator:
     )
 
 
-def _require_mpi() -> Any:
+def require_mpi() -> Any:
+    """Return the module ``mpi4py.MPI``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If mpi4py is not installed, or finds no MPI.
+    """
     try:
         from mpi4py import MPI
     except ModuleNotFoundError:

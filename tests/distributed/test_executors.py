@@ -1,0 +1,177 @@
+"""Compression on executors: the same bytes as in one process, also if workers are killed."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import compressrs as cr
+from compressrs.distributed import executor
+
+from .test_mpi import MPIEXEC, ROOT, environment
+
+save_file = pytest.importorskip("safetensors.numpy").save_file
+
+RECIPE = cr.checkpoint.Recipe(
+    cr.checkpoint.Rule(prune=0.6),
+    rules={
+        "int4": cr.checkpoint.Rule(quantize="int4", group_size=32),
+        "gptq": cr.checkpoint.Rule(quantize="int4", group_size=32, method="gptq"),
+    },
+    ignore=["lossless", "re:.*bias"],
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.standard_normal((96, 128)).astype(np.float32)
+        for name in ("pruned", "int4", "gptq", "lossless", "other")
+    }
+    tensors |= {"bias": np.ones(3, np.float32), "twin": tensors["pruned"], "none": np.zeros((0, 4))}
+    save_file(tensors, folder / "a.safetensors")
+    statistics = cr.prune.InputStatistics(128, gram=True)
+    statistics.update(rng.standard_normal((200, 128)).astype(np.float32))
+    cr.prune.save_statistics(folder / "statistics.safetensors", {"gptq": statistics})
+    cr.checkpoint.compress(
+        folder / "a.safetensors",
+        folder / "expected.safetensors",
+        RECIPE,
+        calibration=folder / "statistics.safetensors",
+    )
+    return folder
+
+
+def compress(source, target, pool):
+    reports = cr.checkpoint.compress(
+        source / "a.safetensors",
+        target,
+        RECIPE,
+        calibration=source / "statistics.safetensors",
+        executor=pool,
+    )
+    assert target.read_bytes() == (source / "expected.safetensors").read_bytes()
+    assert reports.after == target.stat().st_size
+
+
+class Killing:
+    """An executor one of whose workers is killed after a few tasks."""
+
+    def __init__(self, pool, times):
+        self.pool, self.left, self.tasks = pool, times, 0
+
+    def submit(self, call, *arguments):
+        self.tasks += 1
+        if self.left and self.tasks % 3 == 0:
+            self.left -= 1
+            self.pool.submit(os._exit, 1)
+        return self.pool.submit(call, *arguments)
+
+    def restart(self):
+        self.pool.restart()
+
+
+def test_processes_and_workers_that_are_killed(source, tmp_path):
+    with executor("processes", 2) as pool:
+        compress(source, tmp_path / "a.safetensors", pool)
+        compress(source, tmp_path / "b.safetensors", Killing(pool, 2))
+        with pytest.raises(RuntimeError, match="killed 3 times"):
+            compress(source, tmp_path / "c.safetensors", Killing(pool, 100))
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_errors_of_workers_are_those_of_one_process(source, tmp_path):
+    tensors = {"a": np.array([[1.0, np.nan]] * 4000), "b": np.ones((4, 4))}
+    save_file(tensors, tmp_path / "a.safetensors")
+    rule = cr.checkpoint.Rule(quantize="int8")
+    with (
+        executor("processes", 1) as pool,
+        pytest.raises(ValueError, match="'a' holds NaN or infinity"),
+    ):
+        cr.checkpoint.compress(
+            tmp_path / "a.safetensors", tmp_path / "b.safetensors", rule, executor=pool
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_the_command_takes_one(source, tmp_path):
+    pytest.importorskip("typer")
+    command = [sys.executable, "-m", "compressrs", "compress", str(source / "a.safetensors")]
+    for name, options in (("a", []), ("b", ["--executor", "processes", "--workers", "2"])):
+        output = str(tmp_path / f"{name}.safetensors")
+        arguments = ["-o", output, "--quantize", "int8", "--json", *options]
+        subprocess.run([*command, *arguments], check=True, capture_output=True, env=environment())
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    wrong = [*command, "-o", str(tmp_path / "c.safetensors"), "--executor", "cloud"]
+    done = subprocess.run(wrong, capture_output=True, text=True, env=environment())
+    assert done.returncode == 2
+    assert "kind must be one of processes" in done.stderr
+
+
+@pytest.mark.skipif(MPIEXEC is None, reason="needs mpiexec")
+def test_mpi(source, tmp_path):
+    pytest.importorskip("mpi4py")
+    pytest.importorskip("typer")
+    for name, options in (("a", []), ("b", ["--executor", "mpi"])):
+        command = [sys.executable, "-m", "compressrs"]
+        if options:
+            command = [MPIEXEC, "-n", "3", sys.executable, "-m", "mpi4py.futures", "-m"]
+            command.append("compressrs")
+        command += ["compress", str(source / "a.safetensors"), "--quantize", "int8"]
+        command += ["-o", str(tmp_path / f"{name}.safetensors"), *options]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dask(source, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        address = cluster.scheduler_address.replace("tcp://", "dask://")
+        with executor(address) as pool:
+            compress(source, tmp_path / "a.safetensors", pool)
+        with executor(address) as pool:
+            workers = [worker.process.pid for worker in cluster.workers.values()]
+            killing = KillingOfDask(pool, workers[0])
+            compress(source, tmp_path / "b.safetensors", killing)
+            assert killing.tasks > 3
+
+
+class KillingOfDask:
+    """An executor of Dask one of whose workers is killed from outside after a few tasks."""
+
+    def __init__(self, pool, process):
+        self.pool, self.process, self.tasks = pool, process, 0
+
+    def submit(self, call, *arguments):
+        self.tasks += 1
+        if self.tasks == 3:
+            os.kill(self.process, 9)
+        return self.pool.submit(call, *arguments)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray(source, tmp_path):
+    pytest.importorskip("ray")
+    with executor("ray") as pool:
+        compress(source, tmp_path / "a.safetensors", pool)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="kind must be one of"):
+        executor("dask")
+    with pytest.raises(ValueError, match="workers"):
+        executor("ray", 3)
+    with pytest.raises(ValueError, match="workers"):
+        executor("processes", 0)
+    with pytest.raises(TypeError, match="kind"):
+        executor(3)
+    with pytest.raises(TypeError, match="executor must have submit"):
+        cr.checkpoint.compress("a", "b", executor="processes")
