@@ -118,6 +118,14 @@ def medians(
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
+def _once(function: Callable[[], object]) -> float:
+    """Return the time of one call."""
+    time.sleep(_plan.settle)
+    start = _clock()
+    function()
+    return _clock() - start
+
+
 def _times(
     contenders: dict[str, Callable[[], object]], rounds: int, inner: int
 ) -> dict[str, list[float]]:
@@ -135,13 +143,18 @@ def compare(
     *,
     inner: int = 1,
     work: Work | None = None,
+    rounds: int | None = None,
+    once: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Run the contenders in alternation and print medians and ratios; the first is ours.
 
-    `inner` calls are timed together, for functions too short for the clock. Ours is shown as
-    a fraction of the ceiling that `work` names.
+    `inner` calls are timed together, for functions too short for the clock. Those named in
+    `once` take so long that a single call is enough. Ours is shown as a fraction of the ceiling
+    that `work` names.
     """
-    times = _times(contenders, _plan.rounds, inner)
+    several = {name: f for name, f in contenders.items() if name not in once}
+    times = _times(several, rounds or _plan.rounds, inner)
+    times |= {name: [_once(contenders[name])] for name in once}
     middle = {name: float(np.median(t)) for name, t in times.items()}
     result = Result(title, middle, {name: len(t) * inner for name, t in times.items()})
     results.setdefault(_benchmark, []).append(result)

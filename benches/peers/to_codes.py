@@ -69,4 +69,6 @@ def gptq(n=4096, block=128):
         f"GPTQ, 4 bits, {n} x {n}",
         {"compressrs": lambda: cr.quantize.gptq(w, statistics, scheme), "NumPy": in_numpy},
         (Target("NumPy", 1 / 3),),
+        rounds=2,
+        once=("NumPy",),
     )

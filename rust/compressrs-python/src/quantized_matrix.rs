@@ -287,7 +287,7 @@ impl PackedWeights {
         let x = x.contiguous()?;
         let read = [&x].into_iter().chain(&bias).chain(&of_rows);
         require_disjoint(&mut [&mut out], read)?;
-        // The last of two kernels looks at what the first has looked at.
+        // Outputs in codes take two kernels, between which others could resize an array.
         let pins = [Some(&x), bias.as_ref(), of_rows.as_ref(), Some(&out)].into_iter().flatten();
         let _pins = pins.map(|array| Kept::new(&array.array)).collect::<PyResult<Vec<_>>>()?;
         // SAFETY: they are not moved, and `out` shares nothing with the others.
@@ -298,11 +298,6 @@ impl PackedWeights {
             )
         };
         let epilogue = Epilogue { bias, activation };
-        let mut scales = Vec::new();
-        if codes && given.is_none() {
-            scales.try_reserve_exact(rows).map_err(memory_error)?;
-            scales.resize(rows, 0.0f32);
-        }
         if requantize.is_some() {
             let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
             let numbers: &[f32] = match given {
@@ -333,11 +328,8 @@ impl PackedWeights {
                 let x = Rows::Codes(x.slice()?, given);
                 run(py, || core::multiply(x, rows, w, epilogue, output))
             } else if codes {
-                let x = x.slice::<f32>()?;
-                run(py, || {
-                    core::row_scales(x, k, &mut scales);
-                    core::multiply(Rows::Numbers(x, &scales), rows, w, epilogue, output);
-                })
+                let x = Rows::Numbers(x.slice()?);
+                run(py, || core::multiply(x, rows, w, epilogue, output))
             } else {
                 let x = x.slice()?;
                 run(py, || core::multiply_float(x, rows, w, epilogue, output))

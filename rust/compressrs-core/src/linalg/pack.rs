@@ -7,6 +7,9 @@ use crate::runtime::simd::prefetch;
 /// Rows and columns of the squares that transposing copies go by; see `Vectors::transpose`.
 const SQUARE: usize = 4;
 
+/// Rows of the transpose whose copy stays in the first cache until it has all columns.
+const STRIP: usize = 128;
+
 /// Rows ahead that are asked for: rows may lie pages apart, where hardware does not look.
 const AHEAD: usize = 16;
 
@@ -46,14 +49,17 @@ impl<T: Float> Matrix<'_, T> {
         if row_stride == 1 {
             (whole_rows, whole_columns) = (rows / SQUARE * SQUARE, columns / SQUARE * SQUARE);
             assert!((rows - 1) + (columns - 1) * column_stride < data.len());
-            for left in (0..whole_columns).step_by(SQUARE) {
-                for top in (0..whole_rows).step_by(SQUARE) {
-                    // SAFETY: columns below `columns`, of rows below `rows`, lie within the
-                    // data, and within `out` as asserted, which is borrowed mutably.
-                    unsafe {
-                        let from = data.as_ptr().add(left * column_stride + top);
-                        let to = out.as_mut_ptr().add(top * width + left);
-                        T::transpose(from, column_stride, to, width);
+            for first in (0..whole_rows).step_by(STRIP) {
+                let strip = first..whole_rows.min(first + STRIP);
+                for left in (0..whole_columns).step_by(SQUARE) {
+                    for top in strip.clone().step_by(SQUARE) {
+                        // SAFETY: columns below `columns`, of rows below `rows`, lie within
+                        // the data, and within `out` as asserted, which is borrowed mutably.
+                        unsafe {
+                            let from = data.as_ptr().add(left * column_stride + top);
+                            let to = out.as_mut_ptr().add(top * width + left);
+                            T::transpose(from, column_stride, to, width);
+                        }
                     }
                 }
             }

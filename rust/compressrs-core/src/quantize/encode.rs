@@ -1,20 +1,22 @@
 //! Whole tensors to codes, rounded to the nearest, and back.
 
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::chunks::{Step, for_each_chunk, grain};
 use super::grid::{Coder, Grid, clamp};
 use super::layout::Layout;
 pub use super::range::NotFinite;
-use super::range::{GRAIN_ELEMENTS, range, ranges, scale, scales};
+use super::range::{Finite, GRAIN_ELEMENTS, extremes, ranges, scale, scales};
 use crate::numeric::element::{Element, Float};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::simd::{self, Kernel};
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Chunks worth a task of their own.
-fn grain(layout: Layout) -> usize {
-    GRAIN_ELEMENTS.div_ceil(layout.chunk_len())
-}
+/// Bytes that one prefetch asks for, and how far ahead: a block is read twice, and the first
+/// time memory should not be waited for.
+const PREFETCHED: usize = 128;
+const AHEAD: usize = 4096;
 
 /// Writes the code of each element; scales and zero points are given, one a block.
 ///
@@ -28,47 +30,18 @@ pub fn quantize<E: Element, G: Grid<E::Compute>>(
     zero: &[u8],
     codes: &mut [u8],
 ) {
-    assert!(x.len() == layout.elements() && codes.len() == x.len());
-    assert!(scale.len() == layout.blocks() && zero.len() == scale.len());
-    let shared = SharedMut::new(codes);
-    parallel::for_each(0..layout.chunks(), grain(layout), 1, |part| {
-        let span = layout.span(part.clone());
-        // SAFETY: `codes` is borrowed until the loop ends; parts do not overlap.
-        let codes = unsafe { shared.slice(span.clone()) };
-        simd::dispatch(Encode { x, layout, grid, scale, zero, part, first: span.start, codes });
-    });
+    for_each_chunk(x, layout, grid, scale, zero, codes, Encode);
 }
 
-struct Encode<'a, E: Element, G> {
-    x: &'a [E],
-    layout: Layout,
-    grid: G,
-    scale: &'a [E::Compute],
-    zero: &'a [u8],
-    part: std::ops::Range<usize>,
-    /// Where the codes begin.
-    first: usize,
-    codes: &'a mut [u8],
-}
+#[derive(Clone, Copy)]
+struct Encode;
 
-impl<E: Element, G: Grid<E::Compute>> Kernel for Encode<'_, E, G> {
-    type Output = ();
-
+impl<E: Element> Step<E::Compute, E, u8> for Encode {
     #[inline(always)]
-    fn run(self) {
-        for chunk in self.layout.iter(self.part) {
-            let coder =
-                self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
-            let codes = &mut self.codes[chunk.range.start - self.first..][..chunk.range.len()];
-            encode(coder, &self.x[chunk.range], codes);
+    fn run(self, coder: impl Coder<E::Compute>, x: &[E], codes: &mut [u8]) {
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = coder.encode(x.load());
         }
-    }
-}
-
-#[inline(always)]
-fn encode<E: Element>(coder: impl Coder<E::Compute>, x: &[E], codes: &mut [u8]) {
-    for (code, x) in codes.iter_mut().zip(x) {
-        *code = coder.encode(x.load());
     }
 }
 
@@ -137,15 +110,25 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for RangeAndEncode<'_, E, G> {
     #[inline(always)]
     fn run(self) -> bool {
         let parameters = self.scale.iter_mut().zip(self.zero);
+        let mut finite = Finite::new();
         for (chunk, parameters) in self.layout.iter(self.chunks).zip(parameters) {
             let x = &self.x[chunk.range.clone()];
-            let Some((low, high)) = range(x) else { return false };
+            for at in (0..x.len()).step_by(PREFETCHED / size_of::<E>()) {
+                simd::prefetch(x.as_ptr().wrapping_add(at).wrapping_byte_add(AHEAD));
+            }
+            let (low, high) = extremes(x, self.grid.is_symmetric(), &mut finite);
             (*parameters.0, *parameters.1) = scale(self.grid, low, high);
             let coder = self.grid.coder(chunk.block, *parameters.0, *parameters.1);
             let codes = &mut self.codes[chunk.range.start - self.first..][..x.len()];
-            encode(coder, x, codes);
+            if coder.has_reciprocal() {
+                for (code, x) in codes.iter_mut().zip(x) {
+                    *code = coder.encode_by_reciprocal(x.load());
+                }
+            } else {
+                Encode.run(coder, x, codes);
+            }
         }
-        true
+        finite.holds()
     }
 }
 
@@ -161,44 +144,20 @@ pub fn dequantize<E: Element, G: Grid<E::Compute>>(
     zero: &[u8],
     x: &mut [E],
 ) {
-    assert!(x.len() == layout.elements() && codes.len() == x.len());
-    assert!(scale.len() == layout.blocks() && zero.len() == scale.len());
-    let shared = SharedMut::new(x);
-    parallel::for_each(0..layout.chunks(), grain(layout), 1, |part| {
-        let span = layout.span(part.clone());
-        // SAFETY: `x` is borrowed until the loop ends; parts do not overlap.
-        let x = unsafe { shared.slice(span.clone()) };
-        simd::dispatch(Decode { codes, layout, grid, scale, zero, part, first: span.start, x });
-    });
+    for_each_chunk(codes, layout, grid, scale, zero, x, Decode);
 }
 
-struct Decode<'a, E: Element, G> {
-    codes: &'a [u8],
-    layout: Layout,
-    grid: G,
-    scale: &'a [E::Compute],
-    zero: &'a [u8],
-    part: std::ops::Range<usize>,
-    /// Where `x` begins.
-    first: usize,
-    x: &'a mut [E],
-}
+#[derive(Clone, Copy)]
+struct Decode;
 
-impl<E: Element, G: Grid<E::Compute>> Kernel for Decode<'_, E, G> {
-    type Output = ();
-
+impl<E: Element> Step<E::Compute, u8, E> for Decode {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, coder: impl Coder<E::Compute>, codes: &[u8], x: &mut [E]) {
         // The last code of a block with the largest finite number may stand for a larger one.
         let infinity = E::store(num_traits::Float::infinity());
         let largest = E::from_magnitude(infinity.magnitude() - 1).load();
-        for chunk in self.layout.iter(self.part) {
-            let coder =
-                self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
-            let x = &mut self.x[chunk.range.start - self.first..][..chunk.range.len()];
-            for (x, code) in x.iter_mut().zip(&self.codes[chunk.range]) {
-                *x = E::store(clamp(coder.decode(*code), -largest, largest));
-            }
+        for (x, code) in x.iter_mut().zip(codes) {
+            *x = E::store(clamp(coder.decode(*code), -largest, largest));
         }
     }
 }
@@ -207,7 +166,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Decode<'_, E, G> {
 pub fn within<C: Float, G: Grid<C>>(grid: G, codes: &[u8]) -> bool {
     let all = AtomicBool::new(true);
     parallel::for_each(0..codes.len(), GRAIN_ELEMENTS, 1, |part| {
-        if !simd::dispatch(Within { grid, codes: &codes[part], of: std::marker::PhantomData }) {
+        if !simd::dispatch(Within { grid, codes: &codes[part], of: PhantomData }) {
             all.store(false, Ordering::Relaxed);
         }
     });
@@ -217,7 +176,7 @@ pub fn within<C: Float, G: Grid<C>>(grid: G, codes: &[u8]) -> bool {
 struct Within<'a, C, G> {
     grid: G,
     codes: &'a [u8],
-    of: std::marker::PhantomData<C>,
+    of: PhantomData<C>,
 }
 
 impl<C: Float, G: Grid<C>> Kernel for Within<'_, C, G> {

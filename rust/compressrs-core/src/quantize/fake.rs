@@ -3,9 +3,9 @@
 
 use num_traits::Float as _;
 
+use super::chunks::{Step, for_each_chunk, grain};
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
-use super::range::GRAIN_ELEMENTS;
 use crate::numeric::element::{Element, Float};
 use crate::numeric::lanes::sum_tree;
 use crate::runtime::memory;
@@ -27,48 +27,19 @@ pub fn fake_quantize<E: Element, G: Grid<E::Compute>>(
     zero: &[u8],
     y: &mut [E],
 ) {
-    assert!(x.len() == layout.elements() && y.len() == x.len());
-    assert!(scale.len() == layout.blocks() && zero.len() == scale.len());
-    let shared = SharedMut::new(y);
-    parallel::for_each(
-        0..layout.chunks(),
-        GRAIN_ELEMENTS.div_ceil(layout.chunk_len()),
-        1,
-        |part| {
-            let span = layout.span(part.clone());
-            // SAFETY: `y` is borrowed until the loop ends; parts do not overlap.
-            let y = unsafe { shared.slice(span.clone()) };
-            simd::dispatch(Forward { x, layout, grid, scale, zero, part, first: span.start, y });
-        },
-    );
+    for_each_chunk(x, layout, grid, scale, zero, y, RoundTrip);
 }
 
-struct Forward<'a, E: Element, G> {
-    x: &'a [E],
-    layout: Layout,
-    grid: G,
-    scale: &'a [E::Compute],
-    zero: &'a [u8],
-    part: std::ops::Range<usize>,
-    /// Where `y` begins.
-    first: usize,
-    y: &'a mut [E],
-}
+#[derive(Clone, Copy)]
+struct RoundTrip;
 
-impl<E: Element, G: Grid<E::Compute>> Kernel for Forward<'_, E, G> {
-    type Output = ();
-
+impl<E: Element> Step<E::Compute, E, E> for RoundTrip {
     #[inline(always)]
-    fn run(self) {
-        for chunk in self.layout.iter(self.part) {
-            let coder =
-                self.grid.coder(chunk.block, self.scale[chunk.block], self.zero[chunk.block]);
-            let y = &mut self.y[chunk.range.start - self.first..][..chunk.range.len()];
-            for (y, x) in y.iter_mut().zip(&self.x[chunk.range]) {
-                let x = x.load();
-                let rounded = coder.decode(coder.encode(x));
-                *y = E::store(if x.is_nan() { x } else { rounded });
-            }
+    fn run(self, coder: impl Coder<E::Compute>, x: &[E], y: &mut [E]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            let x = x.load();
+            let rounded = coder.decode(coder.encode(x));
+            *y = E::store(if x.is_nan() { x } else { rounded });
         }
     }
 }
@@ -95,19 +66,13 @@ pub fn fake_quantize_backward<E: Element, G: Grid<E::Compute>>(
     assert!(dscale.len() == scale.len());
     let mut sums = memory::zeroed::<f64>(layout.chunks());
     let shared = (SharedMut::new(dx), SharedMut::new(&mut sums));
-    parallel::for_each(
-        0..layout.chunks(),
-        GRAIN_ELEMENTS.div_ceil(layout.chunk_len()),
-        1,
-        |part| {
-            let span = layout.span(part.clone());
-            // SAFETY: both are borrowed until the loop ends; parts do not overlap.
-            let (dx, sums) =
-                unsafe { (shared.0.slice(span.clone()), shared.1.slice(part.clone())) };
-            let first = span.start;
-            simd::dispatch(Backward { x, dy, layout, grid, scale, zero, part, first, dx, sums });
-        },
-    );
+    parallel::for_each(0..layout.chunks(), grain(layout), 1, |part| {
+        let span = layout.span(part.clone());
+        // SAFETY: both are borrowed until the loop ends; parts do not overlap.
+        let (dx, sums) = unsafe { (shared.0.slice(span.clone()), shared.1.slice(part.clone())) };
+        let first = span.start;
+        simd::dispatch(Backward { x, dy, layout, grid, scale, zero, part, first, dx, sums });
+    });
     let mut totals = memory::zeroed::<f64>(dscale.len());
     for (chunk, sum) in layout.iter(0..layout.chunks()).zip(sums) {
         totals[chunk.block] += sum;

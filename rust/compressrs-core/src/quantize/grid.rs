@@ -9,11 +9,16 @@ use crate::numeric::element::Float;
 pub trait Round: Float {
     /// The nearest integer, ties to even, of a magnitude below `2^21`.
     fn nearest(self) -> i32;
+    /// Its last byte.
+    fn nearest_byte(self) -> u8;
     /// An integer, exactly, of a magnitude below `2^24`.
     fn from_integer(i: i32) -> Self;
 }
 
 // Next to 1.5 * 2^p, p the digits behind the first, the last place is 1.
+const ORIGIN_F32: f32 = (3 << 22) as f32;
+const ORIGIN_F64: f64 = (3u64 << 51) as f64;
+
 impl Round for f32 {
     #[inline(always)]
     fn from_integer(i: i32) -> f32 {
@@ -21,8 +26,12 @@ impl Round for f32 {
     }
     #[inline(always)]
     fn nearest(self) -> i32 {
-        const ORIGIN: f32 = (3 << 22) as f32;
-        (self + ORIGIN).to_bits().wrapping_sub(ORIGIN.to_bits()) as i32
+        (self + ORIGIN_F32).to_bits().wrapping_sub(ORIGIN_F32.to_bits()) as i32
+    }
+    #[inline(always)]
+    fn nearest_byte(self) -> u8 {
+        // The last byte of the origin is 0.
+        (self + ORIGIN_F32).to_bits() as u8
     }
 }
 impl Round for f64 {
@@ -32,8 +41,12 @@ impl Round for f64 {
     }
     #[inline(always)]
     fn nearest(self) -> i32 {
-        const ORIGIN: f64 = (3u64 << 51) as f64;
-        (self + ORIGIN).to_bits().wrapping_sub(ORIGIN.to_bits()) as i32
+        (self + ORIGIN_F64).to_bits().wrapping_sub(ORIGIN_F64.to_bits()) as i32
+    }
+    #[inline(always)]
+    fn nearest_byte(self) -> u8 {
+        // The last byte of the origin is 0.
+        (self + ORIGIN_F64).to_bits() as u8
     }
 }
 
@@ -52,6 +65,17 @@ pub trait Coder<C>: Copy {
     fn decode(&self, code: u8) -> C;
     /// Whether rounding, not the end of the range, decides the code.
     fn contains(&self, x: C) -> bool;
+    /// Whether [`encode_by_reciprocal`](Self::encode_by_reciprocal) may be used.
+    #[inline(always)]
+    fn has_reciprocal(&self) -> bool {
+        false
+    }
+    /// As [`encode`](Self::encode), without a division, of a number for which the scale was
+    /// made.
+    #[inline(always)]
+    fn encode_by_reciprocal(&self, x: C) -> u8 {
+        self.encode(x)
+    }
 }
 
 /// A kind of codes.
@@ -65,6 +89,11 @@ pub trait Grid<C: Float>: Copy + Sync {
     fn scale(&self, low: C, high: C) -> (C, u8);
     /// Whether a code stands for a number.
     fn is_code(&self, code: u8) -> bool;
+    /// Whether [`scale`](Self::scale) depends on nothing but the largest magnitude.
+    #[inline(always)]
+    fn is_symmetric(&self) -> bool {
+        true
+    }
 }
 
 /// The scale for which `steps` steps reach a magnitude; a normal number.
@@ -121,6 +150,8 @@ pub struct AffineCoder<C> {
     zero: i32,
     /// The smallest and largest code, less the zero point.
     pub ends: (C, C),
+    /// That of the scale; 0 if it could underflow, or what is computed with it could.
+    reciprocal: C,
 }
 
 impl<C: Round> AffineCoder<C> {
@@ -135,6 +166,24 @@ impl<C: Round> Coder<C> for AffineCoder<C> {
     #[inline(always)]
     fn encode(&self, x: C) -> u8 {
         (self.integer(x / self.scale) + self.zero) as u8
+    }
+
+    #[inline(always)]
+    fn has_reciprocal(&self) -> bool {
+        self.reciprocal > C::zero()
+    }
+
+    #[inline(always)]
+    fn encode_by_reciprocal(&self, x: C) -> u8 {
+        // The first correction makes the quotient one of the two numbers next to the exact
+        // one; then, the reciprocal being rounded to nearest, the second gives what a division
+        // does (Markstein, IBM J. Res. Dev. 34(1), 1990, theorem 7.2). Remainders are exact
+        // unless they underflow, and then the code is 0 anyway.
+        let (scale, reciprocal) = (-self.scale, self.reciprocal);
+        let v = x * reciprocal;
+        let v = v.mul_add(scale, x).mul_add(reciprocal, v);
+        let v = v.mul_add(scale, x).mul_add(reciprocal, v);
+        clamp(v, self.ends.0, self.ends.1).nearest_byte().wrapping_add(self.zero as u8)
     }
 
     #[inline(always)]
@@ -157,7 +206,9 @@ impl<C: Round> Grid<C> for Affine {
     fn coder(&self, _: usize, scale: C, zero: u8) -> AffineCoder<C> {
         let zero = self.integer(zero);
         let ends = (C::from_integer(self.low - zero), C::from_integer(self.high - zero));
-        AffineCoder { affine: *self, scale, zero, ends }
+        let (least, most) = (C::from_f64(2f64.powi(-60)), C::from_f64(2f64.powi(60)));
+        let reciprocal = if scale > least && scale < most { C::one() / scale } else { C::zero() };
+        AffineCoder { affine: *self, scale, zero, ends, reciprocal }
     }
 
     #[inline(always)]
@@ -178,6 +229,11 @@ impl<C: Round> Grid<C> for Affine {
     #[inline(always)]
     fn is_code(&self, code: u8) -> bool {
         (self.low..=self.high).contains(&self.integer(code))
+    }
+
+    #[inline(always)]
+    fn is_symmetric(&self) -> bool {
+        self.symmetric
     }
 }
 
@@ -425,6 +481,38 @@ mod tests {
         {
             assert_eq!(coder.encode(x), code, "{x}");
         }
+    }
+
+    #[test]
+    fn reciprocals_give_what_divisions_give() {
+        fn check<C: Round + std::fmt::Display>(mut values: impl Iterator<Item = (C, C)>) {
+            for affine in [Affine::new(4, true, true), Affine::new(8, false, false)] {
+                for (x, scale) in values.by_ref().take(200_000) {
+                    let coder = affine.coder(0, scale, if affine.symmetric { 0 } else { 130 });
+                    assert!(coder.has_reciprocal());
+                    assert_eq!(coder.encode_by_reciprocal(x), coder.encode(x), "{x} {scale}");
+                }
+            }
+        }
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state >> 32
+        };
+        // Quotients at and next to the middles between integers, and others.
+        let mut pairs = std::iter::repeat_with(|| {
+            let scale =
+                f32::from_bits((next() as u32 & 0x7F_FFFF) | (70 + next() as u32 % 110) << 23);
+            let v = (next() % 512) as f32 * 0.5 - 128.0;
+            let x = f32::from_bits(
+                (v * scale).to_bits().wrapping_add(next() as u32 % 5).wrapping_sub(2),
+            );
+            if x.abs() < 200.0 * scale { (x, scale) } else { (v * scale, scale) }
+        });
+        check::<f32>(pairs.by_ref());
+        check::<f64>(pairs.map(|(x, scale)| (f64::from(x) * 1.1, f64::from(scale) / 0.7)));
+        let coder = |scale: f32| Affine::new(4, true, true).coder(0, scale, 0).has_reciprocal();
+        assert!(!coder(f32::MIN_POSITIVE) && !coder(f32::MAX));
     }
 
     #[test]

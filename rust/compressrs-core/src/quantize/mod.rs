@@ -12,6 +12,7 @@
 //! - [`product`]: products with quantized weights.
 
 pub mod blockwise;
+mod chunks;
 pub mod codebook;
 pub mod encode;
 pub mod fake;

@@ -13,40 +13,96 @@ use crate::runtime::simd::{self, Kernel};
 /// Elements worth a task of their own.
 pub(super) const GRAIN_ELEMENTS: usize = 128 * 1024;
 
-/// Accumulators: enough for four vectors of 512 bits.
-const LANES: usize = 64;
+/// Accumulators: two vectors of 512 bits. More take longer to combine than they save in groups.
+const LANES: usize = 32;
 
 /// A value is NaN or infinite.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotFinite;
 
-/// The smallest and the largest element; infinities for none; None if one is not finite.
+/// Whether all values so far were finite.
+pub(super) struct Finite<C> {
+    /// Stay 0 as long as values are finite: 0 times others is NaN.
+    poison: [C; LANES],
+}
+
+impl<C: Float> Finite<C> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Finite { poison: [C::zero(); LANES] }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, l: usize, x: C) {
+        self.poison[l] = x.mul_add(C::zero(), self.poison[l]);
+    }
+
+    #[inline(always)]
+    pub fn holds(self) -> bool {
+        tree(self.poison, |a, b| a + b) == C::zero()
+    }
+}
+
+/// The smallest and the largest element, infinities for none; or, `by_magnitude`, the largest
+/// magnitude, negative and positive. Unspecified of elements that are not finite.
 #[inline(always)]
-pub(super) fn range<E: Element>(x: &[E]) -> Option<(E::Compute, E::Compute)> {
-    let (zero, infinity) = (E::Compute::zero(), E::Compute::infinity());
-    let mut low = [infinity; LANES];
-    let mut high = [-infinity; LANES];
-    // Stays 0 as long as values are finite: 0 times others is NaN.
-    let mut poison = [zero; LANES];
-    let mut take = |l: usize, x: E| {
-        let x = x.load();
-        low[l] = if x < low[l] { x } else { low[l] };
-        high[l] = if x > high[l] { x } else { high[l] };
-        poison[l] = x.mul_add(zero, poison[l]);
-    };
+pub(super) fn extremes<E: Element>(
+    x: &[E],
+    by_magnitude: bool,
+    finite: &mut Finite<E::Compute>,
+) -> (E::Compute, E::Compute) {
     let (chunks, rest) = x.as_chunks::<LANES>();
+    if by_magnitude {
+        let mut high = [E::Compute::zero(); LANES];
+        for chunk in chunks {
+            for l in 0..LANES {
+                let x = chunk[l].load();
+                high[l] = larger(x.abs(), high[l]);
+                finite.take(l, x);
+            }
+        }
+        for (l, x) in rest.iter().enumerate() {
+            high[l] = larger(x.load().abs(), high[l]);
+            finite.take(l, x.load());
+        }
+        let high = tree(high, |a, b| larger(b, a));
+        return (-high, high);
+    }
+    let mut low = [E::Compute::infinity(); LANES];
+    let mut high = [-E::Compute::infinity(); LANES];
     for chunk in chunks {
         for l in 0..LANES {
-            take(l, chunk[l]);
+            let x = chunk[l].load();
+            low[l] = smaller(x, low[l]);
+            high[l] = larger(x, high[l]);
+            finite.take(l, x);
         }
     }
     for (l, x) in rest.iter().enumerate() {
-        take(l, *x);
+        let x = x.load();
+        low[l] = smaller(x, low[l]);
+        high[l] = larger(x, high[l]);
+        finite.take(l, x);
     }
-    let poison = tree(poison, |a, b| a + b);
-    let low = tree(low, |a, b| if b < a { b } else { a });
-    let high = tree(high, |a, b| if b > a { b } else { a });
-    (poison == zero).then_some((low, high))
+    (tree(low, |a, b| smaller(b, a)), tree(high, |a, b| larger(b, a)))
+}
+
+#[inline(always)]
+fn smaller<C: Float>(x: C, than: C) -> C {
+    if x < than { x } else { than }
+}
+
+#[inline(always)]
+fn larger<C: Float>(x: C, than: C) -> C {
+    if x > than { x } else { than }
+}
+
+/// The smallest and the largest element; infinities for none; None if one is not finite.
+#[inline(always)]
+pub(super) fn range<E: Element>(x: &[E]) -> Option<(E::Compute, E::Compute)> {
+    let mut finite = Finite::new();
+    let range = extremes(x, false, &mut finite);
+    finite.holds().then_some(range)
 }
 
 /// Writes the smallest and the largest value of each block: `(inf, -inf)` for none.

@@ -12,8 +12,9 @@ const GRAIN_ELEMENTS: usize = 16 * 1024;
 /// Rows of activations, as they come.
 #[derive(Clone, Copy)]
 pub enum Rows<'a> {
-    /// Numbers, to be quantized by the scales of the rows.
-    Numbers(&'a [f32], &'a [f32]),
+    /// Numbers, to be quantized row by row: the scale is `max |x| / 127`, which is not finite
+    /// where the row is not.
+    Numbers(&'a [f32]),
     /// Codes, and the scales of the rows.
     Codes(&'a [i8], &'a [f32]),
     /// Integers.
@@ -22,19 +23,16 @@ pub enum Rows<'a> {
     Unsigned(&'a [u8]),
 }
 
-impl<'a> Rows<'a> {
-    /// The scales of the rows; none of integers.
-    pub(super) fn scales(self) -> Option<&'a [f32]> {
-        match self {
-            Rows::Numbers(_, scales) | Rows::Codes(_, scales) => Some(scales),
-            Rows::Signed(_) | Rows::Unsigned(_) => None,
-        }
+impl Rows<'_> {
+    /// Whether rows have scales; integers have none.
+    pub(super) fn are_scaled(self) -> bool {
+        matches!(self, Rows::Numbers(_) | Rows::Codes(..))
     }
 
     /// Number of elements.
     pub(super) fn len(self) -> usize {
         match self {
-            Rows::Numbers(x, _) => x.len(),
+            Rows::Numbers(x) => x.len(),
             Rows::Codes(x, _) | Rows::Signed(x) => x.len(),
             Rows::Unsigned(x) => x.len(),
         }
@@ -67,10 +65,7 @@ impl Kernel for Scales<'_> {
     #[inline(always)]
     fn run(self) {
         for (i, scale) in self.scales.iter_mut().enumerate() {
-            let row = &self.x[i * self.columns..(i + 1) * self.columns];
-            // Bits of magnitudes order as they do, NaN last.
-            let largest = row.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-            *scale = f32::from_bits(largest) / 127.0;
+            *scale = scale_of(&self.x[i * self.columns..(i + 1) * self.columns]);
         }
     }
 }
@@ -83,6 +78,8 @@ pub(super) struct Activations {
     pub stride: usize,
     /// For each row, the sums of the codes of each group.
     pub sums: Scratch<i32>,
+    /// The scales of the rows, 0 of integers.
+    pub scales: Scratch<f32>,
 }
 
 impl Activations {
@@ -94,15 +91,22 @@ impl Activations {
             codes: Scratch::new(count * stride),
             stride,
             sums: Scratch::new(count * groups),
+            scales: Scratch::new(count),
         };
         let codes = SharedMut::new(&mut this.codes);
         let sums = SharedMut::new(&mut this.sums);
+        let scales = SharedMut::new(&mut this.scales);
         parallel::for_each(0..count, GRAIN_ELEMENTS.div_ceil(columns.count.max(1)), 1, |part| {
-            // SAFETY: parts do not overlap; both are borrowed until the loop ends.
-            let codes = unsafe { codes.slice(part.start * stride..part.end * stride) };
-            // SAFETY: as above.
-            let sums = unsafe { sums.slice(part.start * groups..part.end * groups) };
-            simd::dispatch(Lay { rows, first: first + part.start, columns, wide, codes, sums });
+            // SAFETY: parts do not overlap; all three are borrowed until the loop ends.
+            let (codes, sums, scales) = unsafe {
+                (
+                    codes.slice(part.start * stride..part.end * stride),
+                    sums.slice(part.start * groups..part.end * groups),
+                    scales.slice(part.clone()),
+                )
+            };
+            let first = first + part.start;
+            simd::dispatch(Lay { rows, first, columns, wide, codes, sums, scales });
         });
         this
     }
@@ -115,6 +119,7 @@ struct Lay<'a> {
     wide: bool,
     codes: &'a mut [i8],
     sums: &'a mut [i32],
+    scales: &'a mut [f32],
 }
 
 impl Kernel for Lay<'_> {
@@ -122,21 +127,29 @@ impl Kernel for Lay<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Lay { rows, first, columns, wide, codes, sums } = self;
+        let Lay { rows, first, columns, wide, codes, sums, scales } = self;
         let (k, groups) = (columns.count, columns.groups());
+        for (i, to) in scales.iter_mut().enumerate() {
+            *to = match rows {
+                Rows::Codes(_, scales) => scales[first + i],
+                _ => 0.0,
+            };
+        }
         if k == 0 {
             return;
         }
         let narrow = columns.steps() * STEP;
         let mut line = Scratch::<i8>::new(if wide { narrow } else { 0 });
         let strides = codes.chunks_exact_mut(if wide { 2 * narrow } else { narrow });
-        for (i, (codes, sums)) in strides.zip(sums.chunks_exact_mut(groups)).enumerate() {
+        let strides = strides.zip(sums.chunks_exact_mut(groups)).zip(scales);
+        for (i, ((codes, sums), scale)) in strides.enumerate() {
             let row = (first + i) * k..(first + i + 1) * k;
             let to: &mut [i8] = if wide { &mut line } else { &mut *codes };
             match rows {
-                Rows::Numbers(x, scales) => {
-                    let scale = scales[first + i];
-                    lay(columns, &x[row], to, sums, |x, to| quantize(x, scale, to));
+                Rows::Numbers(x) => {
+                    let x = &x[row];
+                    *scale = scale_of(x);
+                    lay(columns, x, to, sums, |x, to| quantize(x, *scale, to));
                 }
                 Rows::Codes(x, _) | Rows::Signed(x) => {
                     lay(columns, &x[row], to, sums, |x, to| to.copy_from_slice(x));
@@ -156,6 +169,13 @@ impl Kernel for Lay<'_> {
     }
 }
 
+/// `max |x| / 127`
+#[inline(always)]
+fn scale_of(x: &[f32]) -> f32 {
+    // Bits of magnitudes order as they do, NaN last.
+    f32::from_bits(x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff))) / 127.0
+}
+
 /// Elements that are quantized at a time.
 const CHUNK: usize = 64;
 
@@ -165,22 +185,24 @@ const CHUNK: usize = 64;
 fn quantize(x: &[f32], scale: f32, to: &mut [i8]) {
     /// Scales whose reciprocals are as exact as others.
     const USUAL: std::ops::Range<f32> = 1e-30..1e30;
-    /// The distance of an integer from a product, beyond which the quotient may be nearer to
-    /// another: they differ by less than 127 times 2^-22.
-    const HALFWAY: f32 = 0.4999;
+    /// The reciprocal, its rounding and that of the quotient are each off by 2^-24 at most.
+    const SLACK: f32 = 1.0 / (1 << 22) as f32;
     if !(scale > 0.0 && scale.is_finite()) {
         to.fill(0);
     } else if USUAL.contains(&scale) {
+        // The rounded quotient is between the products with these. Rounding to an integer is
+        // monotonic: where both give the same one, so does the quotient.
         let reciprocal = 1.0 / scale;
+        let (low, high) = (reciprocal * (1.0 - SLACK), reciprocal * (1.0 + SLACK));
         for (x, to) in x.chunks(CHUNK).zip(to.chunks_mut(CHUNK)) {
-            let mut unclear = false;
+            let mut unclear = 0;
             for (x, to) in x.iter().zip(&mut *to) {
-                let y = x * reciprocal;
-                let code = round(y);
-                unclear |= (y - code as f32).abs() > HALFWAY;
-                *to = code as i8;
+                let (low, high) =
+                    (x.mul_add(low, MAGIC).to_bits(), x.mul_add(high, MAGIC).to_bits());
+                unclear |= low ^ high;
+                *to = low as i8;
             }
-            if unclear {
+            if unclear != 0 {
                 divide(x, scale, to);
             }
         }
@@ -200,11 +222,13 @@ fn divide(x: &[f32], scale: f32, to: &mut [i8]) {
     }
 }
 
+/// 1.5 * 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the
+/// representation.
+const MAGIC: f32 = 12_582_912.0;
+
 /// The nearest integer, ties to even, of what is below 2^22.
 #[inline(always)]
 pub(super) fn round(x: f32) -> i32 {
-    // Adding 1.5 * 2^23 leaves the integer in the low bits of the representation.
-    const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
 }
 

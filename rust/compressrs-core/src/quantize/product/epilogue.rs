@@ -2,7 +2,6 @@
 
 use super::activations::round;
 use super::isa::{LANES, Lanes};
-use super::panels::BLOCK_PANELS;
 use crate::numeric::erf::gelu;
 use crate::runtime::parallel::SharedMut;
 use crate::runtime::simd;
@@ -74,8 +73,76 @@ impl Epilogue<'_> {
     }
 }
 
+/// A result of numbers that takes sixteen sums at once, from a register: no function follows
+/// them that works lane by lane.
+#[derive(Clone, Copy)]
+pub(super) struct Direct<'a> {
+    out: &'a SharedMut<'a, f32>,
+    channels: usize,
+    bias: Option<&'a [f32]>,
+    relu: bool,
+}
+
+impl Direct<'_> {
+    /// Writes the sums of a row for `P` panels, the first of which begins with `channel`.
+    ///
+    /// # Safety
+    /// The caller guarantees the instruction set, and that no other task writes there.
+    ///
+    /// # Panics
+    /// If there are fewer channels.
+    #[inline(always)]
+    pub unsafe fn write<V: Lanes, const P: usize>(
+        &self,
+        mut sums: [V::F; P],
+        (row, channel): (usize, usize),
+    ) {
+        let at = row * self.channels + channel;
+        let bias = self.bias.map(|bias| &bias[channel..channel + P * LANES]);
+        // SAFETY: the caller guarantees the instruction set, and that nobody else writes
+        // there; slices are of sixteen elements for each panel.
+        unsafe {
+            let out = self.out.slice(at..at + P * LANES).as_mut_ptr();
+            if let Some(bias) = bias {
+                for p in 0..P {
+                    sums[p] = V::add_f(sums[p], V::load_f(bias.as_ptr().add(p * LANES)));
+                }
+            }
+            if self.relu {
+                sums = sums.map(|y| V::relu(y));
+            }
+            for p in 0..P {
+                V::store_f(sums[p], out.add(p * LANES));
+            }
+        }
+    }
+
+    /// Asks memory for where sums of a row go, for so many panels from a channel on.
+    #[inline(always)]
+    pub fn ask(&self, (row, channel): (usize, usize), panels: usize) {
+        let start = self.out.as_ptr().wrapping_add(row * self.channels + channel);
+        for p in (0..panels).step_by(2) {
+            simd::prefetch(start.wrapping_add(p * LANES));
+        }
+    }
+}
+
 impl Shared<'_> {
-    /// Writes sixteen sums of a row that belong to the channels from `channel` on.
+    /// How channels up to `last` are written from registers, if they can be.
+    pub fn direct<'a>(
+        &'a self,
+        epilogue: &Epilogue<'a>,
+        last: usize,
+        channels: usize,
+    ) -> Option<Direct<'a>> {
+        let Shared::Numbers(out) = self else { return None };
+        let relu = epilogue.activation == Activation::Relu;
+        let is_direct = last <= channels && epilogue.activation != Activation::Gelu;
+        is_direct.then_some(Direct { out, channels, bias: epilogue.bias, relu })
+    }
+
+    /// Writes sixteen sums of a row that belong to the channels from `channel` on, of which
+    /// there may be fewer.
     ///
     /// # Safety
     /// The caller guarantees the instruction set, and that no other task writes there.
@@ -88,25 +155,6 @@ impl Shared<'_> {
         channels: usize,
     ) {
         let count = LANES.min(channels - channel);
-        if let Shared::Numbers(out) = self
-            && count == LANES
-            && epilogue.activation != Activation::Gelu
-        {
-            let at = row * channels + channel;
-            // SAFETY: the caller guarantees the instruction set, and that nobody else writes
-            // there; slices are of sixteen elements.
-            unsafe {
-                let mut y = sums;
-                if let Some(bias) = epilogue.bias {
-                    y = V::add_f(y, V::load_f(bias[channel..channel + LANES].as_ptr()));
-                }
-                if epilogue.activation == Activation::Relu {
-                    y = V::relu(y);
-                }
-                V::store_f(y, out.slice(at..at + LANES).as_mut_ptr());
-            }
-            return;
-        }
         let mut y = [0.0; LANES];
         // SAFETY: the caller guarantees the instruction set; there are sixteen places.
         unsafe { V::store_f(sums, y.as_mut_ptr()) };
@@ -142,68 +190,6 @@ impl Shared<'_> {
                 out.copy_from_slice(&codes[..count]);
             }
             Shared::Integers(..) => unreachable!("integers have no scale"),
-        }
-    }
-
-    /// Writes sums of a block of panels, multiplied by the scales of their rows, to rows and
-    /// channels from `(row, channel)` on. `sums` are [`BLOCK_PANELS`] times sixteen a row, of
-    /// which the first panels count.
-    ///
-    /// # Safety
-    /// As of [`write`](Self::write).
-    #[inline(always)]
-    pub unsafe fn write_rows<V: Lanes>(
-        &self,
-        epilogue: &Epilogue<'_>,
-        (sums, panels): (&[f32], usize),
-        scales: &[f32],
-        (row, channel): (usize, usize),
-        channels: usize,
-    ) {
-        let whole = channel + panels * LANES <= channels;
-        let is_plain = whole && epilogue.activation != Activation::Gelu;
-        let bias = epilogue.bias.map(|bias| &bias[channel..channels.min(channel + panels * LANES)]);
-        for (r, (sums, scale)) in sums.chunks(BLOCK_PANELS * LANES).zip(scales).enumerate() {
-            // SAFETY: the caller guarantees the instruction set, and that nobody else writes
-            // there; all slices are of sixteen elements for each panel.
-            unsafe {
-                let scale = V::splat_f(*scale);
-                let sums = &sums[..panels * LANES];
-                let out = match self {
-                    Shared::Numbers(out) if is_plain => out,
-                    _ => {
-                        for (p, sums) in sums.chunks_exact(LANES).enumerate() {
-                            let y = V::mul_f(V::load_f(sums.as_ptr()), scale);
-                            self.write::<V>(epilogue, y, (row + r, channel + p * LANES), channels);
-                        }
-                        continue;
-                    }
-                };
-                let at = (row + r) * channels + channel;
-                let out = out.slice(at..at + panels * LANES);
-                for p in 0..panels {
-                    let from = p * LANES..(p + 1) * LANES;
-                    let mut y = V::mul_f(V::load_f(sums[from.clone()].as_ptr()), scale);
-                    if let Some(bias) = bias {
-                        y = V::add_f(y, V::load_f(bias[from.clone()].as_ptr()));
-                    }
-                    if epilogue.activation == Activation::Relu {
-                        y = V::relu(y);
-                    }
-                    V::store_f(y, out[from].as_mut_ptr());
-                }
-            }
-        }
-    }
-
-    /// Asks memory for where numbers of a row go, for so many panels from a channel on.
-    #[inline(always)]
-    pub fn ask(&self, (row, channel): (usize, usize), panels: usize, channels: usize) {
-        if let Shared::Numbers(out) = self {
-            let start = out.as_ptr().wrapping_add(row * channels + channel);
-            for p in (0..panels).step_by(2) {
-                simd::prefetch(start.wrapping_add(p * LANES));
-            }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::epilogue::{Epilogue, Output, Shared};
+use super::epilogue::{Direct, Epilogue, Output, Shared};
 use super::integer::ask;
 use super::isa::{self, FloatBody, LANES, Lanes, STEP};
 use super::panels::{BLOCK_PANELS, Columns, LINE};
@@ -160,12 +160,15 @@ impl FloatBody for Product<'_> {
             let (block, top) = (task % each, task / each * ROWS);
             let rows = top..self.rows.min(top + ROWS);
             let width = self.w.panels.width(block);
+            let last = (block * BLOCK_PANELS + width) * LANES;
+            let direct = self.out.direct(&self.epilogue, last, self.w.channels());
             let state = State {
                 product: self,
                 block,
                 top,
                 sums: sums.as_mut_ptr(),
                 part: part.as_mut_ptr(),
+                direct,
             };
             // SAFETY: the caller guarantees the instruction set; panels and rows exist, and
             // there are sums for them.
@@ -175,14 +178,16 @@ impl FloatBody for Product<'_> {
                 } else {
                     state.widened::<V>(rows.len(), width, &mut wide);
                 }
-                self.finish::<V>(block, rows, &sums);
+                if direct.is_none() || self.stride == 0 {
+                    self.finish::<V>(block, rows, &sums);
+                }
             }
         }
     }
 }
 
 impl Product<'_> {
-    /// Writes what the sums of rows and a block have become.
+    /// Writes what the sums of rows and a block become where tiles have not.
     ///
     /// # Safety
     /// The caller guarantees the instruction set, and that nobody else writes the result.
@@ -213,6 +218,8 @@ struct State<'a> {
     sums: *mut f32,
     /// Sums of a group that is not finished.
     part: *mut f32,
+    /// Where the sums of all groups are written to, instead.
+    direct: Option<Direct<'a>>,
 }
 
 impl State<'_> {
@@ -231,19 +238,44 @@ impl State<'_> {
         }
     }
 
-    /// Adds the sum of a group to those before.
+    /// Adds the sums of a group, of `R` rows and `P` panels, to those before.
     #[inline(always)]
-    unsafe fn add<V: Lanes>(&self, row: usize, panel: usize, g: usize, sum: V::F) {
-        let w = self.product.w;
+    unsafe fn add<V: Lanes, const R: usize, const P: usize>(
+        &self,
+        (row, panel): (usize, usize),
+        g: usize,
+        mut group: [[V::F; P]; R],
+    ) {
+        let Product { w, first, .. } = *self.product;
         let Some(scales) = &w.scales else { return };
-        let at = ((self.block * BLOCK_PANELS + panel) * w.columns().groups() + g) * LANES;
+        let groups = w.columns().groups();
+        let panels = self.block * BLOCK_PANELS + panel;
         // SAFETY: the caller guarantees the instruction set and the sums; there are scales
         // for all panels.
         unsafe {
-            let sums = self.sums.add((row * BLOCK_PANELS + panel) * LANES);
-            let before = if g == 0 { V::splat_f(0.0) } else { V::load_f(sums) };
-            let sum = V::mul_f(sum, V::load_f(scales[at..].as_ptr()));
-            V::store_f(V::add_f(before, sum), sums);
+            let sums =
+                |r: usize, p: usize| self.sums.add(((row + r) * BLOCK_PANELS + panel + p) * LANES);
+            let scale: [_; P] = std::array::from_fn(|p| {
+                V::load_f(scales[((panels + p) * groups + g) * LANES..].as_ptr())
+            });
+            for r in 0..R {
+                for p in 0..P {
+                    let before = if g == 0 { V::splat_f(0.0) } else { V::load_f(sums(r, p)) };
+                    group[r][p] = V::add_f(before, V::mul_f(group[r][p], scale[p]));
+                }
+            }
+            if let (Some(direct), true) = (self.direct, g + 1 == groups) {
+                for r in 0..R {
+                    let to = (first + self.top + row + r, panels * LANES);
+                    direct.write::<V, P>(group[r], to);
+                }
+            } else {
+                for r in 0..R {
+                    for p in 0..P {
+                        V::store_f(group[r][p], sums(r, p));
+                    }
+                }
+            }
         }
     }
 
@@ -315,11 +347,7 @@ impl State<'_> {
                         }
                     }
                 }
-                for r in 0..R {
-                    for p in 0..P {
-                        self.add::<V>(r, panel + p, g, acc[r][p]);
-                    }
-                }
+                self.add::<V, R, P>((0, panel), g, acc);
             }
         }
     }
@@ -390,8 +418,11 @@ impl State<'_> {
             unsafe {
                 let zero = self.zero::<V>(part.panel + p, part.g);
                 let mut to = wide[p * LANES..].as_mut_ptr();
-                for line in part.start / columns.per_line()..part.end / columns.per_line() {
+                let lines = part.start / columns.per_line()..part.end / columns.per_line();
+                for line in lines.clone() {
                     let line = bytes[(line * width + part.panel + p) * LINE..].as_ptr();
+                    // Those of the next part.
+                    ask(line.wrapping_add(lines.len() * width * LINE));
                     let words = V::load(line.cast());
                     if columns.nibbles {
                         to = store::<V, P>(widen::<V>(&w.levels, V::lower(words), zero), to);
@@ -424,6 +455,15 @@ impl State<'_> {
         // all that is read.
         unsafe {
             let mut acc = [[V::splat_f(0.0); P]; R];
+            if let (Some(direct), true) =
+                (self.direct, part.end == self.product.w.columns().steps())
+            {
+                // The result is written soon.
+                let channel = (self.block * BLOCK_PANELS + part.panel) * LANES;
+                for r in 0..R {
+                    direct.ask((self.product.first + self.top + row + r, channel), P);
+                }
+            }
             if !part.begins {
                 for r in 0..R {
                     for p in 0..P {
@@ -431,23 +471,12 @@ impl State<'_> {
                     }
                 }
             }
-            for k in 0..count {
-                let mut line = [V::splat_f(0.0); P];
-                for p in 0..P {
-                    line[p] = V::load_f(w.add((k * P + p) * LANES));
-                }
+            products::<V, R, T, P>(&mut acc, x.add(within), w, count);
+            if part.ends {
+                self.add::<V, R, P>((row, part.panel), part.g, acc);
+            } else {
                 for r in 0..R {
-                    let x = V::splat_f(*x.add(k * T + within + r));
                     for p in 0..P {
-                        acc[r][p] = V::fma(x, line[p], acc[r][p]);
-                    }
-                }
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    if part.ends {
-                        self.add::<V>(row + r, part.panel + p, part.g, acc[r][p]);
-                    } else {
                         V::store_f(acc[r][p], self.part.add(at(r, p)));
                     }
                 }
@@ -455,6 +484,37 @@ impl State<'_> {
         }
         R
     }
+}
+
+/// Adds the products of `count` columns of `R` rows of a tile of `T` and `P` panels.
+///
+/// # Safety
+/// The caller guarantees the instruction set, and numbers of so many columns.
+#[inline(always)]
+unsafe fn products<V: Lanes, const R: usize, const T: usize, const P: usize>(
+    sums: &mut [[V::F; P]; R],
+    x: *const f32,
+    w: *const f32,
+    count: usize,
+) {
+    // A copy, which stays in registers.
+    let mut acc = *sums;
+    for k in 0..count {
+        // SAFETY: as the caller guarantees.
+        unsafe {
+            let mut line = [V::splat_f(0.0); P];
+            for p in 0..P {
+                line[p] = V::load_f(w.add((k * P + p) * LANES));
+            }
+            for r in 0..R {
+                let x = V::splat_f(*x.add(k * T + r));
+                for p in 0..P {
+                    acc[r][p] = V::fma(x, line[p], acc[r][p]);
+                }
+            }
+        }
+    }
+    *sums = acc;
 }
 
 /// A part of a group, of the panels from one on.

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::activations::{Activations, Rows};
-use super::epilogue::{Epilogue, Output, Shared};
+use super::epilogue::{Direct, Epilogue, Output, Shared};
 use super::isa::{self, Body, Isa, LANES, Lanes, SHORT_STEPS, STEP};
 use super::panels::{BLOCK_PANELS, LINE};
 use super::weights::{Levels, Weights};
@@ -30,7 +30,7 @@ const DEPTH: usize = 128;
 const BATCH: usize = 8 << 20;
 
 /// Bytes ahead of what is read that memory is asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Clock cycles worth a task of their own; see [`parallel::for_each`].
 const GRAIN_CYCLES: usize = 32 * 1024;
@@ -64,17 +64,18 @@ pub fn multiply_at(
     let (channels, columns) = (w.channels(), w.columns());
     assert_eq!((x.len(), out.len()), (rows * columns.count, rows * channels));
     assert_eq!(w.scales.is_none(), out.is_integers());
-    assert!(x.scales().map_or(out.is_integers(), |scales| scales.len() == rows));
+    assert_ne!(x.are_scaled(), out.is_integers());
+    assert!(!matches!(x, Rows::Codes(_, scales) if scales.len() != rows));
     assert!(!matches!(w.levels, Levels::Table(_)), "a table has no integers");
     epilogue.require(channels);
     let batch = (BATCH / (columns.steps() * STEP).max(1)).next_multiple_of(ROWS).max(ROWS);
     let wide = isa::is_wide(level) && !columns.nibbles;
-    let row_scales = x.scales();
+    let scaled = x.are_scaled();
     let out = out.share();
     for first in (0..rows).step_by(batch) {
         let count = batch.min(rows - first);
         let x = Activations::new(x, first, count, columns, wide);
-        let product = Product { w, x: &x, first, rows: count, row_scales, epilogue, out: &out };
+        let product = Product { w, x: &x, first, rows: count, scaled, epilogue, out: &out };
         // Blocks one after another, each with all rows while it is in the second cache.
         let tasks = w.panels.blocks() * count.div_ceil(ROWS);
         let lines = columns.steps() * BLOCK_PANELS;
@@ -93,8 +94,8 @@ struct Product<'a> {
     /// The first row of the batch, and their number.
     first: usize,
     rows: usize,
-    /// Of all rows.
-    row_scales: Option<&'a [f32]>,
+    /// Whether rows have scales.
+    scaled: bool,
     epilogue: Epilogue<'a>,
     out: &'a Shared<'a>,
 }
@@ -127,8 +128,10 @@ impl Product<'_> {
         sums: &mut [f32],
         part: &mut [i32],
     ) {
-        let columns = self.w.columns();
+        let (columns, channels) = (self.w.columns(), self.w.channels());
         let width = self.w.panels.width(block);
+        let last = (block * BLOCK_PANELS + width) * LANES;
+        let direct = self.out.direct(&self.epilogue, last, channels);
         let mut start = 0;
         while start < columns.steps() {
             let end =
@@ -142,6 +145,8 @@ impl Product<'_> {
                     steps: start..end,
                     sums: sums[at..].as_mut_ptr(),
                     part: part[at..].as_mut_ptr(),
+                    direct,
+                    fresh: top == rows.start,
                 };
                 let height = TILE_ROWS.min(rows.end - top);
                 // SAFETY: as the caller guarantees; panels and rows exist, and there are
@@ -150,19 +155,9 @@ impl Product<'_> {
             }
             start = end;
         }
-        // SAFETY: as above.
-        unsafe {
-            if let Some(scales) = self.row_scales
-                && columns.steps() > 0
-            {
-                let scales = &scales[self.first + rows.start..self.first + rows.end];
-                let to = (self.first + rows.start, block * BLOCK_PANELS * LANES);
-                let channels = self.w.channels();
-                let sums = (&*sums, width);
-                self.out.write_rows::<I::V>(&self.epilogue, sums, scales, to, channels);
-            } else {
-                self.finish::<I::V>(block, rows, part);
-            }
+        if direct.is_none() || columns.steps() == 0 {
+            // SAFETY: as above.
+            unsafe { self.finish::<I::V>(block, rows, sums, part) };
         }
     }
 
@@ -180,12 +175,18 @@ impl Product<'_> {
         end.min(columns.steps())
     }
 
-    /// Writes the integers of rows and a block, or what follows no products at all.
+    /// Writes what the sums of rows and a block become where tiles have not.
     ///
     /// # Safety
     /// The caller guarantees the instruction set, and that nobody else writes the result.
     #[inline(always)]
-    unsafe fn finish<V: Lanes>(&self, block: usize, rows: Range<usize>, part: &[i32]) {
+    unsafe fn finish<V: Lanes>(
+        &self,
+        block: usize,
+        rows: Range<usize>,
+        sums: &[f32],
+        part: &[i32],
+    ) {
         let channels = self.w.channels();
         let none = self.w.columns().steps() == 0;
         for (r, row) in rows.enumerate() {
@@ -195,9 +196,11 @@ impl Product<'_> {
                 // SAFETY: the caller guarantees the instruction set and the result; sums
                 // are of sixteen lanes.
                 unsafe {
-                    if let Some(scales) = self.row_scales {
+                    if self.scaled {
+                        let sum =
+                            if none { V::splat_f(0.0) } else { V::load_f(sums[at..].as_ptr()) };
                         // Zeros have the sign of their scale, unless it is no number.
-                        let y = V::mul_f(V::splat_f(0.0), V::splat_f(scales[self.first + row]));
+                        let y = V::mul_f(sum, V::splat_f(self.x.scales[row]));
                         self.out.write::<V>(&self.epilogue, y, to, channels);
                     } else {
                         let sum = if none { V::splat(0) } else { V::load(part[at..].as_ptr()) };
@@ -220,6 +223,10 @@ struct Tile<'a> {
     sums: *mut f32,
     /// The sum of a group that is not finished, or of all where there are no scales.
     part: *mut i32,
+    /// Where the sums of all groups are written to, instead.
+    direct: Option<Direct<'a>>,
+    /// Whether the weights of the part are read for the first time.
+    fresh: bool,
 }
 
 impl Tile<'_> {
@@ -273,14 +280,12 @@ impl Tile<'_> {
         // SAFETY: the caller guarantees the instruction set.
         let nothing = unsafe { I::V::splat(0) };
         let mut acc = [[nothing; P]; R];
-        if self.steps.end == total {
+        let to = |r: usize| (self.product.first + self.row + r, first * LANES);
+        let direct = self.direct.filter(|_| self.steps.end == total);
+        if let Some(direct) = direct {
             // The result is written soon.
             for r in 0..R {
-                self.product.out.ask(
-                    (self.product.first + self.row + r, first * LANES),
-                    P,
-                    w.channels(),
-                );
+                direct.ask(to(r), P);
             }
         }
         let mut step = self.steps.start;
@@ -299,17 +304,15 @@ impl Tile<'_> {
             while step < self.steps.end {
                 let of_group = |p: usize| ((first + p) * groups + g) * LANES;
                 if step == g * group {
+                    let zero: [_; P] = std::array::from_fn(|p| match &w.levels {
+                        Levels::Zeros(zeros) => I::V::load_bytes(zeros[of_group(p)..].as_ptr()),
+                        Levels::Zero(zero) => I::V::splat(i32::from(*zero)),
+                        Levels::Table(_) => nothing,
+                    });
                     for r in 0..R {
-                        let sum = -x.sums[(self.row + r) * groups + g];
+                        let sum = I::V::splat(-x.sums[(self.row + r) * groups + g]);
                         for p in 0..P {
-                            let begin = match &w.levels {
-                                Levels::Zeros(zeros) => I::V::mul(
-                                    I::V::splat(sum),
-                                    I::V::load_bytes(zeros[of_group(p)..].as_ptr()),
-                                ),
-                                Levels::Zero(zero) => I::V::splat(sum * i32::from(*zero)),
-                                Levels::Table(_) => I::V::splat(0),
-                            };
+                            let begin = I::V::mul(sum, zero[p]);
                             acc[r][p] = if w.scales.is_none() {
                                 I::V::add(acc[r][p], begin)
                             } else {
@@ -324,21 +327,49 @@ impl Tile<'_> {
                     x.codes[(self.row + r) * x.stride + step * step_bytes..].as_ptr()
                 });
                 if columns.nibbles {
-                    nibbles::<I, R, P>(&mut acc, lines, width * LINE, rows, (end - step) / 2);
+                    nibbles::<I, R, P>(
+                        &mut acc,
+                        lines,
+                        width * LINE,
+                        rows,
+                        (end - step) / 2,
+                        self.fresh,
+                    );
                 } else {
-                    whole_bytes::<I, R, P>(&mut acc, lines, width * LINE, rows, end - step);
+                    whole_bytes::<I, R, P>(
+                        &mut acc,
+                        lines,
+                        width * LINE,
+                        rows,
+                        end - step,
+                        self.fresh,
+                    );
                 }
                 if let Some(scales) = &w.scales
                     && (end == total || end == (g + 1) * group)
                 {
-                    for p in 0..P {
-                        let scale = I::V::load_f(scales[of_group(p)..].as_ptr());
-                        for r in 0..R {
-                            let sums = self.sums.add(at(r, p));
-                            let sum = I::V::mul_f(I::V::to_f(acc[r][p]), scale);
-                            let before =
-                                if g == 0 { I::V::splat_f(0.0) } else { I::V::load_f(sums) };
-                            I::V::store_f(I::V::add_f(before, sum), sums);
+                    let scale: [_; P] =
+                        std::array::from_fn(|p| I::V::load_f(scales[of_group(p)..].as_ptr()));
+                    for r in 0..R {
+                        let sums = self.sums.add(at(r, 0));
+                        let mut y = [I::V::splat_f(0.0); P];
+                        if g > 0 {
+                            for p in 0..P {
+                                y[p] = I::V::load_f(sums.add(p * LANES));
+                            }
+                        }
+                        for p in 0..P {
+                            let sum = I::V::mul_f(I::V::to_f(acc[r][p]), scale[p]);
+                            y[p] = I::V::add_f(y[p], sum);
+                        }
+                        if let Some(direct) = direct.filter(|_| end == total) {
+                            let scale = I::V::splat_f(x.scales[self.row + r]);
+                            let y = y.map(|y| I::V::mul_f(y, scale));
+                            direct.write::<I::V, P>(y, to(r));
+                        } else {
+                            for p in 0..P {
+                                I::V::store_f(y[p], sums.add(p * LANES));
+                            }
                         }
                     }
                     g += 1;
@@ -373,6 +404,7 @@ unsafe fn whole_bytes<I: Isa, const R: usize, const P: usize>(
     stride: usize,
     x: [*const i8; R],
     steps: usize,
+    fresh: bool,
 ) {
     let mut acc = *sums;
     let step_bytes = if I::WIDE { 2 * STEP } else { STEP };
@@ -380,15 +412,16 @@ unsafe fn whole_bytes<I: Isa, const R: usize, const P: usize>(
         // SAFETY: as the caller guarantees.
         unsafe {
             let line = lines.add(s * stride);
-            if R == 1 {
+            if fresh {
                 for p in 0..P {
                     ask(line.wrapping_add(AHEAD + p * LINE));
                 }
             }
-            for p in 0..P {
-                let w = I::bytes(I::V::load(line.add(p * LINE).cast()));
-                for r in 0..R {
-                    acc[r][p] = I::dot(acc[r][p], w, x[r].add(s * step_bytes));
+            let w: [I::Bytes; P] =
+                std::array::from_fn(|p| I::bytes(I::V::load(line.add(p * LINE).cast())));
+            for r in 0..R {
+                for p in 0..P {
+                    acc[r][p] = I::dot(acc[r][p], w[p], x[r].add(s * step_bytes));
                 }
             }
         }
@@ -407,6 +440,7 @@ unsafe fn nibbles<I: Isa, const R: usize, const P: usize>(
     stride: usize,
     x: [*const i8; R],
     pairs: usize,
+    fresh: bool,
 ) {
     let mut acc = *sums;
     let run = if I::SHORT { SHORT_STEPS / 2 } else { pairs.max(1) };
@@ -416,7 +450,7 @@ unsafe fn nibbles<I: Isa, const R: usize, const P: usize>(
             let mut short = if I::SHORT { [[I::V::splat(0); P]; R] } else { acc };
             for s in start..pairs.min(start + run) {
                 let line = lines.add(s * stride);
-                if R == 1 {
+                if fresh {
                     for p in 0..P {
                         ask(line.wrapping_add(AHEAD + p * LINE));
                     }

@@ -44,6 +44,9 @@ pub struct Columns {
     pub group: usize,
     /// Whether a line holds two steps.
     pub nibbles: bool,
+    /// Kept, since products ask for them in loops, and they take divisions.
+    groups: usize,
+    steps: usize,
 }
 
 impl Columns {
@@ -53,12 +56,17 @@ impl Columns {
     /// If a group has none, or too many.
     pub fn new(count: usize, group: usize, nibbles: bool) -> Self {
         assert!((1..=MAX_GROUP).contains(&group));
-        Columns { count, group, nibbles }
+        let mut this = Columns { count, group, nibbles, groups: count.div_ceil(group), steps: 0 };
+        if let Some(last) = this.groups.checked_sub(1) {
+            this.steps = last * this.group_steps() + this.steps_of(this.of_group(last).len());
+        }
+        this
     }
 
     /// Number of groups.
+    #[inline(always)]
     pub fn groups(&self) -> usize {
-        self.count.div_ceil(self.group)
+        self.groups
     }
 
     /// The columns of a group.
@@ -66,6 +74,7 @@ impl Columns {
         g * self.group..self.count.min((g + 1) * self.group)
     }
 
+    #[inline(always)]
     fn steps_of(&self, columns: usize) -> usize {
         columns.div_ceil(STEP).next_multiple_of(if self.nibbles { 2 } else { 1 })
     }
@@ -77,17 +86,19 @@ impl Columns {
     }
 
     /// Steps of a row.
+    #[inline(always)]
     pub(super) fn steps(&self) -> usize {
-        let Some(last) = self.groups().checked_sub(1) else { return 0 };
-        last * self.group_steps() + self.steps_of(self.of_group(last).len())
+        self.steps
     }
 
     /// Steps in a line.
+    #[inline(always)]
     pub(super) fn per_line(&self) -> usize {
         if self.nibbles { 2 } else { 1 }
     }
 
     /// Lines of a panel.
+    #[inline(always)]
     fn lines(&self) -> usize {
         self.steps() / self.per_line()
     }
@@ -185,6 +196,7 @@ impl Panels {
     }
 
     /// The lines of a block.
+    #[inline(always)]
     fn span(&self, block: usize) -> Range<usize> {
         let start = block * BLOCK_PANELS * self.columns.lines();
         start..start + self.width(block) * self.columns.lines()
