@@ -33,6 +33,7 @@ from benches.peers import (
     optim,
     prune,
     quantize,
+    quantized_conv,
     to_codes,
 )
 from benches.peers.measure import torch, use_thread_time
@@ -60,6 +61,7 @@ ALL = {
     "prune": prune.prune,
     "reconstruction": prune.reconstruction,
     "quantized_products": quantize.products,
+    "quantized_conv": quantized_conv.convolutions,
     "quantize": to_codes.quantize,
     "gptq": to_codes.gptq,
     "codec": codec.codec,

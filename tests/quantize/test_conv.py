@@ -9,6 +9,7 @@ import pytest
 
 import compressrs as cr
 from compressrs import nn
+from compressrs.nn import quantized_conv
 from compressrs.prune import CalibrationWarning
 from compressrs.quantize import (
     Percentile,
@@ -42,6 +43,12 @@ SHAPES = [
 FIXED = [None, (0.03, 0), (0.02, -11)]
 
 
+@pytest.fixture
+def codes_for_all(monkeypatch):
+    """Small layers use the products of codes too."""
+    monkeypatch.setattr(quantized_conv, "_LEAST_INTENSITY", 0.0)
+
+
 def layer_of(shape, dtype=np.float32, bias=True):
     _, channels, filters, _, _, kernel, stride, padding, dilation, groups = shape
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -63,6 +70,7 @@ def options_of(fixed):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("fixed", FIXED)
+@pytest.mark.usefixtures("codes_for_all")
 def test_codes_have_the_bits_of_integer_arithmetic(shape, scheme, fixed):
     layer, x = layer_of(shape), images_of(shape)
     small = nn.QuantizedConv2d.from_conv(layer, scheme, input="int8", **options_of(fixed))
@@ -95,6 +103,7 @@ def test_codes_have_the_bits_of_integer_arithmetic(shape, scheme, fixed):
     "scheme", [Scheme(), Scheme(bits=4, **GROUP), Scheme(dtype="nf4")], ids=str
 )
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.usefixtures("codes_for_all")
 def test_layers_and_their_gradients(shape, input, scheme, dtype):
     dense, x = layer_of(shape, dtype), images_of(shape, dtype)
     small = nn.QuantizedConv2d.from_conv(dense, scheme, input=input)
@@ -120,6 +129,7 @@ def test_layers_and_their_gradients(shape, input, scheme, dtype):
         np.testing.assert_array_equal(y, dense(x))
 
 
+@pytest.mark.usefixtures("codes_for_all")
 def test_images_that_are_not_finite_become_nan():
     shape = (4, 16, 16, 6, 6, (3, 3), (1, 1), (1, 1), (1, 1), 1)
     x, layer = images_of(shape), layer_of(shape)
@@ -142,12 +152,12 @@ def test_reasons_to_stay_in_float():
     def reason(layer, scheme, **options):
         return nn.QuantizedConv2d.from_conv(layer, scheme, **options).float_reason
 
-    layer = nn.Conv2d(32, 16, 3, rng=0)
+    layer = nn.Conv2d(32, 64, 3, rng=0)
     assert reason(layer, Scheme(), input="int8") is None
     assert "float32" in reason(layer, Scheme())
     assert "nf4" in reason(layer, Scheme(dtype="nf4"), input="int8")
-    assert "float64" in reason(nn.Conv2d(32, 16, 3, dtype="f8"), Scheme(), input="int8")
-    assert "27 weights" in reason(nn.Conv2d(3, 16, 3), Scheme(), input="int8")
+    assert "float64" in reason(nn.Conv2d(32, 64, 3, dtype="f8"), Scheme(), input="int8")
+    assert "27 weights" in reason(nn.Conv2d(3, 64, 3), Scheme(), input="int8")
     assert "1 filters" in reason(nn.Conv2d(16, 16, 3, groups=16), Scheme(), input="int8")
     statistics = cr.prune.InputStatistics(288, gram=True)
     statistics.update(np.random.default_rng(0).standard_normal((400, 288)) ** 3)
@@ -239,6 +249,7 @@ def test_models_by_every_method(method, correct_bias):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.usefixtures("codes_for_all")
 def test_models_with_fixed_scales_of_inputs(symmetric):
     dense, x = conv_net(), images()
     activations = Scheme(bits=8, granularity="tensor", symmetric=symmetric)
@@ -269,6 +280,7 @@ def test_models_with_fixed_scales_of_inputs(symmetric):
 )
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.usefixtures("codes_for_all")
 def test_models_travel(scheme, fixed, dtype, tmp_path):
     pytest.importorskip("safetensors")
     x = images(20, dtype)
@@ -412,6 +424,7 @@ def test_bad_activations_of_models():
         quantize_model(dense, Scheme(), activations=whole)
 
 
+@pytest.mark.usefixtures("codes_for_all")
 def test_buffers_that_others_wrote_are_checked():
     small = quantize_model(
         conv_net(), Scheme(), images(10), activations=Scheme(granularity="tensor")
@@ -423,6 +436,7 @@ def test_buffers_that_others_wrote_are_checked():
             changed(images(2))
 
 
+@pytest.mark.usefixtures("codes_for_all")
 def test_codes_that_others_wrote_have_an_effect():
     layer = nn.Conv2d(16, 16, 3, rng=0)
     small = nn.QuantizedConv2d.from_conv(layer, Scheme(), input="int8")
@@ -434,6 +448,7 @@ def test_codes_that_others_wrote_have_an_effect():
     np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
 
 
+@pytest.mark.usefixtures("codes_for_all")
 def test_padding_beyond_memory():
     layer = nn.Conv2d(16, 16, 3, rng=0, padding=2**30, stride=2**30)
     small = nn.QuantizedConv2d.from_conv(layer, Scheme(), input="int8")

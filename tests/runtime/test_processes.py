@@ -176,9 +176,9 @@ def layers(dtype):
 def quantized_layers():
     """Yield what layers with codes give for inputs in codes."""
     nn, rng = cr.nn, np.random.default_rng(1)
-    images, rows = rng.standard_normal((3, 40, 21, 18)), rng.standard_normal((70, 40))
+    images, rows = rng.standard_normal((3, 64, 11, 9)), rng.standard_normal((70, 40))
     images, rows = images.astype(np.float32), rows.astype(np.float32)
-    conv, linear = nn.Conv2d(40, 70, 3, padding=1, groups=2, rng=0), nn.Linear(40, 70, rng=0)
+    conv, linear = nn.Conv2d(64, 140, 3, padding=1, groups=2, rng=0), nn.Linear(40, 70, rng=0)
     for bits, group in ((8, None), (4, 32)):
         of_groups = {"granularity": "group", "group_size": group} if group else {}
         scheme = cr.quantize.Scheme(bits=bits, symmetric=False, **of_groups)

@@ -30,9 +30,9 @@ from compressrs.quantize.scheme import Scheme
 from compressrs.quantize.tensor import QuantizedTensor
 from compressrs.quantize.training import fake_quantize_backward
 
-#: With fewer multiplications for each byte of a patch or of a result, a convolution in float is
-#: faster.
-_LEAST_FILTERS, _LEAST_COLUMNS = 16, 64
+#: Multiply-adds for each byte of input, patch and result from which products of codes are faster
+#: than those of float: the bytes cost as much as a narrow product.
+_LEAST_INTENSITY = 25.0
 
 
 class _Conv(Layer):
@@ -100,9 +100,9 @@ class QuantizedConv2d(Quantized, _Conv):
     r"""A two-dimensional convolution with quantized filters; see `Conv2d`.
 
     For inference; `backward` returns the gradient of the input and fills that of the bias. With
-    ``input="int8"`` images become codes too, and products are sums of integers, exact and several
-    times faster than those of float32. Patches are gathered for a few places at a time; there is
-    no im2col buffer.
+    ``input="int8"`` images become codes too, and products are sums of integers, which are exact
+    and faster than float32 unless there are few channels or filters; `float_reason` says so then.
+    Patches are gathered for a few places at a time; there is no im2col buffer.
 
     Parameters
     ----------
@@ -137,9 +137,9 @@ class QuantizedConv2d(Quantized, _Conv):
     Examples
     --------
     >>> import numpy as np, compressrs as cr
-    >>> layer = cr.nn.Conv2d(16, 32, 3, padding=1, rng=0)
+    >>> layer = cr.nn.Conv2d(32, 64, 3, padding=1, rng=0)
     >>> small = cr.nn.QuantizedConv2d.from_conv(layer, cr.quantize.Scheme(bits=8), input="int8")
-    >>> x = np.random.default_rng(0).standard_normal((2, 16, 8, 8)).astype(np.float32)
+    >>> x = np.random.default_rng(0).standard_normal((2, 32, 8, 8)).astype(np.float32)
     >>> bool(np.abs(small(x) - layer(x)).max() < 0.05), small.float_reason
     (True, None)
     """
@@ -204,10 +204,12 @@ class QuantizedConv2d(Quantized, _Conv):
         if weight.group_index is not None:
             return "columns are sorted into groups"
         filters, columns = len(weight) // self.groups, math.prod(weight.shape[1:])
-        if filters < _LEAST_FILTERS or columns < _LEAST_COLUMNS:
+        read = 4 * weight.shape[1] * math.prod(self.stride)
+        intensity = filters * columns / (read + columns + 4 * filters)
+        if intensity < _LEAST_INTENSITY:
             return (
-                f"{filters} filters of {columns} weights in a group are faster in float; "
-                f"codes pay from {_LEAST_FILTERS} filters and {_LEAST_COLUMNS} weights"
+                f"{filters} filters of {columns} weights are faster in float: "
+                f"{intensity:.0f} multiply-adds for each byte, below {_LEAST_INTENSITY:.0f}"
             )
         return None
 

@@ -19,8 +19,8 @@ use crate::runtime::simd::{self, Kernel};
 /// Bytes of quantized images that are held at a time, about.
 const BATCH: usize = 8 << 20;
 
-/// Bytes of patches that are gathered at a time, about.
-const PATCHES: usize = 128 * 1024;
+/// Bytes of patches and of their results that are held at a time, about.
+const BLOCK: usize = 128 * 1024;
 
 /// Places that are multiplied at a time: a multiple of the first, at most the second.
 const PLACES: (usize, usize) = (64, 1024);
@@ -231,7 +231,8 @@ impl Kernel for Encode<'_, '_> {
         let (rows, columns) = (layout.geometry.rows, layout.geometry.columns);
         let [height, width] = layout.padded;
         let affine = Affine::new(8, true, true);
-        let mut narrow = Scratch::<i8>::new(columns.input);
+        let mut narrow =
+            Scratch::<i8>::new(if depth > 1 { columns.input * INTERLEAVED } else { 0 });
         for (at, to) in part.zip(codes.chunks_exact_mut(width * depth)) {
             let (plane, row) = (at / height, at % height);
             let inside = row >= rows.padding && row - rows.padding < rows.input;
@@ -245,20 +246,53 @@ impl Kernel for Encode<'_, '_> {
             let scale = if scale.is_finite() { scale } else { 1.0 };
             let coder = affine.coder(0, scale, scaling.zero().cast_unsigned());
             let to = &mut to[columns.padding * depth..][..columns.input * depth];
-            for channel in 0..depth {
-                let from =
-                    ((plane * depth + channel) * rows.input + row - rows.padding) * columns.input;
-                let from = &x[from..from + columns.input];
-                let line = if depth == 1 { &mut *to } else { &mut narrow };
-                for (to, x) in line.iter_mut().zip(from) {
-                    *to = coder.encode(*x).cast_signed();
-                }
-                if depth > 1 {
-                    for (to, x) in to[channel..].iter_mut().step_by(depth).zip(&*narrow) {
-                        *to = *x;
-                    }
-                }
+            let source = |channel: usize| {
+                let from = plane * depth + channel;
+                let from = (from * rows.input + row - rows.padding) * columns.input;
+                &x[from..from + columns.input]
+            };
+            if depth == 1 {
+                encode(coder, source(0), to);
+                continue;
             }
+            for first in (0..depth).step_by(INTERLEAVED) {
+                let few = INTERLEAVED.min(depth - first);
+                for (c, line) in narrow.chunks_exact_mut(columns.input).enumerate().take(few) {
+                    let from = source(first + c);
+                    // The next row of a channel is far from that of the next channel.
+                    for ahead in (0..columns.input).step_by(16) {
+                        simd::prefetch(from.as_ptr().wrapping_add(columns.input + ahead));
+                    }
+                    encode(coder, from, line);
+                }
+                interleave(&narrow, few, &mut to[first..], depth);
+            }
+        }
+    }
+}
+
+/// Channels that are brought together at a time.
+const INTERLEAVED: usize = 4;
+
+#[inline(always)]
+fn encode(coder: impl Coder<f32>, x: &[f32], codes: &mut [i8]) {
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = coder.encode(*x).cast_signed();
+    }
+}
+
+/// Writes `few` lines as the first of every `depth` codes.
+#[inline(always)]
+fn interleave(lines: &[i8], few: usize, to: &mut [i8], depth: usize) {
+    let width = lines.len() / INTERLEAVED;
+    let [a, b, c, d] = std::array::from_fn(|i| &lines[i * width..][..width]);
+    if few == INTERLEAVED {
+        for x in 0..width {
+            to[x * depth..][..INTERLEAVED].copy_from_slice(&[a[x], b[x], c[x], d[x]]);
+        }
+    } else {
+        for x in 0..width {
+            to[x * depth..][..few].copy_from_slice(&[a[x], b[x], c[x], d[x]][..few]);
         }
     }
 }
@@ -277,7 +311,8 @@ impl Product<'_> {
     /// Places whose patches are gathered at a time.
     fn places(&self) -> usize {
         let columns = self.layout.runs.len() * self.layout.run;
-        (PATCHES / columns.max(1)).next_multiple_of(PLACES.0).clamp(PLACES.0, PLACES.1)
+        let each = columns + self.layout.geometry.filters * size_of::<f32>();
+        (BLOCK / each.max(1) / PLACES.0 * PLACES.0).clamp(PLACES.0, PLACES.1)
     }
 
     /// Blocks of places, which are counted through all `images`.
