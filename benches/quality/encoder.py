@@ -159,7 +159,8 @@ class Encoder:
 class Seen:
     """What the inputs of a dense layer are: the Gram matrix, and the range of each feature."""
 
-    def __init__(self, features):
+    def __init__(self, name, features):
+        self.name = name
         self.statistics = cr.prune.InputStatistics(features, gram=True)
         self.ranges = cr.quantize.MinMax(features)
 
@@ -170,7 +171,7 @@ class Seen:
 
 def calibrate(encoder, texts):
     """Return what is seen of the inputs of each dense layer."""
-    found = {key: Seen(layer.weight.shape[1]) for key, layer in encoder.dense.items()}
+    found = {key: Seen(key, layer.weight.shape[1]) for key, layer in encoder.dense.items()}
     encoder.embed_all(texts, encoder.dense, seen=lambda key, x, mask: found[key].update(x[mask]))
     return found
 
@@ -214,7 +215,12 @@ def kmeans(w, seen, scheme):
 
 
 def smooth(w, seen, scheme):
-    """SmoothQuant: each feature of the input divided, and its weights multiplied."""
+    """SmoothQuant: features of the input divided, and their weights multiplied.
+
+    As in its paper, where inputs come from a norm.
+    """
+    if seen.name.endswith("output.dense"):
+        return nearest(w, seen, scheme)
     low, high = seen.ranges.range()
     scale = cr.quantize.smooth_scale(w, np.maximum(-low, high))
     scale = np.asarray(scale, np.float32)
