@@ -429,3 +429,86 @@ unsafe fn transpose(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::product::{Columns, Meaning};
+
+    fn side(input: usize, kernel: usize, stride: usize, padding: usize, dilation: usize) -> Side {
+        Side { input, kernel, stride, padding, dilation }
+    }
+
+    /// The sums of codes, by loops; `w` in the order of channels.
+    fn truth(g: &Geometry, x: &[i64], w: &[i64], zero: i64) -> Vec<i64> {
+        let [height, width] = [g.rows, g.columns].map(|side| side.output().unwrap());
+        let (kernel, inner) = (g.columns.kernel, g.rows.kernel * g.columns.kernel);
+        let mut out = Vec::new();
+        for plane in 0..g.images * g.groups * g.filters {
+            let (image, filter) = (plane / g.filters, plane % (g.groups * g.filters));
+            for (i, j) in (0..height).flat_map(|i| (0..width).map(move |j| (i, j))) {
+                let mut sum = 0;
+                for at in 0..g.channels * inner {
+                    let (c, k, l) = (at / inner, at % inner / kernel, at % kernel);
+                    let y = (i * g.rows.stride + k * g.rows.dilation).wrapping_sub(g.rows.padding);
+                    let z = j * g.columns.stride + l * g.columns.dilation;
+                    let z = z.wrapping_sub(g.columns.padding);
+                    let inside = y < g.rows.input && z < g.columns.input;
+                    let from = ((image * g.channels + c) * g.rows.input).wrapping_add(y);
+                    let x = if inside { x[from * g.columns.input + z] } else { zero };
+                    sum += x * w[filter * g.channels * inner + at];
+                }
+                out.push(sum);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn sums_are_those_of_loops() {
+        for (images, groups, channels, filters, rows, columns) in [
+            (2, 1, 3, 5, side(6, 3, 1, 1, 1), side(7, 3, 1, 1, 1)),
+            (1, 2, 6, 3, side(9, 2, 2, 0, 3), side(8, 3, 3, 2, 1)),
+            (3, 1, 1, 13, side(1, 1, 1, 0, 1), side(40, 5, 1, 4, 2)),
+            (1, 4, 2, 1, side(5, 3, 4, 5, 1), side(5, 1, 2, 0, 1)),
+            (70, 1, 9, 17, side(4, 2, 1, 0, 1), side(3, 2, 1, 1, 1)),
+            (0, 1, 2, 2, side(5, 3, 1, 0, 1), side(5, 3, 1, 0, 1)),
+        ] {
+            let g = Geometry { images, groups, channels, filters, rows, columns };
+            let [of_x, of_w, of_y] = g.lengths();
+            let x: Vec<f32> = (0..of_x).map(|i| ((i * 7) % 251) as f32 - 125.0).collect();
+            let w: Vec<u8> = (0..of_w).map(|i| ((i * 37) % 256) as u8).collect();
+            for (channels_last, zero) in [(true, 0), (true, -3), (false, 9)] {
+                let inner = rows.kernel * columns.kernel;
+                let count = channels * inner;
+                let code = |filter: usize, to: &mut [u8]| {
+                    let own = &w[filter * count..(filter + 1) * count];
+                    for (at, to) in to.iter_mut().enumerate() {
+                        let last = at % channels * inner + at / channels;
+                        *to = own[if channels_last { last } else { at }];
+                    }
+                };
+                let ones = vec![1.0; filters];
+                let packed: Vec<Weights> = (0..groups)
+                    .map(|group| {
+                        let row = |f: usize, to: &mut [u8]| code(group * filters + f, to);
+                        let columns = Columns::new(count, count, false);
+                        Weights::pack(filters, columns, row, Meaning::Zero(128), Some(&ones))
+                    })
+                    .collect::<Result<_, _>>()
+                    .unwrap();
+                let groups: Vec<&Weights> = packed.iter().collect();
+                let filters = Filters { groups: &groups, channels_last, bias: None };
+                let mut y = vec![f32::NAN; of_y];
+                forward_in_codes(&g, &x, filters, Scaling::Static(1.0, zero), &mut y);
+                let integers = |x: &[f32]| -> Vec<i64> {
+                    x.iter().map(|x| (*x as i64 + i64::from(zero)).clamp(-128, 127)).collect()
+                };
+                let w: Vec<i64> = w.iter().map(|w| i64::from(*w) - 128).collect();
+                let sums = truth(&g, &integers(&x), &w, i64::from(zero));
+                let sums: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
+                assert_eq!(y, sums, "{g:?} {channels_last} {zero}");
+            }
+        }
+    }
+}
