@@ -126,8 +126,8 @@ class QuantizedConv2d(Quantized, _Conv):
     ----------
     float_reason : str or None
         Why products are computed in floating point, or None if they use the codes. Then a
-        dequantized copy of the filters is kept after the first `forward`, the speed is that of
-        `Conv2d`, and ``input="int8"`` rounds images without making products faster.
+        dequantized copy of the filters is kept after the first `forward`, and the speed is that
+        of `Conv2d`; with ``input="int8"`` the time to round the images is added.
 
     Raises
     ------
