@@ -94,8 +94,8 @@ fn build<I: Index, P: Index>(
     let cut = parts.as_ref().map(|(_, offsets)| &offsets[..]);
     let offsets = cut.unwrap_or(offsets);
     let rows_cut = offsets.len() - 1;
-    // Long bands, in which many rows are of one length, but two where threads need them.
-    let step = (rows_cut / 2).next_multiple_of(16).clamp(64, BAND);
+    // Long bands, in which many rows are of one length, but some where threads need them.
+    let step = (rows_cut / 4).next_multiple_of(16).clamp(64, BAND);
     let of_entries = (BAND_ENTRIES * rows_cut / entries.max(1)).next_multiple_of(16);
     let step = step.min(of_entries.max(16));
     let mut indices = memory::zeroed::<u16>(entries + LANES);
