@@ -52,6 +52,7 @@ ALL = {
     "csr": csr.csr,
     "csr_grid": csr.grid,
     "csr_real": csr_real.csr_real,
+    "csr_crossover": csr_real.crossover,
     **{f"csr_real_{m}x{k}": functools.partial(csr_real.shape, m, k) for m, k in csr_real.SHAPES},
     "distill": distill.distill,
     "top_k": distill.top_k,

@@ -113,3 +113,29 @@ def csr_real():
     """Compare all shapes."""
     for m, k in SHAPES:
         shape(m, k)
+
+
+#: Sparsities at which a sparse layer is compared with a dense one.
+STEPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+
+
+def crossover():
+    """Print from which sparsity on the forward pass of a layer is faster sparse than dense."""
+    print("\nfrom which sparsity on X @ A.T is faster than dense, and how many times at 90 %")
+    print(f"  {'shape':>11} " + "".join(f"{n:>7} columns" for n in COLUMNS))
+    for m, k in SHAPES:
+        w, _ = weight((m, k))
+        line = ""
+        for n in COLUMNS:
+            batch = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
+            layers = {"dense": lambda batch=batch, w=w: batch @ w.T}
+            for zeros in STEPS:
+                pruned = np.where(cr.prune.magnitude_mask(w, sparsity=zeros), w, np.float32(0))
+                a = cr.sparse.CSRMatrix.from_dense(pruned)
+                layers[zeros] = lambda batch=batch, a=a: batch @ a.T
+            times = medians(layers, rounds=ROUNDS)
+            slower = [z for z in STEPS if times[z] >= times["dense"]]
+            faster = [z for z in STEPS if z > max(slower, default=0)]
+            first = f"{faster[0]:.0%}" if faster else "never"
+            line += f"{first:>7} {times['dense'] / times[0.9]:6.2f}x"
+        print(f"  {f'{m} x {k}':>11} {line}", flush=True)

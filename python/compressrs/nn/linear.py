@@ -277,7 +277,8 @@ class SparseLinear(Affine):
         """Return a sparse copy of a dense layer.
 
         Stored are the weights whose magnitude is not 0 and not below `threshold`, or those that
-        a mask keeps, even where they are 0.
+        a mask keeps, even where they are 0. Whether the copy is faster than the dense layer
+        depends on sparsity, shape, batch and machine: `recommend` measures it, and blocks too.
         """
         if not isinstance(layer, Linear):
             raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
