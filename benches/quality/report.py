@@ -1,12 +1,15 @@
 """Shared by the quality benchmarks: arguments, intervals, and reproducible plots."""
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
+
+from compressrs._files import write_atomically
 
 CONFIDENCE = 0.95
 
@@ -29,6 +32,17 @@ def interval(values):
     n = len(values)
     quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
     return float(quantile * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def kept(folder, name, make):
+    """Return what `make` returns, which is JSON, from a file in a folder if it is there."""
+    if folder is None:
+        return make()
+    path = Path(folder, f"{name}.json")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(make()).encode())
+    return json.loads(path.read_text())
 
 
 def save(figure: Figure, path: Path):

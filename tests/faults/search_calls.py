@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compressrs import nn, quantize, search
+from compressrs import nn, optim, quantize, search
 from tests.faults.optim_calls import Arguments, Method
-from tests.faults.public import space, study
+from tests.faults.public import perceptron, space, study
 
 CALLS: dict[str, Arguments] = {
     "search.allocate": lambda: dict(
@@ -79,6 +79,9 @@ CALLS |= {
     "search.Choice": lambda: dict(options=["a", 1, None], when={"b": 1}),
     "search.Int": lambda: dict(low=1, high=9, step=1, log=True, when={"b": (1, 2)}),
     "search.Float": lambda: dict(low=0.1, high=9.0, log=True, when=None),
+    "search.resize": lambda: dict(
+        model=perceptron(), sizes={0: 5}, optimizer=optim.SGD(np.ones(2)), rng=0
+    ),
     "search.Space": lambda: dict(parameters={"a": search.Int(1, 3)}),
 }
 

@@ -211,13 +211,15 @@ class Parameters(Guarded):
                 self._clear_masked_state(i)
 
     def _replace(
-        self, new: Mapping[int, Array], move: Callable[[int, Array, float], Array]
+        self,
+        new: Mapping[int, Array],
+        move: Callable[[int, Array, float, tuple[int, ...]], Array],
     ) -> None:
         """Replace parameters by other arrays, all or none, and convert their state.
 
-        ``move(i, values, fill)`` converts a state buffer or mask of parameter `i`, in full
-        precision, with one value per weight, row or column, to the shape of the new array;
-        `fill` is the initial value for new weights.
+        ``move(i, values, fill, shape)`` converts a state buffer or mask of parameter `i`, in
+        full precision, with one value per weight, row or column, to the shape that the new
+        array needs; `fill` is the initial value for new weights.
         """
         with self._changing("a change of its parameters"):
             old = {i: array for i, array in enumerate(self._arrays()) if i in new}
@@ -247,19 +249,20 @@ class Parameters(Guarded):
         i: int,
         old: Array,
         new: Array,
-        move: Callable[[int, Array, float], Array],
+        move: Callable[[int, Array, float, tuple[int, ...]], Array],
     ) -> None:
         """Convert the state and the mask of a replaced array for the new one."""
         initial = {name: fill for name, *_, fill in self._wanted(group, old, i)}
         wanted = self._wanted(group, new, i)
+        shapes = {name: tuple(shape) for name, shape, *_ in wanted}
         moved = {
-            name: move(i, values, initial[name])
+            name: move(i, values, initial[name], shapes[name])
             for name, values in widened(self._buffers(i)).items()
         }
         self._state[i] = {"step": self._state[i]["step"], **narrowed(wanted, moved)}
         bits = self._masks[i]
         if bits is not None:
-            self._masks[i] = packed(move(i, unpacked(bits, old.shape), 1))
+            self._masks[i] = packed(move(i, unpacked(bits, old.shape), 1, new.shape))
 
     def _set_masks(self, masks: Mapping[int, Any], undo: Undo) -> None:
         """Set the masks of the parameters with these indices."""

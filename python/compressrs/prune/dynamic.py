@@ -118,7 +118,7 @@ def _commit(changes: list[_Change], optimizer: Optimizer | None) -> list[CSRMatr
         }
         optimizer._replace(
             {index: change.matrix.data for index, change in own.items()},
-            lambda index, state, fill: carried(state, own[index].origin, fill),
+            lambda index, state, fill, shape: carried(state, own[index].origin, fill),
         )
     for matrix, _, origin in changes:
         matrix.data[...] = carried(matrix.data, origin, 0)

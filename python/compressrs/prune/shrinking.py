@@ -83,7 +83,7 @@ def shrink(
     adopted: list[tuple[Any, Member]] = []
     seen: dict[str, int | str] = {}
     for key, mask in keep.items():
-        group = _group(walk, layers, model, key, outputs)
+        group = group_made_by(walk, layers, model, key, outputs, "keep")
         mask = as_unit_mask(mask, f"keep[{key!r}]")
         if group.name in seen:
             raise ValueError(f"keep must name units once, got {seen[group.name]!r} and {key!r}")
@@ -99,10 +99,10 @@ def shrink(
     for (layer, member), array in zip(
         adopted, cuts.make(optimizer, followers, replaced=True), strict=True
     ):
-        _adopt(layer, member, array)
+        adopt(layer, member, array)
 
 
-def _adopt(layer: Any, member: Member, array: Array) -> None:
+def adopt(layer: Any, member: Member, array: Array) -> None:
     """Replace an array of a layer."""
     if member.array in layer.buffers:
         layer.buffers[member.array] = array
@@ -112,8 +112,13 @@ def _adopt(layer: Any, member: Member, array: Array) -> None:
     layer._use({member.array: array})
 
 
-def _group(
-    walk: Walk, layers: dict[str, Layer], model: Sequential, key: int | str, outputs: bool
+def group_made_by(
+    walk: Walk,
+    layers: dict[str, Layer],
+    model: Sequential,
+    key: int | str,
+    outputs: bool,
+    argument: str,
 ) -> Group:
     """Return the units that a layer produces after checking that they can be removed."""
     name = str(key)
@@ -122,8 +127,8 @@ def _group(
             kind = type(model[key]).__name__
             raise TypeError(f"layer {key} must be a Linear or a Conv2d, got {kind}; name one in it")
         raise ValueError(
-            f"keep must be of layers 0 to {len(model) - 1}, or of names of layers in the model, "
-            f"got {key!r}"
+            f"{argument} must be of layers 0 to {len(model) - 1}, or of names of layers in the "
+            f"model, got {key!r}"
         )
     space = walk.made_by.get(name)
     if space is None:
@@ -131,7 +136,7 @@ def _group(
         raise TypeError(f"layer {name} must be a Linear or a Conv2d without groups, got {kind}")
     if space.is_output and not outputs:
         raise ValueError(
-            f"keep must be of layers that feed another one, got {key!r}, whose neurons "
+            f"{argument} must be of layers that feed another one, got {key!r}, whose neurons "
             "are the model's outputs (outputs=True removes some of these)"
         )
     if space.fixed is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,12 +75,23 @@ def neurons(
     return new[: len(outputs)], new[len(outputs) :]
 
 
+class Growth(NamedTuple):
+    """Slices to append along an axis."""
+
+    #: Of the axis before.
+    length: int
+    #: The number of new slices.
+    more: int
+    #: Returns their values for their shape.
+    values: Callable[[tuple[int, ...]], Array]
+
+
 class Cuts:
-    """The slices to remove from arrays, along one axis or both."""
+    """The slices to remove from arrays or to append to them, along one axis or both."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
-        self._cuts: list[dict[int, Mask]] = []
+        self._cuts: list[dict[int, Mask | Growth]] = []
         #: The index of the array of each call of `add`.
         self._places: list[int] = []
 
@@ -91,6 +102,22 @@ class Cuts:
         if length == 0 or length != each * keep.size or (axis == 0 and each != 1):
             need = f"{keep.size} rows" if axis == 0 else f"a multiple of {keep.size} columns"
             raise ValueError(f"{name} must have {need}, got shape {array.shape}")
+        self._add(array, axis, np.repeat(keep, each), name)
+
+    def grow(
+        self,
+        array: Array,
+        axis: int,
+        units: int,
+        more: int,
+        values: Callable[[tuple[int, ...]], Array],
+        name: str,
+    ) -> None:
+        """Append the slices of new units along an axis that has those of a number of units."""
+        length = array.shape[axis]
+        self._add(array, axis, Growth(length, more * (length // units), values), name)
+
+    def _add(self, array: Array, axis: int, cut: Mask | Growth, name: str) -> None:
         own = (k for k, other in enumerate(self._arrays) if same_memory(other, array))
         place = next(own, len(self._arrays))
         if place == len(self._arrays):
@@ -98,7 +125,7 @@ class Cuts:
             self._cuts.append({})
         if axis in self._cuts[place]:
             raise ValueError(f"{name} must not be given twice")
-        self._cuts[place][axis] = np.repeat(keep, each)
+        self._cuts[place][axis] = cut
         self._places.append(place)
 
     def make(
@@ -119,7 +146,9 @@ class Cuts:
                     found[index] = k
             optimizer._replace(
                 {index: new[k] for index, k in found.items()},
-                lambda index, values, fill: _cut(values, self._cuts[found[index]]),
+                lambda index, values, fill, shape: _cut(
+                    values, self._cuts[found[index]], fill, shape
+                ),
             )
 
         if replaced:
@@ -147,10 +176,29 @@ def as_unit_mask(keep: object, name: str) -> Mask:
     return mask
 
 
-def _cut(array: Array, cut: dict[int, Mask]) -> Array:
-    """Return an array without the masked slices, along the axes of matching length."""
-    for axis, keep in cut.items():
+def _cut(
+    array: Array,
+    cut: dict[int, Mask | Growth],
+    fill: float | None = None,
+    wanted: tuple[int, ...] | None = None,
+) -> Array:
+    """Return an array without the masked slices, along the axes of matching length.
+
+    Appended slices are `fill`, if it is given. Axes that have the `wanted` length stay.
+    """
+    # Columns first: new rows are drawn as a whole.
+    for axis in sorted(cut, reverse=True):
+        edit = cut[axis]
+        length = edit.length if isinstance(edit, Growth) else edit.size
         # Means over an axis have length 1 there.
-        if array.ndim > axis and array.shape[axis] == keep.size:
-            array = np.compress(keep, array, axis=axis)
+        if array.ndim <= axis or array.shape[axis] != length:
+            continue
+        if wanted is not None and wanted[axis] == length:
+            continue
+        if isinstance(edit, Growth):
+            shape = (*array.shape[:axis], edit.more, *array.shape[axis + 1 :])
+            new = edit.values(shape) if fill is None else np.full(shape, fill)
+            array = np.concatenate([array, new.astype(array.dtype)], axis=axis)
+        else:
+            array = np.compress(edit, array, axis=axis)
     return np.ascontiguousarray(array)

@@ -4,7 +4,8 @@
 - From tables of errors and costs: `allocate`, exact, and the whole frontier: `pareto`.
 - The tables: `measure`, of models and checkpoints; what layers may become: `Option`.
 - Errors that do not add up: `correct`.
-- Architectures and settings: `Space` and `optimize`, which needs Optuna.
+- Architectures and settings: `Space` and `optimize`, which needs Optuna; `resize`, by which
+  children inherit weights.
 """
 
 from compressrs.search.allocation import Allocation, InfeasibleError, UnprovenWarning, allocate
@@ -12,6 +13,7 @@ from compressrs.search.candidates import Candidate, Evaluation, Pruned
 from compressrs.search.compressing import Compressed, compress
 from compressrs.search.correction import Correction, Trial, correct
 from compressrs.search.frontier import Frontier, pareto
+from compressrs.search.inheritance import resize
 from compressrs.search.measurements import Measurements
 from compressrs.search.measuring import measure
 from compressrs.search.options import Option
@@ -43,4 +45,5 @@ __all__ = [
     "measure",
     "optimize",
     "pareto",
+    "resize",
 ]
