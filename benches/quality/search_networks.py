@@ -13,6 +13,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 import compressrs as cr
+from benches.quality.report import kept
 from compressrs.search import Option, measure
 from compressrs.search.options import OPTIONS as DEFAULT
 
@@ -204,41 +205,42 @@ def widths(task, budget):
     return [task.accuracy(made(**study.best.design)) for study in (found, found.random)]
 
 
-def networks(names=tuple(DATA), budgets=BUDGETS, seeds=SEEDS):
-    """Print accuracies; return their means and standard deviations."""
-    heads = [*METHODS, "widths searched", "widths at random"]
-    print(f"Test accuracy in %, mean and standard deviation of {len(seeds)} seeds.\n")
+def of_seed(name, seed, budget):
+    """Return the accuracies of all methods, None for what does not fit."""
+    task = Task(name, seed)
+    model = task.network(DATA[name][1])
+    tables = measure(model, OPTIONS, task.x)
+    found = {}
+    for label, method in METHODS.items():
+        made = method(task, model, tables, budget)
+        found[label] = None if made is None else task.accuracy(made)
+    found["widths searched"], found["widths at random"] = widths(task, budget)
+    return {**found, "dense": task.accuracy(model), "dense bytes": 4 * size(model)}
+
+
+def networks(cache):
+    """Print accuracies of small networks."""
+    heads = [*METHODS, "widths searched", "widths at random", "dense"]
+    print(f"Test accuracy in %, mean and standard deviation of {len(SEEDS)} seeds.\n")
     print(f"| Data | Budget, kB | {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) + 1)}")
-    kept = {}
-    for name in names:
-        tasks = [Task(name, seed) for seed in seeds]
-        models = [task.network(DATA[name][1]) for task in tasks]
-        tables = [measure(model, OPTIONS, task.x) for task, model in zip(tasks, models)]
-        dense = np.mean([task.accuracy(model) for task, model in zip(tasks, models)])
-        for budget in budgets:
-            columns = []
-            for method in METHODS.values():
-                found = [method(*given, budget) for given in zip(tasks, models, tables)]
-                fitting = [t.accuracy(m) for t, m in zip(tasks, found) if m is not None]
-                columns.append(fitting)
-            columns += zip(*[widths(task, budget) for task in tasks])
-            cells = [cell(column, len(seeds)) for column in columns]
+    for name in DATA:
+        for budget in BUDGETS:
+            label = f"networks {name} {budget}"
+            runs = [
+                kept(cache, f"{label} {seed}", functools.partial(of_seed, name, seed, budget))
+                for seed in SEEDS
+            ]
+            cells = [cell([run[head] for run in runs]) for head in heads]
+            cells[-1] += f", {runs[0]['dense bytes'] / 1000:.0f} kB"
             print(f"| {name} | {budget / 1000:g} | {' | '.join(cells)} |", flush=True)
-            kept[f"{name} {budget}"] = {
-                head: [100 * float(x) for x in column] for head, column in zip(heads, columns)
-            }
-        print(
-            f"| {name} | dense {4 * size(models[0]) / 1000:.0f} | {100 * dense:.2f} |", flush=True
-        )
-    return kept
 
 
 def size(model):
     return sum(array.size for array in model.state_dict().values())
 
 
-def cell(column, seeds):
-    if len(column) < seeds:
-        return f"fits in {len(column)} of {seeds}"
-    values = 100 * np.array(column)
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+def cell(column):
+    fitting = [100 * value for value in column if value is not None]
+    if len(fitting) < len(column):
+        return f"fits in {len(fitting)} of {len(column)}"
+    return f"{np.mean(fitting):.1f} ± {np.std(fitting, ddof=1):.1f}"

@@ -486,6 +486,8 @@ def test_evolution_mutates_the_best_of_the_last():
             drawn = [last[i] for i in rng.choice(20, 10, replace=False)]
             least = [d for d in drawn if cost(d) == min(map(cost, drawn))]
             child = space.mutate(least[rng.integers(len(least))], rng)
+            while rng.random() < 0.1:
+                child = space.mutate(child, rng)
             if child not in evaluated:
                 break
         evaluated.append(child)
