@@ -160,7 +160,8 @@ def test_several_objectives_give_a_frontier():
                 and p[1] <= trial.values["bytes"]
             ]  # fmt: skip
             assert at_least
-        for a, b in itertools.pairwise(points):
+        # Depths 2 and 3 are as good as each other.
+        for a, b in itertools.pairwise(dict.fromkeys(points)):
             assert a[0] > b[0] and a[1] > b[1]
         assert found.best.values["accuracy"] == points[0][0]
         assert "frontier" in found.table()
