@@ -18,7 +18,7 @@ use compressrs_core::optim::{
 use compressrs_core::prune::{Magnitude, apply_mask, rank};
 use compressrs_core::quantize::product::{
     Columns, Epilogue as Finish, Meaning, Output, Rows, Weights, multiply as multiply_codes,
-    multiply_float, row_scales,
+    multiply_float,
 };
 use compressrs_core::quantize::{Affine, Layout, Levels, NF4, dequantize, quantize_to_range};
 use compressrs_core::runtime::parallel::{SharedMut, set_num_threads};
@@ -217,11 +217,9 @@ kernels! {
         dequantize(&codes, layout, grid, &d.scales[..N / 32], &zero, &mut d.out);
     };
     quantize_product_of_integers: |d| {
-        let mut of_rows = vec![0.0; WIDE];
         let x = &d.x[..WIDE * SIDE];
-        row_scales(x, SIDE, &mut of_rows);
         let out = Output::Numbers(&mut d.out[..WIDE * SIDE]);
-        multiply_codes(Rows::Numbers(x, &of_rows), WIDE, &d.packed, Finish::default(), out);
+        multiply_codes(Rows::Numbers(x), WIDE, &d.packed, Finish::default(), out);
     };
     quantize_product_of_floats: |d| {
         let out = Output::Numbers(&mut d.out[..WIDE * SIDE]);
