@@ -54,6 +54,42 @@ def test_half_precision_weights(precision):
     compare(cr.optim.Adam, ml_dtypes.bfloat16, ranks=(1, 3), precision=precision, seed=2)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"max_grad_norm": 0.5},
+        {"nonfinite": "raise"},
+        {"max_grad_norm": 0.5, "nonfinite": "skip", "grad_scale": 0.25},
+    ],
+    ids=lambda step: "-".join(step),
+)
+def test_half_precision_weights_are_clipped_alike(dtype, step):
+    compare(cr.optim.Adam, dtype, ranks=(1, 2, 3), step=step)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_weights_and_gradients_that_are_not_finite(dtype):
+    def work(comm):
+        w = np.ones(70_000, dtype)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, microbatches=3)
+        results = []
+        for nonfinite in ("skip", "raise"):
+            for i in opt.indices:
+                opt.accumulate(i, np.full(w.shape, np.nan if i == 2 else 1.0, np.float32))
+            try:
+                results.append(opt.step(nonfinite=nonfinite))
+            except cr.optim.NonFiniteGradientError as error:
+                results.append(str(error))
+        assert (w == 1).all()
+        return results
+
+    for size in (1, 2, 3):
+        for norm, message in run_local(work, size):
+            assert np.isnan(norm)
+            assert "NaN" in message
+
+
 def test_double_precision():
     def work(comm):
         w = np.linspace(-1, 1, 70_000)

@@ -269,11 +269,11 @@ class ShardedOptimizer(PartitionedOptimizer):
             if not given[part.tensor]:
                 grads[k] = None
         active = [i for i, one in enumerate(given) if one]
-        arrays = self._arrays()
         factor, norm = _core.gradient_scale(
             lambda unit: self._partials(unit, grads, active),
             [self._paths[i] for i in active],
-            [arrays[i] for i in active],
+            # Of half precision parameters the gradients are float32.
+            [np.empty(0, self._layout.dtypes[i]) for i in active],
             max_grad_norm,
             grad_scale,
             nonfinite,
