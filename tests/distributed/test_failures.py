@@ -140,6 +140,52 @@ def test_hyperparameters_that_drift_apart():
         assert "rank 2" in message
 
 
+@pytest.mark.parametrize("how", ["another", "none", "state_dict"])
+def test_masks_that_differ(how):
+    def work(comm):
+        params = {"a": np.ones(70_000, np.float32), "b": np.ones(9)}
+        opt = ShardedOptimizer(cr.optim.Adam, params, comm, microbatches=SIZE)
+        masks = {"a": np.arange(70_000) % 2 == 0, "b": None}
+        opt.set_masks(masks)
+        before, state = {k: v.copy() for k, v in params.items()}, opt.state_dict()
+        assert before["a"].sum() == 35_000
+        other = masks["a"].copy()
+        other[69_999 if comm.rank == 2 else 0] ^= True
+        if how == "none" and comm.rank == 2:
+            other = None
+        with pytest.raises(ValueError, match=r"mask of params\['a'\].* on rank 2 and") as error:
+            if how == "state_dict":
+                opt.load_state_dict({**state, "masks": {0: other}})
+            else:
+                opt.set_masks({**masks, "a": other})
+        assert ("got none on rank 2" in str(error.value)) == (how == "none")
+        assert same(params, before)
+        assert same(opt.state_dict(), state)
+        for i in opt.indices:
+            opt.accumulate(i, {k: np.ones_like(v) for k, v in params.items()})
+        opt.step()
+        return params
+
+    results = run_local(work, SIZE)
+    for params in results:
+        assert same(params, results[0])
+        assert (params["a"][1::2] == 0).all()
+
+
+def test_a_rank_that_fails_while_others_set_masks():
+    def work(comm):
+        opt = ShardedOptimizer(cr.optim.Adam, np.ones(4), comm)
+        with comm.together("masking"):
+            if comm.rank == 1:
+                raise KeyError("a bug of the user's")
+            opt.set_masks(np.arange(4) > 1)
+
+    first, second, third = outcomes(work)
+    assert isinstance(second, KeyError)
+    assert isinstance(first, RankError)
+    assert isinstance(third, RankError)
+
+
 def test_arguments_of_steps_that_differ():
     def work(comm):
         w = np.ones(5)

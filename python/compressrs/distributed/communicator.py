@@ -205,7 +205,8 @@ class Communicator(abc.ABC):
         if self.size == 1:
             return
         digest = blake2b(repr(sorted(what.items())).encode(), digest_size=16).digest()
-        if len(set(self.allgather(digest))) == 1:
+        # Agreed on, so that a rank that failed before it got here is noticed.
+        if len(set(self.agree("comparing ranks", value=digest))) == 1:
             return
         first, *others = self.allgather(dict(what))
         for rank, other in enumerate(others, 1):

@@ -102,9 +102,7 @@ class PartitionedOptimizer(Optimizer):
         arrays = zip(self._names, self._arrays(), strict=True)
         what |= {f"dtype and shape of {n}": f"{a.dtype} {a.shape}" for n, a in arrays}
         for name, array in zip(self._names, self._arrays(), strict=True):
-            digest = _core.Checksum()
-            digest.update(array.reshape(-1).view(np.uint8))
-            what[f"values of {name}"] = f"those with the checksum {digest.digest():016x}"
+            what[f"values of {name}"] = f"those with the checksum {_checksum(array)}"
         return what | self._settings()
 
     def _settings(self) -> dict[str, str]:
@@ -140,7 +138,15 @@ class PartitionedOptimizer(Optimizer):
     def set_masks(self, masks: ArrayTree | None) -> None:
         """Set masked weights and their state to exactly 0, and keep them there.
 
-        Collective; see `Optimizer.set_masks`. The masks must be the same on all ranks.
+        Collective; see `Optimizer.set_masks`.
+
+        Raises
+        ------
+        TypeError
+            If a mask is not boolean.
+        ValueError
+            If a mask does not have its parameter's shape, or ranks are given other masks; the
+            message names one. Nothing is changed on any rank in that case.
         """
         super().set_masks(masks)
 
@@ -148,6 +154,13 @@ class PartitionedOptimizer(Optimizer):
         with self.comm.together("set_masks"):
             super()._set_masks(masks, undo)
             self._set_inner_masks(masks, undo)
+        self._require_same_masks()
+
+    def _require_same_masks(self) -> None:
+        if self.comm.size > 1:
+            self.comm.require_same(
+                {f"mask of {n}": _mask(m) for n, m in zip(self._names, self._masks, strict=True)}
+            )
 
     def _set_inner_masks(self, indices: Iterable[int], undo: Undo) -> None:
         """Hand the masks of these tensors to the optimizer of this rank's parts."""
@@ -291,6 +304,7 @@ class PartitionedOptimizer(Optimizer):
                 self._take(updates, masks, undo)
                 self._write_state(values, undo)
                 self._finish_loading(masks, undo)
+            self._require_same_masks()
 
         return take
 
@@ -345,6 +359,16 @@ class PartitionedOptimizer(Optimizer):
                 self._inner._state[k][name][...] = values
         masked = [i for i, mask in enumerate(self._masks) if mask is not None]
         self._set_inner_masks(masked, Undo())
+
+
+def _checksum(array: Array) -> str:
+    digest = _core.Checksum()
+    digest.update(array.reshape(-1).view(np.uint8))
+    return f"{digest.digest():016x}"
+
+
+def _mask(bits: Array | None) -> str:
+    return "none" if bits is None else f"one with the checksum {_checksum(bits)}"
 
 
 def _shown(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
