@@ -65,7 +65,8 @@ def test_packages_of_extras_are_listed(monkeypatch):
         "numpy>=2.1",
         "torch>=2.6; extra == 'torch'",
         'no-such-package[x]>=1,<2; extra == "cli"',
-        'tomli>=2; python_version < "3.11" and extra == "cli"',
+        'tomli>=2; python_version < "3.99" and extra == "cli"',
+        'older>=2; python_version < "3.9" and extra == "cli"',
         "compressrs[cli]; extra == 'demo'",
         "pytest>=8; extra == 'test'",
     ]

@@ -170,3 +170,31 @@ def test_the_range_test_puts_everything_back_whatever_train_does(result):
         cr.optim.lr_range_test(opt, train)
     assert (w == 1).all() and opt.param_groups[0]["lr"] == 0.1
     assert not opt.state[0]["momentum_buffer"].any()
+
+
+def test_the_range_test_refuses_new_groups():
+    w = np.ones(2)
+    opt = cr.optim.Adam(w)
+
+    def train():
+        if len(opt.param_groups) == 1:
+            opt.step(w.copy())
+            opt.add_param_group({"params": np.ones(3)})
+        return 1.0
+
+    with pytest.raises(ValueError, match="must not add groups"):
+        cr.optim.lr_range_test(opt, train)
+    assert (w == 1).all()
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1.0, 1e150])
+def test_sam_goes_as_far_whatever_the_scale_of_the_gradients(size):
+    w = np.ones(2)
+    seen = []
+
+    def closure():
+        seen.append(w.copy())
+        return 0.0, np.full(2, size)
+
+    cr.optim.SAM(cr.optim.SGD(w, lr=0.0), rho=0.5).step(closure)
+    np.testing.assert_allclose(seen[1], 1 + 0.5 / np.sqrt(2), rtol=1e-6)

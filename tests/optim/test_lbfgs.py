@@ -155,6 +155,22 @@ def test_a_loss_that_is_not_finite_shortens_the_step():
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        lambda w: (float(np.abs(w).sum()), np.sign(w)),
+        lambda w: (float(w.sum()), np.ones(3)),
+        lambda w: (-float(w @ w), -2 * w),
+    ],
+    ids=["kinks", "line", "concave"],
+)
+def test_losses_without_curvature_are_lowered_without_an_error(loss):
+    w = np.ones(3)
+    optimizer = cr.optim.LBFGS(w, line_search_fn="strong_wolfe")
+    before = optimizer.step(closure(loss, w))
+    assert loss(w)[0] < before and np.isfinite(w).all()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"scale": 0.0}, "scale"),

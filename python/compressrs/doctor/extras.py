@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sys
 from typing import NamedTuple
 
 # Such as `torch>=2.6; extra == "torch"`.
+_OLDER_PYTHON = re.compile(r"""python_version\s*<\s*['"](\d+)\.(\d+)""")
 _REQUIREMENT = re.compile(r"""^([\w.-]+)(?:\[[^]]*])?\s*([^;]*?)\s*;.*extra\s*==\s*['"]([\w-]+)""")
 
 
@@ -40,6 +42,9 @@ def packages(leave_out: tuple[str, ...] = ("test", "bench", "docs")) -> list[Pac
         return []
     found = set()
     for requirement in requirements:
+        older = _OLDER_PYTHON.search(requirement)
+        if older and sys.version_info >= (int(older[1]), int(older[2])):
+            continue
         match = _REQUIREMENT.match(requirement)
         if match and match[1] != "compressrs" and match[3] not in leave_out:
             found.add(Package(match[3], match[1], match[2], _version(match[1])))

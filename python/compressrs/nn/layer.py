@@ -284,13 +284,21 @@ class Layer:
         ------
         TypeError
             If the model has a layer that cannot be exported; it is named.
+        ValueError
+            If `path` ends like a file of another format, such as ``.onnx``.
         OSError
             If the file cannot be written.
         """
         from compressrs.nn.export import export
 
         show = flag(show, "show")
-        code = export(self, file_path(path), standardize)
+        target = file_path(path)
+        if target.suffix in (".onnx", ".pt", ".pth", ".safetensors"):
+            raise ValueError(
+                f"path must be that of an .npz file, got {target.name!r}; `save` writes "
+                "safetensors, and there is no export to ONNX or PyTorch"
+            )
+        code = export(self, target, standardize)
         if show:
             print(code)
         return code

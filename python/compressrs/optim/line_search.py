@@ -135,5 +135,9 @@ def cubic_minimum(a: Point[G], b: Point[G], bounds: tuple[float, float]) -> floa
     if not square >= 0:
         return (low + high) / 2
     root = math.sqrt(square)
-    at = b.at - (b.at - a.at) * ((b.slope + root - d) / (b.slope - a.slope + 2 * root))
+    bend = b.slope - a.slope + 2 * root
+    if bend == 0:
+        # A line, which has no minimum: where it is less.
+        return high if a.slope < 0 else low
+    at = b.at - (b.at - a.at) * ((b.slope + root - d) / bend)
     return min(max(at, low), high) if math.isfinite(at) else (low + high) / 2

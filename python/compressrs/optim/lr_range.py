@@ -126,8 +126,8 @@ def lr_range_test(
     TypeError
         If an argument is of a wrong type, or `train` does not return a number.
     ValueError
-        If a number is out of range. After any exception, also of `train`, parameters and state
-        are as before.
+        If a number is out of range, or `train` adds a group. After any other exception, also
+        of `train`, parameters and state are as before.
 
     References
     ----------
@@ -154,7 +154,8 @@ def lr_range_test(
         raise ValueError(f"low must be less than high, got {low} and {high}")
     whole(steps, "steps", 2)
     flag(progress, "progress")
-    weights = [w.copy() for w in optimizer._arrays()]
+    arrays = optimizer._arrays()
+    weights = [w.copy() for w in arrays]
     state = copy.deepcopy(optimizer.state_dict())
     rates: list[float] = []
     losses: list[float] = []
@@ -166,6 +167,8 @@ def lr_range_test(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 loss = _loss(train())
+                if len(optimizer._arrays()) != len(arrays):
+                    raise ValueError("train must not add groups to the optimizer")
                 mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
                 smoothed = mean / (1 - _SMOOTHING ** (step + 1))
                 if not smoothed <= _DIVERGED * least:
@@ -175,9 +178,10 @@ def lr_range_test(
                 least = min(least, smoothed)
                 advance()
     finally:
-        for w, value in zip(optimizer._arrays(), weights, strict=True):
+        for w, value in zip(arrays, weights, strict=True):
             np.copyto(w, value)
-        optimizer.load_state_dict(state)
+        if len(optimizer._arrays()) == len(arrays):
+            optimizer.load_state_dict(state)
     if not rates:
         raise ValueError("train must return a finite loss in its first step")
     return LRRange(rates, losses)

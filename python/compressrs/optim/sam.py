@@ -130,7 +130,9 @@ class SAM(Guarded, Stateful):
         norm = _core.norm([*scaled.values()], names, 2.0, math.inf)[0] if scaled else 0.0
         if norm > 0 and math.isfinite(norm):
             for i, g in scaled.items():
-                arrays[i] += (self.rho / norm * g * self._sizes(arrays[i])).astype(arrays[i].dtype)
+                # The quotient is at most 1, whatever the scale of the gradients.
+                move = self.rho * (g / g.dtype.type(norm)) * self._sizes(arrays[i])
+                arrays[i] += move.astype(arrays[i].dtype)
 
     def _sizes(self, w: Array) -> Array | float:
         """Return T."""

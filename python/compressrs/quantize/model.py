@@ -365,12 +365,25 @@ def _schemes(
     for name in names:
         fits = (rule for pattern, rule in rules.items() if fnmatch.fnmatchcase(name, pattern))
         found[name] = next(fits, None)
+    for pattern, rule in rules.items():
+        if not fnmatch.filter(names, pattern) and (
+            rule is not None or not _is_layer(model, pattern)
+        ):
+            raise ValueError(
+                f"scheme[{pattern!r}] must match a layer that can be quantized, of which there "
+                f"are {names or 'none that is in float'}"
+            )
     if not any(found.values()):
         raise ValueError(
             f"scheme must quantize at least one layer, of which there are {names or 'none'}, got "
             f"{list(rules)}"
         )
     return found
+
+
+def _is_layer(model: Sequential, pattern: str) -> bool:
+    """Whether a pattern matches a layer of any kind."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name, _ in model.named_layers())
 
 
 def _codes(w: Array, scheme: Scheme, statistics: Any, method: str) -> QuantizedTensor:

@@ -115,13 +115,15 @@ def compress(
     model, calibration, options, evaluate, sensitivity, latency, cache, workers, progress
         See `measure`. A "latency" in the budget is measured for `latency` rows, 1 by default.
     budget : float, or dict of str to float, optional
-        Bytes, or budgets by the name of the cost: "bytes", "multiply_adds", "latency" (in
-        seconds).
+        Bytes, or budgets by the name of the cost: "bytes" of the whole model, "multiply_adds"
+        of its linear layers, "latency" of these (in seconds). Other layers, such as
+        convolutions, stay as they are; their bytes count.
     destination : path, optional
         Of the new checkpoint, if `model` is one.
     max_drop : float, optional
-        Instead of a budget: the smallest result whose loss, as `evaluate` returns it, is by at
-        most this larger. Found by bisection along the frontier of errors and bytes.
+        Instead of a budget: the smallest result whose loss, in the unit in which `evaluate`
+        returns it (smaller is better: return an error, or minus an accuracy), is by at most
+        this larger. Found by bisection along the frontier of errors and bytes.
     trials : int, default 0
         Trials of `correct`, with `evaluate`.
     data : pair of array, optional
