@@ -147,5 +147,5 @@ def test_quantized_convolutions(symmetric, tmp_path):
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
 def test_names_of_other_formats_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match=r"an \.npz file"):
-        cr.nn.Linear(3, 2, rng=0).export(tmp_path / name, show=False)
+        nn.Linear(3, 2, rng=0).export(tmp_path / name, show=False)
     assert not (tmp_path / name).exists()
