@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_state_is_converted(tmp_path):
     one.load_state_dict(state)
 
     def load(comm):
-        opt = ShardedOptimizer(cr.optim.Adam, parameters(cr.optim.Adam), comm, microbatches=1)
+        own = parameters(cr.optim.Adam)
+        opt = ShardedOptimizer(cr.optim.Adam, own, comm, microbatches=MICROBATCHES)
         opt.load(tmp_path)
         return opt.state_dict()
 
@@ -185,20 +187,59 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 
 def test_checkpoints_of_others_are_refused(tmp_path):
     cr.distributed.ShardedOptimizer(cr.optim.Adam, [np.ones(3), np.ones(4)]).save(tmp_path)
-    for rule, params in (
-        (cr.optim.SGD, [np.ones(3), np.ones(4)]),
-        (cr.optim.Adam, [np.ones(3), np.ones(5)]),
-        (cr.optim.Adam, [np.ones(3)]),
-        (cr.optim.Adam, {"a": np.ones(3), "b": np.ones(4)}),
+    groups = [{"params": [np.ones(3)]}, {"params": [np.ones(4)]}]
+    for rule, params, need, got in (
+        (cr.optim.SGD, [np.ones(3), np.ones(4)], "a SGD", "a Adam"),
+        (
+            cr.optim.Adam,
+            [np.ones(3), np.ones((5, 2))],
+            "params[1] of shape (5, 2)",
+            "params[1] of shape (4,)",
+        ),
+        (cr.optim.Adam, [np.ones(3)], "no further parameters", "params[1] of shape (4,)"),
+        (
+            cr.optim.Adam,
+            {"a": np.ones(3), "b": np.ones(4)},
+            "params['a'] of shape (3,), params['b'] of shape (4,)",
+            "params[0] of shape (3,), params[1] of shape (4,)",
+        ),
+        (cr.optim.Adam, [np.ones(3) for _ in range(9)], "and 3 others", "params[1] of shape (4,)"),
+        (cr.optim.Adam, groups, "params[0][0] of shape (3,)", "params[1] of shape (4,)"),
     ):
-        with pytest.raises(ValueError, match="must be of"):
+        with pytest.raises(ValueError, match="must be of a") as error:
             ShardedOptimizer(rule, params).load(tmp_path)
+        before, _, after = str(error.value).partition(", got ")
+        assert need in before
+        assert got in after
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(FileExistsError, match="something else"):
         ShardedOptimizer(cr.optim.Adam, np.ones(3)).save(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         ShardedOptimizer(cr.optim.Adam, np.ones(3)).load(tmp_path / "none")
+
+
+def test_another_number_of_microbatches_is_warned_of(tmp_path):
+    def save(comm):
+        sharded(cr.optim.Adam, parameters(cr.optim.Adam), comm)[0].save(tmp_path)
+
+    def load(comm, microbatches):
+        opt = ShardedOptimizer(
+            cr.optim.Adam, parameters(cr.optim.Adam), comm, microbatches=microbatches
+        )
+        opt.load(tmp_path)
+        return opt.state_dict()["state"]
+
+    run_local(save, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expected = run_local(load, 3, MICROBATCHES)
+    assert not caught
+    with pytest.warns(UserWarning, match=f"microbatches={MICROBATCHES}, got 4") as caught:
+        results = run_local(load, 3, 4)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert same(results, expected)
 
 
 def test_a_run_resumes(tmp_path):

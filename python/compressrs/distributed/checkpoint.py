@@ -47,6 +47,8 @@ class Manifest(NamedTuple):
     param_groups: list[dict[str, Any]]
     codes: dict[str, Any] | None
     weights: bool
+    #: None if the checkpoint does not say.
+    microbatches: int | None = None
 
 
 def check(head: Mapping[str, Any]) -> None:
@@ -144,6 +146,7 @@ def read(folder: Path) -> Manifest:
             [dict(group) for group in content["param_groups"]],
             content.get("codes"),
             bool(content["weights"]),
+            int(content["microbatches"]) if "microbatches" in content else None,
         )
         if not all(_SHARD.fullmatch(name) for name in manifest.files):
             raise ValueError("it names other files")
@@ -165,6 +168,55 @@ def _require_whole(manifest: Manifest) -> None:
     sizes = [_size(shape) for shape in manifest.shapes]
     if list(ends.values()) != sizes or len(seen) != len(sizes):
         raise ValueError("its parts are not all of the parameters")
+
+
+def require_parameters(
+    manifest: Manifest, kind: str, groups: list[list[tuple[str, tuple[int, ...]]]]
+) -> None:
+    """Raise a ValueError, which names those that differ, unless these are its parameters.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    kind : str
+        Name of the rule's class.
+    groups : list of list of (str, tuple of int)
+        Names and shapes of the parameters of each group. The name of a single one may differ.
+    """
+    try:
+        saved = [
+            [
+                (str(name), manifest.shapes[int(i)])
+                for name, i in zip(group["param_names"], group["params"], strict=True)
+            ]
+            for group in manifest.param_groups
+        ]
+    except (TypeError, LookupError, ValueError) as error:
+        raise ValueError(f"{manifest.folder} has damaged groups: {error!r}") from None
+    ours, theirs = [x for group in groups for x in group], [x for group in saved for x in group]
+    if len(ours) == len(theirs) == 1:
+        same = ours[0][1] == theirs[0][1]
+    else:
+        same = [sorted(group) for group in groups] == [sorted(group) for group in saved]
+    if manifest.rule == kind and same:
+        return
+    need = [x for x in ours if x not in theirs]
+    got = [x for x in theirs if x not in ours]
+    if need or got:
+        what, found = _listed(need), _listed(got)
+    else:
+        what, found = (f"groups of {[len(group) for group in each]}" for each in (groups, saved))
+    raise ValueError(
+        f"{manifest.folder} must be of a {kind} with {what}, got a {manifest.rule} with {found}"
+    )
+
+
+def _listed(parameters: list[tuple[str, tuple[int, ...]]], most: int = 5) -> str:
+    if not parameters:
+        return "no further parameters"
+    rest = len(parameters) - most
+    shown = ", ".join(f"{name} of shape {shape}" for name, shape in parameters[:most])
+    return shown + (f" and {rest} others" if rest > 0 else "")
 
 
 def _size(shape: Sequence[int]) -> int:

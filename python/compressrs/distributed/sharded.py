@@ -12,6 +12,7 @@ from compressrs import _core
 from compressrs._arrays import Array, ArrayTree
 from compressrs._checks import file_path, flag, whole
 from compressrs._state import Undo, all_or_nothing
+from compressrs._warnings import warn
 from compressrs.distributed import checkpoint
 from compressrs.distributed.gradients import checked_gradients
 from compressrs.distributed.layout import Flat
@@ -357,6 +358,7 @@ class ShardedOptimizer(PartitionedOptimizer):
                     "param_groups": described["param_groups"],
                     "shapes": [list(array.shape) for array in self._arrays()],
                     "weights": weights,
+                    "microbatches": self.microbatches,
                     **({"codes": described["codes"]} if "codes" in described else {}),
                 }
                 checkpoint.check(head)
@@ -376,6 +378,13 @@ class ShardedOptimizer(PartitionedOptimizer):
             If it is damaged or does not match; nothing is changed on any rank in that case.
         RankError
             If another rank cannot read.
+
+        Warns
+        -----
+        UserWarning
+            On rank 0, if the checkpoint is of a run with another `microbatches`: gradients are
+            then added in another order, and the bits are no longer those of that run. The file
+            of the rule's optimizer and state dicts do not tell.
         """
         with self.comm.together("load"):
             folder = file_path(path)
@@ -389,22 +398,25 @@ class ShardedOptimizer(PartitionedOptimizer):
             arrays = [(part.owner, self._view(part)) for part in self._layout.parts]
             gather_arrays(self.comm, arrays)
 
+    def _warn_of_microbatches(self, manifest: checkpoint.Manifest) -> None:
+        saved = manifest.microbatches
+        if self.comm.rank == 0 and saved not in (None, self.microbatches):
+            warn(
+                f"{manifest.folder} is of a run with microbatches={saved}, got "
+                f"{self.microbatches}: gradients are added in another order, and further steps "
+                "do not have the bits of that run",
+                UserWarning,
+            )
+
     def _load_parts(self, manifest: checkpoint.Manifest, undo: Undo) -> None:
         arrays = self._arrays()
         given = [list(group["params"]) for group in manifest.param_groups]
         lengths = [len(group["params"]) for group in self._groups]
-        if manifest.rule != self._kind or [len(g) for g in given] != lengths:
-            raise ValueError(
-                f"{manifest.folder} must be of a {self._kind} with groups of {lengths} parameters, "
-                f"got a {manifest.rule} with groups of {[len(g) for g in given]}"
-            )
+        named = iter([(n, a.shape) for n, a in zip(self._names, arrays, strict=True)])
+        own = [[next(named) for _ in range(length)] for length in lengths]
+        checkpoint.require_parameters(manifest, self._kind, own)
         order = parameter_order(manifest.param_groups, given, self._names, lengths, True)
-        shapes = [manifest.shapes[i] for i in order]
-        if shapes != [array.shape for array in arrays]:
-            raise ValueError(
-                f"{manifest.folder} must be of parameters with the shapes "
-                f"{[array.shape for array in arrays]}, got {shapes}"
-            )
+        self._warn_of_microbatches(manifest)
         reader = checkpoint.Reader(manifest)
         wanted = [part._replace(tensor=order[part.tensor]) for part in self._own]
         found = reader.parts(wanted)
