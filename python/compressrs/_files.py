@@ -104,6 +104,27 @@ def _write(path: Path, parts: Iterable[bytes | memoryview], exclusive: bool) -> 
         publish(name, path, exclusive=exclusive)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read from, without waiting for a pipe.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is not a regular file, such as a folder or a pipe.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, "not a regular file", str(path))
+    return descriptor
+
+
 def publish(name: Path, path: Path, *, exclusive: bool = False) -> None:
     """Rename a synced file or folder, keeping the permissions of a file that it replaces.
 

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import os
 import pickle
 
 import numpy as np
@@ -384,3 +385,27 @@ def test_more_than_2_gb(tmp_path):
     x[0, 0] = 1
     y = conn.Runner(again)(x)
     assert y[0, 3] == 7 and np.count_nonzero(y) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_and_folders_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"not a regular file: .*pipe"):
+        conn.load(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError, match="not a regular file"):
+        conn.load(tmp_path)
+    with pytest.raises(OSError, match=r"not a regular file: .*null"):
+        conn.load("/dev/null")
+    with pytest.raises(OSError, match=r"not a regular file: .*pipe"):
+        conn.load(mlp()).save(tmp_path / "pipe")
+    path = written(
+        mlp(), tmp_path / "a.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    model = conn.load(path)
+    (tmp_path / "w").unlink()
+    os.mkfifo(tmp_path / "w")
+    with pytest.raises(OSError, match=r"not a regular file, with the data of w1: .*w"):
+        conn.load(path)
+    # Of a model that was loaded before.
+    with pytest.raises(OSError, match=r"not a regular file: .*w"):
+        model["w1"]

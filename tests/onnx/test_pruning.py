@@ -221,5 +221,5 @@ def test_integers_are_no_weights():
     model = conn.load(b.model(h))
     with pytest.raises(TypeError, match="to must be of floating-point numbers, got int64"):
         conn.prune(model, 0.5, ["to"])
-    with pytest.raises(ValueError, match="at least one array, got none"):
+    with pytest.raises(ValueError, match=r"of floating-point numbers .*, got none$"):
         conn.prune(model, 0.5)

@@ -233,3 +233,103 @@ def test_products_that_matmulnbits_does_not_replace():
         conn.quantize(model, scheme, ["w"], format="matmulnbits")
     with pytest.raises(ValueError, match="v cannot be in 'matmulnbits': a Add takes it"):
         conn.quantize(model, scheme, ["v"], format="matmulnbits")
+
+
+@pytest.mark.parametrize("first", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("shape", [(16, 16), (32, 16)])
+def test_matmulnbits_of_weights_in_two_orientations(first, shape):
+    b = Builder()
+    w = b.array("w", normal(*shape))
+    x, z = b.input("x", ["n", shape[0]]), b.input("z", ["n", shape[1]])
+    if first == "MatMul":
+        outputs = [b.node("MatMul", x, w), b.node("Gemm", z, w, transB=1)]
+    else:
+        outputs = [b.node("Gemm", z, w, transB=1), b.node("MatMul", x, w)]
+    model = conn.load(b.model(*outputs))
+    before = model.proto().SerializeToString()
+    scheme = Scheme(bits=4, granularity="group", group_size=16)
+    for names in (None, ["w"]):
+        with pytest.raises(ValueError, match="takes it in the other orientation"):
+            conn.quantize(model, scheme, names, format="matmulnbits")
+    assert model.proto().SerializeToString() == before
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matmulnbits_of_shared_weights(transposed):
+    b = Builder()
+    x, w = b.input("x", ["n", 16]), b.array("w", normal(16, 16))
+    if transposed:
+        h = b.node("Gemm", b.node("Gemm", x, w, b.array("c", normal(16)), transB=1), w, transB=1)
+    else:
+        h = b.node("Gemm", b.node("MatMul", x, w), w)
+    proto = b.model(h)
+    model = conn.load(proto)
+    scheme = Scheme(bits=4, granularity="group", group_size=16)
+    codes = conn.quantize(model, scheme, format="matmulnbits")
+    rows = normal(5, 16)
+    np.testing.assert_allclose(
+        run(checked(model), rows), run(replaced(proto, codes), rows), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("format", ["qdq", "matmulnbits"])
+def test_empty_weights_stay(format):
+    b = Builder(opset=21, ir=10)
+    x = b.input("x", ["n", 16])
+    h = b.node("MatMul", x, b.array("w", normal(16, 16)))
+    empty = b.node("MatMul", x, b.array("e", np.zeros((16, 0), np.float32)))
+    model = conn.load(b.model(b.node("Concat", h, empty, axis=1)))
+    scheme = Scheme(bits=4, granularity="group", group_size=16)
+    with pytest.raises(ValueError, match=r"e cannot be in .*: it has no numbers"):
+        conn.quantize(model, scheme, ["w", "e"], format=format)
+    assert [*conn.quantize(model, scheme, format=format)] == ["w"]
+    assert model["e"].shape == (16, 0) and model["e"].dtype == np.float32
+    checked(model)
+    with pytest.raises(ValueError, match=r"can be in .*: e: it has no numbers, with shape \(16, 0"):
+        conn.quantize(model, scheme, format=format)
+
+
+@pytest.mark.parametrize("dtype", ["int", "uint"])
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("opset", [17, 21])
+def test_types_of_codes_in_the_file(opset, bits, dtype):
+    proto = mlp(opset=opset, ir=10)
+    model = conn.load(proto)
+    scheme = Scheme(bits=bits, dtype=dtype, symmetric=dtype == "int")
+    if bits == 4 and opset < 21:
+        with pytest.raises(ValueError, match="4 bits need opset 21"):
+            conn.quantize(model, scheme)
+        return
+    codes = conn.quantize(model, scheme)
+    made = checked(model)
+    kinds = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in made.graph.initializer}
+    expected = f"{dtype}{4 if bits <= 4 and opset >= 21 else 8}".upper()
+    assert {kinds[f"{name}_quantized"] for name in codes} == {expected}
+    assert {kinds.get(f"{name}_zero_point", expected) for name in codes} == {expected}
+    np.testing.assert_allclose(
+        run(made, X, fused=False), run(replaced(proto, codes), X), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_weights_that_stay_are_named():
+    groups = Scheme(bits=4, granularity="group", group_size=16)
+    with pytest.raises(ValueError, match=r"c1 cannot be in 'qdq': groups .*; c2 cannot be in"):
+        conn.quantize(conn.load(cnn(opset=21, ir=10)), groups, ["c1", "c2"])
+    b = Builder(opset=21, ir=10)
+    h = b.node("Conv", b.input("x", ["n", 3, 4, 4]), b.array("c", normal(2, 3, 1, 1)))
+    with pytest.raises(ValueError, match="no weight of the model can be in 'qdq': c: groups are"):
+        conn.quantize(conn.load(b.model(h, rank=4)), groups)
+
+
+@pytest.mark.parametrize("format", ["qdq", "matmulnbits"])
+def test_quantized_models_have_no_weights_left(format):
+    model = conn.load(mlp(wide=4, opset=21, ir=10))
+    scheme = Scheme(bits=4, granularity="group", group_size=16)
+    conn.quantize(model, scheme, format=format)
+    before = model.proto().SerializeToString()
+    kind = "DequantizeLinear" if format == "qdq" else "MatMulNBits"
+    with pytest.raises(
+        ValueError, match=f"got none: its weights are quantized already, for {kind}"
+    ):
+        conn.quantize(model, scheme, format=format)
+    assert model.proto().SerializeToString() == before

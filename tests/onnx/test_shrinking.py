@@ -155,6 +155,48 @@ def test_a_weight_that_feeds_itself_is_cut_along_both_axes():
     check(model, X["mlp"], ["first"])
 
 
+def test_a_shared_weight_that_reads_inputs_of_the_graph_stays():
+    b = Builder()
+    x, w = b.input("x", ["n", 6]), b.array("w", normal(6, 6))
+    h = b.node("Relu", b.node("MatMul", x, w))
+    refused(b.model(b.node("MatMul", h, w)), "w")
+
+
+def test_a_shared_weight_that_other_layers_need_whole_stays():
+    """Under other names, after units that are fixed, in convolutions, or for rows of a value."""
+    b = Builder()
+    x, w = b.input("x", ["n", 6]), b.array("w", normal(6, 6))
+    h = b.node("Relu", b.node("MatMul", x, b.node("Transpose", w)))
+    refused(b.model(b.node("Gemm", h, b.node("Identity", w), transB=1)), "w")
+    b = Builder()
+    x, w, v = b.input("x", ["n", 6]), b.array("w", normal(6, 6)), b.array("v", normal(6, 6))
+    h = b.node("Softmax", b.node("MatMul", x, v))
+    h = b.node("Relu", b.node("MatMul", h, w))
+    refused(b.model(b.node("MatMul", h, w)), "w")
+    b = Builder()
+    x, w = b.input("x", ["n", 4, 5, 5]), b.array("w", normal(4, 4, 1, 1))
+    refused(b.model(b.node("Conv", b.node("Relu", b.node("Conv", x, w)), w), rank=4), "w")
+    b = Builder()
+    x, w, v = b.input("x", [6, 6]), b.array("w", normal(6, 6)), b.array("v", normal(6, 6))
+    h = b.node("MatMul", b.node("MatMul", x, v), w)
+    rows = b.node(
+        "MatMul", b.node("Transpose", b.node("MatMul", x, b.array("u", normal(6, 6, seed=1)))), w
+    )
+    refused(b.model(b.node("Add", h, rows)), "v")
+
+
+def refused(proto, name):
+    """Check that no units of a weight are listed, and that none are removed."""
+    model = conn.load(proto)
+    before = model.proto().SerializeToString()
+    for outputs in (False, True):
+        assert name not in {m for g in conn.groups(model, outputs=outputs) for m in g.makers}
+        keep = np.arange(model[name].shape[0]) > 1
+        with pytest.raises(ValueError, match=r"w is also for a .* that does not lose them"):
+            conn.shrink(model, {name: keep}, outputs=outputs)
+    assert model.proto().SerializeToString() == before
+
+
 def test_transposed_values_and_convolutions():
     b = Builder()
     h = b.node("ConvTranspose", b.input("x", ["n", 3, 6, 6]), b.array("a", normal(3, 5, 2, 2)))

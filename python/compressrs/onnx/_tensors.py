@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from compressrs._arrays import Array, dtype_of
+from compressrs._files import open_regular
 
 #: Dtypes of ONNX that are dtypes of NumPy as well, or bfloat16.
 DTYPES = {
@@ -69,7 +72,7 @@ class External:
         ValueError
             If it is shorter than the tensor needs.
         """
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < self.offset + self.length:
                 raise ValueError(
@@ -244,9 +247,13 @@ def _external(tensor: Any, name: str, folder: Path | None, need: int) -> Externa
         raise ValueError(f"{name} must have offset and length in numbers, got {given}") from None
     if offset < 0 or length != need:
         raise ValueError(f"{name} must have {need} bytes of data, got {length} at offset {offset}")
-    if not target.is_file():
-        raise FileNotFoundError(f"{target}, with the data of {name}, does not exist")
-    size = target.stat().st_size
+    try:
+        before = target.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{target}, with the data of {name}, does not exist") from None
+    if not stat.S_ISREG(before.st_mode):
+        raise OSError(errno.EINVAL, f"not a regular file, with the data of {name}", str(target))
+    size = before.st_size
     if offset + length > size:
         raise ValueError(
             f"{target} must have {offset + length} bytes, for {name}, got {size}: it is truncated"

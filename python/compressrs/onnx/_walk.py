@@ -34,8 +34,8 @@ class Walk:
         #: Values that nodes make and that the model is given; None has no units to be removed.
         self.values: dict[str, Value | None] = {}
         self._spaces: list[Space] = []
-        #: Inputs of nodes whose array is in `members`, or stays as it is.
-        self._accounted: set[tuple[int, int]] = set()
+        #: Inputs of nodes that are arrays, with the axes along which units can be removed there.
+        self._accounted: dict[tuple[int, int], set[int]] = {}
         self._constants: dict[str, Any] = {}
         #: Arrays under other names, of ``Identity`` and ``Transpose``: the array's own name, and
         #: whether its two axes are swapped.
@@ -93,7 +93,9 @@ class Walk:
             if len(self.known[name].shape) != 2 or sorted(perm) != [0, 1]:
                 return False
             swapped ^= perm == [1, 0]
+        # What takes the view says which axes can be cut.
         self._stay(node, 0)
+        self._accounted[id(node), 0].update(range(len(self.known[name].shape)))
         self._views[node.output[0]] = name, swapped
         return True
 
@@ -111,13 +113,15 @@ class Walk:
         return value
 
     def _member(self, value: Value, node: Any, position: int, axis: int) -> None:
-        self._accounted.add((id(node), position))
+        self._stay(node, position)
         name, swapped = self._views.get(node.input[position], (node.input[position], False))
         member = Member(name, 1 - axis if swapped else axis, value.each)
         self.members.append((value.space, member))
+        self._accounted[id(node), position].add(member.axis)
 
-    def _stay(self, node: Any, *positions: int) -> None:
-        self._accounted.update((id(node), position) for position in positions)
+    def _stay(self, node: Any, position: int) -> None:
+        """Note that an input of a node is an array, which is cut along the axes of members."""
+        self._accounted.setdefault((id(node), position), set())
 
     def _tracked(self, node: Any) -> tuple[Value, int]:
         """Return the first input of a node, and its number of axes."""
@@ -423,7 +427,8 @@ class Walk:
                 if index.is_output(main, known_as):
                     self._fix(space, f"{name} is also an output of the model")
                 for use in index.uses(main, known_as):
-                    if (id(use.node), use.position) not in self._accounted:
+                    # Such as inputs of the graph, along an axis of a shared weight.
+                    if axis not in self._accounted.get((id(use.node), use.position), ()):
                         kind = use.node.op_type
                         self._fix(space, f"{name} is also for a {kind} that does not lose them")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from compressrs._files import open_regular
 from compressrs.onnx._graph import Index, tensors
 from compressrs.onnx._tensors import External, Stored
 
@@ -25,7 +26,8 @@ def streamed(places: list[tuple[Stored, External]]) -> Iterator[bytes | memoryvi
 def written_beside(target: Path) -> set[Path]:
     """Return the files that `Model.save` wrote beside a model of this path."""
     try:
-        proto = onnx.ModelProto.FromString(target.read_bytes())
+        with open_regular(target) as file:
+            proto = onnx.ModelProto.FromString(file.read())
     except (OSError, DecodeError):
         return set()
     names = {

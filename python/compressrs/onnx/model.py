@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from compressrs._arrays import Array, as_gradient, is_number
 from compressrs._checks import file_path, flag
-from compressrs._files import stream_atomically, write_atomically
+from compressrs._files import open_regular, stream_atomically, write_atomically
 from compressrs.onnx._graph import Index, Scope, label, role, tensors, unknown_operators
 from compressrs.onnx._tensors import (
     External,
@@ -434,7 +434,7 @@ def load(source: str | os.PathLike[str] | Any) -> Model:
     Raises
     ------
     OSError
-        If a file cannot be read.
+        If a file cannot be read, or is not a regular file, such as a folder or a pipe.
     TypeError
         If `source` is neither.
     ValueError
@@ -461,8 +461,10 @@ def load(source: str | os.PathLike[str] | Any) -> Model:
         proto.CopyFrom(source)
         return Model(proto, None)
     path = file_path(source, "source")
+    with open_regular(path) as file:
+        data = file.read()
     try:
-        proto = onnx.ModelProto.FromString(path.read_bytes())
+        proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise ValueError(f"{path} is not a complete ONNX model: {error}") from None
     try:

@@ -189,6 +189,11 @@ def weights_named(model: Model, names: Sequence[str] | None) -> dict[str, Initia
     if names is None:
         found = [n for n, i in known.items() if i.role == "weight" and len(i.shape) >= 2]
         found = [name for name in found if _floating(known[name])]
+        if not found:
+            raise ValueError(
+                "model must have a weight of floating-point numbers with at least two axes, got "
+                "none" + _quantized(model)
+            )
     else:
         found = strings(names, "names")
     if not found:
@@ -202,6 +207,13 @@ def weights_named(model: Model, names: Sequence[str] | None) -> dict[str, Initia
     if len(set(found)) < len(found):
         raise ValueError(f"names must be different, got {found}")
     return {name: known[name] for name in found}
+
+
+def _quantized(model: Model) -> str:
+    """Return for an error that the weights of a model are quantized, if they are."""
+    kinds = {node.op_type for scope in model._index.scopes for node in scope.graph.node}
+    quantized = sorted(kinds & {"DequantizeLinear", "MatMulNBits"})
+    return f": its weights are quantized already, for {quantized[0]}" if quantized else ""
 
 
 def _floating(known: Initializer) -> bool:

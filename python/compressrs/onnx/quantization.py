@@ -38,14 +38,20 @@ def quantize(
     ``format``    what takes the place of a weight
     ============= =======================================================================
     qdq           ``DequantizeLinear`` of codes and scales, under the weight's name, for any
-                  operator. 8 bits from opset 10, with a scale for each output from 13, 4 bits
-                  and groups from 21; 2 to 7 bits other than 4 take 8 in the file.
+                  operator. From opset 10, with a scale for each output from 13, with groups
+                  from 21. Codes of 5 to 8 bits are stored as INT8 or UINT8; those of 4 bits as
+                  INT4 or UINT4, which need opset 21; those of 2 and 3 bits in 4 bits from
+                  opset 21, in 8 bits before.
     matmulnbits   onnxruntime's operator ``com.microsoft::MatMulNBits`` in place of ``MatMul``
-                  and ``Gemm``, in any opset: 4 or 8 bits in groups of 16, 32, 64, 128 or 256
+                  and ``Gemm``, in any opset: 4 or 8 bits in groups of 16, 32, 64, 128 or 256.
+                  A weight that products take in both orientations, as ``MatMul(x, w)`` and
+                  ``Gemm(x, w, transB=1)``, is refused: its groups would differ.
     ============= =======================================================================
 
     Codes and scales are initializers, called as the weight with ``_quantized``, ``_scale``
-    and ``_zero_point`` at the end.
+    and ``_zero_point`` at the end. Groups, in both formats, are of weights with two axes: those of
+    ``Conv`` stay as they are, and so do weights with an axis of length 0. The result lists what
+    is quantized.
 
     Parameters
     ----------
@@ -74,8 +80,8 @@ def quantize(
         If an argument has another type, or a weight is not of floating-point numbers.
     ValueError
         If the format has no such codes or needs a later opset, a name is unknown or of a weight
-        that the format does not take, a weight is also an input of the graph, or is not finite.
-        Nothing is changed then.
+        that the format does not take, no weight is left that it takes, with the reason for each,
+        a weight is also an input of the graph, or is not finite. Nothing is changed then.
 
     Examples
     --------
@@ -100,13 +106,14 @@ def quantize(
         raise TypeError(f"statistics must be a dict by the weight's name, got {got}")
     form = FORMATS[format](model, scheme, accuracy_level)
     chosen = weights_named(model, names)
-    if names is None:
-        chosen = {name: known for name, known in chosen.items() if form.refusal(known) is None}
-        if not chosen:
-            raise ValueError(f"names must be given: no weight of the model can be in {format!r}")
-    for known in chosen.values():
-        if (reason := form.refusal(known)) is not None:
-            raise ValueError(f"{known.name} cannot be in {format!r}: {reason}")
+    refused = {n: reason for n, known in chosen.items() if (reason := form.refusal(known))}
+    if refused and names is not None:
+        listed = "; ".join(f"{n} cannot be in {format!r}: {why}" for n, why in refused.items())
+        raise ValueError(listed)
+    if len(refused) == len(chosen):
+        listed = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ValueError(f"no weight of the model can be in {format!r}: {listed}")
+    chosen = {name: known for name, known in chosen.items() if name not in refused}
     for name in statistics or {}:
         if name not in chosen:
             raise ValueError(f"statistics must be of {list(chosen)}, got {name!r}")
@@ -133,6 +140,8 @@ class _Format:
 
     def refusal(self, known: Initializer) -> str | None:
         """Return why a weight cannot be in this form, or None."""
+        if 0 in known.shape:
+            return f"it has no numbers, with shape {known.shape}"
         if known.is_input:
             return "it is also an input of the graph; model.freeze_inputs() changes that"
         return None
@@ -210,7 +219,7 @@ class _Qdq(_Format):
         scope.graph.node.insert(0, node)
 
     def _codes(self, scope: Scope, name: str, codes: Array) -> str:
-        if self.scheme.bits != 4:
+        if self.scheme.bits > 4 or opset(self.model._proto) < 21:
             return self.model._add(name, codes, scope)
         kind = TensorProto.INT4 if self.scheme.dtype == "int" else TensorProto.UINT4
         return self.model._add_tensor(name, codes.shape, kind, packed(codes, 4), scope)
@@ -247,17 +256,22 @@ class _NBits(_Format):
         for use in model._index.uses(scope, name):
             if not self._product(use.node, use.position, known):
                 return f"a {use.node.op_type} takes it"
+            if self._swapped(use.node) != known.swapped:
+                return (
+                    f"a {use.node.op_type} takes it in the other orientation than the first "
+                    "product, and groups are along the inputs of one"
+                )
         return super().refusal(known)
+
+    def _swapped(self, node: Any) -> bool:
+        """Whether a product has the inputs along the first axis of its weight."""
+        return node.op_type == "MatMul" or not attributes(node).get("transB", 0)
 
     def _product(self, node: Any, position: int, known: Initializer) -> bool:
         """Whether a node is a product with a weight that the operator can take the place of."""
-        if node.domain not in STANDARD or position != 1 or not known.swapped:
-            return self._transposed(node, position, known)
-        return node.op_type == "MatMul" or self._plain(node, known.shape[1])
-
-    def _transposed(self, node: Any, position: int, known: Initializer) -> bool:
-        plain = node.op_type == "Gemm" and node.domain in STANDARD and position == 1
-        return plain and bool(attributes(node).get("transB")) and self._plain(node, known.shape[0])
+        if node.domain not in STANDARD or position != 1:
+            return False
+        return node.op_type == "MatMul" or self._plain(node, known.shape[self._swapped(node)])
 
     def _plain(self, node: Any, outputs: int) -> bool:
         """Whether a ``Gemm`` is a product with the weight alone, and a bias."""
