@@ -17,7 +17,7 @@ const SUMS: usize = 12;
 /// Parts that the rounds of all threads are divided into, so that none waits long.
 const PARTS: usize = 64;
 
-/// Multiplies and adds in registers alone, `rounds` times in each of [`PARTS`] tasks, and
+/// Multiplies and adds in registers alone, `rounds` times in each of some tasks, and
 /// returns how many multiply-adds of `f32` that was.
 pub fn multiply_adds(rounds: usize) -> usize {
     let lanes = by_level::<f32, _>(Lanes);
