@@ -128,6 +128,20 @@ def test_mpi(source, tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_mpi_without_other_ranks_says_how_to_start(source, tmp_path):
+    pytest.importorskip("mpi4py")
+    pytest.importorskip("typer")
+    target = tmp_path / "a.safetensors"
+    command = [sys.executable, "-m", "compressrs", "compress", str(source / "a.safetensors")]
+    command += ["--quantize", "int8", "-o", str(target), "--executor", "mpi"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=60
+    )
+    assert done.returncode in (1, 2)
+    assert "mpiexec -n N python -m mpi4py.futures" in done.stderr
+    assert not target.exists()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_dask(source, tmp_path):
     distributed = pytest.importorskip("distributed")

@@ -147,8 +147,15 @@ def _processes(_: str, workers: int | None) -> Executor:
 
 def _mpi(_: str, workers: int | None) -> Executor:
     require_mpi()
+    from mpi4py import MPI
     from mpi4py.futures import MPIPoolExecutor
 
+    if MPI.COMM_WORLD.Get_size() < 2:
+        # It would start processes of its own, which not every MPI can.
+        raise ValueError(
+            "kind 'mpi' needs at least two ranks; start with "
+            "mpiexec -n N python -m mpi4py.futures -m compressrs ..."
+        )
     pool: Any = MPIPoolExecutor(workers)
     pool.workers = pool.num_workers
     made: Executor = pool
