@@ -49,14 +49,13 @@ def peaks() -> Peaks:
 
 
 def _per_second(work: Callable[[int], int], seconds: float = 0.03) -> float:
-    """Return how much work is done a second, with rounds that take this long."""
-    rounds = 1000
-    while True:
+    """Return how much work is done a second, in rounds of about this length."""
+    rounds, taken = 1000, 0.0
+    while taken < seconds / 4:
+        rounds *= 4
         start = time.perf_counter()
         work(rounds)
-        if (taken := time.perf_counter() - start) > seconds / 2:
-            break
-        rounds = min(2 * rounds if taken <= 0 else int(rounds * seconds / taken) + 1, 2**31)
+        taken = time.perf_counter() - start
     rates = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compressrs._checks import file_path, flag, function, positive, whole
-from compressrs._files import write_atomically
+from compressrs._checks import flag, function, positive, whole
+from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._typing import Figure
 from compressrs.optim.base import Optimizer
@@ -21,6 +20,19 @@ from compressrs.optim.base import Optimizer
 _SMOOTHING = 0.9
 #: The test ends where the smoothed loss is this many times its least.
 _DIVERGED = 4.0
+
+
+@dataclass
+class _Mean:
+    """A moving average without the bias of its beginning at 0."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> float:
+        self.total = _SMOOTHING * self.total + (1 - _SMOOTHING) * value
+        self.weight = _SMOOTHING * self.weight + (1 - _SMOOTHING)
+        return self.total / self.weight
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,8 @@ class LRRange:
     @property
     def smoothed(self) -> list[float]:
         """Moving averages of the losses, with weights that fall by 0.9 a step."""
-        mean, found = 0.0, []
-        for step, loss in enumerate(self.losses, 1):
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-            found.append(mean / (1 - _SMOOTHING**step))
-        return found
+        mean = _Mean()
+        return [mean.add(loss) for loss in self.losses]
 
     @property
     def suggestion(self) -> float:
@@ -65,13 +74,7 @@ class LRRange:
         OSError
             If the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure as NewFigure
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "a plot needs matplotlib: pip install 'compressrs[demo]'"
-            ) from None
-        figure: Figure = NewFigure(figsize=(7, 4), layout="constrained")
+        figure = new_figure()
         axes = figure.subplots()
         axes.plot(self.rates, self.losses, color="lightgray", label="loss of a step")
         axes.plot(self.rates, self.smoothed, label="smoothed")
@@ -79,11 +82,7 @@ class LRRange:
         axes.set(xlabel="learning rate", ylabel="loss", xscale="log")
         axes.legend()
         if path is not None:
-            target, image = file_path(path), io.BytesIO()
-            if not target.suffix:  # Matplotlib's default
-                target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
-            figure.savefig(image, format=target.suffix[1:])
-            write_atomically(target, image.getvalue())
+            save_figure(figure, path)
         return figure
 
 
@@ -159,7 +158,7 @@ def lr_range_test(
     state = copy.deepcopy(optimizer.state_dict())
     rates: list[float] = []
     losses: list[float] = []
-    mean, least = 0.0, math.inf
+    mean, least = _Mean(), math.inf
     try:
         with progress_bar("learning rates", steps, progress) as advance:
             for step in range(steps):
@@ -169,8 +168,7 @@ def lr_range_test(
                 loss = _loss(train())
                 if len(optimizer._arrays()) != len(arrays):
                     raise ValueError("train must not add groups to the optimizer")
-                mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-                smoothed = mean / (1 - _SMOOTHING ** (step + 1))
+                smoothed = mean.add(loss)
                 if not smoothed <= _DIVERGED * least:
                     break
                 rates.append(rate)

@@ -124,7 +124,7 @@ class SAM(Guarded, Stateful):
             g = np.array(gradient_of(w, leaf, optimizer._names[i]), compute_dtype(w.dtype))
             bits = optimizer._masks[i]
             if bits is not None:
-                g *= unpacked(bits, w.shape)
+                _core.apply_mask(g, unpacked(bits, w.shape), optimizer._names[i])
             scaled[i] = g * self._sizes(w)
         names = [f"the gradient of {optimizer._names[i]}" for i in scaled]
         norm = _core.norm([*scaled.values()], names, 2.0, math.inf)[0] if scaled else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, named_arrays, require_in_place
-from compressrs._checks import file_path, flag, number, sequence
-from compressrs._files import write_atomically
+from compressrs._checks import flag, number, sequence
+from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._typing import Figure
 from compressrs.prune.granularity import Granularity, as_granularity
@@ -67,13 +66,7 @@ class Sensitivity:
         OSError
             If the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure as NewFigure
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "a plot needs matplotlib: pip install 'compressrs[demo]'"
-            ) from None
-        figure: Figure = NewFigure(figsize=(7, 4), layout="constrained")
+        figure = new_figure()
         axes = figure.subplots()
         for name, row in zip(self.names, self.values, strict=True):
             axes.plot(100 * np.array(self.sparsities), row, marker="o", markersize=3, label=name)
@@ -81,11 +74,7 @@ class Sensitivity:
         axes.set(xlabel="zeros in one layer, %", ylabel="value")
         axes.legend()
         if path is not None:
-            target, image = file_path(path), io.BytesIO()
-            if not target.suffix:  # Matplotlib's default
-                target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
-            figure.savefig(image, format=target.suffix[1:])
-            write_atomically(target, image.getvalue())
+            save_figure(figure, path)
         return figure
 
 
