@@ -133,6 +133,9 @@ def checked_state(part: Any, state_dict: Any) -> Take:
     """
     if isinstance(part, Stateful):
         return part._checked(state_dict)
+    if hasattr(part, "_checked_state"):  # a layer
+        checked: Take = part._checked_state(state_dict)
+        return checked
     before = copy.deepcopy(part.state_dict())
 
     def take(undo: Undo) -> None:

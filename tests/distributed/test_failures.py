@@ -1,7 +1,9 @@
 """What goes wrong on one rank is raised on all, and changes nothing on any."""
 
+import copy
 import os
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -256,6 +258,77 @@ def test_an_exception_of_the_user_reaches_all_ranks():
     assert isinstance(first, RankError)
     assert isinstance(third, RankError)
     assert "a bug of the user's" in str(first)
+
+
+@pytest.mark.parametrize("where", ["comm", "discard"])
+def test_training_goes_on_after_an_exception_of_the_user(where):
+    def work(comm):
+        w, expected = np.ones(70_000), np.ones(70_000)
+        opt, twin = train(comm, w), train(comm, expected)
+        state = opt.state_dict()
+        try:
+            with opt.comm.together("training") if where == "comm" else nullcontext():
+                for i in opt.indices:
+                    opt.accumulate(i, np.full(w.shape, np.nan))
+                    if comm.rank == 1 and i == opt.indices[1]:
+                        raise KeyError("a bug of the user's")
+                if where == "discard":
+                    raise KeyError
+        except (KeyError, RankError):
+            if where == "discard":
+                opt.discard()
+        assert same(opt.state_dict(), state)
+        for one in (opt, twin):
+            for i in opt.indices:
+                one.accumulate(i, np.full(w.shape, float(i)))
+            one.step()
+        assert same(w, expected)
+
+    run_local(work, SIZE)
+
+
+def test_a_failed_save_keeps_what_was_accumulated(tmp_path):
+    def work(comm):
+        w, expected = np.ones(9), np.ones(9)
+        opt, twin = train(comm, w), train(comm, expected)
+        for one in (opt, twin):
+            for i in opt.indices:
+                one.accumulate(i, np.full(w.shape, float(i)))
+        (tmp_path / "file").touch()
+        with pytest.raises((OSError, RankError)):
+            opt.save(tmp_path / "file")
+        opt.step()
+        twin.step()
+        assert same(w, expected)
+
+    run_local(work, SIZE)
+
+
+def test_copies_drop_what_they_accumulated():
+    def work(comm):
+        opt = train(comm, np.ones(9))
+        copied = copy.deepcopy(opt)
+        for i in copied.indices:
+            copied.accumulate(i, np.ones(9))
+        with pytest.raises((KeyError, RankError)), comm.together():
+            raise KeyError
+        assert not copied._sums.done
+
+    run_local(work, 1)
+
+
+def test_ranks_without_micro_batches_are_warned_of():
+    def work(comm, microbatches):
+        opt = ShardedOptimizer(cr.optim.Adam, np.ones(3), comm, microbatches=microbatches)
+        for i in opt.indices:
+            opt.accumulate(i, np.ones(3))
+        opt.step()
+
+    with pytest.warns(UserWarning, match="microbatches=1 is fewer than the 3 ranks") as caught:
+        run_local(work, SIZE, 1)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    run_local(work, SIZE, 3)  # an error if it warns
 
 
 def test_ranks_at_different_operations():

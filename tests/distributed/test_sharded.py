@@ -19,6 +19,9 @@ RULES = [
 ]
 RANKS = (1, 2, 3, 4)
 
+#: For fewer micro-batches than ranks.
+FEWER = pytest.mark.filterwarnings("ignore:microbatches=. is fewer than:UserWarning")
+
 
 def compare(rule, dtype=np.float32, ranks=RANKS, **kwargs):
     """Compare parameters, state and norms after a few steps."""
@@ -90,6 +93,7 @@ def test_half_precision_weights_and_gradients_that_are_not_finite(dtype):
             assert "NaN" in message
 
 
+@FEWER
 def test_double_precision():
     def work(comm):
         w = np.linspace(-1, 1, 70_000)
@@ -137,6 +141,7 @@ def test_schedules_change_all_ranks():
     compare(cr.optim.AdamW, prepare=prepare, ranks=(1, 3), lr=0.1)
 
 
+@FEWER
 def test_groups_and_frozen_groups():
     def groups():
         p = parameters(cr.optim.Adam)
@@ -215,6 +220,7 @@ def test_ema_and_conversion_of_state():
     assert all(same(list(other.average), list(first.average)) for other in others)
 
 
+@FEWER
 def test_microbatches_in_any_order_and_number():
     def work(comm, total, seed):
         w = np.zeros(40_000, np.float32)
@@ -273,6 +279,7 @@ def test_state_dicts_are_those_of_the_rule():
             assert same(other, opt.state_dict())
 
 
+@FEWER
 def test_more_ranks_than_parts():
     def work(comm):
         w = [np.ones(3), np.ones(0)]

@@ -91,6 +91,11 @@ METHODS: dict[str, Method] = {
         "broadcast",
         lambda: dict(value=1, root=0),
     ),
+    "Communicator.drop_on_errors": (
+        distributed.LocalCommunicator,
+        "drop_on_errors",
+        lambda: dict(accumulated=sharded()._sums),
+    ),
     "Communicator.exchange": (
         distributed.LocalCommunicator,
         "exchange",

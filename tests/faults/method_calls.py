@@ -256,7 +256,10 @@ EXEMPT = {
         ),
         "scikit-learn checks their arguments, in its own terms",
     ),
-    **dict.fromkeys(("Layer.backward", "Layer.forward", "Score.scores"), "abstract"),
+    **dict.fromkeys(
+        ("Layer.backward", "Layer.forward", "Score.scores", "Strategy.check", "Strategy.receive"),
+        "abstract",
+    ),
 }
 
 #: The formulas of a schedule, which `step` calls with numbers it has checked.

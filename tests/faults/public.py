@@ -81,6 +81,7 @@ class Example(NamedTuple):
 ABSTRACT = {
     "distributed.Communicator",
     "distributed.GradientMean",
+    "distributed.federated.Strategy",
     "nn.Affine",
     "nn.Layer",
     "optim.Optimizer",
@@ -290,6 +291,26 @@ def local_steps() -> Any:
     return distributed.DiLoCo(optim.Adam(model.params), every=2), model
 
 
+def federated_rounds(make: Callable[[Any, Any, Any], Any]) -> Example:
+    """A strategy of a model, with a client; or, for None, the client."""
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((8, 4)).astype(np.float32), np.arange(8) % 3
+
+    def start() -> Any:
+        own, model = nn.Linear(4, 3, rng=0), nn.Linear(4, 3, rng=1)
+        client = distributed.federated.Client(own, optim.Adam(own.params), x, y, public=x)
+        return make(model, optim.Adam(model.params), x) or client, client
+
+    def use(objects: Any) -> Any:
+        found, client = objects
+        if found is client:
+            return list(client.answer("logits", {}).arrays.values())
+        distributed.federated.simulate(found, [client], 1)
+        return [*client.model.params.values(), *found.request().values()]
+
+    return Example(start, use)
+
+
 def mean_of(make: Callable[[], Any]) -> Example:
     def use(found: Any) -> Any:
         grads = Weights().gradients()
@@ -431,6 +452,18 @@ EXAMPLES: dict[str, Example] = {
     "distributed.PowerSGD": mean_of(lambda: distributed.PowerSGD(rank=1)),
     "distributed.RoundedMean": mean_of(lambda: distributed.RoundedMean(dtype="int8")),
     "distributed.TopKMean": mean_of(distributed.TopKMean),
+    "distributed.federated.Client": federated_rounds(lambda model, opt, x: None),
+    "distributed.federated.FedAvg": federated_rounds(
+        lambda model, opt, x: distributed.federated.FedAvg(model)
+    ),
+    "distributed.federated.FedDF": federated_rounds(distributed.federated.FedDF),
+    "distributed.federated.FedMD": federated_rounds(
+        lambda model, opt, x: distributed.federated.FedMD(x, 3)
+    ),
+    "distributed.federated.Reply": Example(
+        lambda: distributed.federated.Reply(1, {"logits": np.ones((2, 3))}, 2),
+        lambda reply: [reply.rows, *reply.arrays.values()],
+    ),
     "distributed.LocalCommunicator": Example(
         distributed.LocalCommunicator, lambda comm: comm.allgather(comm.rank)
     ),

@@ -1,5 +1,7 @@
 """The mean of micro-batches' gradients, by the definition of its tree."""
 
+import numpy as np
+
 
 def tree_sum(leaves):
     """Sum over leaves: the left child is the largest power of two that leaves something."""
@@ -13,3 +15,9 @@ def tree_sum(leaves):
 
 def tree_mean(leaves):
     return tree_sum(leaves) / len(leaves)
+
+
+def weighted_mean(arrays, weights):
+    """Return the mean of arrays with weights, in float64."""
+    total = sum(w * np.asarray(a, np.float64) for a, w in zip(arrays, weights, strict=True))
+    return total / sum(weights)

@@ -3,6 +3,7 @@
 Ranks are processes of MPI, by mpi4py (``pip install 'compressrs[mpi]'``), or, for tests, threads.
 """
 
+from compressrs.distributed import federated
 from compressrs.distributed.averaging import (
     ExactMean,
     GradientMean,
@@ -33,6 +34,7 @@ __all__ = [
     "TopKMean",
     "as_communicator",
     "executor",
+    "federated",
     "read_state",
     "run_local",
     "write_teacher",

@@ -20,7 +20,7 @@ from compressrs._arrays import (
 )
 from compressrs._checks import choice, count, positive, share, whole
 from compressrs._state import Stateful, Take, Undo, require_keys
-from compressrs.distributed.communicator import Communicator
+from compressrs.distributed.communicator import Communicator, together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.partition import shares
 from compressrs.distributed.pieces import gather_arrays
@@ -77,7 +77,7 @@ class GradientMean(Stateful, abc.ABC):
         RankError
             If another rank fails.
         """
-        with self.comm.together("mean"):
+        with together(self.comm, "mean"):
             leaves = [(path, as_gradient(leaf, path)) for path, leaf in flatten(grads, "grads")]
             for path, leaf in leaves:
                 if leaf.dtype.kind != "f" and leaf.dtype.name != "bfloat16":

@@ -16,7 +16,7 @@ from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import file_path
 from compressrs._files import load_tensors, parse_json, save_tensors, write_atomically
-from compressrs.distributed.communicator import Communicator
+from compressrs.distributed.communicator import Communicator, together
 from compressrs.distributed.partition import Part
 from compressrs.distributed.pieces import overlaps
 from compressrs.optim._moments import SCALE
@@ -79,7 +79,7 @@ def write(
     arrays : dict of array
         Those of this rank, by number of the part and name of the buffer: ``"3.exp_avg"``.
     """
-    with comm.together("save"):
+    with together(comm, "save"):
         before = None
         if comm.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def write(
     number = comm.broadcast(None if comm.rank else (before or 0) + 1)
     token = comm.broadcast(None if comm.rank else secrets.token_hex(16))
     files = [f"state-{number:08d}-{r:05d}-of-{comm.size:05d}.safetensors" for r in range(comm.size)]
-    with comm.together("save"):
+    with together(comm, "save"):
         metadata = {"format": FORMAT, "version": VERSION, "save": token}
         save_tensors(folder / files[comm.rank], arrays, metadata)
-    with comm.together("save"):
+    with together(comm, "save"):
         if comm.rank == 0:
             content = {
                 "format": FORMAT,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import abc
 import os
 import pickle
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,6 +38,13 @@ class RankError(RuntimeError):
         return str(self.args[0])
 
 
+class Accumulated(Protocol):
+    """What has been accumulated for an operation of all ranks, and is dropped if one fails."""
+
+    def release(self) -> None:
+        """Drop it."""
+
+
 class Communicator(abc.ABC):
     """Messages between ranks: the protocol that `compressrs.distributed` is written against.
 
@@ -58,6 +66,7 @@ class Communicator(abc.ABC):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size, self.bytes = rank, size, 0
         self._process = os.getpid()
+        self._accumulated: weakref.WeakSet[Accumulated] = weakref.WeakSet()
 
     @abc.abstractmethod
     def _allgather(self, data: bytes) -> list[bytes]:
@@ -175,7 +184,8 @@ class Communicator(abc.ABC):
         """Return a context that raises on all ranks if it raises on one, so that none waits.
 
         Collective operations inside of it take part: where a rank fails before it calls one,
-        the others, which wait there, raise a RankError.
+        the others, which wait there, raise a RankError. What optimizers of these ranks have
+        accumulated for their next step is then dropped on all ranks.
 
         Parameters
         ----------
@@ -188,11 +198,18 @@ class Communicator(abc.ABC):
             If the block failed on another rank.
         """
         try:
-            yield
-        except BaseException as error:
-            self.tell(what, error)
+            with together(self, what):
+                yield
+        except BaseException:
+            for one in list(self._accumulated):
+                one.release()
             raise
-        self.agree(what)
+
+    def drop_on_errors(self, accumulated: Accumulated) -> None:
+        """Call ``accumulated.release()`` if a block of `together` raises; it is not kept alive."""
+        if not hasattr(accumulated, "release"):
+            raise TypeError(f"accumulated must have release(), got {type(accumulated).__name__}")
+        self._accumulated.add(accumulated)
 
     def require_same(self, what: Mapping[str, str]) -> None:
         """Raise a ValueError on all ranks, which names one, if they disagree.
@@ -243,3 +260,14 @@ class Communicator(abc.ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: rank {self.rank} of {self.size}>"
+
+
+@contextmanager
+def together(comm: Communicator, what: str) -> Iterator[None]:
+    """As `Communicator.together`, but keep what was accumulated for the next step."""
+    try:
+        yield
+    except BaseException as error:
+        comm.tell(what, error)
+        raise
+    comm.agree(what)

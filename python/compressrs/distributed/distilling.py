@@ -12,6 +12,7 @@ import numpy.typing as npt
 from compressrs._arrays import Array, rebuild
 from compressrs._checks import flag
 from compressrs.distill import Distiller, TeacherCache
+from compressrs.distributed.communicator import together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.sharded import ShardedOptimizer
 
@@ -70,13 +71,13 @@ def write_teacher(
     <TeacherCache of shape (100, 3), all logits>
     """
     own = as_communicator(comm)
-    with own.together("write_teacher"):
+    with together(own, "write_teacher"):
         shown = flag(progress, "progress") and own.rank == 0
         options = (k, temperature, dtype, batch_size, shard_rows, shown)
         TeacherCache._write(
             path, teacher, x, *options, lambda number: number % own.size == own.rank
         )
-    with own.together("write_teacher"):
+    with together(own, "write_teacher"):
         return TeacherCache(path)
 
 
@@ -170,6 +171,7 @@ class DataParallelDistiller(Distiller):
                     nothing = iter([None] * len(opt._paths))
                     opt.accumulate(i, rebuild(opt._structure, nothing))
         except BaseException as error:
+            opt.discard()
             opt.comm.tell("step", error)
             raise
         self._step(None)

@@ -29,6 +29,7 @@ class GradientSums:
         self._free: list[Flat] = []
         self._received: list[list[Flat]] | None = None
         self.reset()
+        comm.drop_on_errors(self)
 
     def reset(self) -> None:
         """Forget what has been accumulated."""

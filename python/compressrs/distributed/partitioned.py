@@ -12,7 +12,7 @@ import numpy as np
 from compressrs import __version__, _core
 from compressrs._arrays import Array, ArrayTree, dtype_of, require_in_place
 from compressrs._state import Take, Undo
-from compressrs.distributed.communicator import Communicator, RankError
+from compressrs.distributed.communicator import Communicator, RankError, together
 from compressrs.distributed.gradients import GradientSums
 from compressrs.distributed.layout import Flat, Layout
 from compressrs.distributed.partition import Part, distribute, split
@@ -151,7 +151,7 @@ class PartitionedOptimizer(Optimizer):
         super().set_masks(masks)
 
     def _set_masks(self, masks: Mapping[int, Any], undo: Undo) -> None:
-        with self.comm.together("set_masks"):
+        with together(self.comm, "set_masks"):
             super()._set_masks(masks, undo)
             self._set_inner_masks(masks, undo)
         self._require_same_masks()
@@ -211,7 +211,7 @@ class PartitionedOptimizer(Optimizer):
         Collective; see `Optimizer.add_param_group`. The whole state is gathered meanwhile.
         """
         state = self._gathered()
-        with self.comm.together("add_param_group"), self._restoring():
+        with together(self.comm, "add_param_group"), self._restoring():
             super().add_param_group(group)
             masks = list(self._masks)
             self._build()
@@ -246,7 +246,7 @@ class PartitionedOptimizer(Optimizer):
 
     def _gathered(self) -> dict[int, dict[str, Array]]:
         """Return the whole state, on all ranks."""
-        with self.comm.together("gathering the state"):
+        with together(self.comm, "gathering the state"):
             whole = {
                 i: {name: np.empty(shown.shape, shown.dtype) for name, shown in buffers.items()}
                 for i, buffers in self._state.items()
@@ -289,7 +289,7 @@ class PartitionedOptimizer(Optimizer):
         ValueError
             If it does not match; nothing is changed on any rank in that case.
         """
-        with self.comm.together("load_state_dict"):
+        with together(self.comm, "load_state_dict"):
             super().load_state_dict(state_dict)
 
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
@@ -300,7 +300,7 @@ class PartitionedOptimizer(Optimizer):
                 values.setdefault(i, {})[name] = value
 
         def take(undo: Undo) -> None:
-            with self.comm.together("load_state_dict"):
+            with together(self.comm, "load_state_dict"):
                 self._take(updates, masks, undo)
                 self._write_state(values, undo)
                 self._finish_loading(masks, undo)
@@ -354,6 +354,7 @@ class PartitionedOptimizer(Optimizer):
         super().__setstate__(state)
         self._build()
         self._sums = sums
+        self.comm.drop_on_errors(sums)
         for k, buffers in enumerate(inner):
             for name, values in buffers.items():
                 self._inner._state[k][name][...] = values

@@ -14,6 +14,7 @@ from compressrs._checks import file_path, flag, whole
 from compressrs._state import Undo, all_or_nothing
 from compressrs._warnings import warn
 from compressrs.distributed import checkpoint
+from compressrs.distributed.communicator import together
 from compressrs.distributed.gradients import checked_gradients
 from compressrs.distributed.layout import Flat
 from compressrs.distributed.mpi import as_communicator
@@ -44,7 +45,8 @@ class ShardedOptimizer(PartitionedOptimizer):
         The ranks; by default this process alone.
     microbatches : int, optional
         Gradients that a step takes the mean of, over all ranks; by default one of each rank.
-        Choose a number that does not change with the number of ranks, and a multiple of it.
+        Choose a number that does not change with the number of ranks, and a multiple of it:
+        with fewer micro-batches than ranks some have no gradients to compute.
     **hyperparameters
         Those of the rule, the same on all ranks.
 
@@ -67,6 +69,11 @@ class ShardedOptimizer(PartitionedOptimizer):
         If ranks disagree on parameters, hyperparameters or seeds; the message names a rank.
     RankError
         If another rank fails. After any error parameters and state are unchanged on all ranks.
+
+    Warns
+    -----
+    UserWarning
+        On rank 0, if there are fewer micro-batches than ranks.
 
     Notes
     -----
@@ -105,7 +112,7 @@ class ShardedOptimizer(PartitionedOptimizer):
         **hyperparameters: Any,
     ) -> None:
         self.comm = as_communicator(comm)
-        with self.comm.together("ShardedOptimizer"):
+        with together(self.comm, "ShardedOptimizer"):
             if not (isinstance(rule, type) and issubclass(rule, Optimizer)) or not hasattr(
                 rule, "_rule"
             ):
@@ -122,6 +129,12 @@ class ShardedOptimizer(PartitionedOptimizer):
             Parameters.__init__(self, params, defaults)
             self._build()
         self.comm.require_same(self._description())
+        if self.microbatches < ranks and self.comm.rank == 0:
+            warn(
+                f"microbatches={self.microbatches} is fewer than the {ranks} ranks: "
+                f"{ranks - self.microbatches} of them have no gradients to compute",
+                UserWarning,
+            )
 
     @property
     def indices(self) -> range:
@@ -160,6 +173,15 @@ class ShardedOptimizer(PartitionedOptimizer):
             self._sums.add(
                 i, checked_gradients(self._structure, grads, self._arrays(), self._paths)
             )
+
+    def discard(self) -> None:
+        """Drop the gradients that were accumulated since the last step.
+
+        Not collective: all ranks discard, or none. An error in `accumulate`, in `step`, or
+        within ``with opt.comm.together():`` discards by itself, on all ranks.
+        """
+        with self._changing("discard"):
+            self._sums.release()
 
     def step(
         self,
@@ -337,7 +359,7 @@ class ShardedOptimizer(PartitionedOptimizer):
             If another rank cannot write.
         """
         with self._reading("save"):
-            with self.comm.together("save"):
+            with together(self.comm, "save"):
                 folder, weights = file_path(path), flag(weights, "weights")
                 self._sync()
                 arrays: dict[str, Array] = {}
@@ -386,14 +408,14 @@ class ShardedOptimizer(PartitionedOptimizer):
             then added in another order, and the bits are no longer those of that run. The file
             of the rule's optimizer and state dicts do not tell.
         """
-        with self.comm.together("load"):
+        with together(self.comm, "load"):
             folder = file_path(path)
             is_file = folder.is_file()
         if is_file:
             super().load(folder)
             return
         with all_or_nothing() as undo:
-            with self.comm.together("load"):
+            with together(self.comm, "load"):
                 self._load_parts(checkpoint.read(folder), undo)
             arrays = [(part.owner, self._view(part)) for part in self._layout.parts]
             gather_arrays(self.comm, arrays)

@@ -12,7 +12,7 @@ import numpy as np
 from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
 from compressrs._checks import dimensions, file_path, flag, generator, string
-from compressrs._state import Take, all_or_nothing
+from compressrs._state import Take, Undo, all_or_nothing
 from compressrs.nn.summary import Summary
 
 #: A seed, a generator, or None for one that differs from run to run.
@@ -183,6 +183,11 @@ class Layer:
         TypeError
             If a value is not an array of the same dtype.
         """
+        with all_or_nothing() as undo:
+            self._checked_state(state_dict)(undo)
+
+    def _checked_state(self, state_dict: Mapping[str, Any]) -> Take:
+        """Check a state dict; return what takes it over."""
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
         own = self.state_dict()
@@ -217,12 +222,15 @@ class Layer:
             # Copied, since it may be a view of another array that is written first.
             values[name] = value.copy()
         takes = [layer._checked_pattern(values, prefix) for prefix, layer in with_pattern]
-        with all_or_nothing() as undo:
-            for take in takes:
-                take(undo)
+
+        def take(undo: Undo) -> None:
+            for one in takes:
+                one(undo)
             for name, array in own.items():
                 if array.flags.writeable:
                     undo.write(array, values[name])
+
+        return take
 
     def _checked_pattern(self, values: Mapping[str, Array], prefix: str) -> Take:
         """Check the entries `_pattern` of a state dict; return what takes them over."""

@@ -1,0 +1,92 @@
+"""What server and clients send each other in a round, whichever library carries it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compressrs import _core
+from compressrs._arrays import Array
+from compressrs._checks import converted, sequence
+from compressrs._state import Stateful
+
+
+class Reply(NamedTuple):
+    """What a client replies with."""
+
+    #: Number of the client: its place in a simulation, or Flower's id of its node.
+    client: int
+    arrays: dict[str, Array]
+    #: Number of the client's own rows.
+    rows: int
+    #: `checksum` of the public rows that the client has, or "".
+    public: str = ""
+
+
+class Strategy(Stateful):
+    """Base class of what a server does in a round: `FedMD`, `FedDF` and `FedAvg`.
+
+    Attributes
+    ----------
+    round : int
+        Number of rounds that are complete.
+    """
+
+    #: What clients are asked for: "logits" or "weights".
+    action: str
+
+    def __init__(self) -> None:
+        self.round = 0
+
+    @abc.abstractmethod
+    def request(self) -> dict[str, Array]:
+        """Return the arrays that are sent to all clients."""
+
+    @abc.abstractmethod
+    def check(self, reply: Reply) -> None:
+        """Raise an error, which names the client, if a reply cannot be used.
+
+        Raises
+        ------
+        ValueError
+            If arrays are missing, or have other shapes or values that are not finite.
+        """
+
+    @abc.abstractmethod
+    def receive(self, replies: Sequence[Reply]) -> None:
+        """Finish a round with the replies of clients, each of which was checked."""
+
+
+def checked_replies(replies: Any) -> list[Reply]:
+    """Return replies after checking their types; there is at least one."""
+    found = sequence(replies, "replies")
+    if not found:
+        raise ValueError("replies must hold at least one reply, got none")
+    return [checked_reply(reply, f"replies[{i}]") for i, reply in enumerate(found)]
+
+
+def checked_reply(reply: Any, name: str) -> Reply:
+    """Return a reply after checking its type."""
+    if not isinstance(reply, Reply):
+        raise TypeError(f"{name} must be a Reply, got {type(reply).__name__}")
+    return reply
+
+
+def checked_public(public: Any) -> Array:
+    """Return the public rows as an array after checking them."""
+    array = converted(public, "public")
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(f"public must be an array of numbers, got {array.dtype}")
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(f"public must have at least one row, got the shape {array.shape}")
+    return array
+
+
+def checksum(rows: Array) -> str:
+    """Return a description of rows: dtype, shape, and a checksum of the values."""
+    digest = _core.Checksum()
+    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+    return f"{rows.dtype.name} {rows.shape} {digest.digest():016x}"
