@@ -19,12 +19,23 @@ Subpackages are imported on first use, so that ``import compressrs`` takes littl
 ``import numpy``.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from compressrs._core import __version__
-from compressrs._threads import get_num_threads, set_num_threads, show_config
+try:
+    from compressrs._core import __version__
+    from compressrs._threads import get_num_threads, set_num_threads, show_config
+except ImportError as error:
+    # The command imports this package before any code of its own: it, too, has to say in a line
+    # what is wrong with a setting of the environment.
+    from compressrs._startup import is_command
+
+    if not is_command(sys.argv[:1], sys.orig_argv):
+        raise
+    print(f"compressrs: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 if TYPE_CHECKING:
     from compressrs import (

@@ -273,6 +273,8 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
     import safetensors
 
     data = path.read_bytes()
+    if known := other_format(data):
+        raise ValueError(f"{path} is not a complete safetensors file: it is {known}")
     try:
         # Not with safetensors.numpy, which does not support bfloat16.
         arrays = {
@@ -281,12 +283,35 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
             )
             for name, view in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         }
-        metadata = _metadata(header(data)[0])
+        content = header(data)[0]
+        # Files that other programs write often have none.
+        metadata = _metadata(content) if "__metadata__" in content else {}
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     require(path, metadata, need)
     require_checksum(path, data, metadata)
     return arrays, metadata
+
+
+#: First bytes of files that are taken for safetensors files.
+_FORMATS = {
+    b"PK\x03\x04": "a zip archive, as NumPy's .npz and PyTorch's .pt; np.load or torch.load read "
+    "its arrays, and load_state_dict or safetensors.numpy.save_file take them",
+    b"\x93NUMPY": "a NumPy .npy, which np.load reads",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x80\x02": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+}
+
+
+def other_format(data: bytes) -> str | None:
+    """Return what a file is whose header is none of safetensors, by its first bytes."""
+    # A header of safetensors begins with its length, then a brace.
+    if data[8:9] == b"{":
+        return None
+    return next((known for start, known in _FORMATS.items() if data.startswith(start)), None)
 
 
 def map_tensors(
@@ -325,8 +350,10 @@ def require(path: Path, metadata: Mapping[str, Any], need: Mapping[str, str]) ->
     """Raise a ValueError if the file's metadata does not match `need`."""
     for key, value in need.items():
         if metadata.get(key) != value:
+            got = metadata.get(key)
             raise ValueError(
-                f"{path} must have {key} {value!r} to be loaded here, got {metadata.get(key)!r}"
+                f"{path} must have {key} {value!r} in its metadata to be loaded here, got "
+                + (repr(got) if key in metadata else "none: something else has written it")
             )
 
 

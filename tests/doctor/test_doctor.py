@@ -1,13 +1,16 @@
 """The examination of an installation."""
 
 import importlib.metadata
+import importlib.util
 import json
+import shutil
+import sys
 
 import pytest
 
 from compressrs import _core, doctor
 from compressrs.cli import main
-from compressrs.doctor import bits
+from compressrs.doctor import bits, messages
 
 
 def run(capsys, *arguments):
@@ -23,6 +26,7 @@ def quick(monkeypatch):
         (level, threads): {"optim": "a", "nn": "b"} for level in ("x", "y") for threads in (1, 3)
     }
     monkeypatch.setattr(doctor, "check", lambda: same)
+    monkeypatch.setattr(doctor, "mpi", lambda: None)
     monkeypatch.setattr(doctor, "peaks", lambda: doctor.Peaks(1e9, 2e9, 3e9))
     monkeypatch.setattr(
         doctor, "kernels", lambda _: [doctor.Kernel("step", 1e-3, "copy", 5e5, 0.5)]
@@ -86,3 +90,42 @@ def test_without_metadata_nothing_is_listed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "requires", missing)
     assert doctor.packages() == []
+
+
+@pytest.fixture
+def launcher(monkeypatch, tmp_path):
+    """Return what puts a program of some lines in the place of mpiexec."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+    def put(*lines):
+        path = tmp_path / "mpiexec"
+        path.write_text("\n".join(("#!/bin/sh", *lines)))
+        path.chmod(0o755)
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: str(tmp_path / name))
+
+    return put
+
+
+def test_without_mpi4py_or_mpiexec_it_is_said(monkeypatch, capsys, quick):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert messages.mpi() is None
+    assert run(capsys)[1].out.count("pip install 'compressrs[mpi]'") == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    found = messages.mpi()
+    assert not found.works and "mpiexec is not on the path" in found.said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script of a shell")
+def test_a_launcher_that_fails_is_reported(launcher, monkeypatch, capsys, quick):
+    launcher("echo first >&2", "echo no such host >&2", "exit 3")
+    found = messages.mpi()
+    assert found == (False, found.said) and found.said.endswith("-n 2 failed: no such host")
+    monkeypatch.setattr(doctor, "mpi", lambda: found)
+    assert "does not work" in run(capsys)[1].out
+    launcher("exit 1")
+    assert messages.mpi().said.endswith("it said nothing")
+    launcher("exec sleep 60")
+    assert messages.mpi(timeout=0.2).said.endswith("did not end in 0.2 s")
+    launcher("echo MPICH 4")
+    assert messages.mpi() == (True, "MPICH 4")

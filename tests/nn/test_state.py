@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import compressrs as cr
 from compressrs import nn
@@ -123,6 +124,34 @@ def test_files_of_other_models_are_refused(tmp_path, change, message):
         model.load(path)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: np.savez(path, weight=np.ones(3)), r"a zip archive, as NumPy's \.npz"),
+        (lambda path: np.save(path, np.ones(3)), r"a NumPy \.npy"),
+        (lambda path: pickle.dump({"weight": 3}, path), "a pickle"),
+        (lambda path: path.write(b"GGUF\x03\0\0\0" * 9), "a GGUF file"),
+    ],
+)
+def test_files_of_other_formats_are_named(tmp_path, write, message):
+    path = tmp_path / "model"
+    with open(path, "wb") as file:
+        write(file)
+    model = network()
+    run = cr.TrainState(model=model)
+    optimizer = cr.optim.Adam(model.params)
+    for load in (nn.load, model.load, run.load, optimizer.load, cr.checkpoint.open):
+        with pytest.raises(ValueError, match=f"not a complete safetensors file: it is {message}"):
+            load(path)
+
+
+def test_arrays_of_other_programs_are_no_model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"weight": np.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"must have format 'compressrs.nn' .* something else"):
+        nn.load(path)
 
 
 def test_damaged_files_change_nothing(tmp_path):

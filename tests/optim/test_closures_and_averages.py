@@ -127,6 +127,9 @@ def test_statistics_of_batch_norms_are_means_over_batches():
         cr.nn.update_batch_norm(model, [batches[0], batches[0][:, :2]])
     with pytest.raises(ValueError, match="at least one"):
         cr.nn.update_batch_norm(model, [])
+    for bad in (np.nan, np.inf, np.finfo(batches[0].dtype).max):
+        with pytest.raises(ValueError, match=r"batches\[1\] must give finite statistics"):
+            cr.nn.update_batch_norm(model, [batches[0], np.full_like(batches[0], bad)])
     for name, value in model.state_dict().items():
         assert value.tobytes() == before[name].tobytes()
     assert model[0].momentum == 0.1

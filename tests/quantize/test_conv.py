@@ -414,7 +414,9 @@ def test_bad_activations_of_models():
         ({"activations": "int8"}, TypeError, "activations"),
         ({"activations": Scheme()}, ValueError, "activations"),
         ({"activations": Scheme(bits=4, granularity="tensor")}, ValueError, "activations"),
-        ({"activations": whole, "observer": 3}, TypeError, "observer"),
+        ({"observer": 3}, TypeError, "observer must be a class or a function .* got 3"),
+        ({"observer": "mse"}, TypeError, "such as observer=MSE .* got 'mse'"),
+        ({"observer": Percentile()}, TypeError, "got an instance of Percentile"),
         ({"activations": whole, "observer": lambda: 3}, TypeError, "observer"),
         ({"activations": whole, "observer": lambda: Percentile(3)}, ValueError, "observer"),
     ):

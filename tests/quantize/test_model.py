@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -263,8 +264,13 @@ def test_calibration_is_input_of_the_model():
         np.testing.assert_array_equal(array, before[name])
     np.testing.assert_array_equal(small[1].buffers["running_mean"], 0)
     for bad in (np.ones((3, 16), np.float32), np.ones((3, 1, 8, 8)), np.ones((3, 2, 8, 8), "f4")):
-        with pytest.raises((TypeError, ValueError), match="calibration must hold inputs of"):
+        said = (
+            rf"calibration must hold inputs of the model, .* got shape {re.escape(str(bad.shape))}"
+        )
+        with pytest.raises((TypeError, ValueError), match=said):
             quantize_model(conv, Scheme(bits=4), bad, method="gptq")
+    with pytest.raises(ValueError, match=r"calibration\[1\] must hold inputs"):
+        quantize_model(conv, Scheme(), [images, images[:, 0]], method="gptq")
     with pytest.raises((TypeError, ValueError), match="calibration"):
         quantize_model(transformer(), Scheme(), np.array([[99]]), method="gptq")
 

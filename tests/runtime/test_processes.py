@@ -225,6 +225,24 @@ def test_wrong_settings_are_reported_at_import(variable, value, message):
     assert message in child.stderr
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_command_reports_wrong_settings_in_a_line(installed, tmp_path):
+    # As pip writes it.
+    path = tmp_path / "compressrs"
+    path.write_text("import sys\nfrom compressrs.cli import main\nsys.exit(main())\n")
+    command = [str(path)] if installed else ["-m", "compressrs"]
+    child = subprocess.run(
+        [sys.executable, *command, "config"],
+        env={**os.environ, "COMPRESSRS_SIMD": "avx9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert child.returncode == 2
+    assert child.stderr.startswith("compressrs: COMPRESSRS_SIMD must be one of")
+    assert len(child.stderr.splitlines()) == 1
+
+
 def test_the_environment_sets_the_number_of_threads():
     child = in_child(
         "import compressrs as c; print(c.get_num_threads())", COMPRESSRS_NUM_THREADS="3"

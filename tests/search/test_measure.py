@@ -452,7 +452,7 @@ def test_losses_of_checkpoints(checkpoint, tmp_path):
         ({"budget": None}, "budget or max_drop"),
         ({"max_drop": 0.1}, "budget or max_drop"),
         ({"budget": {"speed": 1}}, "budget must be one of"),
-        ({"budget": {}}, "budget must be of"),
+        ({"budget": {}}, "budget must be of at least one cost"),
         ({"trials": 3}, "evaluate must be given"),
         ({"sensitivity": "layer"}, "needs evaluate"),
         ({"destination": "x"}, "destination must be None"),
@@ -469,6 +469,20 @@ def test_bad_arguments_are_refused_by_name(change, message):
     given = {"model": perceptron(), "budget": 5000, "calibration": rows()}
     with pytest.raises(ValueError, match=message):
         search.compress(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("budget", "error", "message"),
+    [
+        ("8kB", TypeError, "budget must be a number of bytes, such as 8000 for 8 kB, .* got '8kB'"),
+        ({"bytes": "8kB"}, TypeError, r"budget\['bytes'\] must be a number"),
+        (-1, ValueError, "budget must be a finite number >= 0, got -1"),
+    ],
+)
+def test_budgets_are_checked_before_anything_is_measured(budget, error, message, monkeypatch):
+    monkeypatch.setattr("compressrs.search.compressing.measure", lambda *_, **__: pytest.fail())
+    with pytest.raises(error, match=message):
+        search.compress(perceptron(), budget, rows())
 
 
 def test_options_that_exclude_each_other_are_refused():

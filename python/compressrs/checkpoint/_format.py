@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compressrs._files import other_format
+
 #: Maximum size of a header's JSON, as in the safetensors library.
 MAX_HEADER = 100_000_000
 
@@ -116,6 +118,8 @@ def parse(path: str | os.PathLike[str], descriptor: int, size: int) -> Header:
     prefix = os.pread(descriptor, 8, 0)
     if len(prefix) < 8:
         raise _wrong(path, f"it has {size} bytes, and the length of its header alone takes 8")
+    if known := other_format(os.pread(descriptor, 9, 0)):
+        raise _wrong(path, f"it is {known}")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
         raise _wrong(path, f"its header of {length} bytes is longer than {MAX_HEADER}")

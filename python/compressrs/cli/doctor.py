@@ -21,7 +21,7 @@ _PEAKS = {
 
 
 def run(json: Json = False) -> None:
-    """Examine this installation: packages, instruction sets, bits and speed, in ten seconds.
+    """Examine this installation: packages, MPI, instruction sets, bits and speed, in ten seconds.
 
     Ends with 1 if an instruction set or a number of threads gives other bits.
 
@@ -44,10 +44,12 @@ def run(json: Json = False) -> None:
             if found[family] != reference[family]
         }
     )
+    messages = doctor.mpi()
     ceilings = doctor.peaks()
     report: dict[str, Any] = {
         "configuration": configuration(),
         "packages": [package._asdict() for package in doctor.packages()],
+        "mpi": None if messages is None else messages._asdict(),
         "levels": sorted({level for level, _ in digests}),
         "digests": reference,
         "differing": differing,
@@ -74,6 +76,12 @@ def _print(report: dict[str, Any]) -> None:
             there = package["installed"] or f"- (pip install 'compressrs[{package['extra']}]')"
             table.add_row(package["extra"], package["name"], package["needed"], escape(there))
         out.print(table)
+    messages = report["mpi"]
+    if messages is None:
+        out.print("MPI              - (pip install 'compressrs[mpi]')", markup=False)
+    else:
+        verdict = "two processes agree" if messages["works"] else "does not work"
+        out.print(f"MPI              {verdict}: {messages['said']}", markup=False, highlight=False)
     for level in report["levels"]:
         families = [family for where, family in report["differing"] if where == level]
         verdict = f"other bits: {', '.join(families)}" if families else "the same bits"

@@ -254,7 +254,8 @@ def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
     TypeError
         If `model` is not a layer.
     ValueError
-        If there is no batch. After any exception the statistics are as before.
+        If there is no batch, or one does not fit the model or makes statistics NaN or
+        infinite. After any exception the statistics are as before.
 
     References
     ----------
@@ -295,9 +296,17 @@ def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
                     # The mean of all batches so far.
                     layer.momentum = 1 / count
                 try:
-                    model(x)
+                    # What is not finite is an error below.
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        model(x)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"batches[{count - 1}]: {error}") from error
+                if not all(map(_is_finite, layers)):
+                    raise ValueError(
+                        f"batches[{count - 1}] must give finite statistics, but those of a batch "
+                        "norm became NaN or infinite: its values or the weights are not finite, "
+                        "or are too large"
+                    )
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -305,6 +314,11 @@ def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
                 one.training = mode
         if not count:
             raise ValueError("batches must hold at least one batch, got none")
+
+
+def _is_finite(layer: BatchNorm) -> bool:
+    """Whether the statistics of a layer are finite."""
+    return all(bool(np.isfinite(buffer).all()) for buffer in layer.buffers.values())
 
 
 def _with_children(layer: Layer) -> Iterator[Layer]:

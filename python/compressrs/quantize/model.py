@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array
-from compressrs._checks import choice, flag, function
+from compressrs._checks import choice, flag
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
@@ -115,8 +115,9 @@ def quantize_model(
     choice(method, "method", _METHODS)
     choice(input, "input", ("float32", "int8"))
     schemes = _schemes(model, scheme)
+    _check_observer(observer)
     if activations is not None:
-        _check_activations(activations, observer)
+        _check_activations(activations)
         input = "int8"
     needed = method in _CALIBRATED or correct_bias or activations is not None
     # In evaluation mode, so that calibration does not change running averages.
@@ -138,13 +139,17 @@ def _batches(calibration: Any, model: Sequential) -> list[npt.NDArray[Any]]:
     """Return calibration inputs as arrays, after running the model on one row of each."""
     if calibration is None:
         return []
-    batches = [x for _, x in batches_of(calibration, "calibration")]
-    for x in batches:
+    batches = []
+    for name, x in batches_of(calibration, "calibration"):
         try:
             model.forward(x[:1])
         except (TypeError, ValueError, IndexError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"calibration must hold inputs of the model: {error}") from None
+            raise kind(
+                f"{name} must hold inputs of the model, one in each row, got shape {x.shape}, "
+                f"with whose first row the model fails: {error}"
+            ) from None
+        batches.append(x)
     return batches
 
 
@@ -333,15 +338,26 @@ def _bias(
     return bias_correction(wide, q, after, total).astype(w.dtype)
 
 
-def _check_activations(scheme: Scheme, observer: Any) -> None:
-    """Check the scheme of inputs, and what makes observers."""
+def _check_activations(scheme: Scheme) -> None:
+    """Check the scheme of inputs."""
     if not isinstance(scheme, Scheme):
         raise TypeError(f"activations must be a Scheme, got {type(scheme).__name__}")
     if (scheme.bits, scheme.dtype, scheme.granularity) != (8, "int", "tensor"):
         raise ValueError(
             f"activations must have bits=8, dtype='int' and granularity='tensor', got {scheme!r}"
         )
-    made = function(observer, "observer")()
+
+
+def _check_observer(observer: Any) -> None:
+    """Check what makes observers."""
+    if not callable(observer):
+        kind = type(observer).__name__
+        got = f"an instance of {kind}" if isinstance(observer, Observer) else repr(observer)
+        raise TypeError(
+            "observer must be a class or a function that returns a new observer for each layer, "
+            f"such as observer=MSE or observer=lambda: Percentile(percentile=99.9), got {got}"
+        )
+    made = observer()
     if not isinstance(made, Observer):
         raise TypeError(f"observer must return an Observer, got {type(made).__name__}")
     if made.channels is not None:

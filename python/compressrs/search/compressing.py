@@ -24,7 +24,7 @@ from compressrs.search import _layers
 from compressrs.search._training import train
 from compressrs.search.allocation import Allocation
 from compressrs.search.correction import Correction, correct
-from compressrs.search.measurements import Measurements
+from compressrs.search.measurements import Measurements, limits_of
 from compressrs.search.measuring import identity, measure
 from compressrs.search.options import Option, rule_label
 
@@ -167,7 +167,13 @@ def compress(
     True
     """
     if (budget is None) == (max_drop is None):
-        raise ValueError("give either budget or max_drop, not both and not none")
+        given = "none" if budget is None else "both"
+        raise ValueError(
+            "give either budget or max_drop with evaluate, such as budget=8000 for 8 kB, not both, "
+            f"got {given}"
+        )
+    if budget is not None:
+        limits_of(budget)
     if max_drop is not None:
         max_drop = number(max_drop, "max_drop", 0)
     trials = count(trials, "trials")

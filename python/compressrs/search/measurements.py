@@ -69,17 +69,14 @@ class Measurements:
         InfeasibleError
             If no choice is within the budgets.
         """
-        given = dict(budget) if isinstance(budget, Mapping) else {"bytes": budget}
-        if not given:
-            raise ValueError(f"budget must be of {', '.join(self.costs)}, got none")
+        given = limits_of(budget)
         for name in given:
             checked_choice(name, "budget", tuple(self.costs))
-        limits = [number(value, f"budget[{name!r}]", 0) for name, value in given.items()]
         tables = [
             np.stack(columns, axis=1)
             for columns in zip(*(self.costs[name] for name in given), strict=True)
         ]
-        return allocate(self.weighted(coefficients), tables, limits)
+        return allocate(self.weighted(coefficients), tables, list(given.values()))
 
     def pareto(
         self,
@@ -208,3 +205,24 @@ class Measurements:
                 f"shapes {[e.shape for e in found]}"
             )
         return replace(self, errors=found)
+
+
+def limits_of(budget: Any) -> dict[str, float]:
+    """Return budgets by the name of the cost, of a number of bytes or a dict.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, empty, or a budget is no finite number of at least 0.
+    """
+    if isinstance(budget, Mapping):
+        if not budget:
+            raise ValueError("budget must be of at least one cost, such as 'bytes', got none")
+        return {name: number(value, f"budget[{name!r}]", 0) for name, value in budget.items()}
+    try:
+        return {"bytes": number(budget, "budget", 0)}
+    except TypeError:
+        raise TypeError(
+            "budget must be a number of bytes, such as 8000 for 8 kB, or a dict of budgets by "
+            f"the name of the cost, got {budget!r}"
+        ) from None
