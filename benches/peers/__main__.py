@@ -45,6 +45,7 @@ ALL = {
     "fused": optim.fused,
     "family": optim.family,
     "overhead": optim.overhead,
+    "rows": optim.rows,
     "scaling": optim.scaling,
     "options": optim.options,
     "few_bytes": few_bytes.few_bytes,

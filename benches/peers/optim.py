@@ -149,6 +149,35 @@ def overhead():
     print(f"  target: at most 3 us; {got:.2f}: {'met' if got <= 3 else 'MISSED'}")
 
 
+def rows():
+    """Compare a step over some rows of an embedding with dense steps, and with SparseAdam."""
+    n, width, count = 2_000_000, 64, 4096
+    rng = np.random.default_rng(0)
+    table, grad = np.ones((n, width), np.float32), np.ones((n, width), np.float32)
+    index, values = rng.integers(0, n, count), rng.standard_normal((count, width), np.float32)
+    opt, gradient = cr.optim.Adam(table), cr.optim.RowGradient(index, values)
+    # Touches all memory, which the system gives only then.
+    opt.step(grad)
+    contenders = {
+        "compressrs": lambda: opt.step(gradient),
+        "compressrs, dense": lambda: opt.step(grad),
+    }
+    targets = [Target("compressrs, dense", 1 / 50)]
+    if torch:
+        weight = torch.nn.Parameter(torch.ones(n, width))
+        weight.grad = torch.sparse_coo_tensor(
+            torch.from_numpy(index)[None], torch.from_numpy(values), (n, width)
+        )
+        theirs = torch.optim.SparseAdam([weight])
+        theirs.step()
+        theirs.state[weight]["exp_avg"].fill_(1)
+        theirs.state[weight]["exp_avg_sq"].fill_(1)
+        contenders["Torch SparseAdam"] = theirs.step
+        targets.append(Target("Torch SparseAdam", 1 / 2))
+    title = f"Adam f32, {count:,} of {n:,} rows of {width}"
+    compare(title, contenders, tuple(targets), work=work("Adam", count * width))
+
+
 def scaling():
     """Show the time per element for 1 million to 500 million elements."""
     contenders = {}

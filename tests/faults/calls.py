@@ -256,7 +256,9 @@ CALLS: dict[str, Arguments] = {
     ),
     "nn.BatchNorm": lambda: dict(channels=3, eps=1e-5, momentum=0.1, dtype=np.float32),
     "nn.LayerNorm": lambda: dict(features=3, eps=1e-5, bias=True, dtype=np.float32),
-    "nn.Embedding": lambda: dict(num_embeddings=4, features=3, dtype=np.float32, rng=0),
+    "nn.Embedding": lambda: dict(
+        num_embeddings=4, features=3, dtype=np.float32, rng=0, sparse=False
+    ),
     "nn.MultiHeadAttention": lambda: dict(
         features=8, heads=2, causal=True, bias=True, dtype=np.float32, rng=0
     ),

@@ -166,6 +166,7 @@ CALLS: dict[str, Arguments] = {
     ),
     "optim.LRRange": lambda: dict(rates=[0.1, 0.2], losses=[2.0, 1.0]),
     "optim.GradientAccumulator": lambda: dict(steps=2),
+    "optim.RowGradient": lambda: dict(rows=np.array([1, 0]), values=np.ones((2, 3))),
     "optim.clip_grad_norm_": lambda: dict(
         grads=w(), max_norm=1.0, norm_type=2.0, error_if_nonfinite=True
     ),
@@ -235,6 +236,11 @@ METHODS: dict[str, Method] = {
         lambda: optim.GradientAccumulator(2),
         "add",
         lambda: dict(grads=w()),
+    ),
+    "RowGradient.dense": (
+        lambda: optim.RowGradient([1, 0], np.ones((2, 3))),
+        "dense",
+        lambda: dict(n=2),
     ),
     "ReduceLROnPlateau.step": (_plateau, "step", lambda: dict(metrics=1.0)),
     "CosineAnnealingWarmRestarts.step": (

@@ -259,6 +259,10 @@ def use_accumulator(accumulator: Any) -> Any:
     return [accumulator.add(np.arange(3.0)) is None, accumulator.add(np.arange(3.0))]
 
 
+def use_rows(gradient: Any) -> Any:
+    return [gradient.rows, gradient.values, gradient.dense(3)]
+
+
 def statistics_use(statistics: Any) -> Any:
     statistics.update(np.linspace(-1, 1, 8).reshape(2, 4))
     return [statistics.count, statistics.norms, statistics.gram.copy()]
@@ -492,6 +496,9 @@ EXAMPLES: dict[str, Example] = {
     "optim.LRRange": Example(
         lambda: optim.LRRange([0.1, 0.2, 0.4], [3.0, 1.0, 2.0]),
         lambda found: [*found.smoothed, found.suggestion, repr(found)],
+    ),
+    "optim.RowGradient": Example(
+        lambda: optim.RowGradient([2, 0, 2], np.arange(6.0).reshape(3, 2)), use_rows
     ),
     "optim.GradientAccumulator": Example(lambda: optim.GradientAccumulator(2), use_accumulator),
     "optim.NonFiniteGradientError": Example(lambda: optim.NonFiniteGradientError("a"), str),

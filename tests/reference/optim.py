@@ -373,6 +373,23 @@ def muon(
     return (1 - lr * weight_decay) * theta - lr * adjustment * x
 
 
+def of_rows(rule, theta, rows, values, state, t, **kwargs):
+    """Return the parameter after a step that leaves out the rows without a gradient."""
+    gradient = np.zeros_like(theta)
+    for row, value in zip(rows, values, strict=True):
+        gradient[row] += value
+    before = dict(state)
+    stepped = rule(theta, gradient, state, t, **kwargs)
+    rest = np.ones(len(theta), bool)
+    rest[rows] = False
+    for name, old in before.items():
+        if np.ndim(old):
+            state[name] = state[name].copy()
+            state[name][rest] = old[rest]
+    stepped[rest] = theta[rest]
+    return stepped
+
+
 def norm(arrays, order=2):
     """Return the norm over all arrays together."""
     return np.linalg.norm(np.concatenate([np.ravel(a).astype(np.float64) for a in arrays]), order)

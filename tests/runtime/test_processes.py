@@ -66,6 +66,12 @@ def everything() -> str:
                     opt.step([rng.standard_normal(w.shape).astype(w.dtype) for w in p])
                 for w in p:
                     digest.update(w.tobytes())
+        table = rng.standard_normal((3000, 70)).astype(dtype)
+        opt = cr.optim.Adam(table)
+        for _ in range(2):
+            rows, values = rng.integers(0, 3000, 2000), rng.standard_normal((2000, 70))
+            opt.step(cr.optim.RowGradient(rows, values.astype(dtype)), max_grad_norm=1.0)
+        digest.update(table.tobytes())
         w = rng.standard_normal((700, 900)).astype(dtype)
         mask = cr.prune.magnitude_mask(w, sparsity=0.9)
         digest.update(mask.tobytes())

@@ -18,6 +18,7 @@ from compressrs.nn.layer import (
     check_input,
     uniform,
 )
+from compressrs.optim.rows import RowGradient
 
 
 class SelfAttention(Layer):
@@ -234,6 +235,10 @@ class Embedding(Layer):
         float32 or float64.
     rng : int, Generator or None
         Seed or generator of the initial values, which are normally distributed.
+    sparse : bool, default False
+        Give a `RowGradient` of the rows that were looked up instead of an array as large as the
+        table, as in PyTorch. A step then costs as much as these rows; see there which rules
+        take it, and what that means for moments.
 
     Attributes
     ----------
@@ -245,6 +250,12 @@ class Embedding(Layer):
     >>> layer = cr.nn.Embedding(10, 4, rng=0)
     >>> layer(np.array([[1, 2, 1]])).shape
     (1, 3, 4)
+    >>> layer = cr.nn.Embedding(1000, 4, sparse=True, rng=0)
+    >>> opt = cr.optim.Adam(layer.params)
+    >>> _ = layer.backward(layer(np.array([[7, 2, 7]])))
+    >>> layer.grads["weight"]
+    RowGradient(3 rows of shape (4,), float32)
+    >>> opt.step(layer.grads)
     """
 
     weight = Parameter("The table, of shape (num_embeddings, features).")
@@ -256,8 +267,10 @@ class Embedding(Layer):
         *,
         dtype: npt.DTypeLike = np.float32,
         rng: RandomState = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
+        self.sparse = flag(sparse, "sparse")
         shape = whole(num_embeddings, "num_embeddings", 1), whole(features, "features", 1)
         dtype = floating(dtype, "dtype")
         draw = generator(rng)
@@ -284,10 +297,19 @@ class Embedding(Layer):
         """Fill `grads` and return zeros, since indices have no gradient."""
         ids, shape = self._kept()
         dy = check_gradient(dy, shape, self.weight.dtype)
-        grad = self.grads["weight"]
-        grad.fill(0)
-        _core.add_rows(ids.reshape(-1), dy.reshape(-1, shape[-1]), grad)
+        rows, values = ids.reshape(-1), dy.reshape(ids.size, shape[-1])
+        if self.sparse:
+            self.grads["weight"] = RowGradient(rows, values)
+        else:
+            grad = self.grads["weight"]
+            grad.fill(0)
+            _core.add_rows(rows, values, grad)
         return np.zeros(ids.shape, dy.dtype)
+
+    def _no_gradient(self, parameter: Array) -> Any:
+        if self.sparse:
+            return RowGradient([], np.zeros((0, parameter.shape[1]), parameter.dtype))
+        return super()._no_gradient(parameter)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch axis."""
@@ -297,4 +319,6 @@ class Embedding(Layer):
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments."""
         rows, features = self.weight.shape
-        return {"num_embeddings": rows, "features": features, "dtype": self.weight.dtype.name}
+        arguments = {"num_embeddings": rows, "features": features, "dtype": self.weight.dtype.name}
+        # Files that were written before there was this argument stay readable.
+        return {**arguments, "sparse": True} if self.sparse else arguments

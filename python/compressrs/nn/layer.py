@@ -356,8 +356,12 @@ class Layer:
     def _use(self, params: Mapping[str, Array]) -> None:
         """Replace the trained arrays; the dicts, which others refer to, remain the same."""
         self._params.replace(params)
-        self._grads.update({name: np.zeros_like(value) for name, value in params.items()})
+        self._grads.update({name: self._no_gradient(value) for name, value in params.items()})
         self._saved = None
+
+    def _no_gradient(self, parameter: Array) -> Any:
+        """Return the gradient of a parameter before the first `backward`."""
+        return np.zeros_like(parameter)
 
     def _assign(self, name: str, value: Any) -> None:
         """Copy values into the array of a parameter."""
@@ -377,7 +381,7 @@ class Layer:
         self.__dict__.update(state)
         self._saved = None
         self._params = self._own(self._params)
-        self._grads = {name: np.zeros_like(value) for name, value in self._params.items()}
+        self._grads = {name: self._no_gradient(value) for name, value in self._params.items()}
 
     def __copy__(self: _L) -> _L:
         # A shallow copy shares the arrays.

@@ -29,6 +29,7 @@ from compressrs.optim.muon import Muon
 from compressrs.optim.nadam import NAdam
 from compressrs.optim.radam import RAdam
 from compressrs.optim.rmsprop import RMSprop
+from compressrs.optim.rows import RowGradient
 from compressrs.optim.rprop import Rprop
 from compressrs.optim.sam import SAM
 from compressrs.optim.schedule_free import ScheduleFree
@@ -60,6 +61,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "RowGradient",
     "Rprop",
     "ScheduleFree",
     "clip_grad_norm_",

@@ -119,8 +119,8 @@ class Optimizer(Parameters, Stateful):
         grads : array, or list or nested dict of arrays
             Gradients in the structure of the parameters (for groups: a list with one
             entry per group), with the parameters' shapes and any floating-point dtype.
-            None leaves a parameter and its state unchanged. Gradients that are not
-            C-contiguous are copied.
+            None leaves a parameter and its state unchanged, a `RowGradient` all rows but
+            those that it names. Gradients that are not C-contiguous are copied.
         max_grad_norm : float, optional
             Scales the gradients by ``min(1, max_grad_norm / (norm + 1e-6))``, where
             `norm` is their total 2-norm, as `clip_grad_norm_` does, but without writing

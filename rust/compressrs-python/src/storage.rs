@@ -93,6 +93,11 @@ impl StorageFormat {
         }
     }
 
+    /// Whether a state of a tensor with so many elements is kept in codes, which share scales.
+    pub fn has_codes(self, states: &[State], elements: usize) -> bool {
+        states.iter().any(|state| matches!(self.kept(state, elements), Kept::Int8 { .. }))
+    }
+
     /// The buffers that are kept for a parameter, in their order. It is a part of a tensor
     /// with this number of elements, or all of it.
     ///

@@ -55,6 +55,10 @@ impl Rule for Asgd {
             weight_decay: self.weight_decay,
         })
     }
+
+    fn accepts_rows(&self) -> Result<(), &'static str> {
+        Err("averages all weights over the steps")
+    }
 }
 
 coefficients! {

@@ -220,10 +220,13 @@ pub trait Hyperparameters: Copy + Default {
     fn values(&self) -> Vec<(&'static str, Value)>;
 }
 
-/// Whether a rule ascends; part of what `hyperparameters!` gives it.
-pub trait Maximize {
+/// What `hyperparameters!` gives a rule for those who know no more of it than that it is one.
+pub trait Common {
     /// Whether the objective is to be maximized: the gradient's sign is flipped.
     fn maximize(&self) -> bool;
+
+    /// Whether weights decay by themselves.
+    fn decays_weights(&self) -> bool;
 }
 
 /// Declares a rule's hyperparameters: its name, then `name: type = default, range;` for
@@ -251,9 +254,17 @@ macro_rules! hyperparameters {
             }
         }
 
-        impl $crate::optim::hyperparameters::Maximize for $rule {
+        impl $crate::optim::hyperparameters::Common for $rule {
             fn maximize(&self) -> bool {
                 self.maximize
+            }
+
+            fn decays_weights(&self) -> bool {
+                use $crate::optim::hyperparameters::{Hyperparameters, Value};
+                let of_decay = |(name, value): &(&str, Value)| {
+                    *name == "weight_decay" && *value != Value::Number(0.0)
+                };
+                self.values().iter().any(of_decay)
             }
         }
 

@@ -24,6 +24,7 @@ mod nadam;
 mod norm;
 mod radam;
 mod rmsprop;
+mod rows;
 mod rprop;
 mod rule;
 mod sgd;
@@ -42,7 +43,7 @@ pub use adam::Adam;
 pub use adamax::Adamax;
 pub use asgd::Asgd;
 pub use blend::{accumulate, clamp, lerp, scale};
-pub use hyperparameters::{Hyperparameters, Maximize, OutOfRange, Parameter, Range, Source, Value};
+pub use hyperparameters::{Common, Hyperparameters, OutOfRange, Parameter, Range, Source, Value};
 pub use lamb::Lamb;
 pub use lion::Lion;
 pub use momentum::Momentum;
@@ -54,6 +55,7 @@ pub use norm::{
 };
 pub use radam::RAdam;
 pub use rmsprop::RmsProp;
+pub use rows::{RowSums, Rows};
 pub use rprop::Rprop;
 pub use rule::{
     Formula, MAX_SCALARS, MAX_STATES, Reader, Rule, Scalars, State, StateKind, StateShape, Update,

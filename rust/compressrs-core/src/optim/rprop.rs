@@ -40,21 +40,20 @@ impl Rule for Rprop {
         vec![State::exact("prev"), State::exact("step_size")]
     }
 
-    fn at(&self, t: u64, _: &mut Scalars) -> Update {
+    fn at(&self, _: u64, _: &mut Scalars) -> Update {
         Update::Rprop(StepSizes {
             lr: self.lr,
             shrink: self.etas[0],
             grow: self.etas[1],
             smallest: self.step_sizes[0],
             largest: self.step_sizes[1],
-            first: t == 1,
         })
     }
 }
 
 coefficients! {
     /// One step.
-    StepSizes { lr, shrink, grow, smallest, largest, } flags { first, }
+    StepSizes { lr, shrink, grow, smallest, largest, }
 }
 
 impl<C: Float> Formula<C, 2> for StepSizes<C> {
@@ -65,7 +64,8 @@ impl<C: Float> Formula<C, 2> for StepSizes<C> {
         let sign_changed = agreement < C::zero();
         let factor = if sign_changed { self.shrink } else { C::one() };
         let factor = if agreement > C::zero() { self.grow } else { factor };
-        let scaled = factor * if self.first { self.lr } else { *size };
+        // A row whose first gradient comes later has no size yet.
+        let scaled = factor * if *size == C::zero() { self.lr } else { *size };
         let scaled = if scaled < self.smallest { self.smallest } else { scaled };
         *size = if scaled > self.largest { self.largest } else { scaled };
         *prev = if sign_changed { C::zero() } else { g };

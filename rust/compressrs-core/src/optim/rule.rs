@@ -3,7 +3,7 @@
 //! Rules and [`Update`] know each other: an update is a closed enum, so that a step over
 //! many small tensors calls no function by its address.
 
-use super::hyperparameters::{Hyperparameters, Maximize, Source, Value};
+use super::hyperparameters::{Common, Hyperparameters, Source, Value};
 use super::{
     adadelta, adafactor, adagrad, adam, adamax, asgd, lamb, lion, momentum, muon, nadam, radam,
     rmsprop, rprop, sgd,
@@ -145,7 +145,7 @@ impl State {
 }
 
 /// A rule: the hyperparameters of one parameter group, checked.
-pub trait Rule: Maximize {
+pub trait Rule: Common {
     /// The state buffers, in the order the formula takes them, for a parameter
     /// with this number of axes.
     fn states(&self, axes: usize) -> Vec<State>;
@@ -164,6 +164,21 @@ pub trait Rule: Maximize {
     /// # Errors
     /// What the number must be.
     fn accepts(&self, _axes: usize) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// Whether a step may leave out the rows of a parameter that have no gradient. Moments may
+    /// be left as they are, as `torch.optim.SparseAdam` does.
+    ///
+    /// # Errors
+    /// What the rule does to all rows in every step.
+    fn accepts_rows(&self) -> Result<(), &'static str> {
+        if !self.at(1, &mut Scalars::default()).is_elementwise() {
+            return Err("takes sums over the whole parameter");
+        }
+        if self.decays_weights() {
+            return Err("decays all weights in every step, unless weight_decay is 0");
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use compressrs_core::numeric::element::Float;
 use compressrs_core::optim::{Gradient, Scalars, StochasticRounding, Tensor, Update};
 use pyo3::prelude::*;
 
+use super::rows::{RowCopies, RowStep};
 use super::slot::{Checked, Slot, slice_mut};
 use crate::buffers::Array;
 use crate::dtype::Compute;
@@ -17,8 +18,16 @@ pub(super) struct Job<'py, 's> {
     /// The rule's numbers after this step.
     pub numbers: Scalars,
     pub sign: f64,
-    pub grad: Array<'py, 's>,
+    pub grad: JobGradient<'py, 's>,
     pub rounding: StochasticRounding,
+}
+
+/// A gradient that has been checked.
+pub(super) enum JobGradient<'py, 's> {
+    /// Of the whole parameter.
+    Dense(Array<'py, 's>),
+    /// Of some of its rows, to be updated in copies.
+    Rows(RowStep),
 }
 
 /// The tensors of the jobs that are computed in a type.
@@ -41,15 +50,21 @@ impl Job<'_, '_> {
     /// buffers, or writes to the gradient and the mask, while the result is used.
     pub unsafe fn tensor<C: Float>(&self, factor: f64) -> PyResult<Tensor<'_, C>> {
         let slot = self.slot;
-        let mut buffers = slot.buffers.iter().map(Checked::raw);
-        let raw = slot.param.raw();
+        let (shape, raw, buffers) = match &self.grad {
+            JobGradient::Dense(_) => {
+                let buffers = slot.buffers.iter().map(Checked::raw).collect::<Vec<_>>();
+                (slot.shape(), slot.param.raw(), buffers)
+            }
+            JobGradient::Rows(rows) => rows.raw(slot),
+        };
+        let mut buffers = buffers.into_iter();
         // SAFETY: `check` found the arrays where and as `new` checked them; the caller
         // guarantees the rest.
         let (states, param, Gradient { values, mask }) = unsafe {
             let states = slot.storage.moments(&slot.states, slot.part.elements, &mut buffers);
             (states, slot.storage.weights(slot.dtype, raw, &mut buffers), self.gradient()?)
         };
-        Ok(Tensor::new(self.update, slot.shape(), param, values, states)
+        Ok(Tensor::new(self.update, shape, param, values, states)
             .scaled(self.sign * factor)
             .masked(mask)
             .rounded_stochastically(self.rounding))
@@ -58,11 +73,31 @@ impl Job<'_, '_> {
     /// # Safety
     /// Nothing writes to the gradient and the mask while the result is used.
     pub unsafe fn gradient(&self) -> PyResult<Gradient<'_>> {
+        let grad = match &self.grad {
+            JobGradient::Dense(grad) => grad,
+            JobGradient::Rows(rows) => return Ok(rows.gradient()),
+        };
         Ok(Gradient {
             // SAFETY: as the caller guarantees.
-            values: unsafe { values(&self.grad)? },
+            values: unsafe { values(grad)? },
             // SAFETY: `new` checked the mask, which is the optimizer's own.
             mask: self.slot.mask.as_ref().map(|m| unsafe { &*slice_mut(m.data, m.len()) }),
         })
+    }
+
+    /// Whether only some rows have a gradient.
+    pub fn is_of_rows(&self) -> bool {
+        matches!(self.grad, JobGradient::Rows(_))
+    }
+
+    /// What copies the rows that are updated, if these are some only.
+    ///
+    /// # Safety
+    /// As for [`tensor`](Self::tensor), except that the tensor may be used in between the
+    /// copies.
+    pub unsafe fn row_copies(&self) -> Option<RowCopies<'_>> {
+        let JobGradient::Rows(rows) = &self.grad else { return None };
+        // SAFETY: as the caller guarantees.
+        Some(unsafe { rows.copies(self.slot) })
     }
 }

@@ -2,6 +2,7 @@
 
 mod job;
 mod parts;
+mod rows;
 mod scaling;
 mod slot;
 
@@ -19,10 +20,11 @@ use crate::errors::run;
 use crate::overlap::Regions;
 use crate::rules::{Group, read};
 use crate::storage::StorageFormat;
-use job::{Job, tensors};
+use job::{Job, JobGradient, tensors};
 pub use parts::{gradient_scale, partial_norms};
+use rows::{RowCopies, RowStep};
 use scaling::{GradientScale, Scaling};
-use slot::{Checked, Slot, SlotArguments, check_slot, memory_key, owner, slice_mut};
+use slot::{Checked, Given, Slot, SlotArguments, check_slot, memory_key, owner, slice_mut};
 
 /// The tensors of an optimizer, checked once, so that a step checks only the
 /// gradients and that no parameter has moved.
@@ -187,7 +189,15 @@ impl Stepper {
             let (Some(grad), Some((rule, storage, seed))) = (grad, &rules[slot.group]) else {
                 continue;
             };
-            self.check(py, slot, &grad)?;
+            self.check(py, slot)?;
+            let grad = match grad {
+                Given::Dense(grad) => {
+                    self.check_gradient(slot, &grad)?;
+                    JobGradient::Dense(grad)
+                }
+                // Gives up the GIL.
+                Given::Rows(rows) => JobGradient::Rows(RowStep::new(py, slot, &rows, &**rule)?),
+            };
             let t = u64::try_from(steps[i]).unwrap_or(0) + 1;
             let mut numbers = scalars[i];
             let key = (slot.group, slot.shape().len(), steps[i]);
@@ -205,15 +215,17 @@ impl Stepper {
             jobs.push(Job { index: i, slot, update, numbers, sign, grad, rounding });
         }
 
+        // A dense gradient was looked at before the GIL was given up.
+        if jobs.iter().any(Job::is_of_rows) {
+            self.check_again(py, &jobs)?;
+        }
         let (factor, norm) = match scaling.factor(py, &jobs)? {
             GradientScale::Skip(norm) => return Ok(Some(norm)),
             GradientScale::Apply(factor, norm) => (factor, norm),
         };
         if norm.is_some() {
             // The kernels of the norm gave up the GIL.
-            for job in &jobs {
-                self.check(py, job.slot, &job.grad)?;
-            }
+            self.check_again(py, &jobs)?;
         }
         // SAFETY: `check` looked at every array of the job, and the GIL was held since, or
         // they are of those that are not moved, see `Kept`; parameters and states are disjoint
@@ -231,11 +243,15 @@ impl Stepper {
             })?;
             return Ok(norm);
         }
+        // SAFETY: as above.
+        let copies = unsafe { jobs.iter().filter_map(|job| job.row_copies()).collect::<Vec<_>>() };
         run(py, || {
             core::reserve(&singles);
             core::reserve(&doubles);
+            copies.iter().for_each(RowCopies::gather);
             core::step(&mut singles);
             core::step(&mut doubles);
+            copies.iter().for_each(RowCopies::scatter);
         })?;
         for job in &jobs {
             steps[job.index] = steps[job.index].saturating_add(1);
@@ -246,9 +262,9 @@ impl Stepper {
 }
 
 impl Stepper {
-    /// Requires that a slot and its gradient are fit for a kernel. Runs no Python code and
-    /// keeps the GIL, unless there is an error.
-    fn check(&self, py: Python<'_>, slot: &Slot, grad: &Array<'_, '_>) -> PyResult<()> {
+    /// Requires that a slot is fit for a kernel. Runs no Python code and keeps the GIL,
+    /// unless there is an error.
+    fn check(&self, py: Python<'_>, slot: &Slot) -> PyResult<()> {
         let param = Name("params", &slot.path);
         require_writable(slot.param.kept.array.bind(py), param)?;
         if !slot.param.is_unchanged(py) || slot.buffers.iter().any(|s| !s.is_unchanged(py)) {
@@ -257,6 +273,11 @@ impl Stepper {
                  (make a new optimizer)"
             )));
         }
+        Ok(())
+    }
+
+    /// The same of a gradient.
+    fn check_gradient(&self, slot: &Slot, grad: &Array<'_, '_>) -> PyResult<()> {
         slot.require_fit(grad)?;
         let key = memory_key(grad);
         if slot.disjoint.load(Ordering::Relaxed) != key {
@@ -268,6 +289,17 @@ impl Stepper {
                 )));
             }
             slot.disjoint.store(key, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Checks slots and gradients of all jobs, after the GIL was given up.
+    fn check_again(&self, py: Python<'_>, jobs: &[Job<'_, '_>]) -> PyResult<()> {
+        for job in jobs {
+            self.check(py, job.slot)?;
+            if let JobGradient::Dense(grad) = &job.grad {
+                self.check_gradient(job.slot, grad)?;
+            }
         }
         Ok(())
     }

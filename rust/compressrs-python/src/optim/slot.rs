@@ -8,6 +8,7 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::rows::GivenRows;
 use crate::arguments::Name;
 use crate::buffers::{Array, Kept, Layout, data, require_unmasked};
 use crate::dtype::Dtype;
@@ -36,6 +37,11 @@ impl Checked {
 
     pub fn len(&self) -> usize {
         self.layout.shape().iter().product()
+    }
+
+    /// Bytes of an element; 0 if there is none.
+    pub fn itemsize(&self) -> usize {
+        self.bytes.checked_div(self.len()).unwrap_or(0)
     }
 
     /// Its bytes.
@@ -154,22 +160,26 @@ pub(super) fn check_slot<'py>(
 impl Slot {
     /// A gradient as an array in C order, copied if it is not in that. This may run Python
     /// code, and give up the GIL.
-    pub fn view<'py>(&self, grad: &Bound<'py, PyAny>) -> PyResult<Array<'py, '_>> {
+    pub fn view<'py>(&self, grad: &Bound<'py, PyAny>) -> PyResult<Given<'py, '_>> {
         let (py, name) = (grad.py(), Name("grads", &self.path));
         match grad.cast::<PyUntypedArray>() {
             // The usual case, without the steps that find out what is wrong.
             Ok(array) if self.param.layout.fits(array) => {
                 require_unmasked(array, name)?;
-                return Ok(Array::unchecked(array.clone(), name));
+                return Ok(Given::Dense(Array::unchecked(array.clone(), name)));
             }
             Ok(_) => Array::new(grad, name)?,
             Err(_) => {
+                if let Some(rows) = GivenRows::of(grad, &self.path)? {
+                    return Ok(Given::Rows(rows));
+                }
                 // A tensor, perhaps.
                 let as_gradient = py.import("compressrs._arrays")?.getattr("as_gradient")?;
                 Array::new(&as_gradient.call1((grad, name.to_string()))?, name)?
             }
         }
         .contiguous()
+        .map(Given::Dense)
     }
 
     /// Requires that a gradient in C order has a floating-point dtype and the parameter's
@@ -206,6 +216,14 @@ impl Slot {
         }
         Ok(())
     }
+}
+
+/// A gradient as it was given.
+pub(super) enum Given<'py, 's> {
+    /// Of the whole parameter, in C order.
+    Dense(Array<'py, 's>),
+    /// Of some of its rows.
+    Rows(GivenRows<'py, 's>),
 }
 
 /// The name of an owner of a region.
