@@ -35,6 +35,7 @@ DISAGREEMENTS = {
     "lr": lambda rank: {"lr": 0.1 * (1 + (rank == 2))},
     "seed": lambda rank: {"seed": int(rank == 2)},
     "rule": lambda rank: {"rule": cr.optim.AdamW if rank == 2 else cr.optim.Adam},
+    "stage": lambda rank: {"stage": 1 + (rank == 2)},
     "micro-batches": lambda rank: {"microbatches": 3 + (rank == 2)},
     "params": lambda rank: {"params": {"b" if rank == 2 else "a": np.ones(4)}},
 }
@@ -82,21 +83,24 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_rank_that_fails_in_a_step(kind):
+def test_a_rank_that_fails_in_a_step(kind, stage):
     fault, kind_of_error = FAULTS[kind]
 
     def work(comm):
         w = np.ones(70_000)
-        opt = train(comm, w)
+        opt = train(comm, w, stage=stage)
         before, state = w.copy(), opt.state_dict()
         rate = opt.param_groups[0]["lr"]
         try:
+            if comm.rank == 1 and stage == 2 and kind in ("shape", "dtype", "index"):
+                fault(opt)  # while the others are at their first micro-batch
             for i in opt.indices:
-                if comm.rank != 1 or i != opt.indices[0]:
+                if comm.rank != 1 or stage == 2 or i != opt.indices[0]:
                     opt.accumulate(i, np.ones_like(w))
             if comm.rank == 1:
-                if kind in ("missing", "lr"):
+                if stage == 1 and kind in ("missing", "lr"):
                     opt.accumulate(opt.indices[0], np.ones_like(w))
                 fault(opt)
             opt.step()
@@ -261,16 +265,17 @@ def test_an_exception_of_the_user_reaches_all_ranks():
 
 
 @pytest.mark.parametrize("where", ["comm", "discard"])
-def test_training_goes_on_after_an_exception_of_the_user(where):
+@pytest.mark.parametrize("stage", [1, 2])
+def test_training_goes_on_after_an_exception_of_the_user(where, stage):
     def work(comm):
         w, expected = np.ones(70_000), np.ones(70_000)
-        opt, twin = train(comm, w), train(comm, expected)
+        opt, twin = train(comm, w, stage=stage), train(comm, expected)
         state = opt.state_dict()
         try:
             with opt.comm.together("training") if where == "comm" else nullcontext():
                 for i in opt.indices:
                     opt.accumulate(i, np.full(w.shape, np.nan))
-                    if comm.rank == 1 and i == opt.indices[1]:
+                    if where == "comm" and comm.rank == 1 and i == opt.indices[1]:
                         raise KeyError("a bug of the user's")
                 if where == "discard":
                     raise KeyError
@@ -279,7 +284,7 @@ def test_training_goes_on_after_an_exception_of_the_user(where):
                 opt.discard()
         assert same(opt.state_dict(), state)
         for one in (opt, twin):
-            for i in opt.indices:
+            for i in one.indices:
                 one.accumulate(i, np.full(w.shape, float(i)))
             one.step()
         assert same(w, expected)
@@ -374,6 +379,12 @@ def test_arguments():
         ShardedOptimizer(cr.optim.Adam, np.ones(3), typo=1)
     with pytest.raises(ValueError, match="microbatches"):
         ShardedOptimizer(cr.optim.Adam, np.ones(3), microbatches=0)
+    for wrong in (0, 3):
+        with pytest.raises(ValueError, match="stage"):
+            ShardedOptimizer(cr.optim.Adam, np.ones(3), stage=wrong)
+    opt = ShardedOptimizer(cr.optim.Adam, np.ones(3), microbatches=2, stage=2)
+    with pytest.raises(ValueError, match="index must be 0, the next one of stage 2, got 1"):
+        opt.accumulate(1, np.ones(3))
     opt = ShardedOptimizer(cr.optim.Adam, np.ones(3))
     with pytest.raises(ValueError, match="max_grad_norm"):
         opt.step(np.ones(3), max_grad_norm=-1)

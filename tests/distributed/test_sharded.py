@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import compressrs as cr
-from compressrs.distributed import ShardedOptimizer, run_local
+from compressrs.distributed import ShardedOptimizer, partition, run_local
 
 from .runs import MICROBATCHES, gradients, parameters, plain, same, shapes_of, sharded
 
@@ -23,7 +23,13 @@ RANKS = (1, 2, 3, 4)
 FEWER = pytest.mark.filterwarnings("ignore:microbatches=. is fewer than:UserWarning")
 
 
-def compare(rule, dtype=np.float32, ranks=RANKS, **kwargs):
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Parts are exchanged and stepped in several pieces, as large ones are."""
+    monkeypatch.setattr(partition, "_PIECE", 1000)
+
+
+def compare(rule, dtype=np.float32, ranks=RANKS, stage=1, **kwargs):
     """Compare parameters, state and norms after a few steps."""
     expected = parameters(rule, dtype)
     opt, norms = plain(rule, expected, **kwargs)
@@ -31,7 +37,7 @@ def compare(rule, dtype=np.float32, ranks=RANKS, **kwargs):
 
     def work(comm):
         params = parameters(rule, dtype)
-        own, own_norms = sharded(rule, params, comm, **kwargs)
+        own, own_norms = sharded(rule, params, comm, stage=stage, **kwargs)
         return params, own.state_dict(), own_norms
 
     for size in ranks:
@@ -44,6 +50,89 @@ def compare(rule, dtype=np.float32, ranks=RANKS, **kwargs):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_rule(rule):
     compare(rule, step={"max_grad_norm": 0.5})
+
+
+@pytest.mark.parametrize("step", [{}, {"max_grad_norm": 0.5}], ids=["plain", "clipped"])
+@pytest.mark.parametrize("rule", [cr.optim.AdamW, cr.optim.SGD, cr.optim.Lamb, cr.optim.Muon])
+def test_stage_2(rule, step):
+    compare(rule, step=step, ranks=(1, 2, 3, 4), stage=2)
+
+
+def test_steps_without_clipping_are_taken_piece_by_piece():
+    compare(cr.optim.Adam, state_dtype="int8")
+    compare(cr.optim.Muon)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "strided", "none", "params"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_gradients_of_a_single_microbatch_are_not_copied(kind, clip, stage):
+    def gradient(w, i):
+        if kind == "params":
+            return dict(w)  # which change while they are sent
+        found = gradients(w, 0, i)
+        if kind == "none":
+            found = {**found, "b": None, **({"a": None} if i == 1 else {})}
+        elif kind == "strided":
+            found = {name: np.stack([g, -g], axis=-1)[..., 0] for name, g in found.items()}
+        else:
+            found = {name: g.astype(kind) for name, g in found.items()}
+        return found
+
+    def work(comm):
+        w, expected = parameters(cr.optim.Adam), parameters(cr.optim.Adam)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, stage=stage)
+        twin = ShardedOptimizer(cr.optim.Adam, expected, comm)
+        for _ in range(2):
+            grads = gradient(w, comm.rank)
+            before = copy.deepcopy(grads)
+            norm = opt.step(grads, max_grad_norm=clip)
+            if kind != "params":
+                assert same(grads, before)
+            twin.accumulate(comm.rank, before)
+            assert same(norm, twin.step(max_grad_norm=clip))
+            assert same(w, expected)
+        assert same(opt.state_dict(), twin.state_dict())
+        return w
+
+    for size in (1, 2, 3):
+        first, *others = run_local(work, size)
+        assert all(same(other, first) for other in others)
+
+
+@FEWER
+def test_stage_2_with_any_number_of_microbatches():
+    def work(comm, total, stage):
+        w = np.zeros(140_000, np.float32)
+        opt = ShardedOptimizer(cr.optim.SGD, w, comm, microbatches=total, stage=stage, lr=1.0)
+        for _ in range(2):
+            for i in opt.indices:
+                opt.accumulate(i, np.random.default_rng(i).standard_normal(w.shape))
+            opt.step()
+        return w
+
+    for total in (1, 2, 3, 5, 8, 13):
+        one = run_local(work, 1, total, 1)[0]
+        for size in (1, 2, 3, 4):
+            assert all(same(w, one) for w in run_local(work, size, total, 2))
+
+
+def test_stage_2_keeps_the_sums_of_its_own_parts_alone():
+    elements = 1 << 20
+
+    def work(comm, stage):
+        w = np.zeros(elements, np.float32)
+        opt = ShardedOptimizer(cr.optim.SGD, w, comm, microbatches=4 * comm.size, stage=stage)
+        for i in opt.indices:
+            opt.accumulate(i, np.ones_like(w))
+        sums = opt._sums
+        flats = [*sums._free, *sums.tree.nodes.values()]
+        return sum(array.nbytes for flat in flats for array in flat.values())
+
+    for size in (2, 4):
+        assert all(kept >= 4 * elements for kept in run_local(work, size, 1))
+        # As many sums as their number has binary digits, at most, each of a rank's part.
+        assert all(kept <= 3.01 * 4 * elements / size for kept in run_local(work, size, 2))
 
 
 @pytest.mark.parametrize("rule", [cr.optim.AdamW, cr.optim.Lamb, cr.optim.Muon])

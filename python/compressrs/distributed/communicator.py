@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import functools
 import os
 import pickle
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -80,6 +81,10 @@ class Communicator(abc.ABC):
     def _require_usable(self) -> None:
         """Raise a RuntimeError if messages cannot be sent from here."""
 
+    def _start(self, send: list[list[Array]], receive: list[list[Array]]) -> Callable[[], object]:
+        """As `_exchange`, but return what waits for the messages."""
+        return functools.partial(self._exchange, send, receive)
+
     def exchange(self, send: Sequence[Sequence[Array]], receive: Sequence[Sequence[Array]]) -> None:
         """Send arrays to each rank, and receive arrays from each.
 
@@ -96,12 +101,30 @@ class Communicator(abc.ABC):
         ValueError
             If there is not one sequence for each rank, or an array is not contiguous.
         """
+        self.start_exchange(send, receive)()
+
+    def start_exchange(
+        self, send: Sequence[Sequence[Array]], receive: Sequence[Sequence[Array]]
+    ) -> Callable[[], object]:
+        """Start an `exchange`, and return a function that waits for its end.
+
+        Parameters
+        ----------
+        send, receive : sequence of sequence of array
+            See `exchange`. Until the function returns, arrays of `send` must not be written to,
+            nor those of `receive` read. All ranks start and wait in the same order.
+
+        Raises
+        ------
+        ValueError
+            If there is not one sequence for each rank, or an array is not contiguous.
+        """
         outgoing, incoming = self._bytes(send, "send"), self._bytes(receive, "receive")
         if self.size == 1:
-            return
+            return _nothing
         self._require_alive()
         self.bytes += sum(array.nbytes for arrays in outgoing for array in arrays)
-        self._exchange(outgoing, incoming)
+        return self._start(outgoing, incoming)
 
     def _bytes(self, given: Sequence[Sequence[Array]], name: str) -> list[list[Array]]:
         lists = [sequence(arrays, name) for arrays in sequence(given, name)]
@@ -260,6 +283,10 @@ class Communicator(abc.ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: rank {self.rank} of {self.size}>"
+
+
+def _nothing() -> None:
+    """Wait for no message."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,8 @@ from compressrs.distributed.partition import Part
 #: A flat array for each dtype that is computed in.
 Flat: TypeAlias = dict[np.dtype[Any], Array]
 
+_Ranges: TypeAlias = dict[np.dtype[Any], slice]
+
 
 class Layout:
     """The places of parts in flat arrays.
@@ -20,25 +22,40 @@ class Layout:
     Parameters
     ----------
     parts : list of Part
-        In the order of owners.
+        In the order of owners, then of pieces.
+    pieces : list of int
+        The piece of each part among those of its owner.
+    count : int
+        Number of pieces of each rank, some of which may be empty.
     dtypes : sequence of dtype
         That in which each tensor is computed.
     ranks : int
     """
 
-    def __init__(self, parts: list[Part], dtypes: Sequence[np.dtype[Any]], ranks: int) -> None:
-        self.parts = parts
+    def __init__(
+        self,
+        parts: list[Part],
+        pieces: list[int],
+        count: int,
+        dtypes: Sequence[np.dtype[Any]],
+        ranks: int,
+    ) -> None:
+        self.parts, self.pieces, self.count = parts, pieces, count
         self.dtypes = [compute_dtype(dtype) for dtype in dtypes]
         self.totals: dict[np.dtype[Any], int] = dict.fromkeys(self.dtypes, 0)
-        self._ranges = [dict[np.dtype[Any], slice]() for _ in range(ranks)]
+        #: Numbers of the parts of each piece of each rank.
+        self.numbers: list[list[list[int]]] = [[[] for _ in range(count)] for _ in range(ranks)]
+        self._of_rank: list[_Ranges] = [{} for _ in range(ranks)]
+        self._of_piece: list[list[_Ranges]] = [[{} for _ in range(count)] for _ in range(ranks)]
         self._places: list[slice] = []
-        for part in parts:
+        for number, (part, k) in enumerate(zip(parts, pieces, strict=True)):
             dtype = self.dtypes[part.tensor]
             start = self.totals[dtype]
             stop = self.totals[dtype] = start + part.stop - part.start
             self._places.append(slice(start, stop))
-            own = self._ranges[part.owner]
-            own[dtype] = slice(own[dtype].start if dtype in own else start, stop)
+            self.numbers[part.owner][k].append(number)
+            for own in (self._of_rank[part.owner], self._of_piece[part.owner][k]):
+                own[dtype] = slice(own[dtype].start if dtype in own else start, stop)
 
     def empty(self) -> Flat:
         """Return new arrays for all parts, with values that are not defined."""
@@ -46,23 +63,43 @@ class Layout:
 
     def empty_of(self, rank: int) -> Flat:
         """Return new arrays for the parts of a rank."""
-        return {d: np.empty(r.stop - r.start, d) for d, r in self._ranges[rank].items()}
+        return {d: np.empty(r.stop - r.start, d) for d, r in self._of_rank[rank].items()}
 
-    def of(self, rank: int, flat: Flat) -> Flat:
-        """Return views of the parts of a rank."""
-        return {dtype: flat[dtype][place] for dtype, place in self._ranges[rank].items()}
+    def empty_piece(self, rank: int) -> Flat:
+        """Return new arrays that any piece of a rank fits into."""
+        longest: dict[np.dtype[Any], int] = {}
+        for ranges in self._of_piece[rank]:
+            for dtype, place in ranges.items():
+                longest[dtype] = max(longest.get(dtype, 0), place.stop - place.start)
+        return {dtype: np.empty(length, dtype) for dtype, length in longest.items()}
+
+    def of_piece(self, rank: int, k: int, flat: Mapping[np.dtype[Any], Array]) -> Flat:
+        """Return views of a piece in arrays of all parts."""
+        return {dtype: flat[dtype][place] for dtype, place in self._of_piece[rank][k].items()}
+
+    def of_own_piece(self, rank: int, k: int, flat: Mapping[np.dtype[Any], Array]) -> Flat:
+        """Return views of a piece in arrays of the rank's parts alone."""
+        found = {}
+        for dtype, place in self._of_piece[rank][k].items():
+            first = self._of_rank[rank][dtype].start
+            found[dtype] = flat[dtype][place.start - first : place.stop - first]
+        return found
+
+    def of_buffer(self, rank: int, k: int, flat: Mapping[np.dtype[Any], Array]) -> Flat:
+        """Return views of arrays of `empty_piece`, of the sizes of this piece."""
+        ranges = self._of_piece[rank][k].items()
+        return {dtype: flat[dtype][: place.stop - place.start] for dtype, place in ranges}
 
     def views(self, flat: Flat) -> list[Array]:
-        """Return the view of each part."""
+        """Return the view of each part in arrays of all parts."""
         dtypes = (self.dtypes[part.tensor] for part in self.parts)
         return [flat[dtype][place] for dtype, place in zip(dtypes, self._places, strict=True)]
 
-    def own_views(self, rank: int, flat: Flat) -> list[Array]:
-        """Return the view of each part of a rank in arrays of its parts alone."""
+    def views_of_piece(self, rank: int, k: int, flat: Flat) -> list[Array]:
+        """Return the view of each part of a piece in arrays of this piece alone."""
         views = []
-        for part, place in zip(self.parts, self._places, strict=True):
-            if part.owner == rank:
-                dtype = self.dtypes[part.tensor]
-                first = self._ranges[rank][dtype].start
-                views.append(flat[dtype][place.start - first : place.stop - first])
+        for number in self.numbers[rank][k]:
+            dtype, place = self.dtypes[self.parts[number].tensor], self._places[number]
+            first = self._of_piece[rank][k][dtype].start
+            views.append(flat[dtype][place.start - first : place.stop - first])
         return views

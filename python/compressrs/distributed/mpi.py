@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from compressrs._arrays import Array
@@ -47,6 +49,9 @@ class MPICommunicator(Communicator):
         return gathered
 
     def _exchange(self, send: list[list[Array]], receive: list[list[Array]]) -> None:
+        self._start(send, receive)()
+
+    def _start(self, send: list[list[Array]], receive: list[list[Array]]) -> Callable[[], object]:
         comm, kind = self._comm, self._mpi.BYTE
         requests = []
         # From the next rank on, so that not all send to the same one first.
@@ -60,7 +65,7 @@ class MPICommunicator(Communicator):
             for array in send[target]:
                 for low, high in pieces(array.size, _LIMIT):
                     requests.append(comm.Isend([array[low:high], kind], target))
-        self._mpi.Request.Waitall(requests)
+        return functools.partial(self._mpi.Request.Waitall, requests)
 
     def _require_usable(self) -> None:
         mpi = self._mpi

@@ -6,6 +6,12 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
+#: Elements that a piece has at least, so that its messages are worth their latency.
+_PIECE = 1 << 18
+_MOST_PIECES = 32
+#: Parts of all ranks that are made for pieces, at most: each rank knows of all.
+_MOST_PARTS = 4096
+
 
 class Part(NamedTuple):
     """The elements ``start..stop`` of a tensor, in C order, and the rank that owns them."""
@@ -76,6 +82,44 @@ def distribute(sizes: Sequence[int], costs: Sequence[int], ranks: int) -> list[P
         parts.append(Part(rank, tensor, 0, sizes[tensor]))
         heapq.heappush(loads, (load + costs[tensor], rank))
     return sorted(parts)
+
+
+def piece_count(elements: int, ranks: int) -> int:
+    """Return the number of pieces in which a rank's parts are exchanged and stepped.
+
+    One piece is on its way while another is stepped; small ones stay in the cache, but messages
+    and parts should not be too many.
+    """
+    return max(1, min(_MOST_PIECES, elements // (ranks * _PIECE), _MOST_PARTS // ranks))
+
+
+def split_in_pieces(
+    sizes: Sequence[int], weights: Sequence[int], ranks: int, block: int, pieces: int
+) -> tuple[list[Part], list[int]]:
+    """As `split`, with each rank's range cut into pieces; return parts and their pieces.
+
+    Examples
+    --------
+    >>> split_in_pieces([80], [1], 2, 10, 2)
+    ([Part(owner=0, tensor=0, start=0, stop=20), Part(owner=0, tensor=0, start=20, stop=40), \
+Part(owner=1, tensor=0, start=40, stop=60), Part(owner=1, tensor=0, start=60, stop=80)], \
+[0, 1, 0, 1])
+    """
+    parts = split(sizes, weights, ranks * pieces, block)
+    owned = [part._replace(owner=part.owner // pieces) for part in parts]
+    return owned, [part.owner % pieces for part in parts]
+
+
+def whole_in_pieces(parts: Sequence[Part], costs: Sequence[int], pieces: int) -> list[int]:
+    """Return the piece of each part, which is a whole tensor, among those of its owner."""
+    totals: dict[int, int] = {}
+    for part in parts:
+        totals[part.owner] = totals.get(part.owner, 0) + costs[part.tensor]
+    found, before = [], dict.fromkeys(totals, 0)
+    for part in parts:
+        found.append(before[part.owner] * pieces // totals[part.owner])
+        before[part.owner] += costs[part.tensor]
+    return found
 
 
 def shares(total: int, ranks: int) -> list[range]:

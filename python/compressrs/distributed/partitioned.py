@@ -15,7 +15,13 @@ from compressrs._state import Take, Undo
 from compressrs.distributed.communicator import Communicator, RankError, together
 from compressrs.distributed.gradients import GradientSums
 from compressrs.distributed.layout import Flat, Layout
-from compressrs.distributed.partition import Part, distribute, split
+from compressrs.distributed.partition import (
+    Part,
+    distribute,
+    piece_count,
+    split_in_pieces,
+    whole_in_pieces,
+)
 from compressrs.distributed.pieces import gather_arrays, piece
 from compressrs.optim._loading import plan
 from compressrs.optim._moments import CODES, Buffer, has_codes
@@ -37,6 +43,7 @@ class PartitionedOptimizer(Optimizer):
     comm: Communicator
     rule: type[Optimizer]
     microbatches: int
+    stage: int
     _arguments: dict[str, Any]
     _sums: GradientSums
 
@@ -63,13 +70,17 @@ class PartitionedOptimizer(Optimizer):
         self._elementwise = all(
             _core.rule_is_elementwise(self._rule, group) for group in self._groups
         )
+        # One process has nothing to exchange.
+        count = piece_count(sum(sizes), ranks) if ranks > 1 else 1
         if self._elementwise:
             weights = [array.dtype.itemsize for array in arrays]
-            parts = split(sizes, weights, ranks, _core.NORM_BLOCK)
+            parts, pieces = split_in_pieces(sizes, weights, ranks, _core.NORM_BLOCK, count)
         else:
-            parts = distribute(sizes, [max(array.nbytes, 1) for array in arrays], ranks)
-        self._layout = Layout(parts, [array.dtype for array in arrays], ranks)
-        self._sums = GradientSums(self._layout, self.comm, self.microbatches)
+            costs = [max(array.nbytes, 1) for array in arrays]
+            parts = distribute(sizes, costs, ranks)
+            pieces = whole_in_pieces(parts, costs, count)
+        self._layout = Layout(parts, pieces, count, [array.dtype for array in arrays], ranks)
+        self._sums = GradientSums(self._layout, self.comm, self.microbatches, self.stage)
         self._own = [part for part in parts if part.owner == rank]
         group_of = [g for g, group in enumerate(self._groups) for _ in group["params"]]
         groups: list[dict[str, Any]] = [
@@ -87,6 +98,11 @@ class PartitionedOptimizer(Optimizer):
         self._inner._parts = origins
         self._inner.__init__(groups, **self._arguments)  # type: ignore[misc]
         self._grads: Flat | None = None
+        #: Places of each piece's parts among this rank's.
+        places = {part: place for place, part in enumerate(self._own)}
+        self._pieces = [
+            [places[parts[number]] for number in numbers] for numbers in self._layout.numbers[rank]
+        ]
 
     def _view(self, part: Part) -> Array:
         array = self._arrays()[part.tensor]
@@ -98,6 +114,7 @@ class PartitionedOptimizer(Optimizer):
             "version of compressrs": __version__,
             "rule": self.rule.__name__,
             "number of micro-batches": str(self.microbatches),
+            "stage": str(self.stage),
         }
         arrays = zip(self._names, self._arrays(), strict=True)
         what |= {f"dtype and shape of {n}": f"{a.dtype} {a.shape}" for n, a in arrays}

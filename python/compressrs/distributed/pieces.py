@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,8 +25,16 @@ def gather_arrays(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> No
     arrays : sequence of (int, array)
         The owner, and the C-contiguous array, of the same size on all ranks.
     """
+    start_gather(comm, arrays)()
+
+
+def start_gather(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> Callable[[], object]:
+    """Start to gather arrays, and return a function that ends it; see `gather_arrays`.
+
+    All ranks start and end in the same order. The arrays are not used in between.
+    """
     if comm.size == 1:
-        return
+        return lambda: None
     large: list[list[Array]] = [[] for _ in range(comm.size)]
     small: list[list[Array]] = [[] for _ in range(comm.size)]
     for owner, array in arrays:
@@ -44,12 +52,17 @@ def gather_arrays(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> No
     receive = [
         [*large[owner], packed[owner]] if other else [] for owner, other in enumerate(others)
     ]
-    comm.exchange(send, receive)
-    for owner, other in enumerate(others):
-        start = 0
-        for array in small[owner] if other else []:
-            array[...] = packed[owner][start : start + array.size]
-            start += array.size
+    wait = comm.start_exchange(send, receive)
+
+    def end() -> None:
+        wait()
+        for owner, other in enumerate(others):
+            start = 0
+            for array in small[owner] if other else []:
+                array[...] = packed[owner][start : start + array.size]
+                start += array.size
+
+    return end
 
 
 def piece(buffers: Mapping[str, Array], name: str, part: Part, numbers: Sequence[str]) -> Array:

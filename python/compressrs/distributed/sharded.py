@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -10,24 +10,20 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree
-from compressrs._checks import file_path, flag, whole
-from compressrs._state import Undo, all_or_nothing
+from compressrs._checks import whole
 from compressrs._warnings import warn
-from compressrs.distributed import checkpoint
 from compressrs.distributed.communicator import together
-from compressrs.distributed.gradients import checked_gradients
+from compressrs.distributed.gradients import Given, checked_gradients, overlap
 from compressrs.distributed.layout import Flat
 from compressrs.distributed.mpi import as_communicator
-from compressrs.distributed.partitioned import PartitionedOptimizer
-from compressrs.distributed.pieces import gather_arrays
-from compressrs.optim._loading import group_update, parameter_order
-from compressrs.optim._moments import has_codes
+from compressrs.distributed.pieces import gather_arrays, start_gather
+from compressrs.distributed.stored import StoredOptimizer
 from compressrs.optim._parameters import Parameters
 from compressrs.optim.base import Optimizer
 
 
-class ShardedOptimizer(PartitionedOptimizer):
-    """An optimizer whose state is divided among ranks (ZeRO, stage 1), with the same results.
+class ShardedOptimizer(StoredOptimizer):
+    """An optimizer whose state is divided among ranks (ZeRO), with the same results.
 
     Each rank computes the gradients of some micro-batches. `step` adds them up in a tree that
     depends on the number of micro-batches alone, sends each part of the sum to the rank that
@@ -47,6 +43,11 @@ class ShardedOptimizer(PartitionedOptimizer):
         Gradients that a step takes the mean of, over all ranks; by default one of each rank.
         Choose a number that does not change with the number of ranks, and a multiple of it:
         with fewer micro-batches than ranks some have no gradients to compute.
+    stage : {1, 2}, default 1
+        That of ZeRO. 1: a rank adds up the gradients of its micro-batches, for all parameters, and
+        `step` reduces them. 2: `accumulate`, which is then collective, reduces each micro-batch at
+        once, and a rank keeps the sums of its own parts alone: less memory, and a reduction for
+        each micro-batch instead of one for each step. The results are the same to the bit.
     **hyperparameters
         Those of the rule, the same on all ranks.
 
@@ -109,6 +110,8 @@ class ShardedOptimizer(PartitionedOptimizer):
         params: ArrayTree,
         comm: Any = None,
         microbatches: int | None = None,
+        *,
+        stage: Literal[1, 2] = 1,
         **hyperparameters: Any,
     ) -> None:
         self.comm = as_communicator(comm)
@@ -126,6 +129,7 @@ class ShardedOptimizer(PartitionedOptimizer):
             self.microbatches = (
                 ranks if microbatches is None else whole(microbatches, "microbatches", 1)
             )
+            self.stage = whole(stage, "stage", 1, 2)
             Parameters.__init__(self, params, defaults)
             self._build()
         self.comm.require_same(self._description())
@@ -147,10 +151,14 @@ class ShardedOptimizer(PartitionedOptimizer):
         Not collective. Gradients are added as they come, so that memory is that of the
         gradients times the logarithm of the number of this rank's micro-batches.
 
+        With ``stage=2`` it is collective: all ranks call it for their first micro-batch, then for
+        their second, and so on.
+
         Parameters
         ----------
         index : int
-            One of `indices`, each once before a step, best in their order.
+            One of `indices`, each once before a step, best in their order; with ``stage=2`` in
+            their order.
         grads : array, or list or nested dict of arrays
             As for `Optimizer.step`. None counts as zeros; a parameter without a gradient in
             all micro-batches is left unchanged.
@@ -164,15 +172,28 @@ class ShardedOptimizer(PartitionedOptimizer):
             its parameter's shape. The step then fails on all ranks: what was accumulated is
             dropped.
         """
-        with self._changing("accumulate"), self._failing("accumulate"):
-            i = whole(index, "index", 0)
-            if i not in self.indices:
-                raise ValueError(f"index must be one of this rank's {self.indices}, got {i}")
-            if i in self._sums.done:
-                raise ValueError(f"index {i} was accumulated before; step first")
-            self._sums.add(
-                i, checked_gradients(self._structure, grads, self._arrays(), self._paths)
-            )
+        with self._changing("accumulate"):
+            with self._failing("accumulate"):
+                i = whole(index, "index", 0)
+                if i not in self.indices:
+                    raise ValueError(f"index must be one of this rank's {self.indices}, got {i}")
+                if i in self._sums.done:
+                    raise ValueError(f"index {i} was accumulated before; step first")
+                flat = checked_gradients(self._structure, grads, self._arrays(), self._paths)
+                if self.stage == 1:
+                    self._sums.add(i, flat)
+                    return
+                if i != (due := self.indices[len(self._sums.done)]):
+                    raise ValueError(f"index must be {due}, the next one of stage 2, got {i}")
+                given = Given(self._layout, flat)
+                self._sums.allocate(copies=True)
+            self._reduce_round(given)
+
+    def _reduce_round(self, given: Given | None) -> None:
+        """Reduce a micro-batch of each rank."""
+        with self._failing("accumulate"):
+            self.comm.agree(f"round {self._sums.rounds} of micro-batches")
+            self._sums.add_round(given)
 
     def discard(self) -> None:
         """Drop the gradients that were accumulated since the last step.
@@ -223,12 +244,7 @@ class ShardedOptimizer(PartitionedOptimizer):
             self._require_idle("step")
             with self._failing("step"):
                 if grads is not None:
-                    if len(self.indices) != 1 or self._sums.done:
-                        raise ValueError(
-                            "grads must be given to accumulate(index, grads), since this rank has "
-                            f"the micro-batches {self.indices}"
-                        )
-                    self.accumulate(self.indices[0], grads)
+                    self._accumulate_all(grads)
                 if missing := [i for i in self.indices if i not in self._sums.done]:
                     raise ValueError(
                         f"step needs the grads of micro-batch {missing[0]} first: call "
@@ -237,11 +253,28 @@ class ShardedOptimizer(PartitionedOptimizer):
                 self._rehearse(max_grad_norm, grad_scale, nonfinite)
             try:
                 self._doing = "step"
+                if self.stage == 2 and self._sums.rounds * self.comm.size < self.microbatches:
+                    self._reduce_round(None)  # of ranks that have one more
                 self._agree_on_step(max_grad_norm, grad_scale, nonfinite)
                 return self._reduce_and_step(max_grad_norm, grad_scale, nonfinite)
             finally:
                 self._doing = None
                 self._sums.release()
+
+    def _accumulate_all(self, grads: ArrayTree) -> None:
+        """Take the gradients of this rank's only micro-batch where they are, if that can be."""
+        if len(self.indices) != 1 or self._sums.done:
+            raise ValueError(
+                "grads must be given to accumulate(index, grads), since this rank has "
+                f"the micro-batches {self.indices}"
+            )
+        arrays = self._arrays()
+        flat = checked_gradients(self._structure, grads, arrays, self._paths)
+        if self.stage == 2 or overlap(flat, arrays):
+            self.accumulate(self.indices[0], grads)
+            return
+        self._sums.allocate(copies=True)
+        self._sums.add_given(self.indices[0], Given(self._layout, flat))
 
     def _step(
         self, flat: list[Any], max_grad_norm: float | None, grad_scale: float, nonfinite: Any
@@ -259,14 +292,24 @@ class ShardedOptimizer(PartitionedOptimizer):
         self._sums.allocate()
         if self._grads is None:
             self._grads = self._layout.empty_of(self.comm.rank)
-        views = self._shaped(self._grads)
-        self._inner._stepper.step(views, self._inner._groups, None, 1.0, "ignore", True)
+        views = [
+            view
+            for k in range(self._layout.count)
+            for view in self._views_of(k, self._layout.of_own_piece(self.comm.rank, k, self._grads))
+        ]
+        self._inner._stepper.step(views or [None], self._inner._groups, None, 1.0, "ignore", True)
 
-    def _shaped(self, flat: Flat) -> list[Array | None]:
-        """Return the views of this rank's parts, in their shapes."""
-        views = self._layout.own_views(self.comm.rank, flat)
-        shaped = [v.reshape(self._view(p).shape) for v, p in zip(views, self._own, strict=True)]
-        return [*shaped] if self._own else [None]
+    def _views_of(self, k: int, flat: Flat) -> list[Array | None]:
+        """Return the views of a piece's parts, in their shapes."""
+        return self._shaped(k, [*self._layout.views_of_piece(self.comm.rank, k, flat)])
+
+    def _shaped(self, k: int, views: list[Array | None]) -> list[Array | None]:
+        """Return the views of a piece's parts in the shapes of the parts."""
+        parts = [self._own[place] for place in self._pieces[k]]
+        return [
+            None if view is None else view.reshape(self._view(part).shape)
+            for view, part in zip(views, parts, strict=True)
+        ]
 
     def _agree_on_step(self, *arguments: Any) -> None:
         """Find out which tensors have gradients, and whether the ranks step alike."""
@@ -281,45 +324,89 @@ class ShardedOptimizer(PartitionedOptimizer):
     def _reduce_and_step(
         self, max_grad_norm: float | None, grad_scale: float, nonfinite: str
     ) -> float | None:
-        flat = self._sums.reduce()
-        if self.microbatches > 1:
-            for values in flat.values():
-                np.divide(values, self.microbatches, out=values)
         frozen = [bool(g.get("frozen")) for g in self._groups for _ in g["params"]]
         given = [bool(x) and not f for x, f in zip(self._sums.given, frozen, strict=True)]
-        grads = self._shaped(flat)
-        for k, part in enumerate(self._own):
-            if not given[part.tensor]:
-                grads[k] = None
         active = [i for i, one in enumerate(given) if one]
-        factor, norm = _core.gradient_scale(
-            lambda unit: self._partials(unit, grads, active),
-            [self._paths[i] for i in active],
-            # Of half precision parameters the gradients are float32.
-            [np.empty(0, self._layout.dtypes[i]) for i in active],
-            max_grad_norm,
-            grad_scale,
-            nonfinite,
-        )
-        if factor is None:
-            return norm
-        if np.isnan(factor):
-            # What NaN times a gradient is; the step itself takes finite factors.
-            for grad in grads:
-                if grad is not None:
-                    grad[...] = np.nan
-            factor = 1.0
-        self._inner._stepper.step(grads, self._inner._groups, None, factor, "ignore")
-        changed = [part for part in self._layout.parts if given[part.tensor]]
-        gather_arrays(self.comm, [(part.owner, self._view(part)) for part in changed])
+        means = self._means(given)
+        grads: list[Array | None] = [None] * max(1, len(self._own))
+        factor, norm = 1.0, None
+        if max_grad_norm is None and nonfinite == "ignore" and grad_scale == 1:
+            pieces = means
+        else:
+            # All of it first: the norm is that of all parts.
+            kept = [self._kept(k, views) for k, views in means]
+            for k, views in enumerate(kept):
+                for place, view in zip(self._pieces[k], views, strict=True):
+                    grads[place] = view
+            found, norm = _core.gradient_scale(
+                lambda unit: self._partials(unit, grads, active),
+                [self._paths[i] for i in active],
+                # Of half precision parameters the gradients are float32.
+                [np.empty(0, self._layout.dtypes[i]) for i in active],
+                max_grad_norm,
+                grad_scale,
+                nonfinite,
+            )
+            if found is None:
+                return norm
+            factor = found
+            pieces = iter(enumerate(kept))
+        self._step_pieces(pieces, factor, given)
         return norm
+
+    def _means(self, given: list[bool]) -> Iterator[tuple[int, list[Array | None]]]:
+        """Yield the pieces of the mean over all micro-batches, None where there is none."""
+        for k, views in self._sums.pieces():
+            tensors = [self._own[place].tensor for place in self._pieces[k]]
+            if self.microbatches > 1:
+                for view in views:
+                    np.divide(view, self.microbatches, out=view)  # type: ignore[arg-type]
+            pairs = zip(views, tensors, strict=True)
+            yield k, self._shaped(k, [view if given[i] else None for view, i in pairs])
+
+    def _kept(self, k: int, views: list[Array | None]) -> list[Array | None]:
+        """Return the values of a piece where the next ones do not overwrite them."""
+        if self.comm.size == 1 or self.stage == 2:
+            return views
+        assert self._grads is not None
+        flat = self._layout.of_own_piece(self.comm.rank, k, self._grads)
+        own = self._views_of(k, flat)
+        for target, view in zip(own, views, strict=True):
+            if target is not None and view is not None:
+                target[...] = view
+        return [None if view is None else t for t, view in zip(own, views, strict=True)]
+
+    def _step_pieces(
+        self,
+        pieces: Iterable[tuple[int, list[Array | None]]],
+        factor: float,
+        given: list[bool],
+    ) -> None:
+        """Step each piece, and send its parameters while the next one is reduced and stepped."""
+        layout = self._layout
+        ends = []
+        for k, views in pieces:
+            grads: list[Array | None] = [None] * max(1, len(self._own))
+            for place, view in zip(self._pieces[k], views, strict=True):
+                # What NaN times a gradient is; the step itself takes finite factors.
+                nan = view is not None and np.isnan(factor)
+                grads[place] = np.full_like(view, np.nan) if nan else view
+            if self._pieces[k]:
+                scale = 1.0 if np.isnan(factor) else factor
+                self._inner._stepper.step(grads, self._inner._groups, None, scale, "ignore")
+            parts = [layout.parts[n] for numbers in layout.numbers for n in numbers[k]]
+            changed = [(part.owner, self._view(part)) for part in parts if given[part.tensor]]
+            ends.append(start_gather(self.comm, changed))
+        for end in ends:
+            end()
 
     def _partials(
         self, unit: float | None, grads: list[Array | None], active: list[int]
     ) -> list[list[float]]:
         """Return partial sums of squares, or largest magnitudes, of all active tensors."""
         block = _core.NORM_BLOCK
-        parts = [part for part in self._layout.parts if part.tensor in set(active)]
+        chosen = set(active)
+        parts = [part for part in self._layout.parts if part.tensor in chosen]
         sums = [np.empty(-(-(part.stop - part.start) // block)) for part in parts]
         own = iter(zip(grads, self._inner._masks, strict=True))
         owned = {part: next(own) for part in self._own}
@@ -333,163 +420,3 @@ class ShardedOptimizer(PartitionedOptimizer):
         for part, partial in zip(parts, sums, strict=True):
             found[part.tensor] += partial.tolist()
         return list(found.values())
-
-    def save(self, path: str | os.PathLike[str], *, weights: bool = False) -> None:
-        """Save state, hyperparameters and masks to a folder, each rank its parts.
-
-        Collective; all ranks give the same path, on a file system that they share. A
-        checkpoint that is there is replaced when the new one is complete: if a rank is killed,
-        the folder holds the previous one. `load` reads it on any number of ranks, `read_state`
-        in one process. Requires the package safetensors (``pip install 'compressrs[save]'``).
-
-        Parameters
-        ----------
-        path : str or path
-            The folder.
-        weights : bool, default False
-            Save the parameters as well.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be written.
-        TypeError
-            If a group holds a value that JSON cannot represent.
-        RankError
-            If another rank cannot write.
-        """
-        with self._reading("save"):
-            with together(self.comm, "save"):
-                folder, weights = file_path(path), flag(weights, "weights")
-                self._sync()
-                arrays: dict[str, Array] = {}
-                own = iter(range(len(self._own)))
-                for number, part in enumerate(self._layout.parts):
-                    if part.owner != self.comm.rank:
-                        continue
-                    buffers = dict(self._inner._state[next(own)])
-                    if weights:
-                        buffers[checkpoint.WEIGHTS] = self._view(part)
-                    arrays |= checkpoint.named(number, buffers)
-                if self.comm.rank == 0:
-                    bits = {f"mask.{i}": m for i, m in enumerate(self._masks) if m is not None}
-                    arrays |= bits
-                described = super().state_dict()
-                head = {
-                    "rule": self._kind,
-                    "param_groups": described["param_groups"],
-                    "shapes": [list(array.shape) for array in self._arrays()],
-                    "weights": weights,
-                    "microbatches": self.microbatches,
-                    **({"codes": described["codes"]} if "codes" in described else {}),
-                }
-                checkpoint.check(head)
-            checkpoint.write(self.comm, folder, head, self._layout.parts, arrays)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Load what `save` wrote, on any number of ranks, or the file of the rule's optimizer.
-
-        Collective. Each rank reads the files that have something of its parts. Parameters are
-        loaded if they were saved.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be read.
-        ValueError
-            If it is damaged or does not match; nothing is changed on any rank in that case.
-        RankError
-            If another rank cannot read.
-
-        Warns
-        -----
-        UserWarning
-            On rank 0, if the checkpoint is of a run with another `microbatches`: gradients are
-            then added in another order, and the bits are no longer those of that run. The file
-            of the rule's optimizer and state dicts do not tell.
-        """
-        with together(self.comm, "load"):
-            folder = file_path(path)
-            is_file = folder.is_file()
-        if is_file:
-            super().load(folder)
-            return
-        with all_or_nothing() as undo:
-            with together(self.comm, "load"):
-                self._load_parts(checkpoint.read(folder), undo)
-            arrays = [(part.owner, self._view(part)) for part in self._layout.parts]
-            gather_arrays(self.comm, arrays)
-
-    def _warn_of_microbatches(self, manifest: checkpoint.Manifest) -> None:
-        saved = manifest.microbatches
-        if self.comm.rank == 0 and saved not in (None, self.microbatches):
-            warn(
-                f"{manifest.folder} is of a run with microbatches={saved}, got "
-                f"{self.microbatches}: gradients are added in another order, and further steps "
-                "do not have the bits of that run",
-                UserWarning,
-            )
-
-    def _load_parts(self, manifest: checkpoint.Manifest, undo: Undo) -> None:
-        arrays = self._arrays()
-        given = [list(group["params"]) for group in manifest.param_groups]
-        lengths = [len(group["params"]) for group in self._groups]
-        named = iter([(n, a.shape) for n, a in zip(self._names, arrays, strict=True)])
-        own = [[next(named) for _ in range(length)] for length in lengths]
-        checkpoint.require_parameters(manifest, self._kind, own)
-        order = parameter_order(manifest.param_groups, given, self._names, lengths, True)
-        self._warn_of_microbatches(manifest)
-        reader = checkpoint.Reader(manifest)
-        wanted = [part._replace(tensor=order[part.tensor]) for part in self._own]
-        found = reader.parts(wanted)
-        weights = [buffers.pop(checkpoint.WEIGHTS, None) for buffers in found]
-        saved_masks = reader.masks()
-        masks = [saved_masks.get(i) for i in order]
-        self._sync()
-        updates = [
-            group_update(group, self.defaults, self._fixed, self._kind)
-            for group in manifest.param_groups
-        ]
-        take = self._inner._checked(self._inner_state(manifest, found, masks))
-        for array in arrays:
-            undo.remember(array)
-        take(undo)
-        self._take(updates, masks, undo)
-        for part, values in zip(self._own, weights, strict=True):
-            if values is not None:
-                view = self._view(part)
-                view[...] = values.reshape(view.shape)
-        self._finish_loading(masks, undo)
-
-    def _inner_state(
-        self,
-        manifest: checkpoint.Manifest,
-        found: list[dict[str, Array]],
-        masks: list[Array | None],
-    ) -> dict[str, Any]:
-        """Return the state dict of the optimizer of this rank's parts."""
-        groups, first = [], 0
-        for saved, inner in zip(manifest.param_groups, self._inner._groups, strict=True):
-            indices = list(range(first, first + len(inner["params"])))
-            first += len(indices)
-            rest = {k: v for k, v in saved.items() if k not in ("params", "param_names")}
-            groups.append({**rest, "params": indices})
-        own_masks = {}
-        state: dict[int, dict[str, Array]] = {}
-        if not self._own:
-            state[0] = dict(self._inner._state[0])
-        for k, (part, buffers) in enumerate(zip(self._own, found, strict=True)):
-            own = self._inner._state[k]
-            state[k] = {
-                name: values.reshape(own[name].shape)
-                if name in own and values.size == own[name].size
-                else values
-                for name, values in buffers.items()
-            }
-            mask = masks[part.tensor]
-            if mask is not None:
-                view = self._view(part)
-                own_masks[k] = mask.reshape(-1)[part.start : part.stop].reshape(view.shape)
-        codes = {"codes": manifest.codes} if has_codes(state) else {}
-        kind = {"class": manifest.rule}
-        return {**kind, "state": state, "param_groups": groups, "masks": own_masks, **codes}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 Value = TypeVar("Value")
+
+#: A range of leaves that is added up by itself.
+Node: TypeAlias = tuple[int, int]
 
 
 def middle(low: int, high: int) -> int:
