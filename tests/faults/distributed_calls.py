@@ -23,7 +23,7 @@ def saved() -> str:
 
 CALLS: dict[str, Arguments] = {
     "distributed.ShardedOptimizer": lambda: dict(
-        rule=optim.SGD, params=w(), comm=None, microbatches=2
+        rule=optim.SGD, params=w(), comm=None, microbatches=2, stage=2, offload=tempfile.mkdtemp()
     ),
     "distributed.as_communicator": lambda: dict(comm=None),
     "distributed.read_state": lambda: dict(path=saved()),
@@ -99,6 +99,11 @@ METHODS: dict[str, Method] = {
     "Communicator.exchange": (
         distributed.LocalCommunicator,
         "exchange",
+        lambda: dict(send=[[]], receive=[[]]),
+    ),
+    "Communicator.start_exchange": (
+        distributed.LocalCommunicator,
+        "start_exchange",
         lambda: dict(send=[[]], receive=[[]]),
     ),
     "Communicator.require_same": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from compressrs._state import Take, Undo
 from compressrs.distributed.communicator import Communicator, RankError, together
 from compressrs.distributed.gradients import GradientSums
 from compressrs.distributed.layout import Flat, Layout
+from compressrs.distributed.offload import offloaded
 from compressrs.distributed.partition import (
     Part,
     distribute,
@@ -44,6 +46,7 @@ class PartitionedOptimizer(Optimizer):
     rule: type[Optimizer]
     microbatches: int
     stage: int
+    offload: Path | None
     _arguments: dict[str, Any]
     _sums: GradientSums
 
@@ -97,12 +100,23 @@ class PartitionedOptimizer(Optimizer):
         self._inner = self.rule.__new__(self.rule)
         self._inner._parts = origins
         self._inner.__init__(groups, **self._arguments)  # type: ignore[misc]
+        self._offload()
         self._grads: Flat | None = None
         #: Places of each piece's parts among this rank's.
         places = {part: place for place, part in enumerate(self._own)}
         self._pieces = [
             [places[parts[number]] for number in numbers] for numbers in self._layout.numbers[rank]
         ]
+
+    def _offload(self) -> None:
+        """Move the state of this rank's parts to a file."""
+        if self.offload is not None:
+            inner = self._inner
+            moved = offloaded([inner._buffers(i) for i in inner._state], self.offload)
+            inner._state = {
+                i: {"step": inner._state[i]["step"], **buffers} for i, buffers in enumerate(moved)
+            }
+            inner._prepare()
 
     def _view(self, part: Part) -> Array:
         array = self._arrays()[part.tensor]
@@ -210,6 +224,7 @@ class PartitionedOptimizer(Optimizer):
             for group, change in zip(self._groups, changes, strict=True):
                 group.update(change)
             self._inner._configure(changes, what)
+            self._offload()
             i = 0
             for group in self._groups:
                 for array in group["params"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Literal
@@ -10,12 +11,13 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree
-from compressrs._checks import whole
+from compressrs._checks import file_path, whole
 from compressrs._warnings import warn
 from compressrs.distributed.communicator import together
 from compressrs.distributed.gradients import Given, checked_gradients, overlap
 from compressrs.distributed.layout import Flat
 from compressrs.distributed.mpi import as_communicator
+from compressrs.distributed.offload import checked_folder
 from compressrs.distributed.pieces import gather_arrays, start_gather
 from compressrs.distributed.stored import StoredOptimizer
 from compressrs.optim._parameters import Parameters
@@ -48,6 +50,10 @@ class ShardedOptimizer(StoredOptimizer):
         `step` reduces them. 2: `accumulate`, which is then collective, reduces each micro-batch at
         once, and a rank keeps the sums of its own parts alone: less memory, and a reduction for
         each micro-batch instead of one for each step. The results are the same to the bit.
+    offload : path, optional
+        A folder, on a disk of this rank's: state is kept in a file there, which is mapped into
+        memory, so that the system can write parts of it to the disk when memory is short. The file
+        has no name and ends with the process; it is no checkpoint. Ranks may have other folders.
     **hyperparameters
         Those of the rule, the same on all ranks.
 
@@ -67,7 +73,10 @@ class ShardedOptimizer(StoredOptimizer):
     TypeError
         If `rule` is not such a class, or an argument of another type.
     ValueError
-        If ranks disagree on parameters, hyperparameters or seeds; the message names a rank.
+        If ranks disagree on parameters, hyperparameters or seeds; the message names a rank. If
+        `offload` is no folder.
+    OSError
+        If there is no room for the state in `offload`.
     RankError
         If another rank fails. After any error parameters and state are unchanged on all ranks.
 
@@ -112,6 +121,7 @@ class ShardedOptimizer(StoredOptimizer):
         microbatches: int | None = None,
         *,
         stage: Literal[1, 2] = 1,
+        offload: str | os.PathLike[str] | None = None,
         **hyperparameters: Any,
     ) -> None:
         self.comm = as_communicator(comm)
@@ -130,6 +140,9 @@ class ShardedOptimizer(StoredOptimizer):
                 ranks if microbatches is None else whole(microbatches, "microbatches", 1)
             )
             self.stage = whole(stage, "stage", 1, 2)
+            self.offload = (
+                None if offload is None else checked_folder(file_path(offload, "offload"))
+            )
             Parameters.__init__(self, params, defaults)
             self._build()
         self.comm.require_same(self._description())

@@ -1,0 +1,148 @@
+"""State in files that are mapped into memory."""
+
+import copy
+import gc
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import compressrs as cr
+from compressrs.distributed import RankError, ShardedOptimizer, read_state, run_local
+
+from .runs import parameters, plain, same, sharded
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files there have names")
+
+
+def maps(folder):
+    """Return the lines of this process's maps of files in a folder."""
+    with open("/proc/self/maps") as file:
+        return [line for line in file if str(folder) in line]
+
+
+def is_mapped(array):
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(getattr(array, "obj", array), mmap.mmap)
+
+
+KINDS = {
+    "float32": (cr.optim.AdamW, np.float32, {}),
+    "int8": (cr.optim.Adam, np.float32, {"state_dtype": "int8"}),
+    "master": (cr.optim.Adam, ml_dtypes.bfloat16, {"precision": "master"}),
+    "whole": (cr.optim.Lamb, np.float32, {}),
+    "none": (cr.optim.SGD, np.float32, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bits_are_those_in_memory(kind, tmp_path):
+    rule, dtype, kwargs = KINDS[kind]
+    expected = parameters(rule, dtype)
+    reference, _ = plain(rule, expected, **kwargs)
+
+    def work(comm):
+        params = parameters(rule, dtype)
+        folder = tmp_path / f"{comm.size}-{comm.rank}"
+        folder.mkdir()
+        opt, _ = sharded(rule, params, comm, offload=folder, **kwargs)
+        buffers = [opt._inner._buffers(i) for i in opt._inner._state]
+        assert all(is_mapped(a) for b in buffers for a in b.values() if a.size)
+        # Its name is gone.
+        assert list(folder.iterdir()) == []
+        return params, opt.state_dict()
+
+    for size in (1, 3):
+        for params, state in run_local(work, size):
+            assert same(params, expected)
+            assert same(state, reference.state_dict())
+
+
+def test_conversions_copies_and_checkpoints(tmp_path):
+    w, expected = parameters(cr.optim.Adam), parameters(cr.optim.Adam)
+    (tmp_path / "state").mkdir()
+    opt, _ = sharded(cr.optim.Adam, w, offload=tmp_path / "state")
+    twin, _ = sharded(cr.optim.Adam, expected)
+    for one in (opt, twin):
+        one.convert_state("bfloat16")
+    assert same(opt.state_dict(), twin.state_dict())
+    copies = [copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    for own in (opt, *copies):
+        assert same(own.state_dict(), twin.state_dict())
+        assert all(is_mapped(a) for a in own._inner._buffers(0).values())
+    opt.save(tmp_path / "checkpoint")
+    assert same(read_state(tmp_path / "checkpoint"), twin.state_dict())
+    other = ShardedOptimizer(
+        cr.optim.Adam, w, microbatches=6, state_dtype="bfloat16", offload=tmp_path / "state"
+    )
+    other.load(tmp_path / "checkpoint")
+    assert same(other.state_dict(), twin.state_dict())
+    assert all(is_mapped(a) for a in other._inner._buffers(0).values())
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
+def test_maps_end_with_the_optimizer(tmp_path):
+    opt, _ = sharded(cr.optim.Adam, parameters(cr.optim.Adam), offload=tmp_path)
+    assert maps(tmp_path)
+    del opt
+    gc.collect()
+    assert not maps(tmp_path)
+
+
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+import compressrs as cr
+
+folder, when = sys.argv[1:]
+w = np.zeros(200_000, np.float32)
+opt = cr.distributed.ShardedOptimizer(cr.optim.Adam, w, offload=folder)
+opt.step(np.ones_like(w))
+opt.save(folder + "/checkpoint", weights=True)
+opt.step(np.ones_like(w))
+if when == "save":
+    cr.distributed.checkpoint.save_tensors = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    opt.save(folder + "/checkpoint", weights=True)
+state = opt.state[0]["exp_avg"]
+state[:1000] = np.nan
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["step", "save"])
+def test_a_killed_process_leaves_the_checkpoint_and_nothing_else(when, tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), when])
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    w = np.zeros(200_000, np.float32)
+    expected = cr.optim.Adam(w)
+    expected.step(np.ones_like(w))
+    assert same(read_state(tmp_path / "checkpoint"), expected.state_dict())
+
+
+def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="offload must be a folder, got"):
+        ShardedOptimizer(cr.optim.Adam, np.ones(3), offload=tmp_path / "none")
+    with pytest.raises(TypeError, match="offload"):
+        ShardedOptimizer(cr.optim.Adam, np.ones(3), offload=3)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def work(comm):
+        if comm.rank == 1:
+            monkeypatch.setattr(cr.distributed.offload, "_reserve", full)
+        comm.barrier()
+        with pytest.raises((OSError, RankError), match="No space left"):
+            ShardedOptimizer(cr.optim.Adam, np.ones(3), comm, offload=tmp_path)
+
+    run_local(work, 2)
+    assert list(tmp_path.iterdir()) == []
