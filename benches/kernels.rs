@@ -17,7 +17,7 @@ use compressrs_core::runtime::parallel::{self, SharedMut};
 use compressrs_core::runtime::simd::{self, Kernel};
 use compressrs_core::sparse::{
     Csr, Epilogue, Keep, Pattern, Prepared, fill, matmul_prepared, matmul_transposed_prepared,
-    row_offsets, scatters, sddmm, to_dense, transpose,
+    row_offsets, scatters, sddmm_prepared, to_dense, transpose,
 };
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
@@ -205,29 +205,29 @@ fn csr(c: &mut Criterion) {
         group.bench_function("A X", |b| {
             b.iter(|| {
                 let y = MatrixMut::row_major(&mut y, n, columns);
-                matmul_prepared(&prepared, &data, dense, y, epilogue)
+                matmul_prepared(&prepared, &&data[..], dense, y, epilogue)
             });
         });
         group.bench_function("X A^T", |b| {
             b.iter(|| {
                 let y = MatrixMut::row_major(&mut y, columns, n).transposed();
-                matmul_prepared(&prepared, &data, turned, y, epilogue);
+                matmul_prepared(&prepared, &&data[..], turned, y, epilogue);
             });
         });
         group.bench_function("A^T X", |b| {
             b.iter(|| {
                 let y = MatrixMut::row_major(&mut y, n, columns);
                 if scatters::<f32>(columns) {
-                    matmul_transposed_prepared(&prepared, &data, dense, y, epilogue);
+                    matmul_transposed_prepared(&prepared, &&data[..], dense, y, epilogue);
                 } else {
-                    matmul_prepared(&prepared_transposed, &data, dense, y, epilogue);
+                    matmul_prepared(&prepared_transposed, &&data[..], dense, y, epilogue);
                 }
             });
         });
         group.bench_function("prepare", |b| b.iter(|| Prepared::new(pattern)));
         group.bench_function("prepare transposed", |b| b.iter(|| Prepared::transposed(pattern)));
         group.bench_function("sddmm", |b| {
-            b.iter(|| sddmm(a, dense, turned.transposed(), &mut grad, false));
+            b.iter(|| sddmm_prepared(&prepared, dense, turned.transposed(), &mut grad, false));
         });
         if columns == 64 {
             group.bench_function("transpose", |b| {

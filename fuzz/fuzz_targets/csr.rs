@@ -4,7 +4,8 @@
 use arbitrary::Arbitrary;
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Index, Offsets, Pattern, matmul, matmul_transposed, sddmm, to_dense, transpose,
+    Csr, Epilogue, Index, Offsets, Pattern, Prepared, matmul, matmul_transposed, sddmm_prepared,
+    to_dense, transpose,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -80,7 +81,13 @@ fn check<I: Index>(indptr: &[i64], indices: &[I], wide: &[i64], columns: usize, 
 
     let mut sampled = vec![5.0; entries];
     // The transpose of x, as a view.
-    sddmm(a, u, Matrix::new(&x, n, columns, 1, n), &mut sampled, false);
+    sddmm_prepared(
+        &Prepared::new(pattern),
+        u,
+        Matrix::new(&x, n, columns, 1, n),
+        &mut sampled,
+        false,
+    );
     for row in 0..rows {
         for p in offsets.as_slice()[row]..offsets.as_slice()[row + 1] {
             let k = wide[p] as usize;

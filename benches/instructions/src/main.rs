@@ -23,8 +23,8 @@ use compressrs_core::quantize::product::{
 use compressrs_core::quantize::{Affine, Layout, Levels, NF4, dequantize, quantize_to_range};
 use compressrs_core::runtime::parallel::{SharedMut, set_num_threads};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Offsets, Pattern, fill, matmul, matmul_transposed, row_offsets, sddmm,
-    transpose,
+    Csr, Epilogue, Keep, Offsets, Pattern, Prepared, fill, matmul, matmul_transposed, row_offsets,
+    sddmm_prepared, transpose,
 };
 
 /// Repeatable values in [-1, 1) without a pattern.
@@ -174,7 +174,8 @@ kernels! {
     sparse_sddmm: |d| {
         let mut out = vec![0.0; d.csr.0.len()];
         let dense = Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE);
-        sddmm(d.matrix(), dense, dense.transposed(), &mut out, false);
+        let prepared = Prepared::new(d.matrix().pattern());
+        sddmm_prepared(&prepared, dense, dense.transposed(), &mut out, false);
     };
     linalg_multiply: |d| {
         let x = Matrix::row_major(&d.x, SIDE, SIDE);

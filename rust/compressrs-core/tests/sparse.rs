@@ -5,7 +5,7 @@ use compressrs_core::runtime::parallel;
 use compressrs_core::sparse::{
     Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, fill,
     locate, matmul, matmul_prepared, matmul_transposed, matmul_transposed_prepared, row_offsets,
-    scatters, sddmm, to_dense, transpose,
+    scatters, sddmm, sddmm_prepared, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -158,9 +158,9 @@ fn check_products<I: Index, const R: usize, const C: usize>(
                 assert_eq!((prepared.rows(), prepared.columns()), (rows, inner));
                 if transposed && scatters::<f64>(n) {
                     let prepared = Prepared::new(a.pattern());
-                    matmul_transposed_prepared(&prepared, &owned.data, x, y, epilogue)
+                    matmul_transposed_prepared(&prepared, &&owned.data[..], x, y, epilogue)
                 } else {
-                    matmul_prepared(prepared, &owned.data, x, y, epilogue)
+                    matmul_prepared(prepared, &&owned.data[..], x, y, epilogue)
                 }
             } else if transposed {
                 matmul_transposed(a, x, y, epilogue)
@@ -278,7 +278,7 @@ proptest! {
             full.iter().zip(&w).filter(|(_, w)| **w != 0.0).map(|(x, _)| *x).collect();
         let mut out = vec![f64::NAN; truth.len()];
         let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
-        sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
+        sddmm_prepared(&Prepared::new(owned.pattern()), u, v, &mut out, false);
         prop_assert_eq!(&out, &truth);
     }
 
@@ -298,7 +298,7 @@ proptest! {
         let full = naive(&u, &v, (m, n, k));
         let mut out = vec![f64::NAN; owned.data.len()];
         let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
-        sddmm(owned.csr::<1, 1>(), u, v, &mut out, false);
+        sddmm_prepared(&Prepared::new(owned.pattern()), u, v, &mut out, false);
         for row in 0..m {
             for p in owned.row(row) {
                 prop_assert_eq!(out[p], full[row * k + owned.indices[p] as usize]);
@@ -334,7 +334,12 @@ fn check_sddmm<const R: usize, const C: usize>(owned: &Owned<i32>, n: usize, see
     let full = naive(&u, &v, (m, n, k));
     let old = integers(seed ^ 5, owned.data.len(), 1);
     let mut out = old.clone();
-    sddmm(a, Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k), &mut out, true);
+    let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
+    if R * C == 1 {
+        sddmm_prepared(&Prepared::new(a.pattern()), u, v, &mut out, true);
+    } else {
+        sddmm::<_, _, R, C>(a.pattern(), u, v, &mut out, true);
+    }
     for row in 0..m / R {
         for p in owned.row(row) {
             for i in 0..R * C {
@@ -381,7 +386,6 @@ fn changed_indices_are_noticed() {
         assert!(panics(&|_| drop(Prepared::transposed(pattern))));
         assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
         assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
-        assert!(panics(&|_| sddmm(a, x, x, &mut [0.0; 2], false)));
         assert!(panics(&|_| to_dense(a, &mut [0.0; 4])));
         assert!(panics(&|_| drop(transpose::<i32, i32>(pattern))));
     }
@@ -413,7 +417,7 @@ fn repeated_entries_add_up() {
 fn y_of(a: &Prepared, data: &[f64], x: &[f64], rows: usize) -> Vec<f64> {
     let mut y = vec![f64::NAN; rows];
     let (x, out) = (Matrix::row_major(x, x.len(), 1), MatrixMut::row_major(&mut y, rows, 1));
-    matmul_prepared(a, data, x, out, Epilogue::default());
+    matmul_prepared(a, &data, x, out, Epilogue::default());
     y
 }
 
@@ -457,7 +461,7 @@ fn prepared_products_have_the_same_bits() {
             parallel::set_num_threads(threads).unwrap();
             let mut y = vec![0.0; m * n];
             let (x, out) = (Matrix::row_major(&x, k, n), MatrixMut::row_major(&mut y, m, n));
-            matmul_prepared(&prepared, &owned.data, x, out, Epilogue::default());
+            matmul_prepared(&prepared, &&owned.data[..], x, out, Epilogue::default());
             y
         });
         assert!(products.iter().all(|y| *y == products[0]), "{n}");

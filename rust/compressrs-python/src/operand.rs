@@ -1,13 +1,13 @@
 //! Dense operands of sparse products: matrices of any strides.
 
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
-use compressrs_core::numeric::element::Float;
+use compressrs_core::numeric::element::Number;
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
 use crate::arguments::{Name, Shape};
 use crate::buffers::Array;
-use crate::dtype::Compute;
+use crate::dtype::Dtype;
 
 /// A dense operand: its array, or a copy, for strides that kernels do not take.
 pub struct Operand<'py, 'n> {
@@ -28,7 +28,7 @@ impl<'py, 'n> Operand<'py, 'n> {
     pub fn new(
         object: &Bound<'py, PyAny>,
         name: Name<'n>,
-        (dtype, like): (Compute, &str),
+        (dtype, like): (Dtype, &str),
         output: bool,
     ) -> PyResult<Self> {
         let mut array = Array::new(object, name)?;
@@ -80,7 +80,7 @@ impl<'py, 'n> Operand<'py, 'n> {
 
     /// # Safety
     /// As for [`Array::slice`].
-    pub unsafe fn matrix<T: Float>(&self) -> PyResult<Matrix<'_, T>> {
+    pub unsafe fn matrix<T: Number>(&self) -> PyResult<Matrix<'_, T>> {
         let Strides { row, column, extent } = self.strides()?;
         self.array.require_itemsize::<T>()?;
         let data = if extent == 0 {
@@ -95,7 +95,7 @@ impl<'py, 'n> Operand<'py, 'n> {
 
     /// # Safety
     /// As for [`Array::slice_mut`]; places between the elements count as used.
-    pub unsafe fn matrix_mut<T: Float>(&mut self) -> PyResult<MatrixMut<'_, T>> {
+    pub unsafe fn matrix_mut<T: Number>(&mut self) -> PyResult<MatrixMut<'_, T>> {
         let Strides { row, column, extent } = self.strides()?;
         self.array.require_itemsize::<T>()?;
         self.array.require_granted()?;

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use crate::numeric::element::Float;
 use crate::runtime::memory;
 
 /// A dense matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
@@ -25,7 +24,7 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
     last_row.checked_add(last_column)?.checked_add(1)
 }
 
-impl<'a, T: Float> Matrix<'a, T> {
+impl<'a, T: Copy> Matrix<'a, T> {
     /// Describes a matrix.
     ///
     /// # Panics
@@ -130,7 +129,7 @@ pub struct MatrixMut<'a, T> {
     column_stride: usize,
 }
 
-impl<'a, T: Float> MatrixMut<'a, T> {
+impl<'a, T: Copy> MatrixMut<'a, T> {
     /// Describes a matrix.
     ///
     /// # Panics

@@ -4,6 +4,8 @@ pub mod element;
 pub mod elementwise;
 pub mod erf;
 pub mod exp;
+#[cfg(target_arch = "x86_64")]
+mod lane_sums;
 pub mod lanes;
 pub mod log;
 pub mod stochastic_rounding;

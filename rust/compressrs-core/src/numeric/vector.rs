@@ -8,6 +8,7 @@
 use std::marker::PhantomData;
 
 use crate::numeric::element::Float;
+use crate::numeric::lanes::sum_tree;
 use crate::runtime::simd::{ByVectors, dispatch};
 
 /// Some lanes of a type.
@@ -44,6 +45,24 @@ pub trait Vector<T>: Copy {
         // SAFETY: the caller guarantees that the elements may be read.
         std::array::from_fn(|i| Self::splat(unsafe { x.add(i).read() }))
     }
+    /// How many sums [`sum_lanes`](Self::sum_lanes) gives: a multiple of 4.
+    const SUMS: usize;
+    /// Writes the sums of the lanes of `SUMS` vectors, each added up as
+    /// [`sum_tree`](crate::numeric::lanes::sum_tree) does. `fours` is asked once for each four,
+    /// in order.
+    ///
+    /// # Safety
+    /// `SUMS` elements from `out` on may be written.
+    unsafe fn sum_lanes(fours: impl Fours<Self>, out: *mut T);
+}
+
+/// Vectors that [`Vector::sum_lanes`] adds up.
+///
+/// A trait, not a closure: instructions of a level must be inlined where it is enabled, which
+/// is said of methods only.
+pub trait Fours<V> {
+    /// Vectors `4 i` to `4 i + 3`. Implementations must be `#[inline(always)]`.
+    fn four(&self, i: usize) -> [V; 4];
 }
 
 /// The vectors of a type, by level.
@@ -101,6 +120,12 @@ macro_rules! portable {
             fn relu(self) -> Self {
                 self.map(|x| if x < 0.0 { 0.0 } else { x })
             }
+            const SUMS: usize = 4;
+            #[inline(always)]
+            unsafe fn sum_lanes(fours: impl Fours<Self>, out: *mut $t) {
+                // SAFETY: the caller guarantees that four elements may be written.
+                unsafe { out.cast::<[$t; 4]>().write_unaligned(fours.four(0).map(sum_tree)) };
+            }
         }
     };
 }
@@ -109,11 +134,12 @@ portable!(f64, 2);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Vector;
+    use super::{Fours, Vector};
+    use crate::numeric::lane_sums;
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident) => {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident, $sum:path) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $n;
                 #[inline(always)]
@@ -147,6 +173,12 @@ mod x86 {
                     // SAFETY: as for `splat`. Of numbers that do not compare, the second stays.
                     unsafe { $max($set(0.0), self) }
                 }
+                const SUMS: usize = $n;
+                #[inline(always)]
+                unsafe fn sum_lanes(fours: impl Fours<Self>, out: *mut $t) {
+                    // SAFETY: as for `splat`; the caller guarantees that they may be written.
+                    unsafe { $sum(fours).store(out) };
+                }
             }
         };
     }
@@ -159,7 +191,8 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_fmadd_ps,
         _mm512_add_ps,
-        _mm512_max_ps
+        _mm512_max_ps,
+        lane_sums::f32x16
     );
     vector!(
         f64,
@@ -170,7 +203,8 @@ mod x86 {
         _mm512_storeu_pd,
         _mm512_fmadd_pd,
         _mm512_add_pd,
-        _mm512_max_pd
+        _mm512_max_pd,
+        lane_sums::f64x8
     );
     vector!(
         f32,
@@ -181,7 +215,8 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_fmadd_ps,
         _mm256_add_ps,
-        _mm256_max_ps
+        _mm256_max_ps,
+        lane_sums::f32x8
     );
     vector!(
         f64,
@@ -192,7 +227,8 @@ mod x86 {
         _mm256_storeu_pd,
         _mm256_fmadd_pd,
         _mm256_add_pd,
-        _mm256_max_pd
+        _mm256_max_pd,
+        lane_sums::f64x4
     );
 
     impl super::Vectors for f32 {
@@ -355,6 +391,48 @@ mod tests {
                 dispatch_at(level, ByLevel::<f64, _>(Shape, PhantomData)),
                 (bits / 64, rows)
             );
+        }
+    }
+
+    impl<T: Float, V: Vector<T>> Fours<V> for &[T] {
+        #[inline(always)]
+        fn four(&self, i: usize) -> [V; 4] {
+            let x = self[4 * i * V::LANES..][..4 * V::LANES].as_ptr();
+            // SAFETY: there are `LANES` elements for each.
+            [0, 1, 2, 3].map(|j| unsafe { V::load(x.add(j * V::LANES)) })
+        }
+    }
+
+    /// Compares sums of lanes with halves that are added up.
+    struct Sums<T>(PhantomData<T>);
+
+    impl<T: Float> WithVector<T> for Sums<T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
+            let x: Vec<T> = (0..V::LANES * V::SUMS)
+                .map(|i| T::from_f64((i as f64 * 12.9898).sin() * (1 << (i % 23)) as f64))
+                .collect();
+            let mut sums = vec![T::zero(); V::SUMS];
+            // SAFETY: there are `SUMS` elements.
+            unsafe { V::sum_lanes(&x[..], sums.as_mut_ptr()) };
+            for (sum, x) in sums.iter().zip(x.chunks(V::LANES)) {
+                let mut lanes = x.to_vec();
+                while lanes.len() > 1 {
+                    let (low, high) = lanes.split_at(lanes.len() / 2);
+                    lanes = low.iter().zip(high).map(|(a, b)| *a + *b).collect();
+                }
+                assert_eq!(*sum, lanes[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_add_up_in_the_order_of_the_vectors() {
+        for level in Level::supported() {
+            dispatch_at(level, ByLevel::<f32, _>(Sums(PhantomData), PhantomData));
+            dispatch_at(level, ByLevel::<f64, _>(Sums(PhantomData), PhantomData));
         }
     }
 }

@@ -76,8 +76,11 @@ impl<'a, T: Float> Matrix<'a, T> {
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 
-enum Cells<'a, T: Float> {
+/// Elements that are borrowed, or copies.
+pub enum Cells<'a, T: Float> {
+    /// Those of others.
     Borrowed(&'a [T]),
+    /// Copies.
     Owned(Scratch<T>),
 }
 

@@ -6,9 +6,11 @@
 //! entries go through a form of the pattern that is [`Prepared`] once, those of blocks read
 //! the pattern itself.
 
+mod computed;
 mod convert;
 mod csr;
 mod dense;
+mod dots;
 mod epilogue;
 mod locate;
 mod panel;
@@ -16,12 +18,18 @@ mod prepared;
 mod sddmm;
 mod spmm;
 mod spmm_transposed;
+mod values;
 
+pub use computed::{Computed, store_computed, store_computed_slice};
 pub use convert::{Keep, Transpose, fill, row_offsets, to_dense, transpose};
 pub use csr::{Csr, CsrError, Index, Indices, Offsets, Pattern};
+pub use dense::Cells;
 pub use epilogue::Epilogue;
 pub use locate::{NOWHERE, Repeats, locate};
-pub use prepared::{Prepared, matmul_prepared, matmul_transposed_prepared, scatters};
+pub use prepared::{
+    Prepared, matmul_prepared, matmul_transposed_prepared, scatters, sddmm_prepared,
+};
 pub use sddmm::sddmm;
 pub use spmm::matmul;
 pub use spmm_transposed::matmul_transposed;
+pub use values::{Coded, Groups, Values, widened};

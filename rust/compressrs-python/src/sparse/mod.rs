@@ -1,142 +1,34 @@
 //! Sparse matrices: checks and products.
 
 pub mod convert;
+mod kinds;
 mod prepared;
+mod products;
+mod values;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use compressrs_core::numeric::element::Float;
+use compressrs_core::numeric::element::Element;
 use compressrs_core::runtime::memory;
-use compressrs_core::sparse::{self as core, Csr, Epilogue, Index, Offsets, Pattern, Prepared};
+use compressrs_core::sparse::{
+    self as core, Csr, CsrError, Index, Offsets, Pattern, Prepared, widened,
+};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arguments::Name;
 use crate::buffers::{Array, Kept, is_immutable, private_view};
-use crate::dtype::{Compute, with_compute};
+use crate::dtype::{Dtype, with_compute, with_dtype};
 use crate::errors::{guard, run};
 use crate::operand::Operand;
 use crate::overlap::{new_array, require_disjoint};
 use convert::{Parts, transposed};
+use kinds::{Block, Width, with_blocks, with_index, with_types};
 use prepared::Cache;
-
-/// A dtype of indices.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Width {
-    I16,
-    I32,
-    I64,
-}
-
-impl Width {
-    fn of(array: &Array<'_, '_>) -> Option<Width> {
-        if array.require_element::<i32>().is_ok() {
-            Some(Width::I32)
-        } else if array.require_element::<i64>().is_ok() {
-            Some(Width::I64)
-        } else if array.require_element::<i16>().is_ok() {
-            Some(Width::I16)
-        } else {
-            None
-        }
-    }
-}
-
-/// Runs `$body` with `$I` the type that belongs to a [`Width`].
-macro_rules! with_index {
-    ($width:expr, $I:ident => $body:expr) => {
-        match $width {
-            Width::I16 => {
-                type $I = i16;
-                $body
-            }
-            Width::I32 => {
-                type $I = i32;
-                $body
-            }
-            Width::I64 => {
-                type $I = i64;
-                $body
-            }
-        }
-    };
-}
-
-/// Rows and columns of a block, of those that there are kernels for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Block {
-    One,
-    Square,
-    Wide,
-    Tall,
-}
-
-impl Block {
-    fn new(shape: (usize, usize)) -> PyResult<Block> {
-        match shape {
-            (1, 1) => Ok(Block::One),
-            (4, 4) => Ok(Block::Square),
-            (1, 16) => Ok(Block::Wide),
-            (16, 1) => Ok(Block::Tall),
-            _ => Err(PyValueError::new_err(format!(
-                "blocksize must be (4, 4), (1, 16) or (16, 1), got {shape:?}"
-            ))),
-        }
-    }
-
-    fn shape(self) -> (usize, usize) {
-        match self {
-            Block::One => (1, 1),
-            Block::Square => (4, 4),
-            Block::Wide => (1, 16),
-            Block::Tall => (16, 1),
-        }
-    }
-}
-
-/// Runs `$body` with `$R` and `$C` the shape of blocks, and `$I` the type of their indices.
-macro_rules! with_blocks {
-    ($block:expr, $I:ident, $R:ident, $C:ident => $body:expr) => {
-        match $block {
-            Block::One => unreachable!("entries are no blocks"),
-            Block::Square => {
-                type $I = i32;
-                const $R: usize = 4;
-                const $C: usize = 4;
-                $body
-            }
-            Block::Wide => {
-                type $I = i32;
-                const $R: usize = 1;
-                const $C: usize = 16;
-                $body
-            }
-            Block::Tall => {
-                type $I = i32;
-                const $R: usize = 16;
-                const $C: usize = 1;
-                $body
-            }
-        }
-    };
-}
-
-/// Runs `$body` with `$T` and `$I` the types of a [`Sparse`], and `$R` and `$C` the
-/// shape of its blocks.
-macro_rules! with_types {
-    ($sparse:expr, $T:ident, $I:ident, $R:ident, $C:ident => $body:expr) => {
-        with_compute!($sparse.dtype, $T => match $sparse.block {
-            Block::One => with_index!($sparse.width, $I => {
-                const $R: usize = 1;
-                const $C: usize = 1;
-                $body
-            }),
-            blocks => with_blocks!(blocks, $I, $R, $C => $body),
-        })
-    };
-}
+use products::Product;
+use values::{Data, FromData, Scale};
 
 /// Names of the arrays of a matrix.
 const NAMES: [&str; 3] = ["data", "indices", "indptr"];
@@ -152,31 +44,15 @@ pub struct Sparse {
     /// Rows and columns, in elements.
     shape: (usize, usize),
     block: Block,
-    dtype: Compute,
+    /// That of the values; int8 if they have scales.
+    dtype: Dtype,
+    scale: Option<Scale>,
     width: Width,
     /// Offsets of the rows, if all was checked for good.
     checked: Option<Offsets>,
     /// What products of single entries read in place of the arrays. Matrices that share an
     /// immutable pattern may share it. Locked for a moment only.
     cache: Mutex<Arc<Cache>>,
-}
-
-/// A matrix for the time of a call.
-struct View<'a, T, I, const R: usize, const C: usize> {
-    data: &'a [T],
-    indices: &'a [I],
-    offsets: Cow<'a, Offsets>,
-    columns: usize,
-}
-
-impl<T: Float, I: Index, const R: usize, const C: usize> View<'_, T, I, R, C> {
-    fn pattern(&self) -> Pattern<'_, I> {
-        Pattern::checked(self.indices, &self.offsets, self.columns / C)
-    }
-
-    fn csr(&self) -> PyResult<Csr<'_, T, I, R, C>> {
-        Csr::new(self.pattern(), self.data).map_err(invalid)
-    }
 }
 
 fn invalid(error: core::CsrError) -> PyErr {
@@ -194,7 +70,10 @@ impl Sparse {
         };
         let arrays = [array(0)?, array(1)?, array(2)?];
         // An array's dtype can be set, like its shape.
-        arrays[0].require_dtype(self.dtype, "it had")?;
+        match &self.scale {
+            None => arrays[0].require_dtype(self.dtype, "it had")?,
+            Some(_) => arrays[0].require_element::<i8>()?,
+        }
         with_index!(self.width, I => arrays[1].require_element::<I>())?;
         Ok(arrays)
     }
@@ -219,34 +98,22 @@ impl Sparse {
         })
     }
 
-    /// Everything that kernels may rely on, checked unless it was for good. This may give
-    /// up the GIL.
-    ///
-    /// # Safety
-    /// Nothing writes to the data while the result is used.
-    unsafe fn view<'a, T: Float, I: Index, const R: usize, const C: usize>(
-        &'a self,
-        py: Python<'_>,
-        arrays: &'a [Array<'_, 'static>; 3],
-    ) -> PyResult<View<'a, T, I, R, C>> {
-        let (indices, offsets) = self.pattern::<I>(py, arrays)?;
-        // SAFETY: these arrays are never moved, see `Kept`; the caller guarantees the rest.
-        let data = unsafe { arrays[0].slice::<T>()? };
-        let view = View { data, indices, offsets, columns: self.shape.1 };
-        view.csr()?;
-        Ok(view)
-    }
-
     /// Indices and offsets of what [`arrays`](Self::arrays) gave, checked unless they were
     /// for good. Indices may change once more; kernels read each once and check it.
     fn pattern<'a, I: Index>(
         &'a self,
         py: Python<'_>,
-        [_, indices, indptr]: &'a [Array<'_, 'static>; 3],
+        [data, indices, indptr]: &'a [Array<'_, 'static>; 3],
     ) -> PyResult<(&'a [I], Cow<'a, Offsets>)> {
         // SAFETY: these arrays are never moved, see `Kept`.
         let indices = unsafe { indices.slice::<I>()? };
-        let columns = self.shape.1 / self.block.shape().1;
+        let (rows, columns) = self.block.shape();
+        let (values, indices_of_values) = (data.array.len(), indices.len() * rows * columns);
+        if values != indices_of_values {
+            let lengths = CsrError::Lengths { data: values, indices: indices_of_values };
+            return Err(invalid(lengths));
+        }
+        let columns = self.shape.1 / columns;
         let offsets = match &self.checked {
             Some(offsets) => Cow::Borrowed(offsets),
             None => {
@@ -256,6 +123,35 @@ impl Sparse {
             }
         };
         Ok((indices, offsets))
+    }
+
+    /// The values, in the type that they are stored in.
+    ///
+    /// # Safety
+    /// As for [`Array::slice`].
+    unsafe fn data<'a>(
+        &'a self,
+        own: &'a [Array<'_, 'static>; 3],
+        scale: Option<&'a Array<'_, 'static>>,
+    ) -> PyResult<Data<'a>> {
+        // SAFETY: as the caller guarantees.
+        unsafe {
+            match (&self.scale, scale, &self.checked) {
+                (Some(kind), Some(scale), Some(offsets)) => {
+                    kind.values(own[0].slice()?, scale, offsets)
+                }
+                _ => Data::new(&own[0], self.dtype),
+            }
+        }
+    }
+
+    /// The dtype of a dense operand: that of the values, or the one that products compute in.
+    fn operand_dtype(&self, operand: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<(Dtype, &str)> {
+        let compute = self.dtype.compute().into();
+        let array = Array::new(operand, name)?;
+        let is_wide = self.scale.is_some() || array.require_dtype(compute, "").is_ok();
+        let like = if self.scale.is_some() { "scale" } else { "data" };
+        Ok((if is_wide { compute } else { self.dtype }, like))
     }
 
     fn cache(&self) -> Arc<Cache> {
@@ -293,16 +189,22 @@ impl Sparse {
 #[pymethods]
 impl Sparse {
     #[new]
+    #[pyo3(signature = (parts, shape, block, scale=None))]
     fn new(
         py: Python<'_>,
         parts: Parts<'_>,
         shape: (usize, usize),
         block: (usize, usize),
+        scale: Option<(Bound<'_, PyAny>, usize)>,
     ) -> PyResult<Self> {
         let data = Array::new(&parts.0, Name(NAMES[0], ""))?;
         let indices = Array::new(&parts.1, Name(NAMES[1], ""))?;
         let indptr = Array::new(&parts.2, Name(NAMES[2], ""))?;
-        let dtype = data.compute_dtype()?;
+        let dtype = match scale {
+            None => data.float_dtype()?,
+            Some(_) => Dtype::F32,
+        };
+        let scale = scale.map(|(scale, size)| Scale::new(&scale, size)).transpose()?;
         let block = Block::new(block)?;
         let allowed = if block == Block::One { "int16, int32 or int64" } else { "int32" };
         let width = Width::of(&indices).filter(|&width| block == Block::One || width == Width::I32);
@@ -324,17 +226,26 @@ impl Sparse {
         }
         let [data, indices, indptr] = &parts;
         let arrays = [Kept::new(data)?, Kept::new(indices)?, Kept::new(indptr)?];
-        let mut this =
-            Sparse { arrays, shape, block, dtype, width, checked: None, cache: Mutex::default() };
+        let (checked, cache) = (None, Mutex::default());
+        let mut this = Sparse { arrays, shape, block, dtype, scale, width, checked, cache };
         let arrays = this.arrays(py)?;
         if block != Block::One {
             let len = arrays[0].array.shape()[0];
             arrays[0].require_shape(&[len, rows, columns], "one block after another")?;
         }
-        let offsets = with_types!(this, T, I, R, C => {
-            // SAFETY: nothing here writes to the data.
-            unsafe { this.view::<T, I, R, C>(py, &arrays) }.map(|view| view.offsets.into_owned())
+        let offsets = with_index!(this.width, I => {
+            this.pattern::<I>(py, &arrays).map(|(_, offsets)| offsets.into_owned())
         })?;
+        // Nobody can write to what has no elements.
+        let is_immutable = is_immutable || this.scale.is_some() && offsets.entries() == 0;
+        if let Some(scale) = &this.scale {
+            if !is_immutable {
+                let need = "be immutable for codes with scales";
+                return Err(Name(NAMES[1], "").value_error(need, "writable arrays"));
+            }
+            let groups = scale.groups(arrays[0].array.len(), &offsets);
+            scale.array(py)?.require_shape(&[groups], "the groups")?;
+        }
         drop(arrays);
         if is_immutable {
             this.checked = Some(offsets);
@@ -376,8 +287,7 @@ impl Sparse {
     /// Raises ValueError or TypeError unless the arrays describe a matrix of this shape.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let own = self.arrays(py)?;
-        // SAFETY: nothing here writes to the data.
-        with_types!(self, T, I, R, C => unsafe { self.view::<T, I, R, C>(py, &own) }.map(drop))
+        with_index!(self.width, I => self.pattern::<I>(py, &own).map(drop))
     }
 
     /// `out = a x`, or `a^T x`, added to what `out` holds, with a bias and cut off at
@@ -392,59 +302,30 @@ impl Sparse {
     ) -> PyResult<()> {
         let (accumulate, bias, relu) = epilogue;
         let own = self.arrays(py)?;
+        let scale = self.scale.as_ref().map(|scale| scale.array(py)).transpose()?;
         let (rows, inner) = if transposed { (self.shape.1, self.shape.0) } else { self.shape };
-        let x = Operand::new(x, Name("x", ""), (self.dtype, "data"), false)?;
-        let mut out = Operand::new(out, Name("out", ""), (self.dtype, "data"), true)?;
+        let (dtype, like) = self.operand_dtype(x, Name("x", ""))?;
+        let x = Operand::new(x, Name("x", ""), (dtype, like), false)?;
+        let mut out = Operand::new(out, Name("out", ""), (dtype, "x"), true)?;
         x.require_shape(inner, x.columns)?;
         out.require_shape(rows, x.columns)?;
         let bias = match bias {
             None => None,
             Some(bias) => {
                 let bias = Array::new(&bias, Name("bias", ""))?;
-                bias.require_dtype(self.dtype, "data")?;
+                bias.require_dtype(dtype, "x")?;
                 bias.require_ndim(1)?;
                 bias.require_shape(&[rows], "the output's rows")?;
                 Some(bias.contiguous()?)
             }
         };
-        require_disjoint(&mut [&mut out.array], [&x.array].into_iter().chain(&bias).chain(&own))?;
-        if self.block == Block::One {
-            // Few columns need no pattern of the transpose, nor values in its order.
-            let scatter =
-                transposed && with_compute!(self.dtype, T => core::scatters::<T>(x.columns));
-            let prepared = self.prepared(py, &own, transposed && !scatter)?;
-            return with_compute!(self.dtype, T => {
-                // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
-                let (data, x, out, bias) = unsafe {
-                    let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
-                    (own[0].slice::<T>()?, x.matrix::<T>()?, out.matrix_mut::<T>()?, bias)
-                };
-                let epilogue = Epilogue { accumulate, bias, relu };
-                run(py, || {
-                    if scatter {
-                        core::matmul_transposed_prepared(&prepared, data, x, out, epilogue);
-                    } else {
-                        core::matmul_prepared(&prepared, data, x, out, epilogue);
-                    }
-                })
-            });
-        }
-        with_compute!(self.dtype, T => with_blocks!(self.block, I, R, C => {
-            // SAFETY: as above.
-            let (a, x, out, bias) = unsafe {
-                let a = self.view::<T, I, R, C>(py, &own)?;
-                let bias = bias.as_ref().map(|bias| bias.slice::<T>()).transpose()?;
-                (a, x.matrix::<T>()?, out.matrix_mut::<T>()?, bias)
-            };
-            let (a, epilogue) = (a.csr()?, Epilogue { accumulate, bias, relu });
-            run(py, || {
-                if transposed {
-                    core::matmul_transposed(a, x, out, epilogue);
-                } else {
-                    core::matmul(a, x, out, epilogue);
-                }
-            })
-        }))
+        let read = [&x.array].into_iter().chain(&bias).chain(&own).chain(&scale);
+        require_disjoint(&mut [&mut out.array], read)?;
+        with_dtype!(dtype, O => {
+            type T = <O as Element>::Compute;
+            let product = Product { transposed, accumulate, relu };
+            self.multiply::<O, T>(py, (&own, scale.as_ref()), product, &x, &mut out, bias.as_ref())
+        })
     }
 
     /// The entries of `u v` at those of the pattern, into `out`.
@@ -457,8 +338,9 @@ impl Sparse {
         accumulate: bool,
     ) -> PyResult<()> {
         let own = self.arrays(py)?;
-        let u = Operand::new(u, Name("u", ""), (self.dtype, "data"), false)?;
-        let v = Operand::new(v, Name("v", ""), (self.dtype, "data"), false)?;
+        let (dtype, like) = self.operand_dtype(u, Name("u", ""))?;
+        let u = Operand::new(u, Name("u", ""), (dtype, like), false)?;
+        let v = Operand::new(v, Name("v", ""), (dtype, like), false)?;
         u.require_shape(self.shape.0, u.columns)?;
         v.require_shape(u.columns, self.shape.1)?;
         let mut out = Array::new(out, Name("out", ""))?;
@@ -466,29 +348,37 @@ impl Sparse {
         out.require_shape(own[0].array.shape(), "data")?;
         out.require_in_place()?;
         require_disjoint(&mut [&mut out], [&u.array, &v.array].into_iter().chain(&own))?;
-        with_types!(self, T, I, R, C => {
-            // SAFETY: as in `matmul`.
-            let (a, u, v, out) = unsafe {
-                let a = self.view::<T, I, R, C>(py, &own)?;
-                (a, u.matrix::<T>()?, v.matrix::<T>()?, out.slice_mut::<T>()?)
-            };
-            let a = a.csr()?;
-            run(py, || core::sddmm(a, u, v, out, accumulate))
+        with_dtype!(self.dtype, E => {
+            type T = <E as Element>::Compute;
+            if dtype == self.dtype {
+                self.sample::<E, E>(py, &own, (&u, &v), &mut out, accumulate)
+            } else {
+                self.sample::<E, T>(py, &own, (&u, &v), &mut out, accumulate)
+            }
         })
     }
 
-    /// The matrix as an array.
+    /// The matrix as an array, of the dtype that products compute in.
     fn to_dense<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let own = self.arrays(py)?;
-        with_types!(self, T, I, R, C => {
+        let scale = self.scale.as_ref().map(|scale| scale.array(py)).transpose()?;
+        with_compute!(self.dtype.compute(), T => with_types!(self, I, R, C => {
             let mut dense = new_array::<T>(py, &[self.shape.0, self.shape.1])?;
+            let (indices, offsets) = self.pattern::<I>(py, &own)?;
             // SAFETY: nothing here writes to the matrix, and nothing else knows the result.
-            let (view, slice) =
-                unsafe { (self.view::<T, I, R, C>(py, &own)?, dense.slice_mut::<T>()?) };
-            let csr = view.csr()?;
-            run(py, || core::to_dense(csr, slice))?;
+            let (data, slice) =
+                unsafe { (self.data(&own, scale.as_ref())?, dense.slice_mut::<T>()?) };
+            let pattern = Pattern::checked(indices, &offsets, self.shape.1 / C);
+            let values = T::values(&data)?;
+            run(py, || {
+                let values = widened(values);
+                let csr = Csr::<T, I, R, C>::new(pattern, &values)?;
+                core::to_dense(csr, slice);
+                Ok(())
+            })?
+            .map_err(invalid)?;
             Ok(dense.array.into_any())
-        })
+        }))
     }
 
     /// Where the entries of another matrix are in this one, -1 where nowhere.
@@ -520,10 +410,10 @@ impl Sparse {
     /// entries are among those of this matrix.
     fn transpose<'py>(&self, py: Python<'py>) -> PyResult<Parts<'py>> {
         let own = self.arrays(py)?;
-        with_types!(self, T, I, R, C => {
-            // SAFETY: nothing here writes to the matrix.
-            let view = unsafe { self.view::<T, I, R, C>(py, &own)? };
-            let pattern = view.pattern();
+        with_index!(self.width, I => {
+            let (indices, offsets) = self.pattern::<I>(py, &own)?;
+            let columns = self.shape.1 / self.block.shape().1;
+            let pattern = Pattern::checked(indices, &offsets, columns);
             if pattern.entries().max(pattern.rows()) <= <i32 as Index>::MAX {
                 transposed::<i32, I>(py, pattern)
             } else {

@@ -11,9 +11,11 @@
 mod build;
 mod panels;
 mod product;
+mod sample;
 mod scatter;
 
 pub use product::matmul_prepared;
+pub use sample::sddmm_prepared;
 pub use scatter::{matmul_transposed_prepared, scatters};
 
 /// Rows of a band at most; a segment has 8 bits for its row.

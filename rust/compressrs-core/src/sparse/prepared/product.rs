@@ -13,8 +13,9 @@ use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
-use crate::sparse::dense::{Rows, SharedMatrix};
+use crate::sparse::dense::{Cells, Rows, SharedMatrix};
 use crate::sparse::epilogue::Epilogue;
+use crate::sparse::values::{Values, some, widened};
 
 /// Clock cycles worth a task of their own, about; see [`parallel::for_each`].
 const GRAIN: usize = 64 * 1024;
@@ -23,7 +24,7 @@ const GRAIN: usize = 64 * 1024;
 const PACK: usize = 12;
 
 /// Bytes of a panel that needs no tiles.
-const UNTILED: usize = 64 * 1024;
+pub(super) const UNTILED: usize = 64 * 1024;
 
 /// Values worth a task of their own in a permutation.
 const PERMUTE: usize = 32 * 1024;
@@ -38,20 +39,25 @@ const PERMUTE: usize = 32 * 1024;
 /// If the shapes do not fit, or there are not as many values as entries.
 pub fn matmul_prepared<T: Float>(
     a: &Prepared,
-    data: &[T],
+    data: &dyn Values<T>,
     x: Matrix<'_, T>,
     y: MatrixMut<'_, T>,
     epilogue: Epilogue<'_, T>,
 ) {
     assert_eq!((a.rows, a.columns), (y.rows(), x.rows()));
     assert_eq!(x.columns(), y.columns());
-    assert_eq!(a.entries(), data.len());
+    assert_eq!(a.entries(), data.count());
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.rows));
     if a.rows == 0 || x.columns() == 0 {
         return;
     }
-    let permuted = a.places.as_ref().map(|places| permuted(data, places));
-    let values = permuted.as_deref().unwrap_or(data);
+    let read_often = x.columns() * size_of::<T>() > a.panel_bytes();
+    let wide = match &a.places {
+        Some(places) => Some(Cells::Owned(permuted(&widened(data), places))),
+        None => read_often.then(|| widened(data)),
+    };
+    let wide = wide.as_deref();
+    let values = wide.as_ref().map_or(data, |wide| wide);
     let Some(parts) = &a.parts else {
         return Product { a, values, y: &y.share(), epilogue }.run(x);
     };
@@ -120,7 +126,7 @@ impl<T: Float> Kernel for Permute<'_, T> {
 struct Product<'a, T> {
     a: &'a Prepared,
     /// In the order of the pattern's entries.
-    values: &'a [T],
+    values: &'a dyn Values<T>,
     y: &'a SharedMatrix<'a, T>,
     epilogue: Epilogue<'a, T>,
 }
@@ -220,7 +226,7 @@ impl<T: Float> Product<'_, T> {
         panel: Panel,
         bands: Range<usize>,
     ) -> Multiply<'b, T, W, E> {
-        assert_eq!((self.values.len(), x.count()), (self.a.entries(), self.a.columns));
+        assert_eq!((self.values.count(), x.count()), (self.a.entries(), self.a.columns));
         Multiply { product: self, x: x.packed(W), panel, bands }
     }
 }
@@ -240,11 +246,13 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
         let Multiply { product: &Product { a, values, y, epilogue }, x, panel, bands } = self;
         let mut sums = Scratch::<T>::new(BAND * W);
         let (sums, _) = sums.as_chunks_mut::<W>();
+        let mut buffer = Scratch::new(0);
         let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let at = (band.rows.0, panel.left);
             let entries = band.entries.0..band.entries.1;
-            let (values, indices) = (&values[entries.clone()], &a.indices[entries]);
+            let (values, indices) =
+                (some(values, entries.clone(), &mut buffer), &a.indices[entries]);
             let height = band.rows.1 - band.rows.0;
             let sums = &mut sums[..height];
             // Finished sums go where they belong at once, if a row's follow one another there.
@@ -346,9 +354,10 @@ impl<T: Float> Kernel for Column<'_, T> {
     #[inline(always)]
     fn run(self) {
         let Column { product: Product { a, values, y, epilogue }, x, bands } = self;
-        assert!(x.len() >= a.columns && values.len() == a.entries());
+        assert!(x.len() >= a.columns && values.count() == a.entries());
         let mut sums = [[T::zero()]; BAND];
         let mut lanes = [[T::zero(); LANES]; BAND];
+        let mut buffer = Scratch::new(0);
         let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let at = (band.rows.0, 0);
@@ -356,7 +365,8 @@ impl<T: Float> Kernel for Column<'_, T> {
             // SAFETY: tasks have different bands.
             unsafe { epilogue.begin(y, at, 1, sums) };
             let Band { entries, .. } = *band;
-            let (values, indices) = (&values[entries.0..], &a.indices[entries.0..]);
+            let values = some(values, entries.0..entries.1, &mut buffer);
+            let indices = &a.indices[entries.0..];
             let (segments, height) = match &band.wide {
                 Some(segments) => (segments, wide),
                 None => (&band.narrow, narrow),

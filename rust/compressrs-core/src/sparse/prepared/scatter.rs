@@ -12,6 +12,7 @@ use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::sparse::epilogue::Epilogue;
+use crate::sparse::values::{Values, some, widened};
 
 /// Entries for each column of the matrix that pay for sums of their own.
 const PIECE: usize = 16;
@@ -41,7 +42,7 @@ pub fn scatters<T>(columns: usize) -> bool {
 /// If the shapes do not fit, or there are not as many values as entries.
 pub fn matmul_transposed_prepared<T: Float>(
     a: &Prepared,
-    data: &[T],
+    data: &dyn Values<T>,
     x: Matrix<'_, T>,
     y: MatrixMut<'_, T>,
     epilogue: Epilogue<'_, T>,
@@ -56,21 +57,22 @@ pub fn matmul_transposed_prepared<T: Float>(
 /// The product with `W` columns or fewer.
 fn product<T: Float, const W: usize>(
     a: &Prepared,
-    data: &[T],
+    data: &dyn Values<T>,
     x: Matrix<'_, T>,
     y: MatrixMut<'_, T>,
     epilogue: Epilogue<'_, T>,
 ) {
     assert_eq!((a.columns, a.rows), (y.rows(), x.rows()));
     assert!(x.columns() == y.columns() && x.columns() <= W);
-    assert_eq!(a.entries(), data.len());
+    assert_eq!(a.entries(), data.count());
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == a.columns));
     let (columns, width, bands) = (a.columns, x.columns(), a.bands.len());
     if columns == 0 || width == 0 {
         return;
     }
-    let moved = a.places.as_ref().map(|places| permuted(data, places));
-    let values = moved.as_deref().unwrap_or(data);
+    let moved = a.places.as_ref().map(|places| permuted(&widened(data), places));
+    let moved = moved.as_deref();
+    let values = moved.as_ref().map_or(data, |moved| moved);
     let x = x.to_rows(W, true);
     let packed = x.as_slice().as_chunks::<W>().0;
     let of_parts = a.parts.as_ref().map(|parts| {
@@ -119,7 +121,7 @@ fn product<T: Float, const W: usize>(
 /// column.
 struct Scatter<'a, T, const W: usize> {
     a: &'a Prepared,
-    values: &'a [T],
+    values: &'a dyn Values<T>,
     x: &'a [[T; W]],
     bands: Range<usize>,
     sums: &'a mut [[T; W]],
@@ -129,11 +131,13 @@ impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
     #[inline(always)]
     fn run<V: Vector<T>>(self) {
         let Scatter { a, values, x, bands, sums } = self;
-        assert!(values.len() == a.entries() && sums.len() == a.columns);
+        assert!(values.count() == a.entries() && sums.len() == a.columns);
         let (narrow, wide) = a.heights;
+        let mut buffer = Scratch::new(0);
         for band in &a.bands[bands] {
             let entries = band.entries.0..band.entries.1;
-            let (values, indices) = (&values[entries.clone()], &a.indices[entries]);
+            let (values, indices) =
+                (some(values, entries.clone(), &mut buffer), &a.indices[entries]);
             let x = &x[band.rows.0..band.rows.1];
             let (segments, height) = match &band.wide {
                 Some(segments) => (segments, wide),
