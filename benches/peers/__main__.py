@@ -55,6 +55,11 @@ ALL = {
     "csr_real": csr_real.csr_real,
     "csr_crossover": csr_real.crossover,
     **{f"csr_real_{m}x{k}": functools.partial(csr_real.shape, m, k) for m, k in csr_real.SHAPES},
+    **{
+        f"csr_real_{m}x{k}_{zeros:.0%}".rstrip("%"): functools.partial(csr_real.cells, m, k, zeros)
+        for m, k in csr_real.SHAPES
+        for zeros in csr_real.ZEROS
+    },
     "distill": distill.distill,
     "top_k": distill.top_k,
     "conv": nn.conv,

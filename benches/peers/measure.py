@@ -85,6 +85,30 @@ def begin(benchmark: str, peaks: Peaks) -> None:
     results[benchmark] = []
 
 
+def current() -> list[dict[str, object]]:
+    """Return the comparisons of the current benchmark."""
+    return [asdict(result) for result in results[_benchmark]]
+
+
+def peaks() -> dict[str, float]:
+    """Return the peaks that this run is compared with, by name."""
+    return _peaks._asdict() if _peaks else {}
+
+
+def record(title: str, seconds: dict[str, float], work: tuple[Work, ...]) -> None:
+    """Keep a comparison whose times were taken elsewhere, ours first.
+
+    Of what it has to do at least, that counts of which it reaches the largest part of the peak.
+    """
+    result = Result(title, seconds, {})
+    ours = next(iter(seconds.values()))
+    if _peaks:
+        parts = {each.binds: each.amount / ours / getattr(_peaks, each.binds) for each in work}
+        result.binds = max(parts, key=lambda name: parts[name])
+        result.fraction = parts[result.binds]
+    results.setdefault(_benchmark, []).append(result)
+
+
 def as_dicts() -> dict[str, list[dict[str, object]]]:
     """Return the comparisons of this run."""
     return {name: [asdict(result) for result in found] for name, found in results.items()}
