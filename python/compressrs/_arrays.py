@@ -101,6 +101,11 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of `dtype` hold float16 or bfloat16."""
+    return dtype == np.float16 or dtype.name == "bfloat16"
+
+
 def is_number(dtype: np.dtype[Any]) -> bool:
     """Whether arrays of `dtype` hold integers or floating-point numbers."""
     return dtype.kind in "iuf" or dtype.name == "bfloat16"

@@ -277,7 +277,13 @@ def apply_mask(w: _Array, mask: _Array, name: str) -> None: ...
 
 @final
 class Sparse:
-    def __new__(cls, parts: _Parts, shape: tuple[int, int], block: tuple[int, int]) -> Sparse: ...
+    def __new__(
+        cls,
+        parts: _Parts,
+        shape: tuple[int, int],
+        block: tuple[int, int],
+        scale: tuple[_Array, int] | None = None,
+    ) -> Sparse: ...
     @property
     def is_immutable(self) -> bool: ...
     @property

@@ -106,6 +106,7 @@ def cases(size: int) -> list[Case]:
         _steps,
         _prune,
         _sparse,
+        _sparse_codes,
         _codec,
         _quantized,
         _codes,
@@ -433,6 +434,29 @@ def _sparse(size: int) -> Iterator[Case]:
             (),
             ("other",),
         )
+
+
+def _sparse_codes(size: int) -> Iterator[Case]:
+    n = 16 * size
+    # Of bytes, which nobody can write to.
+    indptr = np.frombuffer((np.arange(n + 1, dtype=np.int32) * 2).tobytes(), np.int32)
+    indices = np.frombuffer(np.tile(np.array([1, 5], np.int32), n).tobytes(), np.int32)
+    data = np.arange(2 * n, dtype=np.int8) % 50
+    for group, groups in ((0, n), (7, -(-2 * n // 7))):
+
+        def make(data: Any, scale: Any, group: int = group) -> _core.Sparse:
+            return _core.Sparse((data, indices, indptr), (n, n), (1, 1), (scale, group))
+
+        def multiply(x: Any, out: Any, bias: Any, make: Any = make, **parts: Any) -> None:
+            for transposed in (False, True):
+                make(**parts).matmul(transposed, x, out, (False, bias, False))
+
+        scaled = {"data": data, "scale": np.ones(groups, np.float32)}
+        x = {"x": _numbers(n, 9), "out": np.empty((n, 9)), "bias": np.ones(n)}
+        x = {name: array.astype(np.float32) for name, array in x.items()}
+        yield Case(f"Sparse[codes {group}]", make, scaled, (), ("parts", "shape", "block"))
+        fixed = ("transposed", "epilogue")
+        yield Case(f"Sparse.matmul[codes {group}]", multiply, {**scaled, **x}, ("out",), fixed)
 
 
 def _codec(size: int) -> Iterator[Case]:

@@ -13,7 +13,7 @@ from compressrs import checkpoint, nn, prune, quantize
 from tests.faults import public
 from tests.faults.calls import A, distiller, folder, model, run
 from tests.faults.optim_calls import Method, sgd, w
-from tests.faults.quantize_calls import scheme
+from tests.faults.quantize_calls import scheme, sparse_codes
 
 
 def _layers() -> dict[str, Method]:
@@ -188,6 +188,21 @@ METHODS: dict[str, Method] = {
         for name in ("matrix", "block", "scale_shape")
     },
     "Scheme.nbytes": (scheme, "nbytes", lambda: dict(shape=(8, 16), scale_itemsize=4)),
+    "QuantizedCSRMatrix.from_csr": (
+        lambda: quantize.QuantizedCSRMatrix,
+        "from_csr",
+        lambda: dict(matrix=A(), scheme=quantize.Scheme()),
+    ),
+    "QuantizedCSRMatrix.save": (
+        sparse_codes,
+        "save",
+        lambda: dict(path=_path("codes.npz"), compressed=False),
+    ),
+    "QuantizedCSRMatrix.load": (
+        lambda: quantize.QuantizedCSRMatrix,
+        "load",
+        lambda: dict(path=_saved(sparse_codes, lambda q, path: q.save(path))["path"] + ".npz"),
+    ),
     "QuantizedMatrix.from_codes": (
         lambda: quantize.QuantizedMatrix,
         "from_codes",

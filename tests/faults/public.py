@@ -619,6 +619,10 @@ EXAMPLES: dict[str, Example] = {
         lambda: quantize.QuantizedMatrix(quantize.quantize(dense(), quantize.Scheme(bits=4))),
         lambda found: [found.codes, found.scale, found.linear(np.ones((2, 32), np.float32))],
     ),
+    "quantize.QuantizedCSRMatrix": Example(
+        lambda: quantize.QuantizedCSRMatrix.from_csr(sparse.CSRMatrix.from_dense(dense())),
+        lambda found: [found.codes, found.scale, found @ np.ones(32, np.float32), found.to_dense()],
+    ),
     "quantize.Scaled": Example(lambda: quantize.Scaled(dense(), dense()[0]), list),
     "quantize.MinMax": observer(lambda: quantize.MinMax(32)),
     "quantize.MovingAverage": observer(quantize.MovingAverage),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs import nn, quantize
+from compressrs import nn, quantize, sparse
 from tests.faults.calls import model, st
 from tests.faults.optim_calls import Arguments, Method, w
 
@@ -17,6 +17,10 @@ def scheme() -> Any:
 
 def codebook() -> Any:
     return quantize.kmeans(w(), quantize.Scheme(bits=2, dtype="codebook"))
+
+
+def sparse_codes() -> Any:
+    return quantize.QuantizedCSRMatrix.from_csr(sparse.CSRMatrix.from_dense(w()))
 
 
 def ones() -> Any:
@@ -147,6 +151,16 @@ CALLS: dict[str, Arguments] = {
 }
 
 CALLS |= {
+    "quantize.QuantizedCSRMatrix": lambda: dict(
+        arrays=(
+            sparse_codes().codes,
+            sparse_codes().scale,
+            sparse_codes().indices,
+            sparse_codes().indptr,
+        ),
+        shape=(8, 16),
+        scheme=quantize.Scheme(),
+    ),
     "quantize.QuantizedMatrix": lambda: dict(q=quantize.quantize(w(), scheme())),
     "quantize.matmul_integer": lambda: dict(
         a=np.ones((2, 3), np.uint8), b=np.ones((3, 2), np.int8), out=None

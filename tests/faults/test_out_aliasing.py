@@ -161,6 +161,22 @@ def _public_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         lambda **kw: q.fake_quantize_backward(scheme=tensor.scheme, **kw)[0],
         {**rounded, "dy": t},
     )
+    coded = q.QuantizedCSRMatrix.from_csr(matrices["CSRMatrix"])
+
+    def product(method: str, turn: bool) -> Callable[..., Any]:
+        def call(scale: Any, **kw: Any) -> Any:
+            arrays = coded.codes, scale, coded.indices, coded.indptr
+            matrix = q.QuantizedCSRMatrix(arrays, coded.shape, coded.scheme)
+            return getattr(matrix.T if turn else matrix, method)(**kw)
+
+        return call
+
+    for method, key in (("matmul", "x"), ("rmatmul", "y")):
+        for turn in (False, True):
+            calls[f"QuantizedCSRMatrix.{method}" + ".T" * turn] = (
+                product(method, turn),
+                {"scale": coded.scale, key: single, "bias": single[0].copy()},
+            )
     for name, matrix in matrices.items():
         for method, key in (("matmul", "x"), ("rmatmul", "y")):
             for suffix, turn in (("", lambda a: a), (".T", lambda a: a.T)):

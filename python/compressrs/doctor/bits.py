@@ -113,6 +113,14 @@ def _sparse() -> Iterator[NDArray[Any]]:
         yield matrix @ _values(600, columns, seed=1)
         yield matrix.T @ _values(500, columns, seed=2)
     yield sparse.sddmm(matrix, _values(500, 40, seed=3), _values(40, 600, seed=4))
+    half = matrix.astype(np.float16)
+    codes = quantize.QuantizedCSRMatrix.from_csr(matrix)
+    blocks = sparse.BSRMatrix.from_dense(weights, (4, 4), 0.999)
+    for n in (1, 40):
+        x = _values(600, n, seed=5)
+        yield half @ x.astype(np.float16)
+        yield codes @ x
+        yield sparse.sddmm(blocks, weights[:, :n], x.T)
 
 
 def _distill() -> Iterator[NDArray[Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, compute_dtype
 from compressrs._checks import file_path
 from compressrs._files import load_tensors, require, save_tensors
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
@@ -231,7 +231,7 @@ def _make(
         parts = tuple(arrays[f"{prefix}weight{s}"].copy() for s in ("", ".indices", ".indptr"))
         options = {k: config[k] for k in ("n", "m") if k in config}
         weight = _MATRICES[config["format"]]._of_parts(parts, tuple(config["shape"]), **options)
-        bias = np.zeros(weight.shape[0], weight.dtype) if config["bias"] else None
+        bias = np.zeros(weight.shape[0], compute_dtype(weight.dtype)) if config["bias"] else None
         return SparseLinear(weight, bias)
     if "Quantized" in kind:
         # Imported here, since these modules import this one.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, read_only
+from compressrs._arrays import Array, as_array, compute_dtype, read_only
 from compressrs._checks import dimensions, flag, floating, generator, whole
 from compressrs._state import Take, Undo
 from compressrs.nn.layer import (
@@ -39,7 +39,7 @@ class Affine(Layer):
     def forward(self, x: Array) -> Array:
         """Return ``x @ weight.T + bias`` for `x` of shape (..., in_features)."""
         features = self.weight.shape[1]
-        x = check_input(x, "x", self.weight.dtype)
+        x = check_input(x, "x", compute_dtype(self.weight.dtype))
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
         rows = x.reshape(-1, features)
@@ -50,7 +50,7 @@ class Affine(Layer):
     def backward(self, dy: Array) -> Array:
         """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
         x, shape = self._kept()[:2]
-        dy = check_gradient(dy, shape, self.weight.dtype)
+        dy = check_gradient(dy, shape, x.dtype)
         rows = dy.reshape(-1, shape[-1])
         self._saved = x, shape, rows
         dx = self._gradients(rows, x, self.grads["weight"])
@@ -208,8 +208,10 @@ class SparseLinear(Affine):
     Parameters
     ----------
     weight : SparseMatrix, shape (out_features, in_features)
+        With values in float16 or bfloat16 it takes half the memory; inputs, outputs and bias
+        are float32 then, and only the weight and its gradient are rounded.
     bias : array, shape (out_features,), optional
-        Of the weight's dtype. Both are used, not copied.
+        Of the weight's dtype, or float32 as above. Both are used, not copied.
 
     Attributes
     ----------
@@ -238,9 +240,10 @@ class SparseLinear(Affine):
             raise TypeError(f"weight must be a sparse matrix of compressrs, got {got}")
         if bias is not None:
             bias = as_array(bias, "bias")
-            if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+            dtype = compute_dtype(weight.dtype)
+            if bias.shape != weight.shape[:1] or bias.dtype != dtype:
                 raise ValueError(
-                    f"bias must be {weight.dtype} of shape {weight.shape[:1]}, "
+                    f"bias must be {dtype} of shape {weight.shape[:1]}, "
                     f"got {bias.dtype} of shape {bias.shape}"
                 )
         self._weight = weight

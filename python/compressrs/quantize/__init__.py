@@ -8,7 +8,8 @@
 - Moving the quantization difficulty between weights and inputs: `awq`, `smooth_scale`,
   `equalize`, `HadamardRotation`.
 - Ranges of activations: `MinMax`, `MovingAverage`, `Percentile`, `MSE`, `Entropy`.
-- Whole models: `quantize_model`; products: `QuantizedMatrix`, `matmul_integer`.
+- Whole models: `quantize_model`; products: `QuantizedMatrix`, `matmul_integer`, and of sparse
+  matrices `QuantizedCSRMatrix`.
 - Quantization-aware training: `fake_quantize`, `fake_quantize_backward`, `lsq_scale`.
 """
 
@@ -29,6 +30,7 @@ from compressrs.quantize.rotation import HadamardRotation
 from compressrs.quantize.rounding import parameters, quantize
 from compressrs.quantize.scaling import Scaled, awq, equalize, smooth_scale
 from compressrs.quantize.scheme import Scheme
+from compressrs.quantize.sparse import QuantizedCSRMatrix
 from compressrs.quantize.sweep import gptq, prune_and_quantize
 from compressrs.quantize.tensor import QuantizedTensor
 from compressrs.quantize.training import fake_quantize, fake_quantize_backward, lsq_scale
@@ -42,6 +44,7 @@ __all__ = [
     "MovingAverage",
     "Observer",
     "Percentile",
+    "QuantizedCSRMatrix",
     "QuantizedMatrix",
     "QuantizedTensor",
     "Scaled",

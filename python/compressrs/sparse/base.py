@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, Shared, as_array
-from compressrs._checks import flag, floating
+from compressrs._arrays import Array, Shared, as_array, compute_dtype, dtype_of, is_half
+from compressrs._checks import flag
 
 _M = TypeVar("_M", bound="SparseMatrix")
 
@@ -54,12 +54,12 @@ class Products:
         Parameters
         ----------
         x : array, shape (columns, n) or (columns,)
-            Of the matrix's dtype, in any memory order. Copied first if a stride is
-            negative.
+            Of the matrix's dtype, or float32 if that is float16 or bfloat16, in any memory
+            order. Copied first if a stride is negative.
         out : array, shape (rows, n) or (rows,), optional
-            Where to write the result, in any memory order.
+            Where to write the result, in any memory order. Of the dtype of `x`.
         bias : array, shape (rows,), optional
-            Of the matrix's dtype.
+            Of the dtype of `x`.
         relu : bool, default False
             Whether to clamp negative results to 0. NaN stays NaN.
         accumulate : bool, default False
@@ -68,12 +68,12 @@ class Products:
         Returns
         -------
         array, shape (rows, n) or (rows,)
-            `out` if given, otherwise a new array in the memory order of `x`.
+            `out` if given, otherwise a new array in the memory order of `x` and of its dtype.
 
         Raises
         ------
         TypeError
-            If `x`, `out` or `bias` is not an array of the matrix's dtype.
+            If `x`, `out` or `bias` is not an array of such a dtype.
         ValueError
             If shapes do not match, `out` is read-only or shares memory with an input,
             `accumulate` is set without `out`, or the matrix's arrays have become
@@ -83,6 +83,9 @@ class Products:
         -----
         The order of summation depends on the shapes alone, not on the number of threads. It
         does depend on the number of columns of `x`.
+
+        Products of float16 and bfloat16 are summed in float32, from the sum that is accumulated
+        to the bias and the ReLU, and each result is rounded once.
         """
         x = self._operand(x, "x")
         if x.shape[0] != self.shape[1]:
@@ -94,7 +97,7 @@ class Products:
                 raise ValueError("accumulate=True needs out, the array to add to")
             # In the memory order of `x`, so that transposes have the same order too.
             transposed = x.flags.f_contiguous and not x.flags.c_contiguous
-            out = np.empty(shape, self.dtype, order="F" if transposed else "C")
+            out = np.empty(shape, x.dtype, order="F" if transposed else "C")
         else:
             out = as_array(out, "out")
             if out.shape != shape:
@@ -150,9 +153,10 @@ class Products:
         x = as_array(x, name)
         if x.ndim not in (1, 2):
             raise ValueError(f"{name} must have 1 or 2 axes, got shape {x.shape}")
-        if x.dtype != self.dtype:
+        if x.dtype not in (self.dtype, compute_dtype(self.dtype)):
+            other = " or float32" if is_half(self.dtype) else ""
             raise TypeError(
-                f"{name} must have dtype {self.dtype} like data (convert it with "
+                f"{name} must have dtype {self.dtype} like data{other} (convert it with "
                 f"a.astype('{self.dtype}')), got {x.dtype}"
             )
         return x
@@ -296,12 +300,25 @@ class SparseMatrix(Products):
         return type(self)((data.copy(), immutable(indices), immutable(indptr)), self._shape)
 
     def astype(self: _M, dtype: npt.DTypeLike) -> _M:
-        """Return a matrix with values of another dtype (float32 or float64)."""
-        return self.with_data(self.data.astype(floating(dtype, "dtype")))
+        """Return a matrix with values of another dtype.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float32, float64, float16 or bfloat16 (of ml_dtypes).
+        """
+        try:
+            given = dtype_of(dtype) if isinstance(dtype, str) else np.dtype(dtype)
+        except (TypeError, ValueError):
+            given = None
+        known = given is not None and (given in (np.float32, np.float64) or is_half(given))
+        if dtype is None or not known:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
+        return self.with_data(self.data.astype(given))
 
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the matrix as a dense array; repeated entries are summed."""
-        return self._core.to_dense()
+        return self._core.to_dense().astype(self.dtype, copy=False)
 
     def toarray(self) -> npt.NDArray[Any]:
         """Return `to_dense()`, under SciPy's name."""
@@ -374,18 +391,19 @@ class TransposedMatrix(Products):
 
     Attributes
     ----------
-    T : SparseMatrix
+    T : SparseMatrix or QuantizedCSRMatrix
         The original matrix.
     """
 
-    def __init__(self, matrix: SparseMatrix) -> None:
+    def __init__(self, matrix: Any) -> None:
         self.T = matrix
 
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
         self.T._core.matmul(True, x, out, epilogue)
 
     def _transposed(self) -> Products:
-        return self.T
+        matrix: Products = self.T
+        return matrix
 
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the matrix as a dense array."""
@@ -410,12 +428,13 @@ class TransposedMatrix(Products):
     @property
     def nnz(self) -> int:
         """Number of stored values."""
-        return self.T.nnz
+        return int(self.T.nnz)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the stored values."""
-        return self.T.dtype
+        dtype: np.dtype[Any] = self.T.dtype
+        return dtype
 
     def __repr__(self) -> str:
         return f"<transpose of {self.T!r}>"
@@ -437,15 +456,17 @@ def sddmm(
         Where to sample; the values in its `data` are ignored.
     u : array, shape (m, k)
     v : array, shape (k, n)
-        Of the pattern's dtype, in any memory order; views are accepted.
+        Of the pattern's dtype, in any memory order; views are accepted. Both may be float32 if
+        that is float16 or bfloat16.
     out : array of the shape of ``pattern.data``, optional
-        Where to write the result. Must be C-contiguous.
+        Where to write the result, of the pattern's dtype. Must be C-contiguous.
     accumulate : bool, default False
         Whether to add to what `out` holds.
 
     Returns
     -------
     array of the shape of ``pattern.data``
+        Of the pattern's dtype; summed in float32 if that is float16 or bfloat16.
 
     Raises
     ------
@@ -477,14 +498,18 @@ def sddmm(
     return out
 
 
-def scipy_sparse() -> Any:
+def scipy_sparse(dtype: np.dtype[Any]) -> Any:
     """Return the module `scipy.sparse`.
 
     Raises
     ------
     ModuleNotFoundError
         If SciPy is not installed.
+    TypeError
+        If it has no matrices of `dtype`.
     """
+    if is_half(dtype):
+        raise TypeError(f"SciPy has no sparse matrices of {dtype}: convert with astype('float32')")
     try:
         import scipy.sparse
     except ModuleNotFoundError:
@@ -492,7 +517,7 @@ def scipy_sparse() -> Any:
     return scipy.sparse
 
 
-def as_shape(shape: tuple[int, int]) -> tuple[int, int]:
+def as_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return `shape` as a pair of non-negative integers."""
     try:
         # A slice, since sets and dicts have no first and second element.

@@ -27,8 +27,9 @@ class BSRMatrix(SparseMatrix):
     Parameters
     ----------
     arrays : tuple of array
-        ``(data, indices, indptr)``: data float32 or float64 of shape (blocks, R, C),
-        indices int32, indptr int32 or int64; contiguous. They are used without copying.
+        ``(data, indices, indptr)``: data float32, float64, float16 or bfloat16 of shape
+        (blocks, R, C), indices int32, indptr int32 or int64; contiguous. They are used without
+        copying.
     shape : pair of int
         Rows and columns, multiples of R and C respectively.
 
@@ -88,7 +89,7 @@ class BSRMatrix(SparseMatrix):
         Parameters
         ----------
         w : array, shape (rows, columns)
-            float32 or float64; its shape must be a multiple of the block shape.
+            float32, float64, float16 or bfloat16; its shape must be a multiple of the block shape.
         block : pair of int
             (4, 4), (1, 16) or (16, 1).
         threshold : float, default 0.0
@@ -154,8 +155,12 @@ class BSRMatrix(SparseMatrix):
             If SciPy is not installed.
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
+        TypeError
+            If `dtype` is float16 or bfloat16, which SciPy does not support.
         """
-        return scipy_sparse().bsr_array(self._checked_parts(), shape=self.shape, copy=False)
+        return scipy_sparse(self.dtype).bsr_array(
+            self._checked_parts(), shape=self.shape, copy=False
+        )
 
 
 def _blocks(x: Array, blocksize: tuple[int, int]) -> npt.NDArray[Any]:

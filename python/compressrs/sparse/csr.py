@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, compute_dtype, is_half
 from compressrs._checks import choice, converted, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, immutable, scipy_sparse
@@ -27,8 +27,8 @@ class CSRMatrix(SparseMatrix):
     Parameters
     ----------
     arrays : tuple of array
-        ``(data, indices, indptr)``: data float32 or float64, indices int16, int32 or
-        int64, indptr int32 or int64; one axis each, contiguous.
+        ``(data, indices, indptr)``: data float32, float64, float16 or bfloat16 (of ml_dtypes),
+        indices int16, int32 or int64, indptr int32 or int64; one axis each, contiguous.
     shape : pair of int
         Rows and columns.
 
@@ -85,7 +85,7 @@ class CSRMatrix(SparseMatrix):
         Parameters
         ----------
         w : array, shape (rows, columns)
-            float32 or float64. Copied first if not C-contiguous.
+            float32, float64, float16 or bfloat16. Copied first if not C-contiguous.
         threshold : float, default 0.0
             Entries with ``|w| < threshold`` are dropped. NaN is stored.
         mask : array of bool, shape (rows, columns), optional
@@ -116,6 +116,11 @@ class CSRMatrix(SparseMatrix):
                 raise ValueError("give either threshold or mask, not both")
         if index_dtype is not None:
             choice(index_dtype, "index_dtype", ("int16",))
+        if is_half(w.dtype):
+            wide = cls.from_dense(
+                w.astype(np.float32), threshold, mask=mask, index_dtype=index_dtype
+            )
+            return wide.astype(w.dtype)
         parts = _core.csr_from_dense(w, threshold, mask, index_dtype is not None)
         return cls(parts, w.shape)
 
@@ -147,11 +152,15 @@ class CSRMatrix(SparseMatrix):
             If SciPy is not installed.
         TypeError, ValueError
             If the arrays have been changed so that they describe no matrix of this shape.
+        TypeError
+            If `dtype` is float16 or bfloat16, which SciPy does not support.
         """
         data, indices, indptr = self._checked_parts()
         if indices.dtype != indptr.dtype:
             indices = indices.astype(indptr.dtype)
-        return scipy_sparse().csr_array((data, indices, indptr), shape=self.shape, copy=False)
+        return scipy_sparse(data.dtype).csr_array(
+            (data, indices, indptr), shape=self.shape, copy=False
+        )
 
     def pattern(self) -> npt.NDArray[np.bool_]:
         """Return a boolean array that is True where an entry is stored."""
@@ -237,7 +246,8 @@ class CSRMatrix(SparseMatrix):
         flat = index.ravel(self.rows(), self.indices)
         order = np.argsort(flat, kind="stable")
         unique, first = np.unique(flat[order], return_index=True)
-        data = np.add.reduceat(self.data[order], first) if first.size else self.data[:0]
+        data = self.data[order].astype(compute_dtype(self.dtype), copy=False)
+        data = np.add.reduceat(data, first) if first.size else data
         return _from_flat(index, unique, data.astype(self.dtype, copy=False), self)
 
     def transpose(self) -> CSRMatrix:

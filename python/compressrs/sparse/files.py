@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from compressrs._arrays import Array, bfloat16, is_half
 from compressrs._checks import file_path, flag
 from compressrs._files import write_atomically
 from compressrs.sparse.bsr import BSRMatrix
@@ -16,6 +19,10 @@ from compressrs.sparse.csr import CSRMatrix
 #: The formats that SciPy has too.
 _FORMATS: dict[str, type[CSRMatrix] | type[BSRMatrix]] = {"csr": CSRMatrix, "bsr": BSRMatrix}
 
+#: What is added to the name of a format whose values are bfloat16, which NumPy's files do not
+#: know: so SciPy refuses the file rather than taking the bits for integers.
+_BFLOAT16 = "_bfloat16"
+
 
 def save_npz(
     file: str | os.PathLike[str], matrix: CSRMatrix | BSRMatrix, *, compressed: bool = True
@@ -23,7 +30,7 @@ def save_npz(
     """Save a matrix in the format of `scipy.sparse.save_npz`.
 
     The file is replaced atomically. int16 indices are written as such; SciPy widens them
-    when it loads the file.
+    when it loads the file. SciPy does not load bfloat16.
 
     Parameters
     ----------
@@ -53,21 +60,55 @@ def save_npz(
     if not isinstance(matrix, (CSRMatrix, BSRMatrix)):
         got = type(matrix).__name__
         raise TypeError(f"matrix must be a CSRMatrix or BSRMatrix (see NMMatrix.to_csr), got {got}")
-    path = file_path(file, "file")
+    data, indices, indptr = matrix._checked_parts()
+    name = matrix.format
+    if is_half(data.dtype) and data.dtype != np.float16:
+        name, data = name + _BFLOAT16, data.view(np.uint16)
+    parts = {"indices": indices, "indptr": indptr, "shape": np.array(matrix.shape), "data": data}
+    write_npz(file_path(file, "file"), name, parts, flag(compressed, "compressed"))
+
+
+def write_npz(path: Path, name: str, parts: dict[str, Array], compressed: bool) -> None:
+    """Write arrays and the name of a format, atomically."""
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
-    data, indices, indptr = matrix._checked_parts()
     buffer = io.BytesIO()
-    save = np.savez_compressed if flag(compressed, "compressed") else np.savez
-    save(
-        buffer,
-        indices=indices,
-        indptr=indptr,
-        format=np.array(matrix.format.encode()),
-        shape=np.array(matrix.shape),
-        data=data,
-    )
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(buffer, format=np.array(name.encode()), **parts)
     write_atomically(path, buffer.getvalue())
+
+
+def read_npz(
+    path: Path, formats: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[str, tuple[int, ...], list[Array]]:
+    """Return the name of the format, the shape and the arrays of these names.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is corrupt, of another format, or has no such arrays.
+    """
+    try:
+        # Opened here, since NumPy does not close a corrupt file.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            form = arrays["format"].item()
+            form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
+            known = form in formats
+            shape = tuple(arrays["shape"].tolist()) if known else ()
+            parts = [arrays[name] for name in names] if known else []
+    except OSError as error:
+        # Offsets in a corrupt archive may lead before its start.
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{path} is not a sparse matrix: {error}") from None
+    except Exception as error:  # a corrupt archive can raise almost anything
+        raise ValueError(f"{path} is not a sparse matrix: {error}") from None
+    if not known:
+        names = tuple(name for name in formats if not name.endswith(_BFLOAT16))
+        raise ValueError(f"{path} must hold a {' or '.join(names)} matrix, got {form!r}")
+    return form, shape, parts
 
 
 def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
@@ -82,23 +123,13 @@ def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
     ValueError
         If it is corrupt, or does not hold a CSR or BSR matrix.
     """
+    path = file_path(file, "file")
+    formats = *_FORMATS, *(name + _BFLOAT16 for name in _FORMATS)
+    form, shape, (data, indices, indptr) = read_npz(path, formats, ("data", "indices", "indptr"))
+    half = form.endswith(_BFLOAT16)
+    dtype = bfloat16() if half else None
     try:
-        # Opened here, since NumPy does not close a corrupt file.
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            form = arrays["format"].item()
-            parts = arrays["data"], arrays["indices"], arrays["indptr"]
-            shape = tuple(arrays["shape"].tolist())
-    except OSError as error:
-        # Offsets in a corrupt archive may lead before its start.
-        if error.errno != errno.EINVAL:
-            raise
-        raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
-    except Exception as error:  # a corrupt archive can raise almost anything
-        raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
-    form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
-    if form not in _FORMATS:
-        raise ValueError(f"{os.fspath(file)} must hold a csr or bsr matrix, got {form!r}")
-    try:
-        return _FORMATS[form](parts, shape).copy()
+        parts = data if dtype is None else data.view(dtype), indices, indptr
+        return _FORMATS[form.removesuffix(_BFLOAT16)](parts, shape).copy()  # type: ignore[arg-type]  # checked there
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(file)} is not a sparse matrix: {error}") from None
+        raise ValueError(f"{path} is not a sparse matrix: {error}") from None

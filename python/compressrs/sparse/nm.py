@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, Shared, as_array
+from compressrs._arrays import Array, Shared, as_array, is_half
 from compressrs._checks import whole
 from compressrs.sparse.base import SparseMatrix, as_shape, immutable
 from compressrs.sparse.csr import CSRMatrix
@@ -24,9 +24,9 @@ class NMMatrix(SparseMatrix):
     Parameters
     ----------
     arrays : pair of array
-        ``(data, positions)``, both of shape (rows, columns // m * n): data float32 or
-        float64, C-contiguous, used without copying; positions uint8, copied: the column
-        of each value within its group of m, ascending in each group.
+        ``(data, positions)``, both of shape (rows, columns // m * n): data float32,
+        float64, float16 or bfloat16, C-contiguous, used without copying; positions uint8,
+        copied: the column of each value within its group of m, ascending in each group.
     shape : pair of int
         Rows and columns, the latter a multiple of `m`.
     n, m : int, default 2 and 4
@@ -119,8 +119,8 @@ class NMMatrix(SparseMatrix):
         Parameters
         ----------
         w : array, shape (rows, columns)
-            float32 or float64, its columns a multiple of `m`. Among equal magnitudes the
-            first are dropped; NaN counts as the largest.
+            float32, float64, float16 or bfloat16, its columns a multiple of `m`. Among equal
+            magnitudes the first are dropped; NaN counts as the largest.
         n, m : int, default 2 and 4
         mask : array of bool, shape (rows, columns), optional
             True at the `n` of every `m` columns to store.
@@ -139,8 +139,10 @@ class NMMatrix(SparseMatrix):
             raise ValueError(f"w must have two axes, the second a multiple of m={m}, got {w.shape}")
         groups = w.reshape(w.shape[0], w.shape[1] // m, m)
         if mask is None:
-            if w.dtype.kind != "f":
-                raise TypeError(f"w must have dtype float32 or float64, got {w.dtype}")
+            if w.dtype.kind != "f" and not is_half(w.dtype):
+                raise TypeError(
+                    f"w must have dtype float32, float64, float16 or bfloat16, got {w.dtype}"
+                )
             kept: Array = np.empty(groups.shape, np.bool_)
             _core.mask_n_of_m(groups, "w", n, m, False, kept)
         else:

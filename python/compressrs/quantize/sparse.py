@@ -1,0 +1,311 @@
+"""Sparse matrices whose values are codes of 8 bits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressrs import _core
+from compressrs._arrays import Array, as_array
+from compressrs._checks import file_path, flag
+from compressrs.quantize.rounding import parameters, quantize
+from compressrs.quantize.scheme import Scheme
+from compressrs.quantize.tensor import QuantizedTensor, checked_scale
+from compressrs.sparse.base import (
+    Products,
+    TransposedMatrix,
+    _Epilogue,
+    as_shape,
+    immutable,
+    is_immutable,
+)
+from compressrs.sparse.csr import CSRMatrix
+from compressrs.sparse.files import read_npz, write_npz
+
+#: The name of the format in files.
+_FORMAT = "quantized_csr"
+
+
+class QuantizedCSRMatrix(Products):
+    r"""A sparse matrix in CSR format with a code of 8 bits and no more for each entry.
+
+    .. math:: a_p = s_{g(p)}\, c_p
+
+    An entry takes 1 byte and its index, 5 with int32 indices and 3 with int16, instead of 8 and
+    6 in float32. Products sum in float32, of values that are decoded while they are in the cache;
+    they are the products of `dequantize`, bit for bit. It is not trained: quantize a trained
+    `CSRMatrix` by `from_csr`.
+
+    Parameters
+    ----------
+    arrays : tuple of array
+        ``(codes, scale, indices, indptr)``: codes int8 within the scheme's bits, scale float32;
+        indices and indptr as in `CSRMatrix`. Codes and scale are used without copying, the
+        others are copied unless they are immutable.
+    shape : pair of int
+        Rows and columns.
+    scheme : Scheme
+        Symmetric, of dtype "int", 2 to 8 bits. A scale is that of a row (granularity
+        "channel", `scale` of shape (rows,)), of `group_size` stored values one after another
+        ("group"), or of all ("tensor").
+
+    Attributes
+    ----------
+    codes : array of int8, shape (nnz,)
+    scale : array of float32
+    indices, indptr : array
+        As in `CSRMatrix`, immutable.
+    scheme : Scheme
+    shape : pair of int
+    dtype : numpy.dtype
+        float32, the dtype of operands and results.
+    T : TransposedMatrix
+
+    Raises
+    ------
+    TypeError
+        If an array is of another dtype.
+    ValueError
+        If the scheme is of another kind, the arrays do not describe a matrix of this shape, or
+        there is not one scale for each group.
+
+    Examples
+    --------
+    >>> import numpy as np, compressrs as cr
+    >>> A = cr.sparse.CSRMatrix.from_dense(np.array([[0, 127.5, 0], [-25.5, 0, 1]], np.float32))
+    >>> Q = cr.quantize.QuantizedCSRMatrix.from_csr(A)
+    >>> Q.codes, Q.scale
+    (array([ 127, -128,    5], dtype=int8), array([1. , 0.2], dtype=float32))
+    >>> Q @ np.ones(3, np.float32)
+    array([127. , -24.6], dtype=float32)
+    """
+
+    def __init__(
+        self, arrays: tuple[Array, Array, Array, Array], shape: tuple[int, int], scheme: Scheme
+    ) -> None:
+        try:
+            codes, scale, indices, indptr = arrays
+        except (TypeError, ValueError):
+            raise TypeError("arrays must be a tuple (codes, scale, indices, indptr)") from None
+        self.scheme = _checked_scheme(scheme)
+        self._shape = as_shape(shape)
+        self.codes, scale = as_array(codes, "codes"), as_array(scale, "scale")
+        indices, indptr = as_array(indices, "indices"), as_array(indptr, "indptr")
+        if self.codes.dtype != np.int8:
+            raise TypeError(f"codes must have dtype int8, got {self.codes.dtype}")
+        if scale.dtype != np.float32:
+            raise TypeError(f"scale must have dtype float32, got {scale.dtype}")
+        if self.codes.ndim != 1 or scale.ndim != 1:
+            raise ValueError(
+                f"codes and scale must have 1 axis, got shapes {self.codes.shape} and {scale.shape}"
+            )
+        limit = 2 ** (self.scheme.bits - 1)
+        if self.codes.size and not -limit <= self.codes.min() <= self.codes.max() < limit:
+            raise ValueError(f"codes must be from {-limit} to {limit - 1}, got others")
+        self.scale = checked_scale(scale[None], (1, scale.size), np.dtype(np.float32))[0]
+        self.indices, self.indptr = (
+            # Unpickled arrays are writable, whatever they were.
+            x if (is_immutable(x) and not x.flags.writeable) or x.ndim != 1 else immutable(x)
+            for x in (indices, indptr)
+        )
+        self._check()
+
+    def _check(self) -> None:
+        arrays = self.codes, self.indices, self.indptr
+        self._core = _core.Sparse(arrays, self._shape, (1, 1), (self.scale, self._group_size()))
+
+    def _group_size(self) -> int:
+        """Return how many entries share a scale, or 0 for those of a row."""
+        if self.scheme.granularity == "channel":
+            return 0
+        size = self.scheme.group_size
+        return size if isinstance(size, int) else max(self.codes.size, 1)
+
+    @classmethod
+    def from_csr(cls, matrix: CSRMatrix, scheme: Scheme | None = None) -> QuantizedCSRMatrix:
+        """Round the values of a sparse matrix to the nearest codes, as `quantize` does.
+
+        Parameters
+        ----------
+        matrix : CSRMatrix
+            Its values are taken as float32.
+        scheme : Scheme, optional
+            As above; by default 8 bits with a scale for each row.
+
+        Raises
+        ------
+        TypeError
+            If `matrix` is not a `CSRMatrix`, or `scheme` not a `Scheme`.
+        ValueError
+            If the scheme is of another kind, or a value is NaN or infinite.
+
+        Examples
+        --------
+        >>> import numpy as np, compressrs as cr
+        >>> A = cr.sparse.CSRMatrix.from_dense(np.diag([1.0, 10.0, 100.0]))
+        >>> scheme = cr.quantize.Scheme(bits=4, granularity="group", group_size=2)
+        >>> cr.quantize.QuantizedCSRMatrix.from_csr(A, scheme).codes
+        array([1, 7, 7], dtype=int8)
+        """
+        if not isinstance(matrix, CSRMatrix):
+            raise TypeError(f"matrix must be a CSRMatrix, got {type(matrix).__name__}")
+        scheme = _checked_scheme(Scheme() if scheme is None else scheme)
+        data, indices, indptr = matrix._checked_parts()
+        with np.errstate(over="ignore"):
+            data = data.astype(np.float32, copy=False)
+        if not np.isfinite(data).all():
+            raise ValueError("matrix must have finite values of float32, got NaN or infinity")
+        if scheme.granularity == "channel":
+            lengths = np.diff(indptr)
+            low, high = np.zeros((2, matrix.shape[0], 1), np.float32)
+            starts = indptr[:-1][lengths > 0]
+            if starts.size:
+                low[lengths > 0, 0] = np.minimum.reduceat(data, starts)
+                high[lengths > 0, 0] = np.maximum.reduceat(data, starts)
+            scale = parameters(low, high, scheme)[0][:, 0]
+            each = np.repeat(scale, lengths)[None]
+            codes = quantize(data, _of_entries(scheme), scale=each).codes
+        else:
+            q = quantize(data, scheme)
+            codes, scale = q.codes, q.scale.ravel()
+        quantized = cls((codes, scale, indices, indptr), matrix.shape, scheme)
+        quantized._core.share(matrix._core)
+        return quantized
+
+    def dequantize(self) -> CSRMatrix:
+        """Return the matrix with values in float32; the pattern is shared."""
+        groups = np.arange(self.codes.size) // max(self._group_size(), 1)
+        if self.scheme.granularity == "channel":
+            groups = np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
+        q = QuantizedTensor(self.codes, self.scale[groups][None], scheme=_of_entries(self.scheme))
+        matrix = CSRMatrix((q.dequantize(), self.indices, self.indptr), self._shape)
+        matrix._core.share(self._core)
+        return matrix
+
+    def to_dense(self) -> npt.NDArray[Any]:
+        """Return the values as a dense array of float32; repeated entries are summed."""
+        return self._core.to_dense()
+
+    def save(self, path: str | os.PathLike[str], *, compressed: bool = True) -> None:
+        """Write the matrix to a file, which is replaced atomically.
+
+        Parameters
+        ----------
+        path : path
+            ``.npz`` is appended unless the name already ends with it.
+        compressed : bool, default True
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an existing file is then unchanged.
+        """
+        target = file_path(path, "path")
+        self._core.check()
+        scheme = self.scheme
+        parts = {
+            "shape": np.array(self._shape),
+            "codes": self.codes,
+            "scale": self.scale,
+            "indices": self.indices,
+            "indptr": self.indptr,
+            "bits": np.array(scheme.bits),
+            "granularity": np.array(scheme.granularity),
+            "group_size": np.array(scheme.group_size or 0),
+        }
+        write_npz(target, _FORMAT, parts, flag(compressed, "compressed"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuantizedCSRMatrix:
+        """Read a matrix that `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is corrupt, or does not hold such a matrix.
+        """
+        names = ("codes", "scale", "indices", "indptr", "bits", "granularity", "group_size")
+        _, shape, (*arrays, bits, granularity, size) = read_npz(
+            file_path(path, "path"), (_FORMAT,), names
+        )
+        try:
+            scheme = Scheme(
+                bits=bits.item(),
+                granularity=granularity.item(),
+                group_size=size.item() or None,
+            )
+            codes, scale, indices, indptr = arrays
+            return cls((codes, scale, indices, indptr), as_shape(shape), scheme)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a sparse matrix: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = tuple(state[name] for name in ("codes", "scale", "indices", "indptr"))
+        QuantizedCSRMatrix.__init__(self, arrays, state["_shape"], state["scheme"])
+
+    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
+        self._core.matmul(False, x, out, epilogue)
+
+    def _transposed(self) -> TransposedMatrix:
+        return self.T
+
+    @property
+    def T(self) -> TransposedMatrix:
+        """The transpose, a view that shares the arrays."""
+        return TransposedMatrix(self)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes: 2."""
+        return 2
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self.codes.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory: of the arrays, and of what products have prepared so far."""
+        arrays = self.codes, self.scale, self.indices, self.indptr
+        return sum(array.nbytes for array in arrays) + self._core.prepared_bytes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32, the dtype of operands and results."""
+        return np.dtype(np.float32)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of shape {self.shape}, {self.scheme.bits} bits, "
+            f"with {self.nnz} stored entries>"
+        )
+
+
+def _checked_scheme(scheme: Scheme) -> Scheme:
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme must be a Scheme, got {type(scheme).__name__}")
+    if scheme.dtype != "int" or not scheme.symmetric or scheme.granularity == "block":
+        raise ValueError(
+            "scheme must be symmetric, of dtype 'int' and granularity 'channel', 'group' or "
+            f"'tensor', got {scheme!r}"
+        )
+    return scheme
+
+
+def _of_entries(scheme: Scheme) -> Scheme:
+    """Return the scheme with a scale for each entry."""
+    return Scheme(bits=scheme.bits, granularity="group", group_size=1)
