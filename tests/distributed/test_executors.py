@@ -1,18 +1,25 @@
 """Compression on executors: the same bytes as in one process, also if workers are killed."""
 
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import compressrs as cr
+from compressrs.checkpoint import _plan
 from compressrs.distributed import executor
 
 from .test_mpi import MPIEXEC, ROOT, environment
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
+
+#: Bytes of memory with which tiles are small.
+LIMIT = _plan.MIN_MEMORY + (1 << 21)
 
 RECIPE = cr.checkpoint.Recipe(
     cr.checkpoint.Rule(prune=0.6),
@@ -22,6 +29,110 @@ RECIPE = cr.checkpoint.Recipe(
     },
     ignore=["lossless", "re:.*bias"],
 )
+
+
+TILED = cr.checkpoint.Recipe(
+    cr.checkpoint.Rule(prune=0.6),
+    rules={
+        "awq": cr.checkpoint.Rule(quantize="int4", group_size=32, method="awq"),
+        "gptq": cr.checkpoint.Rule(quantize="int4", group_size=32, method="gptq"),
+        "codebook": cr.checkpoint.Rule(prune=0.5, quantize="codebook", entries=16),
+        "half": cr.checkpoint.Rule(prune=0.3, dtype="bfloat16"),
+        "pattern": cr.checkpoint.Rule(pattern="2:4"),
+    },
+    ignore=["lossless"],
+)
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """Tensors of some tiles, one with many weights of the magnitude up to which it is pruned."""
+    folder = tmp_path_factory.mktemp("tiled")
+    rng = np.random.default_rng(1)
+    tensors = {
+        name: rng.standard_normal((2400, 128)).astype(np.float32)
+        for name in ("awq", "codebook", "gptq", "half", "lossless", "pattern")
+    }
+    tensors["ties"] = rng.integers(-3, 4, (300, 1024)).astype(np.float32)
+    tensors["small"] = rng.standard_normal((4, 4)).astype(np.float32)
+    save_file(tensors, folder / "a.safetensors")
+    statistics = {}
+    for name in ("awq", "gptq"):
+        statistics[name] = cr.prune.InputStatistics(128, gram=True)
+        statistics[name].update(rng.standard_normal((200, 128)).astype(np.float32))
+    cr.prune.save_statistics(folder / "statistics.safetensors", statistics)
+    reports = cr.checkpoint.compress(
+        folder / "a.safetensors", folder / "expected.safetensors", TILED, **options(folder)
+    )
+    return folder, reports
+
+
+def options(folder):
+    return {"calibration": folder / "statistics.safetensors", "memory_limit": LIMIT}
+
+
+def test_tiles_are_tasks_of_their_own(tiled, tmp_path):
+    folder, expected = tiled
+
+    class Here:
+        """Runs tasks at once, which are pickled as for another process."""
+
+        def __init__(self):
+            self.calls = []
+
+        def submit(self, call, *arguments):
+            self.calls.append((call.__name__, arguments[0].name))
+            future = Future()
+            try:
+                call, arguments = pickle.loads(pickle.dumps((call, arguments)))
+                future.set_result(pickle.loads(pickle.dumps(call(*arguments))))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+    pool = Here()
+    target = tmp_path / "a.safetensors"
+    reports = cr.checkpoint.compress(
+        folder / "a.safetensors", target, TILED, executor=pool, **options(folder)
+    )
+    assert target.read_bytes() == (folder / "expected.safetensors").read_bytes()
+    differing = {"destination": "", "seconds": 0.0, "memory": 0}
+    assert replace(reports, **differing) == replace(expected, **differing)
+    for name in ("awq", "codebook", "gptq", "half", "lossless", "pattern", "ties"):
+        assert pool.calls.count(("prepare", name)) == 1
+        assert pool.calls.count(("encode_tile", name)) > 2
+    assert pool.calls.count(("encode", "small")) == 1
+
+
+def test_workers_that_are_killed_among_tiles(tiled, tmp_path):
+    folder, _ = tiled
+    with executor("processes", 2) as pool:
+        for period in (4, 7):
+            target = tmp_path / f"{period}.safetensors"
+            killing = Killing(pool, 2, period)
+            cr.checkpoint.compress(
+                folder / "a.safetensors", target, TILED, executor=killing, **options(folder)
+            )
+            assert killing.left == 0
+            assert target.read_bytes() == (folder / "expected.safetensors").read_bytes()
+
+
+def test_an_error_in_a_tile_is_that_of_one_process(tmp_path):
+    x = np.ones((300, 1024), np.float32)
+    x[250, 3] = np.nan
+    save_file({"a": x}, tmp_path / "a.safetensors")
+    with (
+        executor("processes", 1) as pool,
+        pytest.raises(ValueError, match="'a' holds NaN or infinity"),
+    ):
+        cr.checkpoint.compress(
+            tmp_path / "a.safetensors",
+            tmp_path / "b.safetensors",
+            cr.checkpoint.Rule(quantize="int8"),
+            executor=pool,
+            memory_limit=LIMIT,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +172,12 @@ def compress(source, target, pool):
 class Killing:
     """An executor one of whose workers is killed after a few tasks."""
 
-    def __init__(self, pool, times):
-        self.pool, self.left, self.tasks = pool, times, 0
+    def __init__(self, pool, times, period=3):
+        self.pool, self.left, self.tasks, self.period = pool, times, 0, period
 
     def submit(self, call, *arguments):
         self.tasks += 1
-        if self.left and self.tasks % 3 == 0:
+        if self.left and self.tasks % self.period == 0:
             self.left -= 1
             self.pool.submit(os._exit, 1)
         return self.pool.submit(call, *arguments)

@@ -65,6 +65,13 @@ def test_a_rank_is_killed_while_it_writes(tmp_path):
     assert same(read_state(tmp_path), opt.state_dict())
 
 
+@pytest.mark.slow
+def test_messages_beyond_31_bits(tmp_path):
+    done = run("large", 2, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": ok") == 2
+
+
 @pytest.mark.parametrize("level", ["single", "funneled"])
 def test_threads_of_mpi(level, tmp_path):
     done = run(level, 2, tmp_path)

@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressrs.distributed.partition import distribute, pieces, shares, split
+from compressrs.distributed.layout import Layout
+from compressrs.distributed.partition import (
+    distribute,
+    piece_count,
+    pieces,
+    shares,
+    split,
+    split_in_pieces,
+    whole_in_pieces,
+)
 from compressrs.distributed.tree import TreeSum, cover, middle
 from tests.reference.distributed import tree_sum
 
@@ -29,6 +38,47 @@ def test_parts_make_up_all_tensors(lengths, ranks, block, data):
     for part in parts:
         loads[part.owner] += (part.stop - part.start) * weights[part.tensor]
     assert max(loads) <= total / ranks + 8 * (block + 2)
+
+
+@given(sizes, st.integers(1, 300), st.sampled_from([1, 2**15]), st.booleans())
+def test_pieces_make_up_the_parts_of_each_rank(lengths, ranks, block, whole):
+    count = piece_count(sum(lengths), ranks)
+    assert 1 <= count <= 32
+    costs = [n + 1 for n in lengths]
+    if whole:
+        parts = distribute(lengths, costs, ranks)
+        numbers = whole_in_pieces(parts, costs, count)
+    else:
+        parts, numbers = split_in_pieces(lengths, [4] * len(lengths), ranks, block, count)
+    assert len(parts) == len(numbers) <= 4096 + 2 * ranks + len(lengths)
+    order = [(part.owner, k) for part, k in zip(parts, numbers, strict=True)]
+    assert order == sorted(order)
+    assert all(0 <= owner < ranks and 0 <= k < count for owner, k in order)
+    for tensor, length in enumerate(lengths):
+        own = [part for part in parts if part.tensor == tensor]
+        assert own[0].start == 0
+        assert own[-1].stop == length
+        assert all(a.stop == b.start for a, b in pairwise(own))
+
+
+@given(sizes, st.integers(1, 64), st.integers(1, 5))
+def test_layouts_of_any_size(lengths, ranks, count):
+    dtypes = [np.dtype(("float32", "float64", "float16")[i % 3]) for i in range(len(lengths))]
+    parts, numbers = split_in_pieces(lengths, [4] * len(lengths), ranks, 2**15, count)
+    layout = Layout(parts, numbers, count, dtypes, ranks)
+    assert sum(layout.totals.values()) == sum(lengths)
+    assert sorted(n for of in layout.numbers for k in of for n in k) == list(range(len(parts)))
+    # Places follow one another in each dtype, those of a rank and of its pieces side by side.
+    for dtype, total in layout.totals.items():
+        places = [
+            place
+            for of_rank in layout._of_piece
+            for of_piece in of_rank
+            for kind, place in of_piece.items()
+            if kind == dtype
+        ]
+        assert [p.start for p in places] == [0, *(p.stop for p in places)][: len(places)]
+        assert not places or places[-1].stop == total
 
 
 @given(sizes, st.integers(1, 64))

@@ -368,6 +368,27 @@ def test_state_dicts_are_those_of_the_rule():
             assert same(other, opt.state_dict())
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("rule", [cr.optim.Adam, cr.optim.Lamb])
+def test_parameters_without_elements(rule, stage, tmp_path):
+    def work(comm):
+        w = {"a": np.zeros(0), "b": np.zeros((0, 3), np.float32)}
+        opt = ShardedOptimizer(rule, w, comm, stage=stage, microbatches=4, offload=tmp_path)
+        for clip in (None, 1.0):
+            for i in opt.indices:
+                opt.accumulate(i, {"a": w["a"], "b": None})
+            norm = opt.step(max_grad_norm=clip)
+        assert norm == 0
+        return opt.state_dict()
+
+    w = {"a": np.zeros(0), "b": np.zeros((0, 3), np.float32)}
+    opt = rule(w)
+    for _ in range(2):
+        opt.step({"a": w["a"], "b": None})
+    for size in (1, 3):
+        assert all(same(state, opt.state_dict()) for state in run_local(work, size))
+
+
 @FEWER
 def test_more_ranks_than_parts():
     def work(comm):

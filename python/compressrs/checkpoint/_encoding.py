@@ -25,6 +25,17 @@ from compressrs.checkpoint.recipe import Rule
 PREDICTED = 1 << 18
 
 
+@dataclass(frozen=True)
+class Before:
+    """What the encoder of a tile must know of the rest of its tensor."""
+
+    #: Magnitude below which all weights are pruned, and how many of this one still are to be.
+    threshold: float | None
+    ties: int
+    #: What the inputs of a quantized tensor are divided by, if anything.
+    input_scale: NDArray[np.float32] | None
+
+
 class Encoder:
     """Encodes the tiles of one tensor, in order.
 
@@ -33,6 +44,8 @@ class Encoder:
     step : Step
     sample : array of uint8, optional
         Bytes of some rows that stand for all of the tensor where these are needed first.
+    before : Before, optional
+        To begin with another tile than the first.
 
     Raises
     ------
@@ -40,20 +53,39 @@ class Encoder:
         If the tensor contains NaN or infinity, which the step cannot represent.
     """
 
-    def __init__(self, step: Step, sample: Bytes | None = None) -> None:
+    def __init__(
+        self, step: Step, sample: Bytes | None = None, before: Before | None = None
+    ) -> None:
         self.step = step
         self._sample = sample
         # Sums of squares over the tiles so far: of the errors, and of the weights.
-        self._lost = self._weight = 0.0
+        self.lost = self.weight = 0.0
         #: Magnitude below which all weights are pruned, and how many of this one still are to be.
         self._threshold: float | None = None
         self._ties = 0
-        if step.rule.prune and step.tiles > 1 and sample is None:
+        if before is not None:
+            self._threshold, self._ties = before.threshold, before.ties
+        elif step.rule.prune and step.tiles > 1 and sample is None:
             self._threshold, self._ties = _threshold_of_tiles(step)
         self._quantizer: _quantized.Quantizer | None = None
         if step.coding in _coding.QUANTIZED:
             statistics = None if step.inputs is None else step.inputs.load()
-            self._quantizer = _quantized.Quantizer(step.rule, statistics, self._tiles)
+            tiles = self._tiles if before is None else None
+            self._quantizer = _quantized.Quantizer(step.rule, statistics, tiles)
+            if before is not None:
+                self._quantizer.input_scale = before.input_scale
+
+    def before(self, ties: int) -> Before:
+        """Return what the encoder of a tile needs, before which there are so many ties."""
+        quantizer = self._quantizer
+        scale = None if quantizer is None else quantizer.input_scale
+        return Before(self._threshold, max(self._ties - ties, 0), scale)
+
+    def ties(self, data: Bytes) -> int:
+        """Return how many weights of a tile have the magnitude up to which some are pruned."""
+        if self._threshold is None:
+            return 0
+        return int(np.count_nonzero(self._magnitudes(self._rows(data)) == self._threshold))
 
     def _tiles(self) -> Iterator[NDArray[Any]]:
         if self._sample is not None:
@@ -84,25 +116,34 @@ class Encoder:
         decoded = decode(self.step.description(), parts)
         before = _floats(data, entry.dtype)
         lost = _floats(decoded, self.step.dtype) - before
-        self._lost += float(lost @ lost)
-        self._weight += float(before @ before)
+        self.lost += float(lost @ lost)
+        self.weight += float(before @ before)
 
     @property
     def error(self) -> float | None:
         """``|w - decoded| / |w|`` in the Euclidean norm so far; None for lossless codings."""
         if self.step.rule.lossless:
             return None
-        return math.sqrt(self._lost / self._weight) if self._weight > 0 else 0.0
+        return relative(self.lost, self.weight)
+
+    def _rows(self, data: Bytes) -> NDArray[Any]:
+        """Return the weights of a tile as rows."""
+        entry = self.step.located.entry
+        kind = dtype_of(DTYPES[entry.dtype].numpy or "")
+        return data.view(kind).reshape(-1, row_elements(self.step.located))
+
+    @staticmethod
+    def _magnitudes(x: NDArray[Any]) -> NDArray[np.float32]:
+        return np.abs(x.astype(np.float32))
 
     def transform(self, data: Bytes) -> NDArray[Any]:
         """Return the pruned and rounded weights of a tile as rows."""
         step = self.step
         entry = step.located.entry
-        row = row_elements(step.located)
-        x = data.view(dtype_of(DTYPES[entry.dtype].numpy or "")).reshape(-1, row)
+        x = self._rows(data)
         if step.rule.quantize and not step.rule.prunes and step.dtype == entry.dtype == "BF16":
             # Codes are of single precision, which NumPy has kernels for.
-            x = _floats(data, entry.dtype).reshape(-1, row)
+            x = _floats(data, entry.dtype).reshape(x.shape)
         if (step.rule.prunes or step.rule.quantize) and not np.isfinite(x).all():
             raise ValueError(f"{step.name!r} holds NaN or infinity; ignore it to keep it as it is")
         if step.rule.prunes:
@@ -128,13 +169,18 @@ class Encoder:
         if self._threshold is None:
             share = _pruned(rule, x.size) / x.size
             return prune.magnitude_mask(np.ascontiguousarray(x), share)
-        magnitudes = np.abs(x.astype(np.float32))
+        magnitudes = self._magnitudes(x)
         kept: NDArray[np.bool_] = magnitudes >= self._threshold
         # Of equal magnitudes the first are pruned, as by `prune.magnitude_mask`.
         ties = np.flatnonzero(magnitudes == self._threshold)[: self._ties]
         kept.reshape(-1)[ties] = False
         self._ties -= ties.size
         return kept
+
+
+def relative(lost: float, weight: float) -> float:
+    """Return the relative error for sums of squares of errors and of weights."""
+    return math.sqrt(lost / weight) if weight > 0 else 0.0
 
 
 def _floats(data: Bytes, dtype: str) -> NDArray[np.float32]:
