@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 
@@ -444,3 +446,71 @@ def test_threads_of_ranks_end():
     with pytest.raises(ZeroDivisionError):
         run_local(lambda comm: comm.allgather(1 / (1 - comm.rank)), 3)
     assert threading.active_count() == before
+
+
+def test_a_rank_that_returns_while_others_wait():
+    for returned in range(SIZE):
+        with pytest.raises(RankError, match=f"rank {returned} has returned") as caught:
+            run_local(
+                lambda comm, rank: None if comm.rank == rank else comm.barrier(), SIZE, returned
+            )
+        assert caught.value.rank == returned
+
+
+def test_waiting_for_a_rank_that_has_returned_again_and_again():
+    def work(comm):
+        for _ in range(4 * comm.rank):
+            with pytest.raises(RankError, match="rank 0 has returned"):
+                comm.barrier()
+
+    run_local(work, 3)
+
+
+def test_a_rank_that_returns_after_all_have_met():
+    # Every rank but the last to come leaves while the others are still being woken up.
+    for _ in range(200):
+        assert run_local(lambda comm: sum(comm.allgather(1)), 8) == [8] * 8
+
+
+def test_an_error_is_not_hidden_by_a_rank_that_has_returned():
+    def work(comm):
+        if comm.rank:
+            with comm.together():
+                raise ZeroDivisionError("here")
+
+    with pytest.raises(ZeroDivisionError, match="here"):
+        run_local(work, 2)
+
+
+def test_a_communicator_after_its_ranks_have_ended():
+    comm = run_local(lambda comm: comm, 2)[0]
+    for call in (comm.barrier, lambda: comm.exchange([[], [np.ones(1)]], [[], [np.ones(1)]])):
+        with pytest.raises(RuntimeError, match="run_local has ended"):
+            call()
+    with pytest.raises(RuntimeError, match="run_local has ended"):
+        ShardedOptimizer(cr.optim.SGD, np.ones(3), comm)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("busy", ["comm.barrier() if comm.rank else time.sleep(1000)", "spin()"])
+def test_an_interrupt_ends_ranks_and_their_process(busy):
+    program = f"""
+import time, signal, threading, os
+import compressrs as cr
+def spin():
+    while True: sum(range(1000))
+main = threading.main_thread().ident
+def work(comm):
+    if comm.rank == 0:
+        threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    {busy}
+try:
+    cr.distributed.run_local(work, 2)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "interrupted\n", done.stderr
+    assert done.returncode == 0, done.stderr

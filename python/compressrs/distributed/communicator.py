@@ -198,7 +198,9 @@ class Communicator(abc.ABC):
     def tell(self, what: str, error: BaseException) -> None:
         """Make the other ranks raise a RankError where they wait, once for an error."""
         if not isinstance(error, RankError) and not getattr(error, _TOLD, False):
-            self.agree(what, error)
+            # A rank that has ended need not be told, and must not hide what failed here.
+            with suppress(RankError):
+                self.agree(what, error)
             with suppress(AttributeError, TypeError):
                 setattr(error, _TOLD, True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,24 +15,70 @@ from compressrs.distributed.communicator import Communicator, RankError
 
 Result = TypeVar("Result")
 
+#: Seconds that ranks are given to end after an interrupt.
+_GRACE = 1.0
+
 
 class _Hub:
     """Where the ranks of one `run_local` meet."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.barrier = threading.Barrier(size)
         self.data: list[bytes] = [b""] * size
         self.sent: list[list[list[Array]]] = [[] for _ in range(size)]
-        #: The rank that ended with an error first.
-        self.failed: int | None = None
+        #: The rank that ended first, and how.
+        self.ended: tuple[int, str] | None = None
+        #: Whether `run_local` has ended.
+        self.over = False
+        self._changed = threading.Condition()
+        self._waiting = self._meetings = 0
 
     def wait(self) -> None:
-        try:
-            self.barrier.wait()
-        except threading.BrokenBarrierError:
-            rank = -1 if self.failed is None else self.failed
-            raise RankError(f"rank {rank} ended with an error", rank) from None
+        """Wait for all ranks.
+
+        Raises
+        ------
+        RankError
+            If a rank has ended, which then never comes.
+        """
+        with self._changed:
+            self._waiting += 1
+            meeting = self._meetings
+            if self._waiting == self.size:
+                self._waiting = 0
+                self._meetings += 1
+                self._changed.notify_all()
+            try:
+                # A rank that ends after all have met does not concern this meeting.
+                while self._meetings == meeting:
+                    self.require_running()
+                    if self.ended is not None:
+                        rank, how = self.ended
+                        raise RankError(f"rank {rank} {how}, and others wait for it", rank)
+                    self._changed.wait()
+            except BaseException:
+                self._waiting -= 1
+                raise
+
+    def end(self, rank: int, how: str) -> None:
+        """Note that a rank takes no further part."""
+        with self._changed:
+            if self.ended is None:
+                self.ended = rank, how
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Note that `run_local` has ended."""
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+
+    def require_running(self) -> None:
+        """Raise a RuntimeError if `run_local` has ended."""
+        if self.over:
+            raise RuntimeError(
+                "a communicator of run_local cannot be used after run_local has ended"
+            )
 
 
 class LocalCommunicator(Communicator):
@@ -72,7 +119,7 @@ class LocalCommunicator(Communicator):
         self._hub.wait()
 
     def _require_usable(self) -> None:
-        pass
+        self._hub.require_running()
 
     def __reduce__(self) -> Any:
         return (LocalCommunicator, ()) if self.size == 1 else super().__reduce__()
@@ -100,6 +147,11 @@ def run_local(run: Callable[..., Result], size: int, *args: Any) -> list[Result]
     ------
     Exception
         What a rank raised first; the other ranks then raise a RankError where they wait for it.
+    RankError
+        On a rank that waits for one that has returned.
+    KeyboardInterrupt
+        Within a second after Ctrl-C; ranks that still compute then run on until they send
+        something. Their communicators raise a RuntimeError after this function has ended.
 
     Examples
     --------
@@ -108,7 +160,7 @@ def run_local(run: Callable[..., Result], size: int, *args: Any) -> list[Result]
     [3, 3, 3]
     """
     function(run, "run")
-    hub = _Hub(whole(size, "size", 1, 1024))
+    hub = _Hub(size := whole(size, "size", 1, 1024))
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
 
@@ -116,16 +168,31 @@ def run_local(run: Callable[..., Result], size: int, *args: Any) -> list[Result]
         try:
             results[rank] = run(LocalCommunicator._of(hub, rank), *args)
         except BaseException as error:
-            if hub.failed is None:
-                hub.failed = rank
             errors.append(error)
-            hub.barrier.abort()
+            hub.end(rank, "ended with an error")
+        else:
+            hub.end(rank, "has returned")
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # Daemons: a rank that never ends must not keep the interpreter from ending.
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        hub.close()
+        _join_for(threads, _GRACE)
+        raise
+    hub.close()
     if errors:
         raise next((e for e in errors if not isinstance(e, RankError)), errors[0])
     return results
+
+
+def _join_for(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for threads that were started, but not longer."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join(max(0.0, end - time.monotonic()))
