@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,14 @@ import numpy as np
 
 import compressrs as cr
 from compressrs import _core
-from compressrs.distributed.partition import Part, distribute, shares, split
+from compressrs.distributed.partition import (
+    Part,
+    distribute,
+    piece_count,
+    shares,
+    split_in_pieces,
+    whole_in_pieces,
+)
 from compressrs.distributed.tree import cover
 
 #: Width and layers of transformers with 12 width^2 parameters a layer, and 32,000 tokens.
@@ -47,37 +55,52 @@ class Load(NamedTuple):
     sent: int
     added: int
     messages: int
+    #: Bytes with stage 1 of ZeRO, and with stage 2.
     memory: int
+    memory_2: int
 
 
-def parts_of(sizes: list[int], ranks: int, whole: bool) -> list[Part]:
+def parts_of(
+    sizes: list[int], ranks: int, whole: bool, pieces: int
+) -> tuple[list[Part], list[int]]:
+    """Return parts and their pieces."""
     if whole:
-        return distribute(sizes, [4 * n for n in sizes], ranks)
-    return split(sizes, [4] * len(sizes), ranks, _core.NORM_BLOCK)
+        costs = [4 * n for n in sizes]
+        parts = distribute(sizes, costs, ranks)
+        return parts, whole_in_pieces(parts, costs, pieces)
+    return split_in_pieces(sizes, [4] * len(sizes), ranks, _core.NORM_BLOCK, pieces)
 
 
 def load(model: str, ranks: int, microbatches: int, whole: bool = False) -> Load:
     """Return the load of a step, by the code that divides and adds."""
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes(model)]
-    own = [0] * ranks
-    for part in parts_of(sizes, ranks, whole):
-        own[part.owner] += part.stop - part.start
     total = sum(sizes)
+    pieces = piece_count(total, ranks) if ranks > 1 else 1
+    own, of_piece = [0] * ranks, Counter[tuple[int, int]]()
+    for part, k in zip(*parts_of(sizes, ranks, whole, pieces), strict=True):
+        own[part.owner] += part.stop - part.start
+        of_piece[part.owner, k] += part.stop - part.start
     assert sum(own) == total
     batches = shares(microbatches, ranks)
     nodes = [len(cover(b.start, b.stop, microbatches)) for b in batches]
-    sent, added, messages, memory = [], [], [], []
+    sent, added, messages, memory, memory_2 = [], [], [], [], []
+    rounds = -(-microbatches // ranks)
     for r in range(ranks):
         reduce = nodes[r] * (total - own[r])
         gather = own[r] * (ranks - 1)
         received = sum(nodes) - nodes[r]
         sent.append(4 * (reduce + gather))
         added.append(max(len(batches[r]) - nodes[r], 0) * total + (sum(nodes) - 1) * own[r])
-        messages.append((nodes[r] + 1) * (ranks - 1))
-        # Parameters, sums of micro-batches, what is received, state.
+        messages.append((nodes[r] + 1) * (ranks - 1) * pieces)
+        # Parameters, sums of micro-batches, two pieces of what is received, state.
+        piece = max(of_piece[r, k] for k in range(pieces))
         sums = max(1, len(batches[r]).bit_length())
-        memory.append(4 * total * (1 + sums) + 4 * received * own[r] + 8 * own[r])
-    return Load(total, 8 * max(own), max(sent), max(added), max(messages), max(memory))
+        memory.append(4 * total * (1 + sums) + 8 * received * piece + 8 * own[r])
+        # Parameters, one gradient, sums of own parts, two pieces, state.
+        own_sums = 4 * rounds.bit_length() * own[r]
+        memory_2.append(8 * total + own_sums + 8 * (ranks - 1) * piece + 8 * own[r])
+    tops = map(max, (sent, added, messages, memory, memory_2))
+    return Load(total, 8 * max(own), *tops)
 
 
 def seconds(found: Load, ranks: int, memory: float, network: float, latency: float) -> float:
@@ -103,10 +126,10 @@ def measured_bandwidth() -> float:
 
 def rows(memory: float, network: float, latency: float, microbatches: int) -> Iterator[str]:
     yield (
-        "| parameters | ranks | state a rank, GB | memory a rank, GB | sent a rank, GB | "
-        "x ideal | s a step | speed-up | Muon: largest part / mean |"
+        "| parameters | ranks | state a rank, GB | memory a rank, GB | with stage 2 | "
+        "sent a rank, GB | x ideal | s a step | speed-up | Muon: largest part / mean |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for model in MODELS:
         alone = None
         for ranks in RANKS:
@@ -118,6 +141,7 @@ def rows(memory: float, network: float, latency: float, microbatches: int) -> It
             balance = whole.state / 8 / (found.parameters / ranks)
             yield (
                 f"| {model} | {ranks:,} | {found.state / 1e9:.3g} | {found.memory / 1e9:.4g} | "
+                f"{found.memory_2 / 1e9:.4g} | "
                 f"{found.sent / 1e9:.4g} | {found.sent / ideal if ideal else 1:.3f} | {took:.3g} | "
                 f"{alone / took:.3g} | {balance:.2f} |"
             )

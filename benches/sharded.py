@@ -1,13 +1,16 @@
 """Sharded optimizers: overhead, bytes and state, beside PyTorch's ZeroRedundancyOptimizer.
 
 ``python -m benches.sharded [--millions 10] [--ranks 1 2 4]`` starts ``mpiexec`` for compressrs, and
-processes over gloo for PyTorch where it is installed, one after the other. Times are medians; on a
-machine with fewer cores than ranks they show what the ranks' work costs together, not a speed-up.
+processes over gloo for PyTorch where it is installed, in turn, a few rounds of both. Times are
+medians; on a machine with fewer cores than ranks they show what the ranks' work costs together,
+not a speed-up. ``python -m benches.sharded --memory`` shows what stages of ZeRO, and state in
+files, take.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +18,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from statistics import median
 
@@ -50,6 +54,52 @@ def compressrs_rank(millions: float) -> None:
     state = sum(a.nbytes for buffers in opt.state.values() for a in buffers.values())
     if opt.comm.rank == 0:
         print(json.dumps({"ms": 1e3 * median(times), "bytes": opt.comm.bytes, "state": state}))
+
+
+#: What `--memory` compares.
+KINDS = {
+    "stage 1": {},
+    "stage 2": {"stage": 2},
+    "stage 2, state in files": {"stage": 2, "offload": True},
+}
+
+
+def resident() -> dict[str, float]:
+    """Return MB of this process: those of its own, and those of files that are in memory."""
+    with open("/proc/self/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return {name: int(fields[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile")}
+
+
+def memory_rank(millions: float) -> None:
+    """Print what an optimizer takes besides parameters and gradients, 4 micro-batches a rank."""
+    from mpi4py import MPI
+
+    import compressrs as cr
+
+    options = dict(KINDS[os.environ["BENCH_KIND"]])
+    with tempfile.TemporaryDirectory() as folder:
+        if options.get("offload"):
+            options["offload"] = folder
+        w = parameters(millions)
+        grads = [np.full_like(a, 1e-3) for a in w]
+        comm = MPI.COMM_WORLD
+        before = resident()
+        opt = cr.distributed.ShardedOptimizer(
+            cr.optim.AdamW, w, comm, microbatches=4 * comm.size, **options
+        )
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            opt.comm.bytes = 0
+            for i in opt.indices:
+                opt.accumulate(i, grads)
+            opt.step()
+            times.append(time.perf_counter() - started)
+        after = resident()
+    if comm.rank == 0:
+        taken = {name: after[name] - before[name] for name in after}
+        print(json.dumps({**taken, "ms": 1e3 * median(times), "bytes": opt.comm.bytes}))
 
 
 def plain(millions: float) -> None:
@@ -101,12 +151,12 @@ def torch_rank(millions: float) -> None:
     dist.destroy_process_group()
 
 
-def launch(kind: str, ranks: int, millions: float) -> dict[str, float]:
+def launch(kind: str, ranks: int, millions: float, **variables: str) -> dict[str, float]:
     """Run one of the functions above on some ranks; return what rank 0 prints."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {**os.environ, "COMPRESSRS_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "COMPRESSRS_NUM_THREADS": str(threads), **variables}
     command = [sys.executable, "-m", "benches.sharded", "--run", kind, "--millions", str(millions)]
-    if kind == "compressrs_rank":
+    if kind in ("compressrs_rank", "memory_rank"):
         scripts = sysconfig.get_path("scripts")
         mpiexec = shutil.which("mpiexec", path=scripts) or shutil.which("mpiexec")
         command = [mpiexec or "mpiexec", "-n", str(ranks), *command]
@@ -126,33 +176,56 @@ def launch(kind: str, ranks: int, millions: float) -> dict[str, float]:
     return json.loads(outputs[0].splitlines()[-1])
 
 
+def memory(millions: float, ranks: int) -> None:
+    print(f"AdamW, {millions:g} M float32 parameters, {ranks} ranks with 4 micro-batches each")
+    print("| | memory, MB | of files, MB | ms a step | sent a rank, MB |")
+    print("|---|---:|---:|---:|---:|")
+    for kind in KINDS:
+        found = launch("memory_rank", ranks, millions, BENCH_KIND=kind)
+        print(
+            f"| {kind} | {found['RssAnon']:.0f} | {found['RssFile']:.0f} | {found['ms']:.0f} | "
+            f"{found['bytes'] / 1e6:.0f} |"
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--millions", type=float, default=10)
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
         globals()[given.run](given.millions)
         return
-    base = launch("plain", 1, given.millions)["ms"]
-    print(f"AdamW, {given.millions:g} M float32 parameters; one process: {base:.1f} ms")
-    print("| ranks | ms a step | x one process | sent a rank, MB | ideal, MB | state a rank, MB |"
-          " ZeroRedundancyOptimizer, ms |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|")
-    try:
-        import torch  # noqa: F401
-
-        peer = True
-    except ModuleNotFoundError:
-        peer = False
+    if given.memory:
+        memory(given.millions, given.ranks[-1])
+        return
+    kinds = ["compressrs_rank"]
+    if importlib.util.find_spec("torch") is not None:
+        kinds.append("torch_rank")
+    print(f"AdamW, {given.millions:g} M float32 parameters")
+    print("| ranks | one process, ms | ms a step | ratio | sent a rank, MB | ideal, MB | "
+          "state a rank, MB | ZeroRedundancyOptimizer, ms | ratio to it |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
     for ranks in given.ranks:
-        own = launch("compressrs_rank", ranks, given.millions)
+        times: dict[str, list[float]] = {kind: [] for kind in ("plain", *kinds)}
+        for _ in range(given.rounds):
+            times["plain"].append(launch("plain", 1, given.millions)["ms"])
+            for kind in kinds:
+                found = launch(kind, ranks, given.millions)
+                times[kind].append(found["ms"])
+                if kind == "compressrs_rank":
+                    own = found
+        base, ours, *peer = (median(of) for of in times.values())
         ideal = 2 * 4 * given.millions * (ranks - 1) / ranks
-        other = f"{launch('torch_rank', ranks, given.millions)['ms']:.1f}" if peer else "-"
+        other = f"{peer[0]:.1f} | {ours / peer[0]:.2f}" if peer else "- | -"
         print(
-            f"| {ranks} | {own['ms']:.1f} | {own['ms'] / base:.2f} | {own['bytes'] / 1e6:.1f} | "
-            f"{ideal:.1f} | {own['state'] / 1e6:.1f} | {other} |"
+            f"| {ranks} | {base:.1f} | {ours:.1f} | {ours / base:.2f} | "
+            f"{own['bytes'] / 1e6:.1f} | {ideal:.1f} | {own['state'] / 1e6:.1f} | {other} |"
         )
 
 

@@ -100,6 +100,45 @@ def test_gradients_of_a_single_microbatch_are_not_copied(kind, clip, stage):
         assert all(same(other, first) for other in others)
 
 
+def test_the_next_piece_is_on_its_way_while_one_is_stepped():
+    def work(comm):
+        w = np.zeros(400_000, np.float32)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm)
+        events, start = [], comm.start_exchange
+
+        def recorded(send, receive):
+            wait = start(send, receive)
+            number = sum(event.startswith("start") for event in events)
+            events.append(f"start {number}")
+            return lambda: (events.append(f"wait {number}"), wait())
+
+        class Stepper:
+            def __init__(self, inner):
+                self.inner = inner
+
+            def step(self, *arguments):
+                if len(arguments) == 5:  # not a rehearsal
+                    events.append("step")
+                return self.inner.step(*arguments)
+
+        opt._inner._stepper = Stepper(opt._inner._stepper)
+        comm.start_exchange = recorded
+        opt.step(np.ones_like(w))
+        return events, opt._layout.count
+
+    for events, count in run_local(work, 2):
+        assert count == 32
+        steps = [i for i, event in enumerate(events) if event == "step"]
+        assert len(steps) > 3
+        for i in steps[:-1]:
+            # The reduction of the next piece has started, and nobody waits for parameters.
+            waiting = {e.split()[1] for e in events[:i] if e.startswith("wait")}
+            started = {e.split()[1] for e in events[:i] if e.startswith("start")}
+            assert len(started - waiting) >= 1
+        assert events[-1].startswith("wait")
+        assert events.index("step") < len(events) - count
+
+
 @FEWER
 def test_stage_2_with_any_number_of_microbatches():
     def work(comm, total, stage):
