@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -13,8 +15,29 @@ from compressrs._arrays import Array
 from compressrs._checks import require_unmasked
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have Ctrl-C raise `KeyboardInterrupt` after the block only.
+
+    For short blocks whose half is no state to leave things in. Only the main thread is
+    interrupted; handlers that are not set from Python stay as they are.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *args: received.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[-1])
+
+
 class Undo:
-    """Restores what a change that fails has changed so far, in reverse order."""
+    """Restores what was changed, in reverse order: a change that fails, or one for a while."""
 
     def __init__(self) -> None:
         self._restores: list[Callable[[], None]] = []
@@ -40,8 +63,11 @@ class Undo:
 
     def restore(self) -> None:
         """Undo all changes."""
-        while self._restores:
-            self._restores.pop()()
+        with uninterrupted():
+            while self._restores:
+                # Removed afterwards: an interrupt before this block calls it once more.
+                self._restores[-1]()
+                self._restores.pop()
 
 
 def _restore_array(array: Array, before: Array) -> Callable[[], None]:
@@ -55,6 +81,21 @@ def all_or_nothing() -> Iterator[Undo]:
     try:
         yield undo
     except BaseException:
+        undo.restore()
+        raise
+
+
+@contextmanager
+def restoring() -> Iterator[Undo]:
+    """Undo the changes of the block at its end, also if it raises or Ctrl-C interrupts it."""
+    undo = Undo()
+    try:
+        try:
+            yield undo
+        finally:
+            undo.restore()
+    except BaseException:
+        # An interrupt at the end of the block came before what restores.
         undo.restore()
         raise
 

@@ -201,3 +201,125 @@ def test_sam_goes_as_far_whatever_the_scale_of_the_gradients(size):
 
     cr.optim.SAM(cr.optim.SGD(w, lr=0.0), rho=0.5).step(closure)
     np.testing.assert_allclose(seen[1], 1 + 0.5 / np.sqrt(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("start", [np.nan, np.inf, 1e8, 1e30])
+def test_what_was_there_before_the_first_value_of_a_mean_does_not_matter(dtype, start):
+    w = np.full(2, start, dtype)
+    swa = cr.optim.SWA(w)
+    w[:] = [1.25, 0.3]
+    swa.update()
+    np.testing.assert_array_equal(swa.average, w)
+
+    layer = cr.nn.BatchNorm(3, dtype=dtype)
+    fresh = cr.nn.BatchNorm(3, dtype=dtype)
+    layer.buffers["running_mean"][:] = layer.buffers["running_var"][:] = start
+    batches = [np.random.default_rng(i).standard_normal((64, 3)).astype(dtype) for i in range(3)]
+    for one in (layer, fresh):
+        cr.nn.update_batch_norm(one, batches)
+    for name in ("running_mean", "running_var"):
+        np.testing.assert_array_equal(layer.buffers[name], fresh.buffers[name])
+    mean = np.mean([b.mean(axis=0) for b in batches], axis=0)
+    var = np.mean([b.var(axis=0, ddof=1) for b in batches], axis=0)
+    np.testing.assert_allclose(fresh.buffers["running_mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(fresh.buffers["running_var"], var, rtol=1e-5)
+
+
+def test_a_batch_norm_that_is_used_twice_averages_over_its_uses():
+    norm = cr.nn.BatchNorm(1, dtype=np.float64)
+    model = cr.nn.Residual(norm, cr.nn.ReLU(), shortcut=norm)
+    x = np.array([[1.0], [3.0]])
+    cr.nn.update_batch_norm(model, [x, x + 4])
+    assert norm.buffers["running_mean"][0] == 4
+    assert norm.momentum == 0.1
+
+
+@pytest.mark.parametrize("what", ["update_batch_norm", "recommend"])
+def test_a_forward_before_is_still_the_one_that_backward_uses(what):
+    rng = np.random.default_rng(0)
+    linear = cr.nn.Linear(16, 16, rng=0)
+    model = cr.nn.Sequential(linear, cr.nn.BatchNorm(16))
+    x, dy = rng.standard_normal((2, 8, 16)).astype(np.float32)
+    model(x)
+    model.backward(dy)
+    expected = linear.grads["weight"].copy()
+    model(x)
+    if what == "recommend":
+        cr.nn.recommend(linear, seconds=0.001)
+    else:
+        cr.nn.update_batch_norm(model, [x + 1])
+    model.backward(dy)
+    np.testing.assert_array_equal(linear.grads["weight"], expected)
+
+
+def test_batch_norm_without_momentum_keeps_the_mean_of_all_batches():
+    layer = cr.nn.BatchNorm(2, momentum=None, dtype=np.float64)
+    batches = np.random.default_rng(0).standard_normal((4, 5, 2))
+    for x in batches:
+        layer(x)
+    np.testing.assert_allclose(layer.buffers["running_mean"], batches.mean(axis=(0, 1)))
+    assert layer.config()["momentum"] is None
+
+
+def test_the_range_test_takes_losses_below_zero():
+    w = np.ones(3)
+    optimizer = cr.optim.SGD(w)
+
+    def train():
+        loss = float(w @ w) - 10
+        optimizer.step(2 * w)
+        return loss
+
+    found = cr.optim.lr_range_test(optimizer, train, steps=50)
+    assert 0.01 < found.suggestion < 2
+    assert len(found.rates) > 40
+
+
+def test_the_range_test_takes_rates_far_apart():
+    w = np.ones(3)
+    optimizer = cr.optim.SGD(w)
+    seen = []
+
+    def train():
+        seen.append(optimizer.param_groups[0]["lr"])
+        return 1.0
+
+    cr.optim.lr_range_test(optimizer, train, 1e-200, 1e200, steps=5)
+    np.testing.assert_allclose(seen, [1e-200, 1e-100, 1, 1e100, 1e200], rtol=1e-12)
+
+
+def test_sam_refuses_closures_that_change_parameters_and_undoes_them():
+    w = np.ones(3)
+    sam = cr.optim.SAM(cr.optim.SGD(w, lr=0.1))
+
+    def changing():
+        w[:] = 5
+        return 1.0, np.ones(3)
+
+    with pytest.raises(ValueError, match="closure must not change parameters, but changed params"):
+        sam.step(changing)
+    assert w.tolist() == [1, 1, 1]
+
+    def raising():
+        w[:] = 5
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sam.step(raising)
+    assert w.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 3e38), (np.float64, 1e308)])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sam_climbs_with_gradients_whose_norm_is_beyond_the_type(dtype, size, adaptive):
+    w = np.ones(8, dtype)
+    sam = cr.optim.SAM(cr.optim.SGD(w, lr=1e-3), rho=0.5, adaptive=adaptive)
+    seen = []
+
+    def closure():
+        seen.append(w.copy())
+        return 1.0, np.full(8, size if len(seen) == 1 else 0, dtype)
+
+    sam.step(closure)
+    np.testing.assert_allclose(seen[1] - 1, np.full(8, 0.5 / np.sqrt(8)), rtol=1e-6)

@@ -187,3 +187,46 @@ def test_states_that_do_not_fit_are_refused(change, message):
     optimizer.step(closure(rosenbrock, x))
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict({**optimizer.state_dict(), **change})
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e26), (np.float64, 1e170)])
+def test_large_gradients_do_not_stop_it(dtype, size):
+    x = np.array([1, 2, 3], dtype)
+    sizes = np.array([1, 30, 90]) * size
+
+    def closure():
+        return float((sizes * x.astype(float) ** 2).sum()), (2 * sizes * x).astype(dtype)
+
+    optimizer = cr.optim.LBFGS(x, max_iter=20, line_search_fn="strong_wolfe")
+    first = optimizer.step(closure)
+    for _ in range(5):
+        last = optimizer.step(closure)
+    assert last < 1e-6 * first
+    cr.optim.LBFGS(x.copy()).load_state_dict(optimizer.state_dict())
+
+
+def test_a_step_out_of_range_changes_nothing():
+    x = np.array([60000.0], np.float16)
+    optimizer = cr.optim.LBFGS(x, lr=1e5, max_iter=1)
+    with pytest.raises(FloatingPointError, match="the step gives params values that are not"):
+        optimizer.step(lambda: (1.0, np.array([-1.0], np.float32)))
+    assert x[0] == 60000
+    assert optimizer.step_count == 0
+
+
+def test_a_longer_history_is_cut():
+    x = np.array([-1.2, 1.0])
+
+    def closure():
+        a, b = x
+        gradient = np.array([2 * (a - 1) - 400 * a * (b - a * a), 200 * (b - a * a)])
+        return (1 - a) ** 2 + 100 * (b - a * a) ** 2, gradient
+
+    optimizer = cr.optim.LBFGS(x, max_iter=10, line_search_fn="strong_wolfe")
+    optimizer.step(closure)
+    short = cr.optim.LBFGS(x.copy(), history_size=3)
+    short.load_state_dict(optimizer.state_dict())
+    assert len(short.state_dict()["changes"]) == 3
+    np.testing.assert_array_equal(
+        short.state_dict()["changes"], optimizer.state_dict()["changes"][-3:]
+    )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array
 from compressrs._checks import dimensions, flag, floating, positive, share, whole
-from compressrs._state import all_or_nothing
+from compressrs._state import all_or_nothing, restoring
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
 from compressrs.nn.layer import Layer, Parameter, check_gradient, check_input, constant
@@ -125,8 +125,9 @@ class BatchNorm(Layer):
     ----------
     channels : int
     eps : float, default 1e-5
-    momentum : float, default 0.1
-        Weight of the current batch in the running averages.
+    momentum : float or None, default 0.1
+        Weight of the current batch in the running averages. With None they are the means of all
+        batches so far.
     dtype : dtype, default float32
         float32 or float64.
 
@@ -158,11 +159,12 @@ class BatchNorm(Layer):
         channels: int,
         *,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        self.eps, self.momentum = positive(eps, "eps"), share(momentum, "momentum")
+        self.eps = positive(eps, "eps")
+        self.momentum = None if momentum is None else share(momentum, "momentum")
         channels, dtype = whole(channels, "channels", 1), floating(dtype, "dtype")
         self._add(weight=constant(1, channels, dtype), bias=constant(0, channels, dtype))
         self.buffers["running_mean"] = constant(0, channels, dtype)
@@ -195,10 +197,16 @@ class BatchNorm(Layer):
         inverse = (1 / np.sqrt(var + x.dtype.type(self.eps))).astype(x.dtype)
         scale = self.weight * inverse
         _core.scale_channels(x, scale, self.bias - mean * scale, y)
+        batches = self.buffers["num_batches_tracked"]
+        batches[...] += 1
+        weight = 1 / int(batches) if self.momentum is None else self.momentum
         for name, value in (("mean", mean), ("var", var * (count / (count - 1)))):
             running = self.buffers[f"running_{name}"]
-            running += x.dtype.type(self.momentum) * (value.astype(x.dtype) - running)
-        self.buffers["num_batches_tracked"][...] += 1
+            if weight == 1:
+                # Whatever the average was, as in the first batch of a mean.
+                running[...] = value
+            else:
+                running += x.dtype.type(weight) * (value.astype(x.dtype) - running)
         self._keep(x, mean, inverse)
         return y
 
@@ -280,38 +288,33 @@ def update_batch_norm(model: Layer, batches: Iterable[Array]) -> None:
         ) from None
     every = list(_with_children(model))
     layers = list(dict.fromkeys(layer for layer in every if isinstance(layer, BatchNorm)))
-    modes = [layer.training for layer in every]
-    momenta = [layer.momentum for layer in layers]
     count = 0
-    with all_or_nothing() as undo:
+    with all_or_nothing() as undo, restoring() as always:
+        for one in every:
+            # The mode, and what a `backward` after this needs of the `forward` before it.
+            always.remember_attributes(one)
+            if not isinstance(one, BatchNorm):
+                always.remember(*one.buffers.values())
         for layer in layers:
             undo.remember(*layer.buffers.values())
             layer.buffers["num_batches_tracked"][...] = 0
-        try:
-            model.train()
-            for x in batches:
-                x = as_array(x, f"batches[{count}]")
-                count += 1
-                for layer in layers:
-                    # The mean of all batches so far.
-                    layer.momentum = 1 / count
-                try:
-                    # What is not finite is an error below.
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        model(x)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"batches[{count - 1}]: {error}") from error
-                if not all(map(_is_finite, layers)):
-                    raise ValueError(
-                        f"batches[{count - 1}] must give finite statistics, but those of a batch "
-                        "norm became NaN or infinite: its values or the weights are not finite, "
-                        "or are too large"
-                    )
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
-            for one, mode in zip(every, modes, strict=True):
-                one.training = mode
+            layer.momentum = None
+        model.train()
+        for x in batches:
+            x = as_array(x, f"batches[{count}]")
+            count += 1
+            try:
+                # What is not finite is an error below.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    model(x)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"batches[{count - 1}]: {error}") from error
+            if not all(map(_is_finite, layers)):
+                raise ValueError(
+                    f"batches[{count - 1}] must give finite statistics, but those of a batch "
+                    "norm became NaN or infinite: its values or the weights are not finite, "
+                    "or are too large"
+                )
         if not count:
             raise ValueError("batches must hold at least one batch, got none")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from compressrs._arrays import Array
 from compressrs._checks import number, whole
+from compressrs._state import restoring
 from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 
@@ -105,9 +106,12 @@ def recommend(
     x = x.astype(layer.weight.dtype)
     times: dict[str, list[float]] = {name: [] for name in layers}
     turn = seconds / (_ROUNDS * len(layers))
-    for _ in range(_ROUNDS):
-        for name, candidate in layers.items():
-            times[name].append(_time(candidate, x, turn))
+    with restoring() as undo:
+        # What a `backward` after this needs of the `forward` before it.
+        undo.remember_attributes(layer)
+        for _ in range(_ROUNDS):
+            for name, candidate in layers.items():
+                times[name].append(_time(candidate, x, turn))
     medians = {name: float(np.median(some)) for name, some in times.items()}
     best = min(medians, key=lambda name: medians[name])
     return Recommendation(best, medians, layers[best])

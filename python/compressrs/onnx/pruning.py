@@ -10,6 +10,7 @@ from compressrs import _core
 from compressrs import prune as arrays_pruned
 from compressrs._arrays import Array, compute_dtype, is_number
 from compressrs._checks import function, strings
+from compressrs._state import restoring
 from compressrs.onnx.model import Initializer, Model
 from compressrs.onnx.running import Runner
 from compressrs.prune import Granularity, Score, Sensitivity
@@ -144,20 +145,17 @@ def sensitivity(
     function(evaluate, "evaluate")
     before = {name: model[name].copy() for name in chosen}
     weights = {name: oriented(array, chosen[name]) for name, array in before.items()}
-    whole = {name: array.copy() for name, array in before.items()}
 
     def measured() -> float:
         for name, array in weights.items():
             model[name][...] = oriented(array, chosen[name])
         return evaluate(Runner(model))
 
-    try:
+    with restoring() as undo:
+        undo.remember(*(model[name] for name in chosen))
         found = arrays_pruned.sensitivity(
             weights, measured, sparsities, score, granularity=granularity, progress=progress
         )
-    finally:
-        for name, array in whole.items():
-            model[name][...] = array
     return Sensitivity([*chosen], found.sparsities, found.values, found.baseline)
 
 

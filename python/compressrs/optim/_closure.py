@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from compressrs._arrays import Array, ArrayTree, as_gradient
 
@@ -11,15 +13,24 @@ from compressrs._arrays import Array, ArrayTree, as_gradient
 Closure: TypeAlias = Callable[[], tuple[float, ArrayTree]]
 
 
-def evaluated(closure: Closure) -> tuple[float, ArrayTree]:
+def evaluated(
+    closure: Closure, parameters: Sequence[Array], names: Sequence[str]
+) -> tuple[float, ArrayTree]:
     """Call a closure and return what it returns.
 
     Raises
     ------
     TypeError
         If that is not a number and gradients.
+    ValueError
+        If the closure changes a parameter.
     """
+    before = [w.copy() for w in parameters]
     result = closure()
+    for name, own, value in zip(names, parameters, before, strict=True):
+        # Bytes, since NaN is not equal to itself.
+        if not np.array_equal(own.reshape(-1).view(np.uint8), value.reshape(-1).view(np.uint8)):
+            raise ValueError(f"closure must not change parameters, but changed {name}")
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
             f"closure must return a loss and its gradients, got {type(result).__name__}"

@@ -19,7 +19,7 @@ from compressrs._arrays import (
 )
 from compressrs._assignment import assignable
 from compressrs._checks import count, flag, number
-from compressrs._state import Stateful, Take, Undo, require_keys
+from compressrs._state import Stateful, Take, Undo, require_keys, restoring, uninterrupted
 from compressrs.optim._weights import Weights
 
 
@@ -123,16 +123,17 @@ class EMA(Stateful):
         """
         self._shared.require_unchanged()
         weights = [w.copy() for w in self._weights]
-        try:
+        with restoring() as undo:
+            # Assigned, since a mask may be set meanwhile.
+            undo.on_failure(lambda: self._shared.assign(weights))
             self._shared.assign(self._averages)
             yield
-        finally:
-            self._shared.assign(weights)
 
     def copy_to_params(self) -> None:
         """Set the weights to their averages permanently; masked weights stay 0."""
         self._shared.require_unchanged()
-        self._shared.assign(self._averages)
+        with uninterrupted():
+            self._shared.assign(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages, without copying, and the number of updates."""

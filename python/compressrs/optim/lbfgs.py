@@ -84,7 +84,7 @@ class LBFGS(Guarded, Stateful):
     References
     ----------
     Liu & Nocedal, "On the limited memory BFGS method for large scale optimization", 1989;
-    ``torch.optim.LBFGS``, whose iterates these are.
+    ``torch.optim.LBFGS`` of PyTorch 2.15, whose iterates these are.
 
     Examples
     --------
@@ -161,7 +161,8 @@ class LBFGS(Guarded, Stateful):
         Raises
         ------
         FloatingPointError
-            If the loss or a gradient is not finite where a line search cannot help.
+            If the loss or a gradient is not finite where a line search cannot help, or a
+            parameter after the last iteration.
         TypeError, ValueError
             If the closure does not return a loss and such gradients, or changes a parameter.
             After any exception, of the closure as well, parameters and state are as before
@@ -173,7 +174,14 @@ class LBFGS(Guarded, Stateful):
             undo.remember_attributes(self, without=("_doing", "_lock"))
             undo.remember(*self._weights)
             self._pairs = list(self._pairs)
-            return self._iterate(closure)
+            loss = self._iterate(closure)
+            for name, w in zip(self._names, self._weights, strict=True):
+                if not np.isfinite(w).all():
+                    raise FloatingPointError(
+                        f"the step gives {name} values that are not finite; nothing was changed; "
+                        "a smaller lr may help, or line_search_fn='strong_wolfe'"
+                    )
+            return loss
 
     def _iterate(self, closure: Closure) -> float:
         self._shared.apply_masks(self._weights)
@@ -228,10 +236,10 @@ class LBFGS(Guarded, Stateful):
         if self._last_gradient is not None and self._last_change is not None:
             change, bend = self._last_change, gradient - self._last_gradient
             curvature = _dot(bend, change)
-            if curvature > _LEAST_CURVATURE:
+            if _LEAST_CURVATURE < curvature < math.inf:
                 del self._pairs[: max(0, len(self._pairs) - self.history_size + 1)]
                 self._pairs.append((change, bend, curvature))
-                self._scale = curvature / _dot(bend, bend)
+                self._scale = _quotient(change, bend)
         self._last_gradient = gradient
         direction = -gradient
         weights = []
@@ -253,12 +261,8 @@ class LBFGS(Guarded, Stateful):
 
     def _evaluate(self, closure: Closure) -> tuple[float, Vector]:
         """Call the closure; return the loss and the gradients as one vector."""
-        before = [w.copy() for w in self._weights]
-        loss, grads = evaluated(closure)
+        loss, grads = evaluated(closure, self._weights, self._names)
         self.evaluations += 1
-        for name, own, value in zip(self._names, self._weights, before, strict=True):
-            if own.tobytes() != value.tobytes():
-                raise ValueError(f"closure must not change parameters, but changed {name}")
         return loss, self._joined(grads)
 
     def _joined(self, grads: ArrayTree) -> Vector:
@@ -284,7 +288,9 @@ class LBFGS(Guarded, Stateful):
         return np.concatenate([w.reshape(-1).astype(self._dtype) for w in self._weights])
 
     def _set(self, values: Vector) -> None:
-        self._shared.assign(self._parts(values))
+        # What half precision does not hold is an error, or too long a step of a line search.
+        with np.errstate(over="ignore"):
+            self._shared.assign(self._parts(values))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pairs of changes, the last step and the counts; arrays are not copied."""
@@ -328,6 +334,7 @@ class LBFGS(Guarded, Stateful):
                 f"{len(lists['bends'])}"
             )
         pairs = [(s, y, _dot(y, s)) for s, y in zip(*lists.values(), strict=True)]
+        pairs = pairs[-self.history_size :]
         if any(not curvature > 0 for *_, curvature in pairs):
             raise ValueError("the products of changes and bends must be positive")
 
@@ -359,6 +366,13 @@ def _dot(a: Vector, b: Vector) -> float:
     out = np.empty((1, 1), a.dtype)
     _core.linear(a[None], b[None], None, out)
     return float(out[0, 0])
+
+
+def _quotient(change: Vector, bend: Vector) -> float:
+    r"""Return :math:`s^\top y / y^\top y`, whose square may be beyond the range of the type."""
+    exponent = math.frexp(_largest(bend))[1]
+    unit = np.ldexp(bend, -exponent)
+    return math.ldexp(_dot(unit, change) / _dot(unit, unit), -exponent)
 
 
 def _sum_of_magnitudes(vector: Vector) -> float:

@@ -13,13 +13,15 @@ import numpy as np
 from compressrs._checks import flag, function, positive, whole
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
+from compressrs._state import restoring
 from compressrs._typing import Figure
 from compressrs.optim.base import Optimizer
 
 #: Weight of the mean so far in the smoothed loss.
 _SMOOTHING = 0.9
-#: The test ends where the smoothed loss is this many times its least.
-_DIVERGED = 4.0
+#: The test ends where the smoothed loss exceeds its least by this many times the size of that,
+#: or of how far it fell.
+_DIVERGED = 3.0
 
 
 @dataclass
@@ -106,13 +108,15 @@ def lr_range_test(
     Parameters
     ----------
     optimizer : Optimizer
+        All groups are given the same rates.
     train : callable
         ``train()`` takes one step of training with the optimizer, on a batch of its own, and
         returns the loss before it.
     low, high : float
         The learning rates of the first and the last step, 0 < low < high.
     steps : int, default 100
-        At least 2. The test ends earlier where the smoothed loss exceeds four times its least.
+        At least 2. The test ends earlier where the smoothed loss exceeds its least by three
+        times the size of that, or of how far the loss fell, if that is more.
     progress : bool, default False
         Show a progress bar.
 
@@ -154,32 +158,37 @@ def lr_range_test(
     whole(steps, "steps", 2)
     flag(progress, "progress")
     arrays = optimizer._arrays()
-    weights = [w.copy() for w in arrays]
     state = copy.deepcopy(optimizer.state_dict())
     rates: list[float] = []
     losses: list[float] = []
-    mean, least = _Mean(), math.inf
-    try:
+    mean = _Mean()
+    first = least = math.nan
+
+    def load() -> None:
+        if len(optimizer._arrays()) == len(arrays):
+            optimizer.load_state_dict(state)
+
+    with restoring() as undo:
+        undo.remember(*arrays)
+        undo.on_failure(load)
         with progress_bar("learning rates", steps, progress) as advance:
             for step in range(steps):
-                rate = low * (high / low) ** (step / (steps - 1))
+                share = step / (steps - 1)
+                rate = low ** (1 - share) * high**share
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 loss = _loss(train())
                 if len(optimizer._arrays()) != len(arrays):
                     raise ValueError("train must not add groups to the optimizer")
                 smoothed = mean.add(loss)
-                if not smoothed <= _DIVERGED * least:
+                if step == 0:
+                    first = least = smoothed
+                if not smoothed - least <= _DIVERGED * max(abs(least), first - least):
                     break
                 rates.append(rate)
                 losses.append(loss)
                 least = min(least, smoothed)
                 advance()
-    finally:
-        for w, value in zip(arrays, weights, strict=True):
-            np.copyto(w, value)
-        if len(optimizer._arrays()) == len(arrays):
-            optimizer.load_state_dict(state)
     if not rates:
         raise ValueError("train must return a finite loss in its first step")
     return LRRange(rates, losses)

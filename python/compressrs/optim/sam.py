@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, compute_dtype, flatten_like
 from compressrs._checks import flag, function, positive
-from compressrs._state import Stateful, Take, Undo, require_keys
+from compressrs._state import Stateful, Take, Undo, require_keys, restoring
 from compressrs.optim._closure import Closure, evaluated, gradient_of
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import unpacked
@@ -79,7 +79,7 @@ class SAM(Guarded, Stateful):
         ----------
         closure : callable
             ``closure()`` returns the loss and the gradients of the same batch at the current
-            parameters, in the structure of these. It is called twice.
+            parameters, in the structure of these, and must not change them. It is called twice.
         **kwargs
             Those of `Optimizer.step`.
 
@@ -93,20 +93,17 @@ class SAM(Guarded, Stateful):
         TypeError
             If the closure does not return a loss and gradients.
         ValueError
-            As `Optimizer.step`. After any exception, of the closure as well, all parameters
-            and states are as before.
+            If the closure changes a parameter, and as `Optimizer.step`. After any exception, of
+            the closure as well, all parameters and states are as before.
         """
         function(closure, "closure")
         with self._changing("step"):
-            loss, grads = evaluated(closure)
-            arrays = self.optimizer._arrays()
-            before = [w.copy() for w in arrays]
-            try:
+            arrays, names = self.optimizer._arrays(), self.optimizer._names
+            with restoring() as undo:
+                undo.remember(*arrays)
+                loss, grads = evaluated(closure, arrays, names)
                 self._climb(arrays, grads)
-                _, grads = evaluated(closure)
-            finally:
-                for w, value in zip(arrays, before, strict=True):
-                    np.copyto(w, value)
+                _, grads = evaluated(closure, arrays, names)
             self.optimizer.step(grads, **kwargs)
             return loss
 
@@ -125,12 +122,15 @@ class SAM(Guarded, Stateful):
             bits = optimizer._masks[i]
             if bits is not None:
                 _core.apply_mask(g, unpacked(bits, w.shape), optimizer._names[i])
-            scaled[i] = g * self._sizes(w)
+            scaled[i] = g
+        exponent = _exponent(scaled.values())
+        for i, g in scaled.items():
+            # Products and norm neither overflow nor vanish, whatever the scale of the gradients.
+            scaled[i] = np.ldexp(g, -exponent) * self._sizes(arrays[i])
         names = [f"the gradient of {optimizer._names[i]}" for i in scaled]
         norm = _core.norm([*scaled.values()], names, 2.0, math.inf)[0] if scaled else 0.0
         if norm > 0 and math.isfinite(norm):
             for i, g in scaled.items():
-                # The quotient is at most 1, whatever the scale of the gradients.
                 move = self.rho * (g / g.dtype.type(norm)) * self._sizes(arrays[i])
                 arrays[i] += move.astype(arrays[i].dtype)
 
@@ -152,3 +152,14 @@ class SAM(Guarded, Stateful):
                 take_optimizer(undo)
 
         return take
+
+
+def _exponent(arrays: Iterable[Array]) -> int:
+    """Return the power of 2 of the largest element, within the range of the types."""
+    largest, limit = 0.0, 1022
+    for array in arrays:
+        largest = max(largest, float(np.abs(array).max(initial=0)))
+        limit = min(limit, int(np.finfo(array.dtype).maxexp) - 2)
+    if not math.isfinite(largest):
+        return 0
+    return max(-limit, min(limit, math.frexp(largest)[1]))

@@ -15,6 +15,7 @@ from compressrs._arrays import ArrayTree, named_arrays, require_in_place
 from compressrs._checks import flag, number, sequence
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
+from compressrs._state import restoring
 from compressrs._typing import Figure
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
@@ -158,7 +159,8 @@ def sensitivity(
     with progress_bar("layers", values.size, progress) as advance:
         for i, (name, w, found) in enumerate(zip(names, weights, scores, strict=True)):
             whole = w.copy()
-            try:
+            with restoring() as undo:
+                undo.remember(w)
                 for j, share in enumerate(shares):
                     array = whole if by_magnitude else found
                     selection = Selection([array], [name], share, by_value=not by_magnitude)
@@ -167,8 +169,6 @@ def sensitivity(
                     values[i, j] = _value(evaluate)
                     w[...] = whole
                     advance()
-            finally:
-                w[...] = whole
     # The path in the tree, such as "0.weight".
     labels = [".".join(re.findall(r"[^\[\]']+", name)[1:]) or name for name in names]
     return Sensitivity(labels, shares, values, baseline)

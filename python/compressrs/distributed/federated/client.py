@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from compressrs._checks import (
     require_unmasked,
     whole,
 )
-from compressrs._state import Stateful, Take, Undo, checked_state, require_keys
+from compressrs._state import Stateful, Take, Undo, checked_state, require_keys, restoring
 from compressrs.distill import Distiller
 from compressrs.distributed.federated.exchange import Reply, checked_public, checksum
 from compressrs.optim import Optimizer
@@ -268,12 +269,11 @@ def seed_of(owner: Any, phase: int) -> int:
 def logits_of(model: Any, rows: Array) -> Array:
     """Return a model's logits in evaluation mode, as float32."""
     layers = [model, *(layer for _, layer in getattr(model, "named_layers", list)())]
-    modes = [(layer, layer.training) for layer in layers if hasattr(layer, "training")]
-    if hasattr(model, "eval"):
-        model.eval()
-    try:
+    with restoring() as undo:
+        for layer in layers:
+            if hasattr(layer, "training"):
+                undo.on_failure(functools.partial(setattr, layer, "training", layer.training))
+        if hasattr(model, "eval"):
+            model.eval()
         parts = [model.forward(rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
-    finally:
-        for layer, training in modes:
-            layer.training = training
     return np.concatenate(parts).astype(np.float32, copy=False)

@@ -1,6 +1,6 @@
 //! What is done to weights and gradients besides a rule's step, in place.
 
-use num_traits::Float as _;
+use num_traits::{Float as _, One as _};
 
 use super::values::{Values, with_values};
 use crate::numeric::element::{Element, Float};
@@ -8,10 +8,16 @@ use crate::numeric::elementwise::{self, convert, map_in_place, zip_into};
 
 /// `x <- x + weight (end - x)`, in the type that `x` is computed in.
 ///
+/// With a weight of 1 the values of `end`, whatever `x` was.
+///
 /// # Panics
 /// If the lengths differ.
 pub fn lerp<X: Element>(x: &mut [X], end: Values<'_>, weight: f64) {
     let weight = X::Compute::from_f64(weight);
+    if weight == X::Compute::one() {
+        with_values!(end, end => zip_into(x, end, |x, end| *x = X::store(convert(end))));
+        return;
+    }
     with_values!(end, end => zip_into(x, end, |x, end| {
         let (start, end) = (x.load(), convert::<_, X::Compute>(end));
         *x = X::store(elementwise::lerp(start, end, weight));
