@@ -71,6 +71,7 @@ def test_packages_of_extras_are_listed(monkeypatch):
         'no-such-package[x]>=1,<2; extra == "cli"',
         'tomli>=2; python_version < "3.99" and extra == "cli"',
         'older>=2; python_version < "3.9" and extra == "cli"',
+        'newer>=2; python_full_version < "3.9" and extra == "cli"',
         "compressrs[cli]; extra == 'demo'",
         "pytest>=8; extra == 'test'",
     ]

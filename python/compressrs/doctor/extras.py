@@ -8,7 +8,7 @@ import sys
 from typing import NamedTuple
 
 # Such as `torch>=2.6; extra == "torch"`.
-_OLDER_PYTHON = re.compile(r"""python_version\s*<\s*['"](\d+)\.(\d+)""")
+_OLDER_PYTHON = re.compile(r"""python_(?:full_)?version\s*<\s*['"](\d+)\.(\d+)""")
 _REQUIREMENT = re.compile(r"""^([\w.-]+)(?:\[[^]]*])?\s*([^;]*?)\s*;.*extra\s*==\s*['"]([\w-]+)""")
 
 
