@@ -249,3 +249,193 @@ def test_a_rank_that_fails_in_a_local_step():
     first, second = run_local(caught, 2)
     assert isinstance(first, RankError)
     assert isinstance(second, ValueError)
+
+
+DISAGREEMENTS = {
+    "class": lambda comm: ExactMean(comm) if comm.rank else RoundedMean(comm),
+    "dtype": lambda comm: RoundedMean(comm, "int8" if comm.rank else "bfloat16"),
+    "rng of mean": lambda comm: RoundedMean(comm, rng=comm.rank),
+    "density": lambda comm: TopKMean(comm, 0.1 * (1 + comm.rank)),
+    "rank of mean": lambda comm: PowerSGD(comm, 1 + comm.rank),
+    "rng": lambda comm: PowerSGD(comm, 1, rng=comm.rank),
+}
+
+
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_means_of_ranks_that_disagree(what):
+    def work(comm):
+        with pytest.raises(ValueError, match=f"same .*{what}.* rank 1"):
+            DISAGREEMENTS[what](comm).mean(np.ones((50, 20), np.float32))
+        with pytest.raises(ValueError, match=f"same .*{what}.* rank 1"):
+            DiLoCo(cr.optim.SGD(np.ones(3)), mean=DISAGREEMENTS[what](comm))
+        # Whoever disagrees can go on with another mean.
+        return ExactMean(comm).mean(np.full(2, comm.rank)[:0].astype(float)).size
+
+    assert run_local(work, 2) == [0, 0]
+
+
+def test_state_that_ranks_have_from_other_runs():
+    def work(comm):
+        first = PowerSGD(comm, 1)
+        first.mean(np.ones((9, 9)))
+        other = PowerSGD(comm, 1)
+        other.mean(np.arange(81.0).reshape(9, 9) * (1 + comm.rank))
+        twin = PowerSGD(comm, 1)
+        twin.load_state_dict((other if comm.rank else first).state_dict())
+        with pytest.raises(ValueError, match="factor 0 of mean"):
+            twin.mean(np.ones((9, 9)))
+        one = ExactMean(comm)
+        if comm.rank:
+            one.step_count = 1
+        with pytest.raises(ValueError, match="number of calls"):
+            one.mean(np.ones(3))
+
+    run_local(work, 2)
+
+
+@means
+def test_none_and_nothing(kind):
+    def work(comm):
+        reduce = MEANS[kind](comm)
+        grads = gradients(comm.rank)
+        expected = MEANS[kind](comm).mean(grads)
+        found = reduce.mean({"none": None, **grads, "last": [None, []]})
+        assert same(found, {"none": None, **expected, "last": [None, []]})
+        # From here on None must be where it was, since what was kept back is of the others.
+        if "residuals" in reduce._kept or "errors" in reduce._kept:
+            with pytest.raises(ValueError, match="first call"):
+                reduce.mean({**grads, "a": None})
+        assert MEANS[kind](comm).mean([]) == []
+        assert MEANS[kind](comm).mean(None) is None
+        with pytest.raises(ValueError, match="all ranks must have the same"):
+            MEANS[kind](comm).mean([grads["a"], None if comm.rank else grads["b"]])
+
+    run_local(work, 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("kind", ["exact", "bfloat16", "int8", "top"])
+def test_a_mean_is_finite_where_gradients_are(kind, dtype, ranks):
+    largest = float(ml_dtypes.finfo(dtype).max)
+    signs = np.array([1.0, -1.0, 1.0, 0.0])
+
+    def work(comm):
+        make = MEANS[kind] if kind != "top" else lambda comm: TopKMean(comm, 1.0)
+        reduce, found = make(comm), []
+        for _ in range(3):
+            grads = (signs * largest * [1, 1, 1 - 0.01 * comm.rank, 0]).astype(dtype)
+            found.append(np.asarray(reduce.mean(grads), np.float64))
+        return found
+
+    expected = signs * largest * [1, 1, 1 - 0.005 * (ranks - 1), 0]
+    for found in run_local(work, ranks):
+        for mean in found:
+            np.testing.assert_allclose(mean / largest, expected / largest, rtol=0.03, atol=0.02)
+
+
+def test_small_values_beside_large_ones_keep_their_bits():
+    """Only elements whose sum overflows are added up in another way."""
+    tiny = np.float32(1e-44)
+
+    def work(comm):
+        grads = np.array([3e38, tiny, 1.1, np.inf, np.nan, -3.4e38], np.float32)
+        return ExactMean(comm).mean(grads)
+
+    for found in run_local(work, 2):
+        expected = np.array([3e38, tiny, 1.1, np.inf, np.nan, -3.4e38], np.float32)
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("scale", [1e-300, 1e-60, 1.0, 1e200, 1e300])
+def test_rounding_of_float64_beyond_the_range_of_float32(kind, scale):
+    grads = np.random.default_rng(0).standard_normal(1000) * scale
+
+    def work(comm):
+        reduce = MEANS[kind](comm)
+        return sum(reduce.mean(grads) / scale for _ in range(50)) / 50
+
+    for mean in run_local(work, 2):
+        np.testing.assert_allclose(mean, grads / scale, atol=0.005)
+
+
+def diloco_rounds(comm, failing, every=3, calls=9):
+    """Call `step` again and again, where one call of a rank fails; return what each call did."""
+    w = np.zeros(4)
+    mean = RoundedMean(comm, "int8")
+    local = DiLoCo(cr.optim.SGD(w, lr=0.1, momentum=0.5), every=every, mean=mean)
+    done = []
+    for call in range(calls):
+        fails = (comm.rank, call) == failing
+        before = copy.deepcopy((w, local.state_dict()))
+        try:
+            local.step(np.full(5 if fails else 4, 1.0 + comm.rank))
+        except (ValueError, RankError) as error:
+            assert isinstance(error, ValueError if fails else RankError)
+            assert same(before, (w, local.state_dict()))
+            done.append(error)
+        else:
+            done.append(None)
+    return local.step_count, [type(error).__name__ for error in done], w
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_diloco_stays_in_phase_after_an_error_of_one_rank(call):
+    expected = [w for *_, w in run_local(diloco_rounds, 3, None)]
+    for rank, (steps, done, w) in enumerate(run_local(diloco_rounds, 3, (1, call), 3, 10)):
+        assert steps == 9
+        assert done.count("NoneType") == 9
+        assert done[call if rank == 1 else 3 * (call // 3) + 2] != "NoneType"
+        # As if the calls that failed had not been.
+        assert same(w, expected[rank])
+
+
+def test_an_outer_step_that_fails_is_reverted():
+    def work(comm):
+        w = np.zeros(4)
+        local = DiLoCo(cr.optim.Adam(w, lr=0.1), comm, every=2)
+        for _ in range(2):
+            local.step(np.ones(4))
+        local.step(np.ones(4))
+        before = copy.deepcopy((w, local.state_dict()))
+        own = local._outer.step
+        if comm.rank:
+
+            def fail(grads):
+                own(grads)
+                raise MemoryError("here")
+
+            local._outer.step = fail
+        with pytest.raises(MemoryError if comm.rank else RankError):
+            local.step(np.ones(4))
+        assert same(before, (w, local.state_dict()))
+        local._outer.step = own
+        local.step(np.ones(4))
+        return w
+
+    first, second = run_local(work, 2)
+    assert same(first, second)
+
+
+def test_diloco_refuses_ranks_that_start_from_other_values():
+    def work(comm):
+        w = np.full(2, float(comm.rank))
+        local = DiLoCo(cr.optim.SGD(w, lr=0.1), comm, every=2)
+        with pytest.raises(ValueError, match=r"same values of params, got .* rank 1"):
+            local.step(np.ones(2))
+        assert (w == comm.rank).all()
+        # A state brings the start along, and is compared at the first outer step.
+        good = DiLoCo(cr.optim.SGD(np.ones(2), lr=0.1), comm, every=2).state_dict()
+        local.load_state_dict(good)
+        local.step(np.ones(2))
+        local.step(np.ones(2))
+        local.load_state_dict({**good, "start": [np.full(2, float(comm.rank))]})
+        local.step(np.ones(2))
+        with pytest.raises(ValueError, match="same values of params"):
+            local.step(np.ones(2))
+        with pytest.raises(ValueError if comm.rank else RankError, match="every"):
+            DiLoCo(cr.optim.SGD(np.ones(2)), comm, every=0 if comm.rank else 2)
+        return local.step_count
+
+    assert run_local(work, 2) == [1, 1]

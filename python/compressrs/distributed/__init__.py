@@ -4,15 +4,10 @@ Ranks are processes of MPI, by mpi4py (``pip install 'compressrs[mpi]'``), or, f
 """
 
 from compressrs.distributed import federated
-from compressrs.distributed.averaging import (
-    ExactMean,
-    GradientMean,
-    PowerSGD,
-    RoundedMean,
-    TopKMean,
-)
+from compressrs.distributed.averaging import ExactMean, GradientMean
 from compressrs.distributed.checkpoint import read_state
 from compressrs.distributed.communicator import Communicator, RankError
+from compressrs.distributed.compressed_means import PowerSGD, RoundedMean, TopKMean
 from compressrs.distributed.diloco import DiLoCo
 from compressrs.distributed.distilling import DataParallelDistiller, write_teacher
 from compressrs.distributed.executors import executor

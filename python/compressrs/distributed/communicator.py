@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import sequence, whole
 
@@ -285,6 +286,21 @@ class Communicator(abc.ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: rank {self.rank} of {self.size}>"
+
+
+def checksum(array: Array) -> str:
+    """Return a checksum of the bytes of a C-contiguous array."""
+    digest = _core.Checksum()
+    digest.update(array.reshape(-1).view(np.uint8))
+    return f"{digest.digest():016x}"
+
+
+def array_descriptions(names: Sequence[str], arrays: Sequence[Array]) -> dict[str, str]:
+    """Return what arrays must have in common for `Communicator.require_same`, values included."""
+    pairs = list(zip(names, arrays, strict=True))
+    shapes = {f"dtype and shape of {n}": f"{a.dtype} {a.shape}" for n, a in pairs}
+    values = {f"values of {n}": f"those with the checksum {checksum(a)}" for n, a in pairs}
+    return {**shapes, **values}
 
 
 def _nothing() -> None:

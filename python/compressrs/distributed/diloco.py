@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from compressrs._arrays import Array, ArrayTree, compute_dtype
 from compressrs._checks import whole
-from compressrs._state import Stateful, Take, Undo, require_keys
+from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.distributed.averaging import ExactMean, GradientMean
-from compressrs.distributed.communicator import Communicator
+from compressrs.distributed.communicator import Communicator, array_descriptions, together
 from compressrs.optim import SGD, Optimizer
 from compressrs.optim._weights import Weights
 from compressrs.optim.ema import assign, checked_arrays
@@ -36,7 +39,8 @@ class DiLoCo(Stateful):
     outer_momentum : float, default 0.9
         Of the outer optimizer, SGD with Nesterov momentum.
     mean : GradientMean, optional
-        What averages the changes, such as `RoundedMean` of the same ranks; by default exactly.
+        What averages the changes, such as `RoundedMean` of the same ranks, with the same options
+        on all; by default exactly.
 
     Attributes
     ----------
@@ -78,23 +82,44 @@ class DiLoCo(Stateful):
         outer_momentum: float = 0.9,
         mean: GradientMean | None = None,
     ) -> None:
-        self.optimizer = require_optimizer(optimizer)
         if mean is not None and not isinstance(mean, GradientMean):
             raise TypeError(f"mean must be a GradientMean, got {type(mean).__name__}")
         if mean is not None and comm is not None:
             raise ValueError("comm must be None where mean is given, whose ranks are used")
-        self.every = whole(every, "every", 1)
         self._mean = ExactMean(comm) if mean is None else mean
-        self.step_count = 0
-        arrays = optimizer._arrays()
-        self._shared = Weights("DiLoCo", optimizer._names, arrays)
-        start = [w.astype(compute_dtype(w.dtype)) for w in arrays]
-        nesterov = outer_momentum != 0
+        with together(self.comm, "DiLoCo"):
+            self.optimizer = require_optimizer(optimizer)
+            self.every = whole(every, "every", 1)
+            self.step_count = 0
+            arrays = optimizer._arrays()
+            self._shared = Weights("DiLoCo", optimizer._names, arrays)
+            start = [w.astype(compute_dtype(w.dtype)) for w in arrays]
+            nesterov = outer_momentum != 0
+            try:
+                self._outer = SGD(start, outer_lr, outer_momentum, nesterov=nesterov)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"outer_lr and outer_momentum: {error}") from None
+        named = zip(optimizer._names, arrays, strict=True)
+        self.comm.require_same(
+            {
+                "every": str(self.every),
+                "outer optimizer": repr(self._outer),
+                **self._mean._description(),
+                **{f"dtype and shape of {n}": f"{w.dtype} {w.shape}" for n, w in named},
+            }
+        )
+        #: What is wrong with the start, unless a state is loaded first.
+        self._disagreement = self._disagreeing()
+        #: Whether the start of a state that was loaded is yet to be compared.
+        self._loaded = False
+
+    def _disagreeing(self) -> ValueError | None:
+        """Return the error if ranks start from other values; collective."""
         try:
-            self._outer = SGD(start, outer_lr, outer_momentum, nesterov=nesterov)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"outer_lr and outer_momentum: {error}") from None
-        self.comm.require_same({"every": str(self.every), "outer optimizer": repr(self._outer)})
+            self.comm.require_same(array_descriptions(self._shared.names, self._start))
+        except ValueError as error:
+            return error
+        return None
 
     @property
     def _start(self) -> list[Array]:
@@ -121,18 +146,63 @@ class DiLoCo(Stateful):
         -------
         float or None
             As the local optimizer's step.
+
+        Raises
+        ------
+        ValueError
+            If ranks did not start from the same values, or as `Optimizer.step`.
+        RankError
+            In a collective call, if a call has failed on another rank since the last outer step.
+
+        Notes
+        -----
+        A call that raises changes nothing and is not counted: each rank still takes `every` local
+        steps for an outer one, to which all come together. A rank whose local step fails waits
+        for the others' collective call, which then raises as well. During a collective call
+        there is a copy of the parameters and of all state.
         """
-        try:
-            self._shared.require_unchanged()
-            norm = self.optimizer.step(grads, **kwargs)
-        except BaseException as error:
-            # Where the others wait for the outer step.
-            self.comm.tell("step", error)
-            raise
-        self.step_count += 1
-        if self.step_count % self.every == 0:
+        if self._disagreement is not None:
+            raise ValueError(str(self._disagreement))
+        if (self.step_count + 1) % self.every:
+            try:
+                norm = self._local_step(grads, kwargs)
+            except BaseException as error:
+                # Where the others wait for the outer step.
+                self.comm.tell("step", error)
+                raise
+            self.step_count += 1
+            return norm
+        with self._reverting(), together(self.comm, "step"):
+            norm = self._local_step(grads, kwargs)
+            self.step_count += 1
+            if self._loaded and (disagreement := self._disagreeing()) is not None:
+                raise disagreement
             self._outer_step()
+        self._loaded = False
         return norm
+
+    def _local_step(self, grads: ArrayTree, kwargs: Mapping[str, Any]) -> float | None:
+        self._shared.require_unchanged()
+        return self.optimizer.step(grads, **kwargs)
+
+    @contextmanager
+    def _reverting(self) -> Iterator[None]:
+        """Put back what a local and an outer step change if one of them raises, on any rank."""
+        states = [
+            (part, copy.deepcopy(part.state_dict())) for part in (self.optimizer, self._outer)
+        ]
+        kept, counts = copy.deepcopy(self._mean._kept), (self._mean.step_count, self.step_count)
+        with all_or_nothing() as undo:
+            for part, state in states:
+                undo.on_failure(functools.partial(part.load_state_dict, state))
+            undo.remember(*self._shared.arrays, *self._start)
+
+            def restore() -> None:
+                self._mean._kept = kept
+                self._mean.step_count, self.step_count = counts
+
+            undo.on_failure(restore)
+            yield
 
     def _outer_step(self) -> None:
         pairs = zip(self._start, self._shared.arrays, strict=True)
@@ -168,6 +238,6 @@ class DiLoCo(Stateful):
                 part(undo)
             assign(self._start, values, undo)
             self._shared.state_loaded(undo)
-            self.step_count = steps
+            self.step_count, self._disagreement, self._loaded = steps, None, True
 
         return take

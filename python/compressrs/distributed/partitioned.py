@@ -13,7 +13,13 @@ import numpy as np
 from compressrs import __version__, _core
 from compressrs._arrays import Array, ArrayTree, dtype_of, require_in_place
 from compressrs._state import Take, Undo
-from compressrs.distributed.communicator import Communicator, RankError, together
+from compressrs.distributed.communicator import (
+    Communicator,
+    RankError,
+    array_descriptions,
+    checksum,
+    together,
+)
 from compressrs.distributed.gradients import GradientSums
 from compressrs.distributed.layout import Flat, Layout
 from compressrs.distributed.offload import offloaded
@@ -130,11 +136,7 @@ class PartitionedOptimizer(Optimizer):
             "number of micro-batches": str(self.microbatches),
             "stage": str(self.stage),
         }
-        arrays = zip(self._names, self._arrays(), strict=True)
-        what |= {f"dtype and shape of {n}": f"{a.dtype} {a.shape}" for n, a in arrays}
-        for name, array in zip(self._names, self._arrays(), strict=True):
-            what[f"values of {name}"] = f"those with the checksum {_checksum(array)}"
-        return what | self._settings()
+        return what | array_descriptions(self._names, self._arrays()) | self._settings()
 
     def _settings(self) -> dict[str, str]:
         return {
@@ -394,14 +396,8 @@ class PartitionedOptimizer(Optimizer):
         self._set_inner_masks(masked, Undo())
 
 
-def _checksum(array: Array) -> str:
-    digest = _core.Checksum()
-    digest.update(array.reshape(-1).view(np.uint8))
-    return f"{digest.digest():016x}"
-
-
 def _mask(bits: Array | None) -> str:
-    return "none" if bits is None else f"one with the checksum {_checksum(bits)}"
+    return "none" if bits is None else f"one with the checksum {checksum(bits)}"
 
 
 def _shown(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
