@@ -468,3 +468,17 @@ def test_weights_of_rows():
     ):
         with pytest.raises(TypeError, match=message):
             cr.distill.Distiller(model, logits, opt, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [(0.0, "must not be 0 in all rows"), (np.inf, "finite"), (np.nan, "finite"), (-1.0, "finite")],
+)
+def test_weights_of_rows_that_leave_no_mean(weights, message):
+    x = np.ones((40, 3), np.float32)
+    student = cr.nn.Linear(3, 2, rng=0)
+    distiller = cr.distill.Distiller(
+        student, lambda rows: rows[:, :2], cr.optim.SGD(student.params), alpha=1.0
+    )
+    with pytest.raises(ValueError, match=message):
+        distiller.fit(x, epochs=1, sample_weight=np.full(40, weights))

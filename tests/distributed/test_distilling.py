@@ -1,9 +1,12 @@
 """A teacher's logits by many ranks, and students trained on many ranks."""
 
+import functools
+
 import numpy as np
 import pytest
 
 import compressrs as cr
+from compressrs.distill import kd_loss
 from compressrs.distributed import (
     DataParallelDistiller,
     RankError,
@@ -111,6 +114,122 @@ def test_it_is_the_distiller_of_one_process():
     sharded = ShardedOptimizer(cr.optim.Adam, own.params, microbatches=4, lr=0.05)
     history = DataParallelDistiller(own, teacher, sharded, batch_size=20).fit(X, Y, epochs=4)
     np.testing.assert_allclose([h.loss for h in history], [h.loss for h in plain], rtol=1e-5)
+
+
+SOME = np.where(np.arange(101) % 7 == 0, Y, -100)
+CLASSES = np.array([0.5, 2.0, 0.25])
+#: Options, and labels.
+LOSSES = {
+    "some labels": ({}, SOME),
+    "no label": ({}, np.full(101, -100)),
+    "labels alone": ({"alpha": 0.0}, SOME),
+    "labels alone, none in a batch": ({"alpha": 0.0}, np.where(np.arange(101) == 3, 1, -100)),
+    "a schedule": ({"alpha": lambda step: step / 30}, SOME),
+    "classes": ({"loss": functools.partial(kd_loss, class_weight=CLASSES)}, SOME),
+    "other label": (
+        {"loss": functools.partial(kd_loss, ignore_index=7, label_smoothing=0.1)},
+        np.where(SOME < 0, 7, SOME),
+    ),
+    "all of them": ({"loss": functools.partial(kd_loss, class_weight=CLASSES)}, Y),
+    "decoupled": ({"loss": cr.distill.dkd_loss}, Y),
+    "user's": ({"loss": lambda logits, teacher, temperature: mean_square(logits, teacher)}, SOME),
+}
+
+
+def mean_square(logits, teacher):
+    difference = logits - teacher
+    return (difference**2).mean(), difference * np.float32(2 / difference.size)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients_are_those_of_one_batch(name, weighted):
+    """With labels, or weights, that are not alike in the micro-batches."""
+    options, labels = LOSSES[name]
+    if weighted and name == "user's":
+        pytest.skip("a loss without sample_weight")
+    weights = np.where(np.arange(101) % 5 < 2, 0.0, np.arange(101) / 50) if weighted else None
+    hard = 0 if (labels == 7).any() else 1
+
+    def train(make, distiller):
+        model = student()
+        opt = make(model.params)
+        history = distiller(model, teacher, opt, batch_size=32, **options).fit(
+            X, labels, epochs=2, hard_epochs=hard, sample_weight=weights
+        )
+        return [epoch.loss for epoch in history], dict(model.state_dict())
+
+    losses, params = train(lambda p: cr.optim.SGD(p, lr=0.2, momentum=0.5), cr.distill.Distiller)
+
+    def work(comm, microbatches):
+        return train(
+            lambda p: ShardedOptimizer(
+                cr.optim.SGD, p, comm, microbatches=microbatches, lr=0.2, momentum=0.5
+            ),
+            DataParallelDistiller,
+        )
+
+    for microbatches, ranks in ((1, 1), (4, 1), (16, 2), (64, 3)):
+        for found, own in run_local(work, ranks, microbatches):
+            np.testing.assert_allclose(found, losses, rtol=1e-5, atol=1e-7)
+            for key, value in params.items():
+                np.testing.assert_allclose(own[key], value, rtol=1e-4, atol=1e-5)
+
+
+FITS = {
+    "alpha": lambda rank: ({"alpha": 0.5 + 0.1 * rank}, {}),
+    "temperature": lambda rank: ({"temperature": 1.0 + rank}, {}),
+    "batch_size": lambda rank: ({"batch_size": 20 + rank}, {}),
+    "rng": lambda rank: ({"rng": rank}, {}),
+    "loss": lambda rank: ({"loss": [kd_loss, cr.distill.dkd_loss][rank]}, {}),
+    "epochs": lambda rank: ({}, {"epochs": 1 + rank}),
+    "hard_epochs": lambda rank: ({}, {"hard_epochs": rank}),
+    "values of y": lambda rank: ({}, {"y": (Y + rank) % 3}),
+    "sample_weight": lambda rank: ({}, {"sample_weight": np.ones(101) if rank else None}),
+    "number of rows": lambda rank: ({}, {"x": X[rank:], "y": Y[rank:]}),
+    "patience": lambda rank: ({}, {"validation": (X, Y), "patience": 1 + rank}),
+    "validation": lambda rank: ({}, {"validation": (X, Y) if rank else None}),
+}
+
+
+@pytest.mark.parametrize("what", FITS)
+def test_ranks_that_disagree(what):
+    def work(comm):
+        options, fit = FITS[what](comm.rank)
+        model = student()
+        opt = ShardedOptimizer(cr.optim.Adam, model.params, comm)
+        before = {name: x.copy() for name, x in model.state_dict().items()}
+        distiller = DataParallelDistiller(model, teacher, opt, **options)
+        with pytest.raises(ValueError, match=f"same .*{what}.* on rank 1"):
+            distiller.fit(**{"x": X, "y": Y, "epochs": 1, **fit})
+        assert same(model.state_dict(), before)
+
+    run_local(work, 2)
+
+
+@pytest.mark.parametrize("where", ["arguments", "after_step", "after_epoch"])
+def test_what_fails_on_one_rank_outside_of_a_step(where):
+    def work(comm):
+        def fail(*_):
+            if comm.rank == 1 and failing:
+                raise KeyError(where)
+
+        failing = True
+        model = student()
+        opt = ShardedOptimizer(cr.optim.Adam, model.params, comm)
+        hook = {} if where == "arguments" else {where: fail}
+        distiller = DataParallelDistiller(model, teacher, opt, **hook)
+        before = {name: x.copy() for name, x in model.state_dict().items()}
+        wrong = comm.rank == 1 and where == "arguments"
+        error = (ValueError if wrong else KeyError) if comm.rank == 1 else RankError
+        with pytest.raises(error):
+            distiller.fit(X, Y, epochs=-1 if wrong else 1)
+        assert same(model.state_dict(), before)
+        failing = False
+        return distiller.fit(X, Y, epochs=1)[0].loss
+
+    results = run_local(work, 3)
+    assert len(set(results)) == 1
 
 
 def test_an_epoch_that_fails_on_one_rank_is_reverted_on_all():

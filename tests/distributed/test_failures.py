@@ -514,3 +514,39 @@ except KeyboardInterrupt:
     )
     assert done.stdout == "interrupted\n", done.stderr
     assert done.returncode == 0, done.stderr
+
+
+COLLECTIVE = {
+    "allgather": lambda comm: comm.allgather(1),
+    "broadcast": lambda comm: comm.broadcast(1),
+    "barrier": lambda comm: comm.barrier(),
+    "exchange": lambda comm: comm.exchange([[], []], [[], []]),
+    "agree": lambda comm: comm.agree("x"),
+    "require_same": lambda comm: comm.require_same({"x": "y"}),
+}
+
+
+@pytest.mark.parametrize("name", COLLECTIVE)
+def test_every_operation_hears_of_a_rank_that_fails(name):
+    assert COLLECTIVE.keys() | {"together", "tell", "start_exchange", "drop_on_errors"} == {
+        method for method in vars(cr.distributed.Communicator) if not method.startswith("_")
+    }
+
+    def work(comm):
+        with pytest.raises(KeyError if comm.rank else RankError, match="here"), comm.together():
+            if comm.rank:
+                raise KeyError("here")
+            COLLECTIVE[name](comm)
+        others = [call for other, call in COLLECTIVE.items() if other != name]
+        for other in others:
+            with pytest.raises(RankError, match="all ranks must do the same"):
+                (other if comm.rank else COLLECTIVE[name])(comm)
+        if comm.rank:
+            with pytest.raises(ValueError, match="send must hold 2 lists"):
+                comm.exchange([], [])
+        else:
+            with pytest.raises(RankError, match="send must hold 2 lists"):
+                COLLECTIVE[name](comm)
+        COLLECTIVE[name](comm)
+
+    run_local(work, 2)

@@ -243,8 +243,8 @@ class Distiller(Described):
             Epochs of both phases, counted from the first call: a second call with more
             epochs continues.
         sample_weight : array, shape (n,), optional
-            Weight of each row, at least 0, in means over a batch. The `loss` must have a
-            parameter of this name.
+            Weight of each row, at least 0 and not 0 in all, in means over a batch. The `loss`
+            must have a parameter of this name.
         validation : pair of array, optional
             Rows and their labels, for `accuracy`.
         patience : int, optional
@@ -294,8 +294,11 @@ class Distiller(Described):
             raise ValueError("y must be given to train on labels, got None")
         if sample_weight is not None:
             sample_weight = converted(sample_weight, "sample_weight", np.float64)
-            if sample_weight.shape != (n,) or not (sample_weight >= 0).all():
-                raise ValueError(f"sample_weight must hold {n} numbers of at least 0")
+            valid = np.isfinite(sample_weight) & (sample_weight >= 0)
+            if sample_weight.shape != (n,) or not valid.all():
+                raise ValueError(f"sample_weight must hold {n} numbers, finite and at least 0")
+            if not sample_weight.any():
+                raise ValueError("sample_weight must not be 0 in all rows")
         for i, member in enumerate(self._members):
             if not callable(member) and len(member) != n:
                 name = f"teacher[{i}]" if self._ensemble else "teacher"
@@ -311,6 +314,7 @@ class Distiller(Described):
             require_safetensors()
         if path is not None and not self.history and path.exists():
             self.load(path)
+        self._begin(x, y, sample_weight, (epochs, hard_epochs, patience, validation is None))
         for phase, count in (("soft", epochs), ("hard", hard_epochs)):
             done = sum(epoch.phase == phase for epoch in self.history)
             if not self._phase_done[phase] and done < count:
@@ -330,6 +334,11 @@ class Distiller(Described):
         if path is not None:
             self.save(path)
         return self.history
+
+    def _begin(
+        self, x: Any, y: Array | None, weight: Array | None, settings: tuple[Any, ...]
+    ) -> None:
+        """Do what is to be done before the first epoch of `fit`."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters, the optimizer's state and the history to a safetensors file.
@@ -535,18 +544,22 @@ class Distiller(Described):
         y: Array | None,
         weight: Array | None,
         rows: npt.NDArray[np.intp],
+        alpha: float | None = None,
     ) -> tuple[Any, Array]:
-        """Return the loss of the student on some rows, and its gradient."""
+        """Return the loss of the student on some rows, and its gradient.
+
+        `alpha` is by default that of this step.
+        """
         batch = x[rows]
         logits = self._forward(batch)
         labels = None if y is None else y[rows]
         counts = None if weight is None else weight[rows]
         if phase == "hard":
             return kd_loss(logits, logits, 1.0, labels, 0.0, sample_weight=counts)
-        t, alpha = self._at(self.step_count)
+        t, due = self._at(self.step_count)
         targets = self._targets(batch, rows)
         options = {} if counts is None else {"sample_weight": counts}
-        return self._loss(logits, targets, t, labels, alpha, **options)
+        return self._loss(logits, targets, t, labels, due if alpha is None else alpha, **options)
 
     def _step(self, gradients: Any) -> None:
         """Take a step of the optimizer and of all that follows it."""

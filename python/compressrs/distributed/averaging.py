@@ -192,10 +192,10 @@ def _mean_of_flat(comm: Communicator, flat: Array) -> None:
     own = parts[comm.rank]
     others = [r for r in range(comm.size) if r != comm.rank]
     values = [flat[own] if r == comm.rank else np.empty_like(flat[own]) for r in range(comm.size)]
-    comm.exchange(
+    comm.start_exchange(
         [[flat[parts[r]]] if r in others else [] for r in range(comm.size)],
         [[values[r]] if r in others else [] for r in range(comm.size)],
-    )
+    )()
     flat[own] = mean_of(values)
     gather_arrays(comm, [(r, flat[part]) for r, part in enumerate(parts)])
 

@@ -101,7 +101,12 @@ class Communicator(abc.ABC):
         ------
         ValueError
             If there is not one sequence for each rank, or an array is not contiguous.
+        RankError
+            If another rank fails, or does something else.
         """
+        with together(self, "exchange"):
+            self._bytes(send, "send")
+            self._bytes(receive, "receive")
         self.start_exchange(send, receive)()
 
     def start_exchange(
@@ -113,7 +118,8 @@ class Communicator(abc.ABC):
         ----------
         send, receive : sequence of sequence of array
             See `exchange`. Until the function returns, arrays of `send` must not be written to,
-            nor those of `receive` read. All ranks start and wait in the same order.
+            nor those of `receive` read. All ranks start and wait in the same order; unlike
+            `exchange` this does not find out whether they do.
 
         Raises
         ------
@@ -145,22 +151,29 @@ class Communicator(abc.ABC):
         ]
 
     def allgather(self, value: Any) -> list[Any]:
-        """Return a small object of every rank, by rank."""
-        if self.size == 1:
-            return [value]
-        self._require_alive()
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        self.bytes += len(data) * (self.size - 1)
-        return [pickle.loads(one) for one in self._allgather(data)]
+        """Return a small object of every rank, by rank.
+
+        Raises
+        ------
+        RankError
+            If another rank fails, or does something else; also for `broadcast` and `barrier`.
+        """
+        return self.agree("allgather", value=value)
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Return a small object of the rank `root`."""
         root = whole(root, "root", 0, self.size - 1)
-        return self.allgather(value if self.rank == root else None)[root]
+        return self.agree("broadcast", value=value if self.rank == root else None)[root]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        self.allgather(None)
+        self.agree("barrier")
+
+    def _gather(self, value: Any) -> list[Any]:
+        self._require_alive()
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        self.bytes += len(data) * (self.size - 1)
+        return [pickle.loads(one) for one in self._allgather(data)]
 
     def agree(self, what: str, error: BaseException | None = None, value: Any = None) -> list[Any]:
         """Find out whether all ranks got here without an error, and return a value of each.
@@ -181,7 +194,7 @@ class Communicator(abc.ABC):
         if self.size == 1:
             return [value]
         message = None if error is None else f"{type(error).__name__}: {error}"
-        entries = self.allgather((what, message, value))
+        entries = self._gather((what, message, value))
         if error is not None:
             return []
         for rank, (other, failed, _) in enumerate(entries):

@@ -89,10 +89,10 @@ class RoundedMean(GradientMean):
         others = [r for r in range(comm.size) if r != comm.rank]
         for r in others:
             received[r] = self._empty(own.stop - own.start, dtype)
-        comm.exchange(
+        comm.start_exchange(
             [sent[r] if r in others else [] for r in range(comm.size)],
             [received[r] if r in others else [] for r in range(comm.size)],
-        )
+        )()
         decoded = [self._decode(codes, own.stop - own.start, dtype) for codes in received]
         mean = _plus_error(mean_of(decoded), of_mean[own])
         codes = self._round(mean, random)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 from compressrs._arrays import Array, rebuild
 from compressrs._checks import flag
-from compressrs.distill import Distiller, TeacherCache
-from compressrs.distributed.communicator import together
+from compressrs.distill import Distiller, TeacherCache, kd_loss
+from compressrs.distill.distiller import Epoch
+from compressrs.distributed.communicator import array_descriptions, together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.sharded import ShardedOptimizer
 
@@ -85,8 +88,9 @@ class DataParallelDistiller(Distiller):
     """Trains a student on a teacher, with each batch divided among ranks.
 
     Each batch is divided into the optimizer's micro-batches, whose losses and gradients are
-    averaged: the student is the same, to the bit, for any number of ranks. `fit` is collective:
-    all ranks call it with the same data, of which each computes its micro-batches.
+    averaged: the student is the same, to the bit, for any number of ranks. For any number of
+    micro-batches loss and gradients are those of `distill.Distiller`, but for rounding. `fit` is
+    collective: all ranks call it with the same data, of which each computes its micro-batches.
 
     Parameters
     ----------
@@ -96,7 +100,10 @@ class DataParallelDistiller(Distiller):
     optimizer : ShardedOptimizer
         Of the student's parameters; its ranks are used.
     **options
-        As for `distill.Distiller`; the same on all ranks.
+        As for `distill.Distiller`; the same on all ranks. A `loss` must be a mean over rows, as
+        `kd_loss` is: one that compares rows, as `dist_loss` does, sees those of a micro-batch. With
+        rows that have no label it must be ``alpha`` times a mean over all rows plus
+        ``1 - alpha`` times a mean over those that have one.
 
     Raises
     ------
@@ -145,6 +152,76 @@ class DataParallelDistiller(Distiller):
     def _names(self) -> list[str]:
         return self._optimizer._names
 
+    def fit(
+        self,
+        x: Array,
+        y: Array | None = None,
+        *,
+        epochs: int,
+        hard_epochs: int = 0,
+        sample_weight: Array | None = None,
+        validation: tuple[Array, Array] | None = None,
+        patience: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> list[Epoch]:
+        """Train on all ranks, which are given the same; see `distill.Distiller.fit`.
+
+        Raises
+        ------
+        ValueError
+            On all ranks, if one was given other numbers of epochs, labels, weights or options.
+        RankError
+            If another rank fails; the epoch is reverted on all.
+        """
+        with self._sharded.comm.together("fit"):
+            return super().fit(
+                x,
+                y,
+                epochs=epochs,
+                hard_epochs=hard_epochs,
+                sample_weight=sample_weight,
+                validation=validation,
+                patience=patience,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+
+    def _begin(
+        self, x: Any, y: Array | None, weight: Array | None, settings: tuple[Any, ...]
+    ) -> None:
+        temperature, alpha = self._at(self.step_count)
+        epochs, hard_epochs, patience, unvalidated = settings
+        what = {
+            "epochs": epochs,
+            "hard_epochs": hard_epochs,
+            "patience": patience,
+            "validation": "none" if unvalidated else "some",
+            "batch_size": self.batch_size,
+            "rng": self.seed,
+            "loss": _name(self._loss),
+            "temperature": temperature,
+            "alpha": alpha,
+            "scheduler": type(self._scheduler).__name__,
+            "pruner": type(self._pruner).__name__,
+            "ema": type(self._ema).__name__,
+            "number of epochs so far": len(self.history),
+            "number of steps so far": self.step_count,
+            "number of rows of x": len(x),
+        }
+        given = {name: a for name, a in (("y", y), ("sample_weight", weight)) if a is not None}
+        arrays = [np.ascontiguousarray(a) for a in given.values()]
+        self._sharded.comm.require_same(
+            {name: str(value) for name, value in what.items()}
+            | array_descriptions(list(given), arrays)
+        )
+
+    @contextmanager
+    def _reverting(self) -> Iterator[None]:
+        # All ranks are told first, since to revert is collective as well.
+        with super()._reverting(), self._sharded.comm.together("epoch"):
+            yield
+
     def _learn(
         self,
         phase: str,
@@ -154,33 +231,91 @@ class DataParallelDistiller(Distiller):
         rows: npt.NDArray[np.intp],
     ) -> float:
         opt = self._sharded
-        total = float(len(rows)) if weight is None else float(weight[rows].sum())
+        parts = np.array_split(rows, opt.microbatches)
+        shares = self._shares(phase, y, weight, parts)
         losses: dict[int, float] = {}
-        try:
-            parts = np.array_split(rows, opt.microbatches)
-            for i in opt.indices:
-                part = parts[i]
-                share = (len(part) if weight is None else weight[part].sum()) / total
-                if share:
-                    loss, gradient = self._loss_of(phase, x, y, weight, part)
-                    losses[i] = share * float(loss)
-                    # The mean over all micro-batches is that over the batch.
-                    gradient = gradient * gradient.dtype.type(share * opt.microbatches)
-                    opt.accumulate(i, self._backward(gradient))
-                else:
-                    nothing = iter([None] * len(opt._paths))
-                    opt.accumulate(i, rebuild(opt._structure, nothing))
-        except BaseException as error:
-            opt.discard()
-            opt.comm.tell("step", error)
-            raise
+        for i in opt.indices:
+            share, alpha = shares[i]
+            if share:
+                loss, gradient = self._loss_of(phase, x, y, weight, parts[i], alpha)
+                losses[i] = share * float(loss)
+                # The mean over all micro-batches is that over the batch.
+                gradient = gradient * gradient.dtype.type(share * opt.microbatches)
+                opt.accumulate(i, self._backward(gradient))
+            else:
+                nothing = iter([None] * len(opt._paths))
+                opt.accumulate(i, rebuild(opt._structure, nothing))
         self._step(None)
         every: dict[int, float] = {}
-        for own in opt.comm.allgather(losses):
+        for own in opt.comm.agree("losses of a step", value=losses):
             every |= own
         return sum(every[i] for i in sorted(every))
+
+    def _shares(
+        self,
+        phase: str,
+        y: Array | None,
+        weight: Array | None,
+        parts: Sequence[npt.NDArray[np.intp]],
+    ) -> list[tuple[float, float | None]]:
+        r"""Return what each micro-batch's loss is multiplied by, and the alpha of this loss.
+
+        The loss of a batch has two means, over rows and over labelled rows, of which micro-batch m
+        has the fractions s and h. Its own loss, with an alpha of its own, is weighted by w:
+
+        .. math:: w_m = \alpha s_m + (1 - \alpha) h_m, \quad \alpha_m = \alpha s_m / w_m
+        """
+        soft = _fractions([float(len(p)) if weight is None else weight[p].sum() for p in parts])
+        alpha = 0.0 if phase == "hard" else self._at(self.step_count)[1]
+        if y is None or alpha == 1:
+            return [(s, None) for s in soft]
+        ignored, classes = _options(phase, self._loss)
+        labelled = []
+        for part in parts:
+            known = part[y[part] != ignored]
+            rows = np.ones(len(known)) if weight is None else weight[known]
+            if classes is not None:
+                # A label that is out of range is refused by the loss.
+                rows = rows * classes.take(y[known], mode="clip")
+            labelled.append(rows.sum())
+        hard = _fractions(labelled)
+        shares: list[tuple[float, float | None]] = []
+        for s, h in zip(soft, hard, strict=True):
+            share = alpha * s + (1 - alpha) * h
+            # Where both fractions are the same, alpha is to the bit.
+            shares.append((s, None) if s == h else (share, alpha * s / share if share else None))
+        # Nothing has a loss: the step is one with gradients that are 0.
+        return shares if any(share for share, _ in shares) else [(s, None) for s in soft]
 
     def _update(self, gradients: Any) -> None:
         self._sharded.step()
         if self._scheduler is not None:
             self._scheduler.step()
+
+
+def _fractions(sizes: Sequence[float]) -> list[float]:
+    total = sum(sizes)
+    return [float(size / total) if total else 0.0 for size in sizes]
+
+
+def _options(phase: str, loss: Any) -> tuple[int, Array | None]:
+    """Return the label of unlabelled rows, and weights of classes."""
+    keywords: dict[str, Any] = {}
+    while isinstance(loss, functools.partial) and phase == "soft":
+        keywords = {**loss.keywords, **keywords}
+        loss = loss.func
+    # The cross-entropy beside another loss has none of its options.
+    if loss is not kd_loss:
+        keywords = {}
+    classes = keywords.get("class_weight")
+    return keywords.get("ignore_index", -100), None if classes is None else np.ravel(classes)
+
+
+def _name(function: Any) -> str:
+    """Return the name of a loss, and the names of options that are set."""
+    names = []
+    while isinstance(function, functools.partial):
+        names += sorted(function.keywords)
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{name} with {', '.join(names)}" if names else name
