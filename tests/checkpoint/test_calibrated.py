@@ -168,7 +168,7 @@ def test_what_calibration_lacks_is_said(path, calibration, tmp_path):
         ({"a": norms}, small, "must have seen inputs with gram=True"),
         ({}, small, "must hold the statistics of a layer"),
         ({"a": 3}, small, r"calibration\['a'\] must be InputStatistics, got int"),
-        (path, small, "must have compressrs 'InputStatistics' to be loaded"),
+        (path, small, "must have compressrs 'InputStatistics' in its metadata to be loaded"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
             checkpoint.compress(path, out, chosen, calibration=given)

@@ -96,9 +96,9 @@ def _reserve(number: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(number, 0, size)
         return
-    with open(number, "wb", closefd=False) as file:
-        for start in range(0, size, _CHUNK):
-            file.write(bytes(min(_CHUNK, size - start)))
+    written = 0
+    while written < size:
+        written += os.write(number, bytes(min(_CHUNK, size - written)))
 
 
 def _remove(path: str) -> None:
