@@ -241,6 +241,8 @@ def sync_folder(folder: Path) -> None:
 def save_tensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically, with a checksum over all its bytes.
 
+    Files of the same arrays and metadata have the same bytes.
+
     Raises
     ------
     OSError
@@ -250,10 +252,21 @@ def save_tensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str,
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     data = require_safetensors().save(contiguous, {**metadata, CHECKSUM: _NO_CHECKSUM})
-    start, end = _checksum_place(data, _NO_CHECKSUM)
-    view = memoryview(data)
-    checksum = hashlib.blake2b(data, digest_size=16).hexdigest().encode()
-    write_atomically(path, view[:start], checksum, view[end:])
+    head, body = _with_sorted_metadata(data)
+    start, end = _checksum_place(head, _NO_CHECKSUM)
+    digest = hashlib.blake2b(head, digest_size=16)
+    digest.update(body)
+    write_atomically(path, head[:start], digest.hexdigest().encode(), head[end:], body)
+
+
+def _with_sorted_metadata(data: bytes) -> tuple[bytes, memoryview]:
+    """Return header and data of a safetensors file; safetensors writes metadata in any order."""
+    content, start = header(data)
+    content["__metadata__"] = dict(sorted(_metadata(content).items()))
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    # The data begins at a multiple of 8.
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[start:]
 
 
 def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array], dict[str, str]]:

@@ -9,6 +9,9 @@ from compressrs._checks import file_path
 from compressrs._files import write_atomically
 from compressrs._typing import Figure
 
+#: What keeps the time of writing out of a file, by format.
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
 
 def new_figure() -> Figure:
     """Return an empty figure, which belongs to no window.
@@ -38,5 +41,10 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     target, image = file_path(path), io.BytesIO()
     if not target.suffix:  # Matplotlib's default
         target = target.with_name(f"{target.name}.{figure.canvas.get_default_filetype()}")
-    figure.savefig(image, format=target.suffix[1:])
+    import matplotlib
+
+    kind = target.suffix[1:].lower()
+    # The same figure gives the same file: ids of SVG do not vary.
+    with matplotlib.rc_context({"svg.hashsalt": "compressrs"}):
+        figure.savefig(image, format=kind, metadata=_UNDATED.get(kind))
     write_atomically(target, image.getvalue())

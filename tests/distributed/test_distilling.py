@@ -37,6 +37,8 @@ def test_ranks_fill_one_cache(tmp_path):
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "many").iterdir())
     assert len(files) == 14
+    for name in files:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     many = cr.distill.TeacherCache(tmp_path / "many")[:]
     assert same(parts_of(many), parts_of(expected[:]))
     # Resumed on another number of ranks.

@@ -60,11 +60,12 @@ def test_no_file_is_written_otherwise():
     """Only `_files` opens files for writing, and `checkpoint`, which streams them.
 
     What it streams goes to a folder of its own, from which `checkpoint/_work.py` renames
-    it; tests/checkpoint/test_resume.py ends such runs at every write.
+    it; tests/checkpoint/test_resume.py ends such runs at every write. `offload` writes what is
+    mapped into memory, to files that have no name.
     """
     package = Path(cr.__file__).parent
     for source in package.rglob("*.py"):
-        if source.name == "_files.py" or package / "checkpoint" in source.parents:
+        if source.name in ("_files.py", "offload.py") or package / "checkpoint" in source.parents:
             continue
         text = source.read_text()
         for call in (
@@ -77,6 +78,16 @@ def test_no_file_is_written_otherwise():
             "np.save(",
         ):
             assert call not in text, f"{source} writes with {call}"
+
+
+@writers
+def test_files_of_the_same_content_are_the_same_bytes(tmp_path, ending):
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.{ending}"
+        WRITERS[ending](path)
+        written.add(path.read_bytes())
+    assert len(written) == 1
 
 
 @writers

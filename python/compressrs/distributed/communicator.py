@@ -59,7 +59,8 @@ class Communicator(abc.ABC):
     size : int
         Number of ranks.
     bytes : int
-        Bytes that this rank has sent to others. May be set to 0.
+        Bytes that this rank has sent to others; without those by which `exchange` finds out
+        whether all ranks take part. May be set to 0.
     """
 
     rank: int
@@ -104,9 +105,11 @@ class Communicator(abc.ABC):
         RankError
             If another rank fails, or does something else.
         """
+        before = self.bytes
         with together(self, "exchange"):
             self._bytes(send, "send")
             self._bytes(receive, "receive")
+        self.bytes = before
         self.start_exchange(send, receive)()
 
     def start_exchange(
