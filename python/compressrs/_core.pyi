@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_BLOCK",
     "CODE_VERSION",
+    "MAX_SCALARS",
     "NORM_BLOCK",
     "Checksum",
     "Factor",
@@ -96,6 +97,7 @@ __all__ = [
 
 __version__: str
 CODE_BLOCK: int
+MAX_SCALARS: int
 CODE_VERSION: int
 NORM_BLOCK: int
 

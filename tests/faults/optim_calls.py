@@ -67,20 +67,37 @@ _NESTEROV = dict(momentum=0.5, nesterov=True)
 
 OPTIMIZERS: dict[str, Arguments] = {
     "ASGD": _optimizer(lambd=1e-4, alpha=0.75, t0=10.0),
+    "AdEMAMix": _optimizer(
+        betas=(0.9, 0.99, 0.999), alpha=5.0, eps=1e-8, warmup=10.0, cautious=False
+    ),
     "Adadelta": _optimizer(rho=0.9, eps=1e-6),
     "Adafactor": _optimizer(beta2_decay=-0.8, eps=(None, 1e-3), d=1.0),
     "Adagrad": _optimizer(lr_decay=0.1, initial_accumulator_value=0.1, eps=1e-10),
-    "Adam": _optimizer(betas=_BETAS, eps=1e-8, amsgrad=True, decoupled_weight_decay=True),
-    "AdamW": _optimizer(betas=_BETAS, eps=1e-8, amsgrad=True),
+    "Adam": _optimizer(
+        betas=_BETAS, eps=1e-8, amsgrad=True, decoupled_weight_decay=True, cautious=False
+    ),
+    "AdamW": _optimizer(betas=_BETAS, eps=1e-8, amsgrad=True, cautious=False),
     "Adamax": _optimizer(betas=_BETAS, eps=1e-8),
     "Lamb": _optimizer(betas=_BETAS, eps=1e-6, eps_root=0.0),
-    "Lion": _optimizer(betas=_BETAS),
+    "Lion": _optimizer(betas=_BETAS, cautious=False),
     "Momentum": _optimizer(**_NESTEROV),
     "Muon": _optimizer(
         **_NESTEROV, ns_coefficients=(3.4, -4.7, 2.0), eps=1e-7, ns_steps=5, adjust_lr_fn=None
     ),
-    "NAdam": _optimizer(betas=_BETAS, eps=1e-8, momentum_decay=0.004, decoupled_weight_decay=True),
-    "RAdam": _optimizer(betas=_BETAS, eps=1e-8, decoupled_weight_decay=True),
+    "NAdam": _optimizer(
+        betas=_BETAS, eps=1e-8, momentum_decay=0.004, decoupled_weight_decay=True, cautious=False
+    ),
+    "Prodigy": _optimizer(
+        betas=_BETAS,
+        eps=1e-8,
+        decoupled_weight_decay=True,
+        use_bias_correction=False,
+        safeguard_warmup=False,
+        d0=1e-6,
+        d_coef=1.0,
+        growth_rate=2.0,
+    ),
+    "RAdam": _optimizer(betas=_BETAS, eps=1e-8, decoupled_weight_decay=True, cautious=False),
     "RMSprop": _optimizer(alpha=0.9, eps=1e-8, momentum=0.5, centered=True),
     "Rprop": _without(_optimizer(etas=(0.5, 1.2), step_sizes=(1e-6, 50)), "weight_decay"),
     "SGD": _optimizer(**_NESTEROV, dampening=0.0),

@@ -15,7 +15,11 @@ import compressrs as cr
 from tests.reference import optim as reference
 
 DATA = Path(__file__).parents[1] / "data"
-CASES = json.loads((DATA / "optim.json").read_text())["cases"]
+CASES = [
+    {**case, "file": file}
+    for file in ("optim", "adaptive")
+    for case in json.loads((DATA / f"{file}.json").read_text())["cases"]
+]
 RULES = {
     cr.optim.SGD: (
         reference.sgd,
@@ -37,11 +41,35 @@ RULES = {
             {"amsgrad": True, "weight_decay": 0.1},
             {"betas": (0.5, 0.9), "maximize": True},
             {"decoupled_weight_decay": True, "weight_decay": 0.1},
+            {"cautious": True, "weight_decay": 0.1, "amsgrad": True},
         ],
     ),
     cr.optim.AdamW: (
         reference.adamw,
-        [{}, {"amsgrad": True, "weight_decay": 0.1}, {"eps": 1e-3, "maximize": True}],
+        [
+            {},
+            {"amsgrad": True, "weight_decay": 0.1},
+            {"eps": 1e-3, "maximize": True},
+            {"cautious": True, "maximize": True},
+        ],
+    ),
+    cr.optim.AdEMAMix: (
+        reference.ademamix,
+        [
+            {},
+            {"warmup": 4, "weight_decay": 0.1},
+            {"betas": (0.5, 0.9, 0.95), "alpha": 2, "maximize": True},
+            {"cautious": True, "weight_decay": 0.1},
+        ],
+    ),
+    cr.optim.Prodigy: (
+        reference.prodigy,
+        [
+            {},
+            {"weight_decay": 0.1, "use_bias_correction": True, "d0": 1e-2},
+            {"safeguard_warmup": True, "growth_rate": 1.5, "d_coef": 2.0, "maximize": True},
+            {"weight_decay": 0.1, "decoupled_weight_decay": False},
+        ],
     ),
     cr.optim.Adagrad: (
         reference.adagrad,
@@ -74,6 +102,7 @@ RULES = {
             {},
             {"weight_decay": 0.1, "momentum_decay": 0.1},
             {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+            {"weight_decay": 0.1, "cautious": True},
         ],
     ),
     cr.optim.RAdam: (
@@ -82,9 +111,13 @@ RULES = {
             {"betas": (0.9, 0.7)},
             {"weight_decay": 0.1},
             {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+            {"cautious": True, "betas": (0.9, 0.7)},
         ],
     ),
-    cr.optim.Lion: (reference.lion, [{}, {"weight_decay": 0.1}, {"maximize": True}]),
+    cr.optim.Lion: (
+        reference.lion,
+        [{}, {"weight_decay": 0.1}, {"maximize": True}, {"cautious": True, "weight_decay": 0.1}],
+    ),
     cr.optim.Lamb: (
         reference.lamb,
         [{}, {"weight_decay": 0.1, "eps_root": 1e-3}, {"maximize": True}],
@@ -116,7 +149,7 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['id']}-{c['optimizer']}")
 def test_recorded_trajectories(case):
-    with np.load(DATA / "optim.npz") as data:
+    with np.load(DATA / f"{case['file']}.npz") as data:
         p, grads, lrs, truth = (data[f"{case['id']}/{k}"] for k in ("p0", "grads", "lrs", "traj"))
     p = p.copy()
     opt = getattr(cr.optim, case["optimizer"])(p, **case["kwargs"])
@@ -244,7 +277,11 @@ def test_strided_gradients_are_taken():
     np.testing.assert_array_equal(p, q)
 
 
-@pytest.mark.parametrize(("cls", "kwargs"), VARIANTS, ids=str)
+#: Cautious steps are scaled by the share of the weights that are kept.
+UNSCALED = [(cls, kwargs) for cls, kwargs in VARIANTS if not kwargs.get("cautious")]
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), UNSCALED, ids=str)
 @pytest.mark.parametrize("shape", [(30, 37), (1, 5)])
 def test_masked_weights_and_their_state_stay_zero(cls, kwargs, shape):
     """Masks equal masking weights, states and gradients outside the optimizer."""

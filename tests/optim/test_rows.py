@@ -20,13 +20,16 @@ REFUSED = {
     cr.optim.Lamb: "sums over the whole",
     cr.optim.Adafactor: "sums over the whole",
     cr.optim.Muon: "sums over the whole",
+    cr.optim.Prodigy: "sums over the whole",
 }
 LAZY = [
     (cls, rule, kwargs)
     for cls, (rule, variants) in RULES.items()
     if cls not in REFUSED
     for kwargs in (
-        {k: v for k, v in variant.items() if k != "weight_decay"} for variant in variants
+        {k: v for k, v in variant.items() if k != "weight_decay"}
+        for variant in variants
+        if not variant.get("cautious")
     )
 ]
 #: Those whose default is another.
@@ -192,6 +195,12 @@ def test_rules_that_touch_all_rows_are_refused_with_the_reason(cls):
     with pytest.raises(ValueError, match=REFUSED.get(cls, "weight_decay is 0")):
         opt.step(RowGradient([0], np.ones((1, 4))))
     assert bits(opt) == before
+
+
+def test_cautious_rules_count_over_the_whole_parameter():
+    opt = cr.optim.Adam(np.ones((3, 4)), cautious=True)
+    with pytest.raises(ValueError, match="sums over the whole"):
+        opt.step(RowGradient([0], np.ones((1, 4))))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 `state` is a dict that the function fills at the first step, t = 1.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -41,6 +43,29 @@ def momentum(
     return theta + state["v"]
 
 
+def _may_be_cautious(decay, decoupled):
+    """Give a rule a cautious variant; what its weight decay is by default."""
+
+    def decorated(rule):
+        @functools.wraps(rule)
+        def stepped(theta, g, state, t, *, cautious=False, **kwargs):
+            new = rule(theta, g, state, t, **kwargs)
+            if not cautious:
+                return new
+            g = -g if kwargs.get("maximize") else g
+            amount = kwargs.get("weight_decay", decay)
+            direct = kwargs.get("decoupled_weight_decay", decoupled)
+            base, g = _decayed(theta, g, kwargs["lr"], amount, direct)
+            step = base - new
+            agree = step * g > 0
+            return base - theta.size / (agree.sum() + 1) * np.where(agree, step, 0)
+
+        return stepped
+
+    return decorated
+
+
+@_may_be_cautious(0, False)
 def adam(
     theta,
     g,
@@ -61,6 +86,7 @@ def adam(
     return theta - _adam_step(g, state, t, lr, betas, eps, amsgrad)
 
 
+@_may_be_cautious(0.01, True)
 def adamw(
     theta,
     g,
@@ -172,6 +198,7 @@ def _decayed(theta, g, lr, weight_decay, decoupled):
     return theta, g + weight_decay * theta
 
 
+@_may_be_cautious(0, False)
 def nadam(
     theta,
     g,
@@ -200,6 +227,7 @@ def nadam(
     return theta - lr * m_hat / (np.sqrt(v / (1 - beta2**t)) + eps)
 
 
+@_may_be_cautious(0, False)
 def radam(
     theta,
     g,
@@ -228,6 +256,7 @@ def radam(
     return theta - lr * m_hat * r * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
 
 
+@_may_be_cautious(0.001, True)
 def lion(theta, g, state, t, *, lr, betas=(0.9, 0.99), weight_decay=1e-3, maximize=False):
     if maximize:
         g = -g
@@ -235,6 +264,81 @@ def lion(theta, g, state, t, *, lr, betas=(0.9, 0.99), weight_decay=1e-3, maximi
     m = state.get("m", 0)
     state["m"] = beta2 * m + (1 - beta2) * g
     return theta - lr * (np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * theta)
+
+
+@_may_be_cautious(0, True)
+def ademamix(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999, 0.9999),
+    alpha=5,
+    eps=1e-8,
+    weight_decay=0,
+    warmup=0,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    beta1, beta2, beta3 = betas
+    if t < warmup:
+        # The number of steps in which an average loses half grows linearly.
+        start, end = (np.log(0.5) / np.log(beta) for beta in (beta1, beta3))
+        beta3 = 0.5 ** (1 / (start + t / warmup * (end - start)))
+        alpha = alpha * t / warmup
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    slow = state["slow"] = beta3 * state.get("slow", 0) + (1 - beta3) * g
+    d = (m / (1 - beta1**t) + alpha * slow) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return theta - lr * (d + weight_decay * theta)
+
+
+def prodigy(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0,
+    decoupled_weight_decay=True,
+    use_bias_correction=False,
+    safeguard_warmup=False,
+    d0=1e-6,
+    d_coef=1,
+    growth_rate=np.inf,
+    maximize=False,
+):
+    if maximize:
+        g = -g
+    beta1, beta2 = betas
+    beta3 = np.sqrt(beta2)
+    d, start = state.get("d", d0), state.setdefault("start", theta.copy())
+    rate = d * lr
+    if use_bias_correction:
+        rate *= np.sqrt(1 - beta2**t) / (1 - beta1**t)
+    if not decoupled_weight_decay:
+        g = g + weight_decay * theta
+    r = beta3 * state.get("r", 0) + d / d0 * rate * np.sum(g * (start - theta))
+    s = beta3 * state.get("s", 0) + d / d0 * (d if safeguard_warmup else rate) * g
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * d * g
+    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * (d * g) ** 2
+    state["s"] = s
+    if not np.abs(s).sum():
+        return theta
+    state["r"] = r
+    found = d_coef * r / np.abs(s).sum()
+    first = max(d, found) if d == d0 else d
+    state["largest"] = max(state.get("largest", d0), found)
+    state["d"] = min(state["largest"], first * growth_rate)
+    if decoupled_weight_decay:
+        theta = theta - rate * weight_decay * theta
+    return theta - rate * m / (np.sqrt(v) + state["d"] * eps)
 
 
 def lamb(

@@ -14,6 +14,7 @@ from compressrs.optim.adagrad import Adagrad
 from compressrs.optim.adam import Adam
 from compressrs.optim.adamax import Adamax
 from compressrs.optim.adamw import AdamW
+from compressrs.optim.ademamix import AdEMAMix
 from compressrs.optim.asgd import ASGD
 from compressrs.optim.base import Optimizer
 from compressrs.optim.clip import clip_grad_norm_, clip_grad_value_
@@ -27,6 +28,7 @@ from compressrs.optim.lr_range import LRRange, lr_range_test
 from compressrs.optim.momentum import Momentum
 from compressrs.optim.muon import Muon
 from compressrs.optim.nadam import NAdam
+from compressrs.optim.prodigy import Prodigy
 from compressrs.optim.radam import RAdam
 from compressrs.optim.rmsprop import RMSprop
 from compressrs.optim.rows import RowGradient
@@ -43,6 +45,7 @@ __all__ = [
     "SAM",
     "SGD",
     "SWA",
+    "AdEMAMix",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -59,6 +62,7 @@ __all__ = [
     "NAdam",
     "NonFiniteGradientError",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "RowGradient",

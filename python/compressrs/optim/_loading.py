@@ -174,7 +174,9 @@ TORCH_SWITCHES = frozenset(
 #: Keys that PyTorch's schedules add to groups.
 _TORCH_SCHEDULES = frozenset(("max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"))
 #: Hyperparameters that a state dict may lack, since not every version of PyTorch has them.
-_NEWER = frozenset(("maximize", "decoupled_weight_decay", "state_dtype", "precision", "seed"))
+_NEWER = frozenset(
+    ("maximize", "decoupled_weight_decay", "cautious", "state_dtype", "precision", "seed")
+)
 #: Storage settings, which are not loaded with the state.
 _OWN = ("state_dtype", "precision")
 

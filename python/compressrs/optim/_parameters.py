@@ -60,7 +60,7 @@ class Parameters(Guarded):
         self._paths: list[str] = []
         self._masks: list[Array | None] = []
         self._steps = np.zeros(0, np.int64)
-        self._scalars = np.zeros((0, 2))
+        self._scalars = np.zeros((0, _core.MAX_SCALARS))
         params = _listed(params)
         self._grouped = _is_groups(params)
         self._structure: ArrayTree
@@ -152,7 +152,7 @@ class Parameters(Guarded):
     def _prepare(self) -> None:
         """Validate all arrays and hand them to the core; nothing changes if that fails."""
         n = len(self._paths)
-        steps, scalars = np.zeros(n, np.int64), np.zeros((n, 2))
+        steps, scalars = np.zeros(n, np.int64), np.zeros((n, _core.MAX_SCALARS))
         steps[: len(self._steps)] = self._steps[:n]
         scalars[: len(self._scalars)] = self._scalars[:n]
         buffers = [self._buffers(i) for i in range(n)]

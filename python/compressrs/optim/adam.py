@@ -38,6 +38,9 @@ class Adam(Optimizer):
         Ascend instead of descend.
     decoupled_weight_decay : bool, default False
         Apply the decay to the parameter directly, as `AdamW` does.
+    cautious : bool, default False
+        Move only elements whose step agrees in sign with the gradient, and these further to make
+        up for it (Liang et al., "Cautious optimizers", arXiv 2411.16085).
     **storage
         `state_dtype`, `precision` and `seed`: how state and weights are stored; see
         `Optimizer`.
@@ -70,6 +73,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        cautious: bool = False,
         **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
@@ -82,6 +86,7 @@ class Adam(Optimizer):
                 "amsgrad": amsgrad,
                 "maximize": maximize,
                 "decoupled_weight_decay": decoupled_weight_decay,
+                "cautious": cautious,
             },
             storage,
         )

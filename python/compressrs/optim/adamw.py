@@ -33,6 +33,9 @@ class AdamW(Adam):
         Divide by the maximum of all second moments so far.
     maximize : bool, default False
         Ascend instead of descend.
+    cautious : bool, default False
+        Move only elements whose step agrees in sign with the gradient, and these further to make
+        up for it (Liang et al., "Cautious optimizers", arXiv 2411.16085).
     **storage
         `state_dtype`, `precision` and `seed`: how state and weights are stored; see
         `Optimizer`.
@@ -64,6 +67,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        cautious: bool = False,
         **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
@@ -75,5 +79,6 @@ class AdamW(Adam):
             amsgrad,
             maximize=maximize,
             decoupled_weight_decay=True,
+            cautious=cautious,
             **storage,
         )

@@ -30,6 +30,9 @@ class Lion(Optimizer):
         Decoupled weight decay :math:`\lambda \ge 0`.
     maximize : bool, default False
         Ascend instead of descend.
+    cautious : bool, default False
+        Move only elements whose step agrees in sign with the gradient, and these further to make
+        up for it (Liang et al., "Cautious optimizers", arXiv 2411.16085).
     **storage
         `state_dtype`, `precision` and `seed`: how state and weights are stored; see
         `Optimizer`.
@@ -59,6 +62,7 @@ class Lion(Optimizer):
         weight_decay: float = 1e-3,
         *,
         maximize: bool = False,
+        cautious: bool = False,
         **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
@@ -68,6 +72,7 @@ class Lion(Optimizer):
                 "betas": betas,
                 "weight_decay": weight_decay,
                 "maximize": maximize,
+                "cautious": cautious,
             },
             storage,
         )

@@ -37,6 +37,9 @@ class NAdam(Optimizer):
         Apply the decay to the parameter directly, as `AdamW` does.
     maximize : bool, default False
         Ascend instead of descend.
+    cautious : bool, default False
+        Move only elements whose step agrees in sign with the gradient, and these further to make
+        up for it (Liang et al., "Cautious optimizers", arXiv 2411.16085).
     **storage
         `state_dtype`, `precision` and `seed`: how state and weights are stored; see
         `Optimizer`.
@@ -69,6 +72,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        cautious: bool = False,
         **storage: Unpack[Storage],
     ) -> None:
         super().__init__(
@@ -81,6 +85,7 @@ class NAdam(Optimizer):
                 "momentum_decay": momentum_decay,
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "maximize": maximize,
+                "cautious": cautious,
             },
             storage,
         )

@@ -24,7 +24,7 @@ class RowGradient:
     dense gradient; for other rules moments of a row decay only in the steps that name it.
     Refused are rules that do something to all rows in every step: any with a `weight_decay`
     other than 0, `ASGD`, and those that take sums over the whole parameter (`Lamb`, `Adafactor`,
-    `Muon`).
+    `Muon`, `Prodigy`, `cautious=True`).
 
     Parameters
     ----------

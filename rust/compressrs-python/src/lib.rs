@@ -97,6 +97,7 @@ mod _core {
         compressrs_core::runtime::parallel::num_threads().map_err(PyImportError::new_err)?;
         module.add("CODE_BLOCK", compressrs_core::optim::BLOCK)?;
         module.add("CODE_VERSION", compressrs_core::optim::CODE_VERSION)?;
+        module.add("MAX_SCALARS", compressrs_core::optim::MAX_SCALARS)?;
         module.add("NORM_BLOCK", compressrs_core::optim::PARTIAL_SUM_ELEMENTS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -1,10 +1,12 @@
 //! Adam and AdamW: one formula, in which a neutral coefficient switches either
 //! kind of weight decay off.
 
+use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
 use super::rule::{
-    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant, weight_decay,
+    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant, variant_of,
+    weight_decay,
 };
 use crate::numeric::element::Float;
 use crate::numeric::elementwise::lerp;
@@ -37,6 +39,8 @@ hyperparameters! {
         amsgrad: bool = false;
         /// Whether the decay acts on the parameter itself, as in AdamW.
         decoupled_weight_decay: bool = false;
+        /// Whether only elements move whose step agrees with the gradient.
+        cautious: bool = false;
     }
 }
 
@@ -61,7 +65,11 @@ impl Rule for Adam {
             root_correction: bias_correction(self.betas[1], t).sqrt().recip(),
             eps: self.eps,
         };
-        if self.amsgrad { Update::Amsgrad(LargestMoments(moments)) } else { Update::Adam(moments) }
+        if self.amsgrad {
+            variant_of!(self.cautious, Amsgrad, LargestMoments(moments))
+        } else {
+            variant_of!(self.cautious, Adam, moments)
+        }
     }
 }
 
@@ -97,6 +105,21 @@ coefficients! {
     }
 }
 
+impl Moments<f64> {
+    /// A step whose moments are taken as they are.
+    pub(super) fn uncorrected(
+        l2: f64,
+        shrink: f64,
+        [beta1, beta2]: [f64; 2],
+        rate: f64,
+        eps: f64,
+    ) -> Self {
+        let (one_minus_beta1, one_minus_beta2) = (1.0 - beta1, 1.0 - beta2);
+        let root_correction = 1.0;
+        Moments { l2, shrink, beta2, one_minus_beta1, one_minus_beta2, rate, root_correction, eps }
+    }
+}
+
 impl<C: Float> Moments<C> {
     #[inline(always)]
     fn update(&self, theta: C, g: C, m: &mut C, v: &mut C) {
@@ -104,11 +127,23 @@ impl<C: Float> Moments<C> {
         moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
     }
 
+    /// `m` over the root of `v`.
+    #[inline(always)]
+    fn direction(&self, m: C, v: C) -> C {
+        quotient(m, v.sqrt().mul_add(self.root_correction, self.eps))
+    }
+
     /// The parameter after a step along `m` over the root of `v`.
     #[inline(always)]
     fn along(&self, theta: C, m: C, v: C) -> C {
-        let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
-        (-self.rate).mul_add(quotient(m, denominator), theta * self.shrink)
+        (-self.rate).mul_add(self.direction(m, v), theta * self.shrink)
+    }
+
+    /// The same, apart from the parameter.
+    #[inline(always)]
+    fn apart(&self, theta: C, g: C, m: C, v: C) -> Step<C> {
+        let step = self.rate * self.direction(m, v);
+        Step { base: theta * self.shrink, step, gradient: self.l2.mul_add(theta, g) }
     }
 }
 
@@ -130,6 +165,22 @@ impl<C: Float> Formula<C, 2> for Moments<C> {
     #[inline(always)]
     fn step(&self, theta: C, _: C, &[m, v]: &[C; 2]) -> C {
         self.along(theta, m, v)
+    }
+}
+
+impl<C: Float> Directed<C, 2> for Moments<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, state: &mut [C; 2]) -> Step<C> {
+        self.advance(theta, g, state);
+        self.apart(theta, g, state[0], state[1])
+    }
+}
+
+impl<C: Float> Directed<C, 3> for LargestMoments<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, state: &mut [C; 3]) -> Step<C> {
+        self.advance(theta, g, state);
+        self.0.apart(theta, g, state[0], state[2])
     }
 }
 

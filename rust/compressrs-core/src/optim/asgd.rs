@@ -41,7 +41,7 @@ impl Rule for Asgd {
         &["eta", "mu"]
     }
 
-    fn at(&self, t: u64, [eta, mu]: &mut Scalars) -> Update {
+    fn at(&self, t: u64, [eta, mu, _]: &mut Scalars) -> Update {
         // In single precision, as PyTorch keeps them, so that trajectories agree.
         let single = |x: f64| f64::from(x as f32);
         let (eta_now, mu_now) = if t == 1 { (single(self.lr), 1.0) } else { (*eta, *mu) };

@@ -137,6 +137,8 @@ impl Range {
     /// `[1, inf)`
     pub const AT_LEAST_ONE: Range =
         Range { need: "a finite number >= 1", holds: |x| x.is_finite() && x >= 1.0 };
+    /// `[1, inf]`
+    pub const GROWTH: Range = Range { need: "a number >= 1", holds: |x| x >= 1.0 };
     /// Whole numbers from 0 to 99.
     pub const BELOW_100: Range = Range {
         need: "a whole number from 0 to 99",

@@ -1,7 +1,10 @@
 //! Lion: the sign of an interpolated momentum.
 
+use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
-use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, sign, weight_decay};
+use super::rule::{
+    Formula, Rule, Scalars, State, Update, coefficients, sign, variant_of, weight_decay,
+};
 use crate::numeric::element::Float;
 use crate::numeric::elementwise::lerp;
 
@@ -22,6 +25,8 @@ hyperparameters! {
         betas: [f64; 2] = [0.9, 0.99], DECAY_RATE;
         /// Weight decay.
         weight_decay: f64 = 1e-3, NON_NEGATIVE;
+        /// Whether only elements move whose step agrees with the gradient.
+        cautious: bool = false;
     }
 }
 
@@ -32,12 +37,13 @@ impl Rule for Lion {
 
     fn at(&self, _: u64, _: &mut Scalars) -> Update {
         let (_, shrink) = weight_decay(self.lr, self.weight_decay, true);
-        Update::Lion(Signs {
+        let update = Signs {
             lr: self.lr,
             shrink,
             one_minus_beta1: 1.0 - self.betas[0],
             one_minus_beta2: 1.0 - self.betas[1],
-        })
+        };
+        variant_of!(self.cautious, Lion, update)
     }
 }
 
@@ -46,11 +52,26 @@ coefficients! {
     Signs { lr, shrink, one_minus_beta1, one_minus_beta2, }
 }
 
+impl<C: Float> Signs<C> {
+    /// The direction; the momentum is updated.
+    #[inline(always)]
+    fn direction(&self, g: C, m: &mut C) -> C {
+        let direction = lerp(*m, g, self.one_minus_beta1);
+        *m = lerp(*m, g, self.one_minus_beta2);
+        sign(direction)
+    }
+}
+
 impl<C: Float> Formula<C, 1> for Signs<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m]: &mut [C; 1]) -> C {
-        let direction = lerp(*m, g, self.one_minus_beta1);
-        *m = lerp(*m, g, self.one_minus_beta2);
-        (-self.lr).mul_add(sign(direction), theta * self.shrink)
+        (-self.lr).mul_add(self.direction(g, m), theta * self.shrink)
+    }
+}
+
+impl<C: Float> Directed<C, 1> for Signs<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, [m]: &mut [C; 1]) -> Step<C> {
+        Step { base: theta * self.shrink, step: self.lr * self.direction(g, m), gradient: g }
     }
 }

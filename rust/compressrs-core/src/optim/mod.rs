@@ -11,8 +11,10 @@ mod adafactor;
 mod adagrad;
 mod adam;
 mod adamax;
+mod ademamix;
 mod asgd;
 mod blend;
+mod cautious;
 mod full_tensor;
 mod fused;
 mod hyperparameters;
@@ -22,6 +24,7 @@ mod momentum;
 mod muon;
 mod nadam;
 mod norm;
+mod prodigy;
 mod radam;
 mod rmsprop;
 mod rows;
@@ -41,6 +44,7 @@ pub use adafactor::Adafactor;
 pub use adagrad::Adagrad;
 pub use adam::Adam;
 pub use adamax::Adamax;
+pub use ademamix::AdEmaMix;
 pub use asgd::Asgd;
 pub use blend::{accumulate, clamp, lerp, scale};
 pub use hyperparameters::{Common, Hyperparameters, OutOfRange, Parameter, Range, Source, Value};
@@ -53,6 +57,7 @@ pub use norm::{
     Gradient, Norm, PARTIAL_SUM_ELEMENTS, Reduction, combine, find_beyond, norm, norm_by,
     partial_reductions,
 };
+pub use prodigy::{Prodigy, estimate};
 pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use rows::{RowSums, Rows};

@@ -1,10 +1,11 @@
 //! NAdam: Adam with Nesterov momentum.
 
 use super::adam::moments;
+use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
 use super::rule::{
-    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, weight_decay,
+    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant_of, weight_decay,
 };
 use crate::numeric::element::Float;
 
@@ -35,6 +36,8 @@ hyperparameters! {
         momentum_decay: f64 = 4e-3, NON_NEGATIVE;
         /// Whether the decay acts on the parameter itself.
         decoupled_weight_decay: bool = false;
+        /// Whether only elements move whose step agrees with the gradient.
+        cautious: bool = false;
     }
 }
 
@@ -53,13 +56,13 @@ impl Rule for NAdam {
         &["mu_product"]
     }
 
-    fn at(&self, t: u64, [product, _]: &mut Scalars) -> Update {
+    fn at(&self, t: u64, [product, ..]: &mut Scalars) -> Update {
         let (mu, next) = (self.mu(t), self.mu(t + 1));
         // In single precision, as PyTorch keeps it, so that trajectories agree.
         let before = if t == 1 { 1.0 } else { *product as f32 };
         *product = f64::from(before * mu as f32);
         let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled_weight_decay);
-        Update::NAdam(Nesterov {
+        let update = Nesterov {
             l2,
             shrink,
             one_minus_beta1: 1.0 - self.betas[0],
@@ -69,7 +72,8 @@ impl Rule for NAdam {
             momentum_rate: -self.lr * next / (1.0 - *product * next),
             root_correction: bias_correction(self.betas[1], t).sqrt().recip(),
             eps: self.eps,
-        })
+        };
+        variant_of!(self.cautious, NAdam, update)
     }
 }
 
@@ -91,15 +95,31 @@ coefficients! {
     }
 }
 
+impl<C: Float> Nesterov<C> {
+    /// What is added to the parameter; the moments are updated.
+    #[inline(always)]
+    fn change(&self, g: C, [m, v]: &mut [C; 2]) -> C {
+        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
+        let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
+        quotient(self.momentum_rate.mul_add(*m, self.gradient_rate * g), denominator)
+    }
+}
+
 impl<C: Float> Formula<C, 2> for Nesterov<C> {
     const DIVISORS: [bool; 2] = [false, true];
 
     #[inline(always)]
-    fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
-        let g = self.l2.mul_add(theta, g);
-        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
-        let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
-        let step = self.momentum_rate.mul_add(*m, self.gradient_rate * g);
-        self.shrink.mul_add(theta, quotient(step, denominator))
+    fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {
+        let change = self.change(self.l2.mul_add(theta, g), state);
+        self.shrink.mul_add(theta, change)
+    }
+}
+
+impl<C: Float> Directed<C, 2> for Nesterov<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, state: &mut [C; 2]) -> Step<C> {
+        let gradient = self.l2.mul_add(theta, g);
+        let step = -self.change(gradient, state);
+        Step { base: theta * self.shrink, step, gradient }
     }
 }

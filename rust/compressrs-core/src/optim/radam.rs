@@ -1,10 +1,11 @@
 //! RAdam: Adam with a rectified adaptive rate.
 
 use super::adam::moments;
+use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
 use super::rule::{
-    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, weight_decay,
+    Formula, Rule, Scalars, State, Update, bias_correction, coefficients, variant_of, weight_decay,
 };
 use crate::numeric::element::Float;
 
@@ -36,6 +37,8 @@ hyperparameters! {
         weight_decay: f64 = 0.0, NON_NEGATIVE;
         /// Whether the decay acts on the parameter itself.
         decoupled_weight_decay: bool = false;
+        /// Whether only elements move whose step agrees with the gradient.
+        cautious: bool = false;
     }
 }
 
@@ -56,7 +59,7 @@ impl Rule for RAdam {
             1.0
         };
         let (l2, shrink) = weight_decay(self.lr, self.weight_decay, self.decoupled_weight_decay);
-        Update::RAdam(Rectified {
+        let update = Rectified {
             l2,
             shrink,
             one_minus_beta1: 1.0 - self.betas[0],
@@ -65,7 +68,8 @@ impl Rule for RAdam {
             rate: self.lr * rectification / bias_correction(self.betas[0], t),
             eps: self.eps,
             adaptive,
-        })
+        };
+        variant_of!(self.cautious, RAdam, update)
     }
 }
 
@@ -85,14 +89,30 @@ coefficients! {
     }
 }
 
+impl<C: Float> Rectified<C> {
+    /// The direction; the moments are updated.
+    #[inline(always)]
+    fn direction(&self, g: C, [m, v]: &mut [C; 2]) -> C {
+        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
+        if self.adaptive { quotient(*m, v.sqrt() + self.eps) } else { *m }
+    }
+}
+
 impl<C: Float> Formula<C, 2> for Rectified<C> {
     const DIVISORS: [bool; 2] = [false, true];
 
     #[inline(always)]
-    fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
-        let g = self.l2.mul_add(theta, g);
-        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
-        let step = if self.adaptive { quotient(*m, v.sqrt() + self.eps) } else { *m };
-        (-self.rate).mul_add(step, theta * self.shrink)
+    fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {
+        let direction = self.direction(self.l2.mul_add(theta, g), state);
+        (-self.rate).mul_add(direction, theta * self.shrink)
+    }
+}
+
+impl<C: Float> Directed<C, 2> for Rectified<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, state: &mut [C; 2]) -> Step<C> {
+        let gradient = self.l2.mul_add(theta, g);
+        let step = self.rate * self.direction(gradient, state);
+        Step { base: theta * self.shrink, step, gradient }
     }
 }

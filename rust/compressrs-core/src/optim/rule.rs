@@ -5,8 +5,8 @@
 
 use super::hyperparameters::{Common, Hyperparameters, Source, Value};
 use super::{
-    adadelta, adafactor, adagrad, adam, adamax, asgd, lamb, lion, momentum, muon, nadam, radam,
-    rmsprop, rprop, sgd,
+    adadelta, adafactor, adagrad, adam, adamax, ademamix, asgd, cautious, lamb, lion, momentum,
+    muon, nadam, prodigy, radam, rmsprop, rprop, sgd,
 };
 use crate::numeric::element::Float;
 
@@ -78,11 +78,25 @@ macro_rules! variant {
 }
 pub(super) use variant;
 
+/// The [`Update`] with these coefficients, or its cautious variant of the same name.
+macro_rules! variant_of {
+    ($cautious:expr, $name:ident, $coefficients:expr) => {
+        if $cautious {
+            $crate::optim::rule::Update::Cautious($crate::optim::cautious::Cautious::$name(
+                $coefficients,
+            ))
+        } else {
+            $crate::optim::rule::Update::$name($coefficients)
+        }
+    };
+}
+pub(super) use variant_of;
+
 /// Most state buffers that a rule keeps for a tensor.
-pub const MAX_STATES: usize = 3;
+pub const MAX_STATES: usize = 4;
 
 /// Most numbers that a rule keeps for a tensor as a whole.
-pub const MAX_SCALARS: usize = 2;
+pub const MAX_SCALARS: usize = 3;
 
 /// Numbers kept for a tensor as a whole.
 pub type Scalars = [f64; MAX_SCALARS];
@@ -196,6 +210,10 @@ macro_rules! updates {
             Adafactor(adafactor::Factored),
             /// Of [`muon::Muon`]; needs products of whole matrices.
             Muon(muon::Orthogonal),
+            /// Of cautious rules; needs counts over whole tensors.
+            Cautious(cautious::Cautious),
+            /// Of [`prodigy::Prodigy`]; needs sums over all tensors.
+            Prodigy(prodigy::Distance),
         }
 
         impl Update {
@@ -252,6 +270,8 @@ updates! {
     Lion(lion::Signs<f64>),
     /// Of [`rprop::Rprop`].
     Rprop(rprop::StepSizes<f64>),
+    /// Of [`ademamix::AdEmaMix`].
+    AdEmaMix(ademamix::Mixed<f64>),
     /// Of [`asgd::Asgd`].
     Asgd(asgd::Averaged<f64>),
 }
@@ -283,12 +303,14 @@ rules! {
     adagrad::Adagrad,
     adam::Adam,
     adamax::Adamax,
+    ademamix::AdEmaMix,
     asgd::Asgd,
     lamb::Lamb,
     lion::Lion,
     momentum::Momentum,
     muon::Muon,
     nadam::NAdam,
+    prodigy::Prodigy,
     radam::RAdam,
     rmsprop::RmsProp,
     rprop::Rprop,

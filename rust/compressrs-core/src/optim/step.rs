@@ -24,7 +24,8 @@ pub fn reserve<C: Float>(tensors: &[Tensor<'_, C>]) {
 /// into tasks, so that many small tensors cost no more than one large one.
 ///
 /// # Panics
-/// If a state is shorter than its rule needs.
+/// If a state is shorter than its rule needs, or a step of [`Prodigy`](super::Prodigy) has not
+/// been through [`estimate`](super::estimate).
 pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
     let mut total = 0;
     for tensor in &mut *tensors {
@@ -41,6 +42,11 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
                 tensor.with_full(|tensor| orthogonal.step(tensor));
                 0
             }
+            Update::Cautious(cautious) => {
+                tensor.with_full(|tensor| cautious.step(tensor));
+                0
+            }
+            Update::Prodigy(_) => panic!("the distance has not been estimated"),
             _ => tensor.len(),
         };
         tensor.range = total..total + elements;

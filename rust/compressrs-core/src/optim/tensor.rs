@@ -124,7 +124,7 @@ impl<'a, C: Float> Tensor<'a, C> {
             Update::Muon(orthogonal) => {
                 self.matrix.map_or(0, |matrix| orthogonal.scratch_len(matrix))
             }
-            Update::Adafactor(_) => 0,
+            Update::Adafactor(_) | Update::Cautious(_) => 0,
             _ => return 0,
         };
         let mut len = of_rule;

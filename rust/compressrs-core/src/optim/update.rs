@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::full_tensor::FullTensor;
 use super::fused;
 use super::rule::Formula;
 use super::storage::BlockAccess;
@@ -121,6 +122,28 @@ pub(super) unsafe fn update_part<C: Float, const S: usize>(
         // SAFETY: the caller guarantees that no reference to this part, in which
         // the block lies, is alive.
         unsafe { update_block(t, &block, formula, factor, mask(&block), &mut scratch) };
+    }
+}
+
+impl<C: Float> FullTensor<'_, C> {
+    /// Applies a formula to a part. Other than [`apply`](Self::apply), this compiles no loops
+    /// for other types of storage.
+    ///
+    /// # Safety
+    /// As for [`update_part`].
+    pub(super) unsafe fn update_in_place<const S: usize>(
+        &self,
+        part: Range<usize>,
+        formula: impl Formula<C, S>,
+    ) {
+        // SAFETY: the caller guarantees that no reference to this part is alive.
+        let (param, states) = unsafe {
+            let states = std::array::from_fn(|s| self.states[s].slice(part.clone()));
+            (self.param.slice(part.clone()), states)
+        };
+        let mask = self.mask.map(|m| &m[part.start / 8..mask_bytes(part.end)]);
+        let (scale, grad) = (self.scale, &self.grad[part]);
+        simd::dispatch(Elementwise { formula, scale, param, grad, states, mask });
     }
 }
 

@@ -245,17 +245,23 @@ impl Stepper {
         }
         // SAFETY: as above.
         let copies = unsafe { jobs.iter().filter_map(|job| job.row_copies()).collect::<Vec<_>>() };
-        run(py, || {
+        let common = run(py, || {
             core::reserve(&singles);
             core::reserve(&doubles);
+            let common = core::estimate(&mut singles, &mut doubles);
             copies.iter().for_each(RowCopies::gather);
             core::step(&mut singles);
             core::step(&mut doubles);
             copies.iter().for_each(RowCopies::scatter);
+            common
         })?;
         for job in &jobs {
             steps[job.index] = steps[job.index].saturating_add(1);
             scalars[job.index] = job.numbers;
+        }
+        if let Some(common) = common {
+            // Those without a gradient too: they are of all tensors.
+            scalars.fill(common);
         }
         Ok(norm)
     }
