@@ -120,6 +120,7 @@ fn few_bytes(
                 coded(&mut m, &mut m_scales, false),
                 coded(&mut v, &mut v_scales, true),
                 Moments::default(),
+                Moments::default(),
             ];
             step(&mut [Tensor::new(update, &[n], &mut *param, grad, states)
                 .rounded_stochastically(rounding)]);
@@ -138,6 +139,7 @@ fn few_bytes(
             let states = [
                 Moments::Bf16(SharedMut::new(&mut m)),
                 Moments::Bf16(SharedMut::new(&mut v)),
+                Moments::default(),
                 Moments::default(),
             ];
             step(&mut [

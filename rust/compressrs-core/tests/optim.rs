@@ -221,6 +221,7 @@ fn moments_in_8_bits_need_no_formula() {
                 Moments::Coded(coded(&mut m, &mut m_scales, false)),
                 Moments::Coded(coded(&mut v, &mut v_scales, true)),
                 Moments::default(),
+                Moments::default(),
             ],
         )
         .rounded_stochastically(StochasticRounding::new(0, 0, t))]);
