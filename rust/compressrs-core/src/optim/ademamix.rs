@@ -110,7 +110,9 @@ impl<C: Float> Mixed<C> {
         moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
         *slow = lerp(*slow, g, self.one_minus_beta3);
         let denominator = v.sqrt().mul_add(self.root_correction, self.eps);
-        quotient(self.alpha.mul_add(*slow, *m * self.correction), denominator)
+        // Factors last: moments near the largest number may overflow by them.
+        let fast = quotient(*m, denominator) * self.correction;
+        self.alpha.mul_add(quotient(*slow, denominator), fast)
     }
 }
 
