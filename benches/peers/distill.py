@@ -90,4 +90,5 @@ def top_k():
                 "compressrs, all logits": lambda: cr.distill.kd_loss(student, teacher, T, out=out),
                 "compressrs, softmax alone": lambda: cr.distill.softmax(student, out=out),
             },
+            work=Work("copy", 2 * student.nbytes),
         )

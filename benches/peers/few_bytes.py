@@ -6,9 +6,19 @@ import ml_dtypes
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare, torch
+from benches.peers.measure import Target, Work, compare, torch
 
 LARGE = 50_000_000
+
+#: Bytes that a step reads and writes for each element: weights and both moments twice, gradients.
+BYTES = {
+    "8 bits": 16,
+    "float32": 28,
+    "bfloat16 state": 20,
+    "bfloat16": 14,
+    "bfloat16, to nearest": 14,
+    "bfloat16, 8 bits": 10,
+}
 
 
 def ours(p, g, **storage):
@@ -57,6 +67,7 @@ def storages(n, targets):
             {name: by_name[name] for name in order},
             (Target("float32", ratio),),
             inner=max(1, 100_000 // n),
+            work=Work("copy", BYTES[first] * n),
         )
     return p, g
 
@@ -67,5 +78,6 @@ def few_bytes():
         f"Adam with state in 8 bits, {LARGE:,} elements",
         {"compressrs": ours(p.copy(), g, state_dtype="int8"), **others(p, g)},
         (Target("bitsandbytes, 8 bits", 1 / 40), Target("torchao, 8 bits", 1 / 40)),
+        work=Work("copy", BYTES["8 bits"] * LARGE),
     )
     storages(65_536, {"8 bits": 2, "bfloat16": 2})

@@ -28,6 +28,7 @@ def prune():
     )
 
     w = w[: 4096 * 4096].reshape(4096, 4096)
+    masked = Work("copy", w.nbytes + w.size)
 
     def pairs():
         groups = np.abs(w).reshape(-1, 4)
@@ -38,6 +39,7 @@ def prune():
     compare(
         "2:4 mask, 4096 x 4096",
         {"compressrs": lambda: cr.prune.nm_mask(w, 2, 4), "np.argpartition": pairs},
+        work=masked,
     )
 
     def rows():
@@ -50,6 +52,7 @@ def prune():
     compare(
         "half of each row, 4096 x 4096",
         {"compressrs": lambda: cr.prune.masks(scores, 0.5, "row"), "np.argpartition": rows},
+        work=masked,
     )
 
     def blocks():
@@ -60,6 +63,7 @@ def prune():
     compare(
         "half of the 4 x 4 blocks, 4096 x 4096",
         {"compressrs": lambda: cr.prune.block_mask(w, (4, 4), 0.5), "np.partition": blocks},
+        work=masked,
     )
 
 

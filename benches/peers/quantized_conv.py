@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare
+from benches.peers.measure import Target, Work, compare
 
 #: Images, channels, filters, size, kernel, stride.
 SHAPES = (
@@ -48,7 +48,14 @@ def convolutions():
         inner = max(1, round(2e7 / work))
         limit = 1.0 if small.float_reason is None else 1.2
         target = (Target("Conv2d, float32", limit),)
-        times = compare(f"{title}, stride {stride}{kind}", contenders, target, inner=inner)
+        binds = "dot_products" if small.float_reason is None else "multiply_adds"
+        times = compare(
+            f"{title}, stride {stride}{kind}",
+            contenders,
+            target,
+            inner=inner,
+            work=Work(binds, work),
+        )
         if small.float_reason is None:
             ratios.append(times["Conv2d, float32"] / times["int8"])
     mean = math.exp(np.mean(np.log(ratios)))

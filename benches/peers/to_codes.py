@@ -3,7 +3,7 @@
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, compare
+from benches.peers.measure import Target, Work, compare
 
 GROUPS = cr.quantize.Scheme(bits=4, granularity="group", group_size=128)
 
@@ -28,6 +28,7 @@ def quantize():
             "NumPy": in_numpy,
         },
         (Target("copy", moved / 0.8),),
+        work=Work("copy", 5 * w.size),
     )
     compare(
         "the same back to float32",
@@ -37,6 +38,7 @@ def quantize():
                 q.codes, np.repeat(q.scale, 128, axis=1)[:, :4000], out=to
             ),
         },
+        work=Work("copy", 5 * w.size),
     )
 
 

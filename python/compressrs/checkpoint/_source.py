@@ -82,11 +82,6 @@ class File:
         """Size and modification time, which identify the file's version."""
         return list(self._state[:2])
 
-    @property
-    def mode(self) -> int:
-        """The file's permissions."""
-        return os.fstat(self._descriptor).st_mode & 0o777
-
     def read(self, begin: int, end: int) -> Bytes:
         """Return a range of bytes, relative to the start of the data.
 

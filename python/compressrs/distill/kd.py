@@ -208,7 +208,7 @@ def kd_loss(
         label_smoothing=number(label_smoothing, "label_smoothing", 0, below=1),
         class_weight=class_weight,
         sample_weight=sample_weight,
-        ignore_index=_ignored(ignore_index),
+        ignore_index=whole(ignore_index, "ignore_index", -(2**63)),
         reduction=reduction,
         out=out,
     )
@@ -361,13 +361,6 @@ def _loss(
 def _rows(z: Array) -> Array:
     """Return a view with all axes but the last merged."""
     return z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
-
-
-def _ignored(given: int) -> int:
-    index = whole(given, "ignore_index", -(2**63))
-    if index >= 2**63:
-        raise ValueError(f"ignore_index must be below 2**63, got {index}")
-    return index
 
 
 def _labels(given: Any, batch: tuple[int, ...]) -> Array:
