@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from compressrs.cli import main
 from compressrs.cli._app import COMMANDS
@@ -170,3 +170,39 @@ def test_help_shows_patterns_as_they_are_typed(command, capsys):
         written += [getattr(m, "help", None) or "" for m in getattr(annotation, "__metadata__", ())]
     for pattern in re.findall(r"'re:[^']*'", " ".join(written)):
         assert pattern in text
+
+
+def test_differences_are_shown_by_tensor(tmp_path, capsys):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    same = np.ones((2, 3), np.float32)
+    changed, last = np.array([[1.0, 2.0, 4.0], [0.0, 0.0, 1.0]], np.float32)[:, None]
+    save_file({"same": same, "changed": changed, "shape": same, "gone": same}, first)
+    save_file({"same": same, "changed": changed + last, "shape": same[:1], "new": same}, second)
+    assert run("diff", first, second) == 0
+    rows = {
+        cells[1]: cells[2:-1]
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("│")]) > 2
+    }
+    assert rows["same"][0] == "0.0%" and rows["changed"][:2] == ["33.3%", "1"]
+    assert rows["shape"][0] == "another shape"
+    assert rows["gone"][0].startswith("only in") and rows["new"][0].startswith("only in")
+    assert run("diff", first, second, "--quiet") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-latency", "fast"], "must be a time such as 5ms"),
+        (["--budget", "10kB", "--max-drop", "0.1"], "give max-drop and evaluate together"),
+        (["--max-drop", "0.1", "--evaluate", " "], "evaluate must be a command, got none"),
+        (["--max-drop", "0.1", "--evaluate", "/no/such/program"], "evaluate cannot be run"),
+        (["--budget", "10kB", "--executor", "processes"], "give executor without a budget"),
+        (["--quantize", "int8", "--report", "/no/such/folder/x.html"], "/no/such/folder"),
+    ],
+)
+def test_options_of_compress_that_cannot_be_followed(plain, tmp_path, capsys, options, message):
+    target = tmp_path / "small.safetensors"
+    assert run("compress", plain, "-o", target, *options) in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not target.exists()

@@ -85,6 +85,16 @@ def test_packages_of_extras_are_listed(monkeypatch):
     assert found[0].installed is None
 
 
+def test_the_table_says_how_to_install_what_is_missing(capsys, quick, monkeypatch):
+    found = [
+        doctor.Package("cli", "rich", ">=13", "14.0"),
+        doctor.Package("mpi", "mpi4py", ">=4", None),
+    ]
+    monkeypatch.setattr(doctor, "packages", lambda: found)
+    printed = run(capsys)[1].out
+    assert "14.0" in printed and "- (pip install 'compressrs[mpi]')" in printed
+
+
 def test_without_metadata_nothing_is_listed(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)

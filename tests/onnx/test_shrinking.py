@@ -323,3 +323,115 @@ def test_batch_normalization_after_flattening():
     h = b.node("Conv", b.input("x", ["n", 3, 6, 6]), b.array("c", normal(4, 3, 3, 3)))
     h = norm(b, b.node("Flatten", h), "n", 64)
     check(b.model(b.node("MatMul", h, b.array("w", normal(64, 2)))), X["residual"], ["c"])
+
+
+def between(operate, rank=2):
+    """Return two products, or convolutions for rank 4, and what some nodes make between them."""
+    b = Builder()
+    if rank == 2:
+        h = b.node("MatMul", b.input("x", ["n", 6]), b.array("w1", normal(6, 8)))
+        return b.model(b.node("MatMul", operate(b, b.node("Relu", h)), b.array("w2", normal(8, 3))))
+    h = b.node("Conv", b.input("x", ["n", 3, 8, 8]), b.array("w1", normal(8, 3, 1, 1)))
+    h = operate(b, b.node("Relu", h))
+    return b.model(b.node("Conv", h, b.array("w2", normal(3, 8, 1, 1))), rank=4)
+
+
+def constant(b, **value):
+    return b.node("Constant", **value)
+
+
+def integers(b, name, *values):
+    return b.array(name, np.array(values))
+
+
+THROUGH = {
+    "power": (2, lambda b, h: b.node("Pow", h, constant(b, value_float=2.0))),
+    "scaled": (2, lambda b, h: b.node("Mul", h, constant(b, value_floats=[0.5]))),
+    "wider": (
+        2,
+        lambda b, h: b.node(
+            "Squeeze",
+            b.node("Unsqueeze", h, constant(b, value_ints=[0, 3])),
+            integers(b, "axes", 0, 3),
+        ),
+    ),
+    "turned": (
+        2,
+        lambda b, h: b.node("Transpose", b.node("Transpose", h), perm=[1, 0]),
+    ),
+    "padded": (4, lambda b, h: b.node("Pad", h, integers(b, "pads", 0, 0, 1, 1, 0, 0, 1, 1))),
+    "slopes": (4, lambda b, h: b.node("PRelu", h, b.array("slopes", normal(8, 1, 1)))),
+}
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_units_pass_through(name):
+    rank, operate = THROUGH[name]
+    check(between(operate, rank), X["mlp" if rank == 2 else "cnn"], ["w1"])
+
+
+STAY = {
+    "edges": (
+        4,
+        lambda b, h: b.node("Pad", h, integers(b, "p", 0, 0, 1, 1, 0, 0, 1, 1), mode="edge"),
+        "pads in another way",
+    ),
+    "powers": (
+        2,
+        lambda b, h: b.node("Pow", h, b.array("e", np.arange(1, 9, dtype=np.float32))),
+        "has an exponent for each of them",
+    ),
+    "divided": (
+        2,
+        lambda b, h: b.node("Div", h, b.array("d", np.arange(1, 9, dtype=np.float32))),
+        "divides them by numbers of their own",
+    ),
+    "divisor": (
+        2,
+        lambda b, h: b.node("Div", b.array("one", np.float32(1)), b.node("Exp", h)),
+        "takes them in another form",
+    ),
+    "turned": (
+        2,
+        lambda b, h: b.node("Add", h, b.node("Transpose", h, perm=[1, 0])),
+        "combines them in another order",
+    ),
+    "squeezed": (2, lambda b, h: b.node("Squeeze", h), "takes all axes"),
+    "summed": (
+        2,
+        lambda b, h: b.node("Mul", h, b.node("ReduceMax", h, axes=[1])),
+        "combines them",
+    ),
+    "softmax": (2, lambda b, h: b.node("Softmax", h), "normalizes over them"),
+    "pooled": (
+        2,
+        lambda b, h: b.node(
+            "Squeeze",
+            b.node("GlobalMaxPool", b.node("Unsqueeze", h, integers(b, "a", 1))),
+            integers(b, "c", 1),
+        ),
+        "combines them|axis",
+    ),
+    "reshaped": (
+        2,
+        lambda b, h: b.node(
+            "Reshape",
+            b.node("Reshape", h, integers(b, "a", -1, 2, 4)),
+            integers(b, "c", -1, 8),
+        ),
+        "gives them another shape",
+    ),
+    "flattened": (2, lambda b, h: b.node("Flatten", h, axis=0), "flattens them in another way"),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_units_stay_where_they_do_not_pass_through(name):
+    rank, operate, reason = STAY[name]
+    model = conn.load(between(operate, rank))
+    before = {key: array.copy() for key, array in model.items()}
+    with pytest.raises(ValueError, match=f"w1 makes units that cannot be removed: .*({reason})"):
+        conn.shrink(model, {"w1": np.array([True, False] * 4)})
+    assert not conn.groups(model)
+    for key, array in model.items():
+        np.testing.assert_array_equal(array, before[key])

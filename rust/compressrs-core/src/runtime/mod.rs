@@ -1,6 +1,7 @@
 //! Where and how kernels run: instruction sets, the thread pool and its CPUs, memory.
 
 mod affinity;
+mod handshake;
 pub mod memory;
 pub mod parallel;
 pub mod scratch;

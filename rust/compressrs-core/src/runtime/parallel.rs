@@ -9,17 +9,15 @@
 //! Splitting never decides a result: elementwise kernels do not care, and
 //! reductions use [`reduce`], whose tree depends on the length alone.
 
-use std::any::Any;
 use std::iter::successors;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::handshake::Loop;
 use super::{affinity, memory};
 
 /// Name of the environment variable that sets the number of threads.
@@ -164,10 +162,6 @@ fn start(threads: usize) -> Option<ThreadPool> {
 /// which lost its CPU for a while does not hold up the others.
 const PARTS: usize = 8;
 
-/// How often to look whether the last parts are finished before sleeping: some
-/// 20 microseconds, what it costs to be woken.
-const SPINS: usize = 500;
-
 /// Calls `body` on parts of `range`, in parallel where the range is longer than
 /// two grains.
 ///
@@ -193,87 +187,29 @@ pub fn for_each(
     // Half a grain once threads are awake, so that few parts divide evenly.
     let size = grain.div_ceil(2).max(len.div_ceil(PARTS * threads)).next_multiple_of(align);
     let parts = len.div_ceil(size);
-    let run = |part: usize| {
+    let of_part = |part: usize| {
         let start = range.start + part * size;
         body(start..range.end.min(start + size));
     };
-    Loop::run(&pool, parts, &run);
+    run(&pool, parts, &of_part);
 }
 
-/// A loop that several threads take parts from.
-struct Loop {
-    /// The parts. Only to be called with a part taken from `next`, for then the
-    /// caller of `run`, who has the closure, still waits.
-    body: *const (dyn Fn(usize) + Sync),
-    parts: usize,
-    /// The first part not taken yet.
-    next: AtomicUsize,
-    /// Parts not finished yet.
-    left: AtomicUsize,
-    caller: Thread,
-    /// The CPU of the caller as it began.
-    cpu: Option<usize>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-// SAFETY: `body` is Sync, and is called only while it lives; see there.
-unsafe impl Send for Loop {}
-// SAFETY: as above.
-unsafe impl Sync for Loop {}
-
-impl Loop {
-    fn run(pool: &ThreadPool, parts: usize, body: &(dyn Fn(usize) + Sync)) {
-        let body: *const (dyn Fn(usize) + Sync + '_) = body;
-        // SAFETY: only the lifetime changes; what it protected is said at the field.
-        let body: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(body) };
-        let this = Arc::new(Loop {
-            body,
-            parts,
-            next: AtomicUsize::new(0),
-            left: AtomicUsize::new(parts),
-            caller: std::thread::current(),
-            cpu: affinity::current(),
-            panic: Mutex::new(None),
+/// Runs the parts of a loop on the pool and on this thread.
+fn run(pool: &ThreadPool, parts: usize, body: &(dyn Fn(usize) + Sync)) {
+    // SAFETY: `finish` returns after the last part, before `body` ends, and nothing
+    // before it returns from here: `work` hands on panics of the parts, and the pool
+    // catches those of a thread.
+    let shared = Arc::new(unsafe { Loop::new(parts, body) });
+    let cpu = affinity::current();
+    for _ in 0..pool.current_num_threads().min(parts - 1) {
+        let helper = Arc::clone(&shared);
+        pool.spawn(move || {
+            affinity::leave(cpu);
+            helper.work();
         });
-        for _ in 0..pool.current_num_threads().min(parts - 1) {
-            let helper = Arc::clone(&this);
-            pool.spawn(move || {
-                affinity::leave(helper.cpu);
-                helper.work();
-            });
-        }
-        this.work();
-        let mut spins = SPINS;
-        while this.left.load(Ordering::Acquire) > 0 {
-            if spins > 0 {
-                spins -= 1;
-                std::hint::spin_loop();
-            } else {
-                std::thread::park();
-            }
-        }
-        let panic = this.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
     }
-
-    fn work(&self) {
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.parts {
-                return;
-            }
-            // SAFETY: the part is not finished, so `run` has not returned.
-            let body = unsafe { &*self.body };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-            }
-            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.caller.unpark();
-            }
-        }
-    }
+    shared.work();
+    shared.finish();
 }
 
 /// Maps blocks of `block` items (the last may be shorter) and combines the

@@ -1,0 +1,167 @@
+//! A loop whose parts several threads take, and how its caller learns that all are finished.
+//!
+//! A module of its own, so that loom can try every order of its atomic operations: see the
+//! model below.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Mutex, PoisonError};
+
+#[cfg(loom)]
+use loom::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread::{self, Thread},
+};
+#[cfg(not(loom))]
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread::{self, Thread},
+};
+
+/// How often to look whether the last parts are finished before sleeping: some
+/// 20 microseconds, what it costs to be woken.
+const SPINS: usize = if cfg!(loom) { 0 } else { 500 };
+
+/// A loop that several threads take parts from.
+pub struct Loop {
+    /// The parts. Only to be called with a part taken from `next`, for then `finish` has not
+    /// returned.
+    body: *const (dyn Fn(usize) + Sync),
+    parts: usize,
+    /// The first part not taken yet.
+    next: AtomicUsize,
+    /// Parts not finished yet.
+    left: AtomicUsize,
+    caller: Thread,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `body` is Sync, and is called only while it lives; see there.
+unsafe impl Send for Loop {}
+// SAFETY: as above.
+unsafe impl Sync for Loop {}
+
+impl Loop {
+    /// A loop whose caller is this thread.
+    ///
+    /// # Safety
+    /// The caller guarantees that [`finish`](Loop::finish) returns, or panics, before `body` ends
+    /// if `work` has been called.
+    pub unsafe fn new(parts: usize, body: &(dyn Fn(usize) + Sync)) -> Self {
+        let body: *const (dyn Fn(usize) + Sync + '_) = body;
+        // SAFETY: only the lifetime changes; the caller guarantees what it protected.
+        let body: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(body) };
+        Loop {
+            body,
+            parts,
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(parts),
+            caller: thread::current(),
+            panic: Mutex::new(None),
+        }
+    }
+
+    /// Runs parts until none is left to take. A panic of one is kept for `finish`.
+    pub fn work(&self) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts {
+                return;
+            }
+            // SAFETY: the part is not finished, so `finish` has not returned.
+            let body = unsafe { &*self.body };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.caller.unpark();
+            }
+        }
+    }
+
+    /// Waits on the caller's thread until all parts are finished.
+    ///
+    /// # Unwinds
+    /// With the panic of a part.
+    pub fn finish(&self) {
+        let mut spins = SPINS;
+        while self.left.load(Ordering::Acquire) > 0 {
+            if spins > 0 {
+                spins -= 1;
+                std::hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_part_is_that_of_the_loop() {
+        let body = |part| assert_ne!(part, 3, "the third");
+        // SAFETY: `finish` returns before `body` ends.
+        let this = unsafe { Loop::new(9, &body) };
+        thread::scope(|scope| {
+            scope.spawn(|| this.work());
+            this.work();
+            let found = catch_unwind(AssertUnwindSafe(|| this.finish())).unwrap_err();
+            assert!(found.downcast_ref::<String>().unwrap().contains("the third"));
+        });
+        assert_eq!(this.left.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use std::sync::Arc;
+
+    /// What parts write. A cell that two threads access without an order between them, or
+    /// after the caller went on, fails the model.
+    struct Cells(Vec<UnsafeCell<usize>>);
+
+    // SAFETY: loom checks that accesses are ordered.
+    unsafe impl Sync for Cells {}
+
+    #[test]
+    fn the_caller_goes_on_after_every_part_in_every_order() {
+        for (parts, helpers) in [(1, 1), (2, 1), (3, 1), (2, 2)] {
+            loom::model(move || {
+                let cells = Cells((0..parts).map(|_| UnsafeCell::new(0)).collect());
+                let all = &cells;
+                let body = |part: usize| {
+                    // SAFETY: each part is taken once, which this test verifies.
+                    all.0[part].with_mut(|cell| unsafe { *cell += 1 });
+                };
+                // SAFETY: `finish` returns before `body` ends.
+                let this = Arc::new(unsafe { Loop::new(parts, &body) });
+                let others: Vec<_> = (0..helpers)
+                    .map(|_| {
+                        let helper = Arc::clone(&this);
+                        thread::spawn(move || helper.work())
+                    })
+                    .collect();
+                this.work();
+                this.finish();
+                for cell in &cells.0 {
+                    // SAFETY: no part is running.
+                    cell.with(|cell| assert_eq!(unsafe { *cell }, 1));
+                }
+                // Helpers that come late find nothing to do, and these are gone by then.
+                drop(cells);
+                for other in others {
+                    other.join().unwrap();
+                }
+            });
+        }
+    }
+}
