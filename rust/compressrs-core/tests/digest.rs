@@ -87,7 +87,7 @@ fn products(digest: &mut Digest) {
         matmul(a, x, MatrixMut::new(&mut y, ROWS, n, n, 1), Epilogue::default());
         matmul_transposed(a, z, MatrixMut::new(&mut t, COLUMNS, n, n, 1), Epilogue::default());
         let mut sampled = vec![0.0; data.len()];
-        sddmm(a, z, x.transposed(), &mut sampled, false);
+        sddmm::<_, _, 1, 1>(a.pattern(), z, x.transposed(), &mut sampled, false);
         for x in [&y, &t, &sampled] {
             digest.singles(x);
         }
