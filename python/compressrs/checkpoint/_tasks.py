@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from compressrs import _core
+from compressrs._errors import WorkersKilledError
 from compressrs.checkpoint._coding import PLAIN, Bytes, Tile
 from compressrs.checkpoint._encoding import Before, Encoder, read_tiles, relative
 from compressrs.checkpoint._plan import Step
@@ -182,7 +183,7 @@ def encoded(executor: Executor, steps: Iterable[Step]) -> Generator[Encoded | No
                 attempts += 1
                 restart = getattr(executor, "restart", None)
                 if restart is None or attempts == ATTEMPTS:
-                    raise RuntimeError(
+                    raise WorkersKilledError(
                         f"workers were killed {attempts} times, last while "
                         f"{running[0].step.name!r} was encoded; "
                         "with fewer workers less memory is used; go on with resume"

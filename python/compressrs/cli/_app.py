@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from compressrs import __version__
+from compressrs._errors import WorkersKilledError
 from compressrs.checkpoint.recipe import RecipeError
 from compressrs.cli import compress, config, decompress, demo, diff, doctor, export, info, verify
 from compressrs.cli._options import Usage
@@ -63,6 +64,10 @@ def _version(
     """Model optimization and compression for NumPy on the CPU."""
 
 
+#: What may fail without a fault in the program.
+_FAILURES = (OSError, ValueError, TypeError, OverflowError, MemoryError, WorkersKilledError)
+
+
 def _reported(command: Callable[..., None]) -> Callable[..., None]:
     """Convert errors that a user can fix into a message and an exit code."""
 
@@ -80,7 +85,7 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(141) from None
         except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
-        except (OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        except _FAILURES as error:
             code, message = 1, str(error) or type(error).__name__
         if code:
             print(f"compressrs: {message}", file=sys.stderr)

@@ -31,7 +31,10 @@ class Target:
         if self.max_drop is not None and (self.budget, self.latency) != (None, None):
             raise ValueError("give max-drop without budget and target-latency")
         if not self.given and (self.cache is not None or self.workers != 1):
-            raise ValueError("cache and workers need budget, target-latency or max-drop")
+            raise ValueError(
+                "cache and workers need budget, target-latency or max-drop; workers without them "
+                "need --executor"
+            )
 
     @property
     def given(self) -> bool:

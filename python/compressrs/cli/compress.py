@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from compressrs.cli._options import (
     Json,
     Source,
     Threads,
+    Usage,
     arguments,
     console,
     duration,
@@ -199,16 +201,22 @@ def run(
         _show(done)
 
 
-def _executor(kind: str | None, workers: int) -> AbstractContextManager[Any]:
+@contextmanager
+def _executor(kind: str | None, workers: int) -> Iterator[Any]:
     """Return a context with the executor of --executor, or None."""
     if kind is None:
-        return nullcontext()
+        yield None
+        return
     from compressrs.distributed import executor
     from compressrs.distributed.executors import MAY_COUNT
 
-    with arguments():
-        made = executor(kind, workers if workers > 1 and kind in MAY_COUNT else None)
-    return made
+    with ExitStack() as stack:
+        try:
+            made = executor(kind, workers if workers > 1 and kind in MAY_COUNT else None)
+            pool = stack.enter_context(made)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise Usage(f"--executor {kind}: {error}") from None
+        yield pool
 
 
 def _check_other(file: Path | None, src: Path, output: Path) -> None:

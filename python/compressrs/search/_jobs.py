@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compressrs._errors import WorkersKilledError
 from compressrs._files import write_atomically
 
 #: How often jobs are given to new processes after one was killed.
@@ -78,7 +79,7 @@ def run(
         except BrokenProcessPool as error:
             if attempt == ATTEMPTS - 1:
                 names = [job.name for job in left.values() if job.key not in results]
-                raise RuntimeError(
+                raise WorkersKilledError(
                     f"processes were killed {ATTEMPTS} times while measuring {', '.join(names[:5])}"
                     "; with less memory used by fewer workers they may not be"
                 ) from error
