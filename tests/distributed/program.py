@@ -74,7 +74,8 @@ def train(folder: Path) -> None:
     for r in range(comm.size):
         if r != comm.rank:
             assert same(received[r], np.arange(5001, dtype=np.float16) + np.float16(r))
-    assert comm.bytes == sent.nbytes * (comm.size - 1)
+    # Besides, ranks say what they are about to do.
+    assert 0 <= comm.bytes - sent.nbytes * (comm.size - 1) < 1000
 
     # A forked child has no ranks to talk to.
     if comm.size > 1:
@@ -112,7 +113,7 @@ def large(folder: Path) -> None:
         comm.exchange([[], []], [[received], []])
         assert received[[0, 2**30, 2**31 - 1, 2**31, -1]].tolist() == [1, 2, 3, 4, 5]
         assert np.count_nonzero(received) == 5
-    assert comm.bytes == (length if comm.rank == 0 else 0)
+    assert 0 <= comm.bytes - (length if comm.rank == 0 else 0) < 1000
 
 
 def single(folder: Path) -> None:

@@ -80,6 +80,21 @@ def loading(make: Any) -> Method:
 
 
 METHODS: dict[str, Method] = {
+    "DataParallelDistiller.fit": (
+        lambda: distributed.DataParallelDistiller(**distilling()),
+        "fit",
+        lambda: dict(
+            x=w().astype(np.float32),
+            y=np.arange(8) % 3,
+            epochs=1,
+            hard_epochs=1,
+            sample_weight=np.ones(8),
+            validation=(w().astype(np.float32), np.arange(8) % 3),
+            patience=1,
+            checkpoint=None,
+            progress=False,
+        ),
+    ),
     "Communicator.agree": (
         distributed.LocalCommunicator,
         "agree",
