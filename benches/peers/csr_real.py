@@ -100,7 +100,7 @@ def cells(m, k, zeros):
     mkl = mkl_module()
     w, source = weight((m, k))
     pruned = np.where(cr.prune.magnitude_mask(w, sparsity=zeros), w, np.float32(0))
-    entries = np.count_nonzero(pruned)
+    entries = int(np.count_nonzero(pruned))
     print(f"\n{m} x {k}, {source}, {zeros:.0%} zeros")
     for n in COLUMNS:
         for product, contenders in products(pruned, n, mkl):

@@ -194,10 +194,32 @@ def test_layers_train_with_weights_in_half_precision(dtype, tmp_path):
     layer.save(tmp_path / "layer.safetensors")
     back = nn.load(tmp_path / "layer.safetensors")
     assert back.weight.dtype == dtype and np.array_equal(back(x), layer(x))
+    namespace = {}
+    exec(nn.Sequential(layer).eval().export(tmp_path / "model.npz", show=False), namespace)
+    np.testing.assert_allclose(namespace["predict"](x), layer(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="bias must be float32"):
         nn.SparseLinear(layer.weight, np.zeros(48, dtype))
     with pytest.raises(TypeError, match="x must have dtype float32"):
         layer(x.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", ["SET", "RigL"])
+def test_patterns_change_while_such_layers_train(kind, dtype):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.SparseLinear(made("csr", dtype, rng)))
+    opt = optim.Adam(model.params, lr=1e-2)
+    make = {"SET": cr.prune.SET, "RigL": cr.prune.RigL}[kind]
+    dynamic = make(model, opt, end=20, frequency=2)
+    x = rng.standard_normal((16, 64)).astype(np.float32)
+    before = model[0].weight
+    for _ in range(6):
+        model.backward(model(x) - 1)
+        opt.step(model.grads)
+        dynamic.step()
+    after = model[0].weight
+    assert after.dtype == dtype and after.nnz == before.nnz
+    assert not np.array_equal(after.indices, before.indices)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -198,3 +198,20 @@ def test_quantized_linear_is_saved_and_loaded():
         other.load_state_dict({"_extra_state": first[0].get_extra_state()})
     with pytest.raises(TypeError, match=r"layer must be a compressrs.nn.QuantizedLinear"):
         ctorch.QuantizedLinear(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sparse_layers_in_half_precision(dtype):
+    dense = torch.nn.Linear(13, 9)
+    ctorch.prune(dense, 0.6)
+    layer = ctorch.SparseLinear.from_linear(dense).to(dtype)
+    dense = dense.to(dtype)
+    x = torch.randn(7, 13).to(dtype).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    ours, theirs = layer(x), dense(y)
+    assert ours.dtype == dtype and layer.matrix.data.itemsize == 2
+    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.05)
+    (ours**2).sum().backward()
+    (theirs**2).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, atol=0.1, rtol=0.05)
+    assert layer.weight.grad.dtype == dtype

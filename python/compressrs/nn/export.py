@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, compute_dtype
 from compressrs._checks import converted
 from compressrs._files import write_atomically
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
@@ -175,11 +175,13 @@ def _collect(layer: Layer, name: str, steps: list[Step]) -> None:
 
 def _bias(layer: Any) -> Array:
     weight = layer.weight
-    return np.zeros(weight.shape[0], weight.dtype) if layer.bias is None else layer.bias
+    dtype = compute_dtype(weight.dtype)
+    return np.zeros(weight.shape[0], dtype) if layer.bias is None else layer.bias
 
 
 def _sparse(layer: SparseLinear) -> list[Step]:
-    dense = layer.weight.to_dense()
+    # Archives know no bfloat16, and the code multiplies float32.
+    dense = layer.weight.to_dense().astype(compute_dtype(layer.weight.dtype), copy=False)
     rows, columns = np.nonzero(dense)
     small = np.uint16 if max(dense.shape) <= 2**16 else np.int64
     parts = [dense[rows, columns], columns.astype(small), rows.astype(small)]

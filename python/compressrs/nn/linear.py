@@ -315,7 +315,7 @@ class SparseLinear(Affine):
             raise RuntimeError("dense_gradient needs a backward before it")
         x, _, dy = self._saved
         gradient: Array = dy.T @ x
-        return gradient
+        return gradient.astype(self._weight.dtype, copy=False)
 
     def _checked_pattern(self, values: Mapping[str, Array], prefix: str) -> Take:
         own = self._weight

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, require_in_place
+from compressrs._arrays import Array, as_array, compute_dtype, is_half, require_in_place
 from compressrs._checks import count as step_number
 from compressrs._checks import generator, sequence, share, whole
 from compressrs._state import Stateful, Take, Undo, checked_generator, require_keys
@@ -281,10 +281,12 @@ class SET(_Dynamic):
         self._rng = generator(rng)
 
     def _growth(self, layer: SparseLinear) -> Array:
-        growth: Array = self._rng.random(layer.weight.shape, layer.weight.dtype.type)
+        dtype = layer.weight.dtype
+        growth: Array = self._rng.random(layer.weight.shape, compute_dtype(dtype).type)
         # Entries just dropped are not grown again.
         growth[layer.weight.rows(), layer.weight.indices] -= 2
-        return growth
+        # In half precision the largest are those next to 0, where numbers are close together.
+        return (growth - 1).astype(dtype) if is_half(dtype) else growth
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps and the generator's state."""

@@ -64,7 +64,7 @@ class SparseLinear(torch.nn.Module):  # type: ignore[misc]
     Parameters
     ----------
     weight : SparseMatrix, shape (out_features, in_features)
-        float32 or float64. Its values are used, not copied.
+        float32, float64, float16 or bfloat16. Its values are used, not copied.
     bias : Tensor, shape (out_features,), optional
         A parameter is used as it is.
 

@@ -17,9 +17,10 @@ use crate::numeric::vector::Fours;
 #[inline(always)]
 pub unsafe fn f32x16(fours: impl Fours<__m512>) -> __m512 {
     #[inline(always)]
-    unsafe fn quarters([a, b, c, d]: [__m512; 4]) -> __m512 {
+    unsafe fn quarters(four: Option<[__m512; 4]>) -> __m512 {
         // SAFETY: as for `f32x16`.
         unsafe {
+            let Some([a, b, c, d]) = four else { return _mm512_setzero_ps() };
             let ab = _mm512_add_ps(
                 _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
                 _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
@@ -65,9 +66,10 @@ pub unsafe fn f32x16(fours: impl Fours<__m512>) -> __m512 {
 #[inline(always)]
 pub unsafe fn f64x8(fours: impl Fours<__m512d>) -> __m512d {
     #[inline(always)]
-    unsafe fn quarters([a, b, c, d]: [__m512d; 4]) -> __m512d {
+    unsafe fn quarters(four: Option<[__m512d; 4]>) -> __m512d {
         // SAFETY: as for `f64x8`.
         unsafe {
+            let Some([a, b, c, d]) = four else { return _mm512_setzero_pd() };
             let ab = _mm512_add_pd(
                 _mm512_shuffle_f64x2::<0b01_00_01_00>(a, b),
                 _mm512_shuffle_f64x2::<0b11_10_11_10>(a, b),
@@ -98,9 +100,10 @@ pub unsafe fn f64x8(fours: impl Fours<__m512d>) -> __m512d {
 #[inline(always)]
 pub unsafe fn f32x8(fours: impl Fours<__m256>) -> __m256 {
     #[inline(always)]
-    unsafe fn pairs([a, b, c, d]: [__m256; 4]) -> __m256 {
+    unsafe fn pairs(four: Option<[__m256; 4]>) -> __m256 {
         // SAFETY: as for `f32x8`.
         unsafe {
+            let Some([a, b, c, d]) = four else { return _mm256_setzero_ps() };
             let ab = _mm256_add_ps(
                 _mm256_permute2f128_ps::<0x20>(a, b),
                 _mm256_permute2f128_ps::<0x31>(a, b),
@@ -134,7 +137,7 @@ pub unsafe fn f32x8(fours: impl Fours<__m256>) -> __m256 {
 pub unsafe fn f64x4(fours: impl Fours<__m256d>) -> __m256d {
     // SAFETY: the caller guarantees that the machine has the instructions.
     unsafe {
-        let [a, b, c, d] = fours.four(0);
+        let Some([a, b, c, d]) = fours.four(0) else { return _mm256_setzero_pd() };
         let ab = _mm256_add_pd(
             _mm256_permute2f128_pd::<0x20>(a, b),
             _mm256_permute2f128_pd::<0x31>(a, b),

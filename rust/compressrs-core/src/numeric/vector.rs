@@ -61,8 +61,9 @@ pub trait Vector<T>: Copy {
 /// A trait, not a closure: instructions of a level must be inlined where it is enabled, which
 /// is said of methods only.
 pub trait Fours<V> {
-    /// Vectors `4 i` to `4 i + 3`. Implementations must be `#[inline(always)]`.
-    fn four(&self, i: usize) -> [V; 4];
+    /// Vectors `4 i` to `4 i + 3`, or None if their sums may be anything, as those of all
+    /// that follow. Implementations must be `#[inline(always)]`.
+    fn four(&self, i: usize) -> Option<[V; 4]>;
 }
 
 /// The vectors of a type, by level.
@@ -124,7 +125,11 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn sum_lanes(fours: impl Fours<Self>, out: *mut $t) {
                 // SAFETY: the caller guarantees that four elements may be written.
-                unsafe { out.cast::<[$t; 4]>().write_unaligned(fours.four(0).map(sum_tree)) };
+                unsafe {
+                    if let Some(four) = fours.four(0) {
+                        out.cast::<[$t; 4]>().write_unaligned(four.map(sum_tree));
+                    }
+                }
             }
         }
     };
@@ -396,10 +401,10 @@ mod tests {
 
     impl<T: Float, V: Vector<T>> Fours<V> for &[T] {
         #[inline(always)]
-        fn four(&self, i: usize) -> [V; 4] {
+        fn four(&self, i: usize) -> Option<[V; 4]> {
             let x = self[4 * i * V::LANES..][..4 * V::LANES].as_ptr();
             // SAFETY: there are `LANES` elements for each.
-            [0, 1, 2, 3].map(|j| unsafe { V::load(x.add(j * V::LANES)) })
+            Some([0, 1, 2, 3].map(|j| unsafe { V::load(x.add(j * V::LANES)) }))
         }
     }
 

@@ -219,7 +219,7 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
             }
             for (i, out) in rows.zip(out.chunks_mut(width)) {
                 let line = &source.data()[i * source.row_stride()..][..source.columns()];
-                out[..source.columns()].copy_from_slice(line);
+                copy_short(line, &mut out[..source.columns()]);
             }
             return;
         }
@@ -251,6 +251,19 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
                 }
             }
         }
+    }
+}
+
+/// Copies a few elements, without a call.
+#[inline(always)]
+fn copy_short<T: Copy>(from: &[T], to: &mut [T]) {
+    let (fours, rest) = from.as_chunks::<FOUR>();
+    let (to_fours, to_rest) = to.as_chunks_mut::<FOUR>();
+    for (to, from) in to_fours.iter_mut().zip(fours) {
+        *to = *from;
+    }
+    for i in 0..rest.len().min(FOUR - 1) {
+        to_rest[i] = rest[i];
     }
 }
 
@@ -338,7 +351,7 @@ impl<T: Float> SharedMatrix<'_, T> {
                 let out = unsafe { self.data.slice(start..start + width) };
                 match out.first_chunk_mut::<W>() {
                     Some(out) => *out = *line,
-                    None => out.copy_from_slice(&line[..width]),
+                    None => copy_short(&line[..width], out),
                 }
             }
             return;

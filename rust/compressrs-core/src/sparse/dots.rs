@@ -66,36 +66,37 @@ struct Dots<P, T, const L: usize> {
 
 impl<T: Float, V: Vector<T>, P: Pairs<T>, const L: usize> Fours<V> for Dots<P, T, L> {
     #[inline(always)]
-    fn four(&self, i: usize) -> [V; 4] {
+    fn four(&self, i: usize) -> Option<[V; 4]> {
+        if 4 * i >= self.count {
+            return None;
+        }
+        let last = self.count - 1;
         let n = const { L / V::LANES };
         let mut sums = [[V::splat(T::zero()); VECTORS]; 4];
-        if 4 * i < self.count {
-            let last = self.count - 1;
-            let pairs = [0, 1, 2, 3].map(|p| self.pairs.pair((4 * i + p).min(last)));
-            let mut k = 0;
-            while k < self.width {
-                for s in 0..n {
-                    for p in 0..4 {
-                        // SAFETY: within `width` elements, as the caller of `dots` guarantees.
-                        let (u, v) = unsafe {
-                            let at = k + s * V::LANES;
-                            (V::load(pairs[p].0.add(at)), V::load(pairs[p].1.add(at)))
-                        };
-                        sums[p][s] = sums[p][s].add_product(u, v);
-                    }
+        let pairs = [0, 1, 2, 3].map(|p| self.pairs.pair((4 * i + p).min(last)));
+        let mut k = 0;
+        while k < self.width {
+            for s in 0..n {
+                for p in 0..4 {
+                    // SAFETY: within `width` elements, as the caller of `dots` guarantees.
+                    let (u, v) = unsafe {
+                        let at = k + s * V::LANES;
+                        (V::load(pairs[p].0.add(at)), V::load(pairs[p].1.add(at)))
+                    };
+                    sums[p][s] = sums[p][s].add_product(u, v);
                 }
-                k += L;
             }
-            let mut half = n / 2;
-            while half > 0 {
-                for s in 0..half {
-                    for p in 0..4 {
-                        sums[p][s] = sums[p][s].add(sums[p][s + half]);
-                    }
-                }
-                half /= 2;
-            }
+            k += L;
         }
-        [sums[0][0], sums[1][0], sums[2][0], sums[3][0]]
+        let mut half = n / 2;
+        while half > 0 {
+            for s in 0..half {
+                for p in 0..4 {
+                    sums[p][s] = sums[p][s].add(sums[p][s + half]);
+                }
+            }
+            half /= 2;
+        }
+        Some([sums[0][0], sums[1][0], sums[2][0], sums[3][0]])
     }
 }
