@@ -94,7 +94,8 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const L: usize> WithWid
                             // below `right`, see above, of this width.
                             unsafe {
                                 let sums = sums.as_mut_ptr().add(at);
-                                dots::<T, V, L>(pairs, (V::SUMS, width), sums);
+                                let count = V::SUMS.min(R * C - at);
+                                dots::<T, V, L>(pairs, (count, width), sums);
                             }
                         }
                         for (out, sum) in out.iter_mut().zip(sums) {
