@@ -15,7 +15,9 @@ from .runs import MICROBATCHES, gradients, parameters, plain, same, shapes_of, s
 RULES = [
     getattr(cr.optim, name)
     for name in cr.optim.__all__
-    if isinstance(getattr(cr.optim, name), type) and hasattr(getattr(cr.optim, name), "_rule")
+    if isinstance(getattr(cr.optim, name), type)
+    and hasattr(getattr(cr.optim, name), "_rule")
+    and not getattr(cr.optim, name)._of_all_parameters
 ]
 RANKS = (1, 2, 3, 4)
 
@@ -172,6 +174,15 @@ def test_stage_2_keeps_the_sums_of_its_own_parts_alone():
         assert all(kept >= 4 * elements for kept in run_local(work, size, 1))
         # As many sums as their number has binary digits, at most, each of a rank's part.
         assert all(kept <= 3.01 * 4 * elements / size for kept in run_local(work, size, 2))
+
+
+def test_rules_of_all_parameters_at_once_are_refused():
+    with pytest.raises(ValueError, match="Prodigy estimates its rate from all parameters"):
+        ShardedOptimizer(cr.optim.Prodigy, np.ones(3))
+
+
+def test_cautious_steps():
+    compare(cr.optim.AdamW, cautious=True)
 
 
 @pytest.mark.parametrize("rule", [cr.optim.AdamW, cr.optim.Lamb, cr.optim.Muon])

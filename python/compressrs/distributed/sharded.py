@@ -74,7 +74,7 @@ class ShardedOptimizer(StoredOptimizer):
         If `rule` is not such a class, or an argument of another type.
     ValueError
         If ranks disagree on parameters, hyperparameters or seeds; the message names a rank. If
-        `offload` is no folder.
+        `offload` is no folder, or `rule` is `Prodigy`, which looks at all parameters at once.
     OSError
         If there is no room for the state in `offload`.
     RankError
@@ -130,6 +130,11 @@ class ShardedOptimizer(StoredOptimizer):
                 rule, "_rule"
             ):
                 raise TypeError(f"rule must be a class of cr.optim, such as AdamW, got {rule!r}")
+            if rule._of_all_parameters:
+                raise ValueError(
+                    f"rule must step each parameter by itself, but {rule.__name__} estimates its "
+                    "rate from all parameters, of which a rank has a part"
+                )
             self.rule = rule
             self._rule, self._fixed = rule._rule, rule._fixed  # type: ignore[misc]
             # A small instance knows the defaults, and refuses what the rule does not take.

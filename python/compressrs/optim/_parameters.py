@@ -46,6 +46,8 @@ class Parameters(Guarded):
     _rule: ClassVar[str]
     #: Hyperparameters that the class fixes, such as AdamW's decoupled weight decay.
     _fixed: ClassVar[dict[str, Any]] = {}
+    #: Whether a step of a parameter depends on the gradients of all others.
+    _of_all_parameters: ClassVar[bool] = False
     #: The tensor that each parameter is a part of, if they are parts: its number, the element
     #: that the part begins with, and its number of elements.
     _parts: list[tuple[int, int, int]] | None = None

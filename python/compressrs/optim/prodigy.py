@@ -73,6 +73,7 @@ class Prodigy(Optimizer):
     """
 
     _rule = "prodigy"
+    _of_all_parameters = True
 
     def __init__(
         self,
