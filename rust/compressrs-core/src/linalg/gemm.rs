@@ -79,7 +79,23 @@ pub fn multiply_by_transpose<T: Float>(
     add: Option<(T, &[T])>,
     out: &mut [T],
 ) {
-    product(alpha, a, a.transposed(), matrix(add), Part::RightOfDiagonal, out);
+    multiply_symmetric(alpha, a, a.transposed(), add, out);
+}
+
+/// `out = alpha a b + beta c`, where `(beta, c)` is `add`, and both `a b` and `c` are symmetric,
+/// as of two polynomials in one symmetric matrix: what is left of the diagonal is not computed
+/// but copied, so that the result is symmetric to the last bit.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn multiply_symmetric<T: Float>(
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    add: Option<(T, &[T])>,
+    out: &mut [T],
+) {
+    product(alpha, a, b, matrix(add), Part::RightOfDiagonal, out);
     mirror(out, a.rows());
 }
 
@@ -125,14 +141,43 @@ fn product<T: Float>(
 
 /// Copies what is right of the diagonal to the left of it.
 fn mirror<T: Float>(out: &mut [T], n: usize) {
+    let out = SharedMut::new(out);
     // Square by square, so that what is read and what is written stay in the first cache.
-    for top in (0..n).step_by(SQUARE) {
-        for left in (0..=top).step_by(SQUARE) {
-            for i in top..n.min(top + SQUARE) {
-                for j in left..i.min(left + SQUARE) {
-                    out[i * n + j] = out[j * n + i];
-                }
+    let grain = PACKED.div_ceil(SQUARE * n.max(1));
+    parallel::for_each(0..n.div_ceil(SQUARE), grain, 1, |part| {
+        for top in part.map(|square| square * SQUARE) {
+            for left in (0..=top).step_by(SQUARE) {
+                // SAFETY: tasks write different rows left of the diagonal, and read what is
+                // right of it, which none of them writes.
+                unsafe { mirror_square(&out, n, top, left) };
             }
+        }
+    });
+}
+
+/// Writes the square at row `top` and column `left`, or what of it is left of the diagonal.
+///
+/// # Safety
+/// Nothing else uses the elements of the square, nor writes to those of its mirror image, which
+/// are the elements of a matrix of `n` rows and columns.
+unsafe fn mirror_square<T: Float>(out: &SharedMut<'_, T>, n: usize, top: usize, left: usize) {
+    assert!(out.len() == n * n && left <= top && top < n);
+    let start = out.as_mut_ptr();
+    let (rows, columns) = (top..n.min(top + SQUARE), left..left + SQUARE);
+    if rows.len() == SQUARE && left < top {
+        for i in rows.step_by(4) {
+            for j in columns.clone().step_by(4) {
+                // SAFETY: four rows of four, on either side of the diagonal, of a matrix that is
+                // as large as asserted; the caller guarantees that nothing else uses them.
+                unsafe { T::transpose(start.add(j * n + i), n, start.add(i * n + j), n) };
+            }
+        }
+        return;
+    }
+    for i in rows {
+        for j in columns.start..i.min(columns.end) {
+            // SAFETY: as above, of one element, since `j < i < n`.
+            unsafe { start.add(i * n + j).write(start.add(j * n + i).read()) };
         }
     }
 }
@@ -451,6 +496,17 @@ mod tests {
             assert_eq!(half, square);
             multiply_by_transpose(2.0, a, Some((-3.0, &square)), &mut half);
             assert!(half.iter().zip(&square).all(|(half, x)| *half == -2.0 * x));
+            // The square and its own square commute.
+            let s = Matrix::row_major(&square, m, m);
+            let (mut fourth, mut sixth) = (half.clone(), half.clone());
+            multiply(1.0, s, s, None, &mut fourth);
+            let f = Matrix::row_major(&fourth, m, m);
+            multiply(0.5, s, f, Some((2.0, &square)), &mut sixth);
+            multiply_symmetric(0.5, s, f, Some((2.0, &square)), &mut half);
+            for i in 0..m * m {
+                assert_eq!(half[i], half[i % m * m + i / m]);
+                assert!((half[i] - sixth[i]).abs() <= 1e-12 * sixth[i].abs());
+            }
         }
     }
 }

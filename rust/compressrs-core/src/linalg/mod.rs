@@ -5,4 +5,5 @@ mod few_rows;
 pub mod gemm;
 pub mod matrix;
 pub mod obs;
+pub(crate) mod orthogonalize;
 mod pack;

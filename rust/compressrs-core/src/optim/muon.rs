@@ -5,13 +5,13 @@ use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
 use super::norm::root_of_squares;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
 use super::tensor::{GRAIN_ELEMENTS, is_kept};
-use crate::linalg::gemm::{multiply, multiply_by_transpose};
-use crate::linalg::matrix::Matrix;
+use crate::linalg::orthogonalize;
 use crate::numeric::element::Float;
 use crate::numeric::elementwise::lerp;
 use crate::numeric::lanes::total;
-use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 
 /// How the learning rate follows the shape of a matrix of `a` rows and `b` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +148,7 @@ impl Orthogonal {
 
     /// How many numbers a step computes on the side for a matrix of this shape, at most.
     pub(super) fn scratch_len(&self, (rows, columns): (usize, usize)) -> usize {
-        let (short, elements) = (rows.min(columns), rows.saturating_mul(columns));
-        // The matrix and the next one, two squares, and what products pack of their sides.
-        elements.saturating_mul(4).saturating_add(short.saturating_mul(short).saturating_mul(4))
+        orthogonalize::scratch_len(rows, columns)
     }
 
     pub(super) fn step<C: Float>(self, t: &FullTensor<'_, C>) {
@@ -176,46 +174,40 @@ impl Orthogonal {
         // Two factors, which are in range where the norm is not.
         let share = C::from_f64(unit.recip());
         let factor = C::from_f64(root.max(self.eps / unit).recip()).min(C::max_value());
-        // With no more rows than columns, so that the products are small.
-        let tall = rows > columns;
-        let (short, long) = if tall { (columns, rows) } else { (rows, columns) };
-        let mut x = memory::zeroed::<C>(n);
-        let at = |i: usize| if tall { i % columns * rows + i / columns } else { i };
+        let mut x = Scratch::<C>::new(n);
         let shared = SharedMut::new(&mut x);
         parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
-            for i in part {
-                // SAFETY: `at` is one to one, so tasks write different elements.
-                unsafe { shared.slice(at(i)..at(i) + 1)[0] = direction(i) * share * factor };
-            }
+            // SAFETY: parts do not overlap.
+            let x = unsafe { shared.slice(part.clone()) };
+            let numbers = part.zip(x);
+            simd::dispatch(Each(numbers, |(i, x): (usize, &mut C)| {
+                *x = direction(i) * share * factor
+            }));
         });
-        self.orthogonalize(&mut x, short, long);
+        let coefficients = self.coefficients.map(C::from_f64);
+        orthogonalize::orthogonalize(&mut x, rows, columns, coefficients, self.ns_steps);
 
         let (shrink, rate) = (C::from_f64(self.shrink), C::from_f64(self.rate(rows, columns)));
         parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
             // SAFETY: parts do not overlap.
             let theta = unsafe { t.param.slice(part.clone()) };
-            for (i, theta) in part.zip(theta) {
+            simd::dispatch(Each(part.zip(theta), |(i, theta): (usize, &mut C)| {
                 let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
-                let new = (-rate).mul_add(x[at(i)], *theta * shrink);
+                let new = (-rate).mul_add(x[i], *theta * shrink);
                 *theta = if kept { new } else { C::zero() };
-            }
+            }));
         });
     }
+}
 
-    /// The Newton-Schulz iteration on a matrix in row-major order.
-    fn orthogonalize<C: Float>(&self, x: &mut Vec<C>, rows: usize, columns: usize) {
-        let [a, b, c] = self.coefficients.map(C::from_f64);
-        let [mut gram, mut polynomial] = [(); 2].map(|()| memory::zeroed::<C>(rows * rows));
-        let mut next = memory::zeroed::<C>(x.len());
-        for _ in 0..self.ns_steps {
-            let m = Matrix::row_major(x, rows, columns);
-            multiply_by_transpose(C::one(), m, None, &mut gram);
-            // It is symmetric, and so is its square.
-            let g = Matrix::row_major(&gram, rows, rows);
-            multiply_by_transpose(c, g, Some((b, &gram)), &mut polynomial);
-            let p = Matrix::row_major(&polynomial, rows, rows);
-            multiply(C::one(), p, m, Some((a, x)), &mut next);
-            std::mem::swap(x, &mut next);
-        }
+/// Calls a function with each item.
+struct Each<I, F>(I, F);
+
+impl<I: Iterator, F: FnMut(I::Item)> Kernel for Each<I, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.0.for_each(self.1);
     }
 }

@@ -289,6 +289,11 @@ impl<'a, T> SharedMut<'a, T> {
         self.start
     }
 
+    /// Where the slice begins, to write single elements.
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
     /// A part of the slice.
     ///
     /// # Safety
