@@ -71,7 +71,7 @@ OPTIMIZERS: dict[str, Arguments] = {
         betas=(0.9, 0.99, 0.999), alpha=5.0, eps=1e-8, warmup=10.0, cautious=False
     ),
     "Adadelta": _optimizer(rho=0.9, eps=1e-6),
-    "Adafactor": _optimizer(beta2_decay=-0.8, eps=(None, 1e-3), d=1.0),
+    "Adafactor": _optimizer(beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, beta1=0.9),
     "Adagrad": _optimizer(lr_decay=0.1, initial_accumulator_value=0.1, eps=1e-10),
     "Adam": _optimizer(
         betas=_BETAS, eps=1e-8, amsgrad=True, decoupled_weight_decay=True, cautious=False
@@ -101,6 +101,17 @@ OPTIMIZERS: dict[str, Arguments] = {
     "RMSprop": _optimizer(alpha=0.9, eps=1e-8, momentum=0.5, centered=True),
     "Rprop": _without(_optimizer(etas=(0.5, 1.2), step_sizes=(1e-6, 50)), "weight_decay"),
     "SGD": _optimizer(**_NESTEROV, dampening=0.0),
+    "SOAP": _optimizer(
+        betas=_BETAS, shampoo_beta=0.9, eps=1e-8, precondition_frequency=2, block_size=4
+    ),
+    "Shampoo": _optimizer(
+        betas=_BETAS,
+        eps=1e-8,
+        matrix_eps=1e-12,
+        precondition_frequency=2,
+        block_size=4,
+        grafting="adam",
+    ),
 }
 
 SCHEDULES: dict[str, Arguments] = {

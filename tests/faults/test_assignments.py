@@ -91,7 +91,8 @@ def test_parameters_of_groups(name):
     params[:] = [x.copy() for x in params]
     assert (model.params["a"] == 3).all()
     before = model.copies()
-    opt.step(model.gradients())
+    for _ in range(2):  # SOAP's first step only finds its bases
+        opt.step(model.gradients())
     assert (model.params["a"] != before[0]).any()
     assert (model.params["b"] != before[1]).any()
 

@@ -412,6 +412,7 @@ def adafactor(
     eps=(None, 1e-3),
     d=1.0,
     weight_decay=0,
+    beta1=None,
     maximize=False,
 ):
     if theta.size == 0:
@@ -435,7 +436,10 @@ def adafactor(
     else:
         v = average("v", g**2)
     u = g / np.sqrt(np.maximum(v, eps1**2))
-    return theta - alpha / max(1, np.sqrt(np.mean(u**2)) / d) * u
+    u = alpha / max(1, np.sqrt(np.mean(u**2)) / d) * u
+    if beta1 is not None:
+        u = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * u
+    return theta - u
 
 
 def muon(
@@ -492,6 +496,125 @@ def of_rows(rule, theta, rows, values, state, t, **kwargs):
             state[name][rest] = old[rest]
     stepped[rest] = theta[rest]
     return stepped
+
+
+def blocks(shape, block_size):
+    """Return the row and column slices of the blocks of a matrix, as equal as can be."""
+
+    def slices(n):
+        if n == 0:
+            return []
+        size = -(-n // -(-n // block_size))
+        return [slice(start, min(n, start + size)) for start in range(0, n, size)]
+
+    return [(i, j) for i in slices(shape[0]) for j in slices(shape[1])]
+
+
+def inverse_fourth_root(a, eps):
+    values, vectors = np.linalg.eigh(a)
+    values = np.maximum(values, np.finfo(a.dtype).eps * max(values[-1], 0)) + eps
+    return (vectors * values**-0.25) @ vectors.T
+
+
+def shampoo(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0,
+    matrix_eps=1e-12,
+    precondition_frequency=10,
+    block_size=512,
+    grafting="adam",
+    maximize=False,
+):
+    if theta.size == 0:
+        return theta
+    if maximize:
+        g = -g
+    beta1, beta2 = betas
+    weight, correction = (1, 1) if beta2 == 1 else (1 - beta2, 1 / (1 - beta2**t))
+    v = state["v"] = beta2 * state.get("v", 0) + weight * g**2
+    a = g / (np.sqrt(v * correction) + eps)
+    u = a
+    if g.ndim > 1:
+        shape = (g.shape[0], g.size // g.shape[0])
+        g, a, u = g.reshape(shape), a.reshape(shape), np.empty(shape)
+        for block in blocks(shape, block_size):
+            x, own = g[block], state.setdefault(str(block), {})
+            for side, square in (("left", x @ x.T), ("right", x.T @ x)):
+                own[side] = beta2 * own.get(side, 0) + weight * square
+                if (t - 1) % precondition_frequency == 0:
+                    own[side + "_root"] = inverse_fourth_root(own[side] * correction, matrix_eps)
+            y = own["left_root"] @ x @ own["right_root"]
+            norm = np.linalg.norm
+            if grafting != "none":
+                y *= norm(a[block] if grafting == "adam" else x) / norm(y)
+            u[block] = y
+        u = u.reshape(theta.shape)
+    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * u
+    return (1 - lr * weight_decay) * theta - lr / (1 - beta1**t) * m
+
+
+def soap(
+    theta,
+    g,
+    state,
+    t,
+    *,
+    lr,
+    betas=(0.95, 0.95),
+    shampoo_beta=None,
+    eps=1e-8,
+    weight_decay=0.01,
+    precondition_frequency=10,
+    block_size=512,
+    maximize=False,
+):
+    if theta.size == 0:
+        return theta
+    if maximize:
+        g = -g
+    beta1, beta2 = betas
+    beta = beta2 if shampoo_beta is None else shampoo_beta
+    s = t - 1
+    g = g.reshape(len(g), -1) if g.ndim > 1 else g
+    if s > 0:
+        m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+        v = state.setdefault("v", np.zeros(g.shape))
+    u = np.zeros(g.shape)
+    for block in blocks(g.shape, block_size) if g.ndim > 1 else [...]:
+        own, x = state.setdefault(str(block), {}), g[block]
+
+        def rotated(x, back=False, own=own):
+            if g.ndim < 2:
+                return x
+            left, right = own["left_basis"], own["right_basis"]
+            return left @ x @ right.T if back else left.T @ x @ right
+
+        if s > 0:
+            v[block] = beta2 * v[block] + (1 - beta2) * rotated(x) ** 2
+            u[block] = rotated(rotated(m[block]) / (np.sqrt(v[block]) + eps), back=True)
+        if g.ndim < 2:
+            continue
+        for side, square in (("left", x @ x.T), ("right", x.T @ x)):
+            own[side] = beta * own.get(side, 0) + (1 - beta) * square
+            if s == 0:
+                own[side + "_basis"] = np.linalg.eigh(own[side])[1][:, ::-1]
+            elif s % precondition_frequency == 0:
+                basis = own[side + "_basis"]
+                product = own[side] @ basis
+                order = np.argsort(-(basis * product).sum(0), kind="stable")
+                v[block] = v[block][order] if side == "left" else v[block][:, order]
+                own[side + "_basis"] = np.linalg.qr(product[:, order])[0]
+    if s == 0:
+        return theta
+    rate = lr * np.sqrt(1 - beta2**s) / (1 - beta1**s)
+    return (1 - lr * weight_decay) * (theta - rate * u.reshape(theta.shape))
 
 
 def norm(arrays, order=2):

@@ -88,9 +88,9 @@ class ShardedOptimizer(StoredOptimizer):
     Notes
     -----
     Rules that update each element by itself are divided into ranges of elements; `Lamb`,
-    `Adafactor` and `Muon`, which look at whole tensors, by tensors. `step`, `state_dict`,
-    `load_state_dict`, `save`, `load`, `set_masks` and `add_param_group` are collective: all
-    ranks call them. Schedules and `EMA` are used as in one process, on each rank.
+    `Adafactor`, `Muon`, `Shampoo` and `SOAP`, which look at whole tensors, by tensors. `step`,
+    `state_dict`, `load_state_dict`, `save`, `load`, `set_masks` and `add_param_group` are
+    collective: all ranks call them. Schedules and `EMA` are used as in one process, on each rank.
 
     Gradients are added up in float32, or in float64 for float64 parameters.
 

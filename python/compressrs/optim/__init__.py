@@ -36,6 +36,8 @@ from compressrs.optim.rprop import Rprop
 from compressrs.optim.sam import SAM
 from compressrs.optim.schedule_free import ScheduleFree
 from compressrs.optim.sgd import SGD
+from compressrs.optim.shampoo import Shampoo
+from compressrs.optim.soap import SOAP
 from compressrs.optim.swa import SWA
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "LBFGS",
     "SAM",
     "SGD",
+    "SOAP",
     "SWA",
     "AdEMAMix",
     "Adadelta",
@@ -68,6 +71,7 @@ __all__ = [
     "RowGradient",
     "Rprop",
     "ScheduleFree",
+    "Shampoo",
     "clip_grad_norm_",
     "clip_grad_value_",
     "lr_range_test",

@@ -107,6 +107,12 @@ def plan(
                     f"params{optimizer._paths[i]}, got some that need "
                     f"{[name for name, *_ in wanted]}"
                 )
+            buffers = optimizer._buffers(i)
+            if any(shape != buffers[name].shape for name, shape, *_ in wanted):
+                raise ValueError(
+                    "state_dict['param_groups'] must have the block_size of the optimizer, whose "
+                    f"state has the shape of blocks, got {group.get('block_size')!r}"
+                )
             source = dict(state.get(order[i], {}))
             if optimizer._rule == "sgd" and any(v is not None for v in source.values()):
                 # PyTorch keeps no count of steps for SGD.

@@ -16,9 +16,11 @@ class Adafactor(Optimizer):
         c \leftarrow c + b_t (\operatorname{mean}_{\text{column}} g^2 - c) \\
         v &= r c^\top / \max(\operatorname{mean} r, \epsilon_1), \quad
         u = g / \sqrt{\max(v, \epsilon_1^2)} \\
-        \theta &\leftarrow (1 - \gamma \lambda) \theta -
-        \frac{\max(\epsilon_2, \operatorname{rms} \theta) \min(\gamma, 1 / \sqrt t)}
-        {\max(1, \operatorname{rms} u / d)} u
+        u &\leftarrow \frac{\max(\epsilon_2, \operatorname{rms} \theta) \min(\gamma, 1 / \sqrt t)}
+        {\max(1, \operatorname{rms} u / d)} u \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) u
+        \text{ if } \beta_1 \text{ is given, else } m = u \\
+        \theta &\leftarrow (1 - \gamma \lambda) \theta - m
 
     Rows and columns are the last two axes. Parameters with fewer axes keep a full second
     moment.
@@ -38,6 +40,10 @@ class Adafactor(Optimizer):
         Clipping threshold :math:`d \ge 1` of the update.
     weight_decay : float, default 0
         Decoupled weight decay :math:`\lambda \ge 0`.
+    beta1 : float or None, default None
+        :math:`\beta_1` in [0, 1) of a first moment, as in ``optax.adafactor``; None keeps none.
+        It may be stored in few bytes (`state_dtype`), unlike the second moment. It cannot be
+        switched on or off between steps.
     maximize : bool, default False
         Ascend instead of descend.
     **storage
@@ -71,6 +77,7 @@ class Adafactor(Optimizer):
         eps: tuple[float | None, float] = (None, 1e-3),
         d: float = 1.0,
         weight_decay: float = 0,
+        beta1: float | None = None,
         *,
         maximize: bool = False,
         **storage: Unpack[Storage],
@@ -83,6 +90,7 @@ class Adafactor(Optimizer):
                 "eps": eps,
                 "d": d,
                 "weight_decay": weight_decay,
+                "beta1": beta1,
                 "maximize": maximize,
             },
             storage,

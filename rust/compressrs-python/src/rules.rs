@@ -84,6 +84,10 @@ impl core::Source for Group<'_, '_> {
         Ok(value.extract().or_else(|_| number(&value, Name(name, "")))?)
     }
 
+    fn optional(&self, name: &'static str) -> Result<Option<f64>, Refused> {
+        if self.get(name)?.is_none() { Ok(None) } else { self.number(name).map(Some) }
+    }
+
     fn flag(&self, name: &'static str) -> Result<bool, Refused> {
         let value = self.get(name)?;
         Ok(value.extract().or_else(|_| flag(&value, Name(name, "")))?)

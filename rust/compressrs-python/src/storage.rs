@@ -3,7 +3,7 @@
 use compressrs_core::numeric::element::{bf16, f16};
 use compressrs_core::optim::{
     BLOCK, Codes, Halves, MAX_STATES, MIN_LEN, Moments, Rounding, State, StateKind, StateShape,
-    Values, Weights,
+    Values, Weights, block_len,
 };
 use compressrs_core::runtime::parallel::SharedMut;
 use numpy::PyUntypedArrayMethods;
@@ -326,6 +326,21 @@ fn state_shape(kind: StateShape, parameter: &[usize]) -> Vec<usize> {
         StateShape::Parameter => {}
         StateShape::Rows => shape[axes - 1] = 1,
         StateShape::Columns => shape[axes - 2] = 1,
+        StateShape::OfRows { .. } | StateShape::OfColumns { .. } | StateShape::Rotated => {
+            // The caller asks for them with two axes or more only. A saturated product is
+            // larger than any array.
+            let rows = parameter[0];
+            let columns = parameter[1..].iter().fold(1, |n: usize, &len| n.saturating_mul(len));
+            let sides = |others: usize, own: usize, most: usize| {
+                let blocks = others.div_ceil(block_len(others, most).max(1));
+                vec![blocks, own, block_len(own, most)]
+            };
+            return match kind {
+                StateShape::OfRows { block_size } => sides(columns, rows, block_size),
+                StateShape::OfColumns { block_size } => sides(rows, columns, block_size),
+                _ => vec![rows, columns, 1],
+            };
+        }
     }
     shape
 }

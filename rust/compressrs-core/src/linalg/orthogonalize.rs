@@ -41,7 +41,7 @@ pub(crate) fn orthogonalize<T: Float>(
         shape.gram(x, &mut gram);
         for step in 0..steps {
             shape.polynomial(coefficients, &gram, &mut polynomial);
-            polynomial.iter_mut().step_by(short + 1).for_each(|p| *p = *p + coefficients[0]);
+            polynomial.iter_mut().step_by(short + 1).for_each(|p| *p += coefficients[0]);
             let p = square(&polynomial, short);
             if step == 0 {
                 all.copy_from_slice(&polynomial);

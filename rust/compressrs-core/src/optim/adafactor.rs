@@ -7,6 +7,7 @@ use super::rule::quotient;
 use super::rule::{Formula, Rule, Scalars, State, StateShape, Update, coefficients, weight_decay};
 use super::tensor::{GRAIN_ELEMENTS, is_kept};
 use crate::numeric::element::Float;
+use crate::numeric::elementwise::lerp;
 use crate::numeric::lanes::{sums, total};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -24,11 +25,14 @@ hyperparameters! {
     /// v       = row col / max(mean of row, eps[0])       (a moment of its own for vectors)
     /// u       = g / sqrt(max(v, eps[0]^2))
     /// alpha   = max(eps[1], rms(theta)) min(lr, 1 / sqrt(t))
-    /// theta  <- (1 - lr weight_decay) theta - alpha u / max(1, rms(u) / d)
+    /// u       = alpha u / max(1, rms(u) / d)
+    /// m      <- beta1 m + (1 - beta1) u                  (if beta1 is given; else u itself)
+    /// theta  <- (1 - lr weight_decay) theta - m
     /// ```
     ///
     /// Rows and columns are the last two axes. Source: Shazeer & Stern (arXiv
-    /// 1804.04235, algorithms 4 to 6), in the form of `torch.optim.Adafactor`.
+    /// 1804.04235, algorithms 4 to 6), in the form of `torch.optim.Adafactor`, which has no
+    /// first moment; that is kept as in `optax.adafactor`.
     Adafactor = "adafactor" {
         /// Learning rate.
         lr: f64 = 1e-2, NON_NEGATIVE;
@@ -40,18 +44,23 @@ hyperparameters! {
         d: f64 = 1.0, AT_LEAST_ONE;
         /// Weight decay.
         weight_decay: f64 = 0.0, NON_NEGATIVE;
+        /// Decay rate of the first moment; none is kept if None.
+        beta1: Option<f64> = None, DECAY_RATE;
     }
 }
 
 impl Rule for Adafactor {
     fn states(&self, axes: usize) -> Vec<State> {
-        if axes < 2 {
-            return vec![State::exact("variance")];
-        }
-        vec![
-            State { shape: StateShape::Rows, ..State::exact("row_var") },
-            State { shape: StateShape::Columns, ..State::exact("col_var") },
-        ]
+        let mut states = if axes < 2 {
+            vec![State::exact("variance")]
+        } else {
+            vec![
+                State { shape: StateShape::Rows, ..State::exact("row_var") },
+                State { shape: StateShape::Columns, ..State::exact("col_var") },
+            ]
+        };
+        states.extend(self.beta1.map(|_| State::moment("exp_avg")));
+        states
     }
 
     fn at(&self, t: u64, _: &mut Scalars) -> Update {
@@ -63,6 +72,7 @@ impl Rule for Adafactor {
             d: self.d,
             shrink,
             rate: self.lr.min((t as f64).sqrt().recip()),
+            one_minus_beta1: self.beta1.map(|beta1| 1.0 - beta1),
         })
     }
 }
@@ -78,6 +88,8 @@ pub struct Factored {
     /// Factor on the parameter.
     shrink: f64,
     rate: f64,
+    /// Of the first moment, if there is one.
+    one_minus_beta1: Option<f64>,
 }
 
 coefficients! {
@@ -108,6 +120,25 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
     fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
         let v = if *v < self.floor { self.floor } else { *v };
         (-self.rate).mul_add(quotient(g, v.sqrt()), theta * self.shrink)
+    }
+}
+
+coefficients! {
+    /// The same, by way of a first moment.
+    Averaged {
+        shrink,
+        rate,
+        floor,
+        one_minus_beta1,
+    }
+}
+
+impl<C: Float> Formula<C, 2> for Averaged<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [v, m]: &mut [C; 2]) -> C {
+        let v = if *v < self.floor { self.floor } else { *v };
+        *m = lerp(*m, self.rate * quotient(g, v.sqrt()), self.one_minus_beta1);
+        theta * self.shrink - *m
     }
 }
 
@@ -153,7 +184,13 @@ impl Factored {
             [quotient(g * g, variance[i].to_f64().max(floor))]
         });
         let rate = self.clipped(rate, squares, n);
-        t.apply(Scaled { shrink: self.shrink, rate, floor }.cast::<C>());
+        let shrink = self.shrink;
+        match self.one_minus_beta1 {
+            None => t.apply(Scaled { shrink, rate, floor }.cast::<C>()),
+            Some(one_minus_beta1) => {
+                t.apply(Averaged { shrink, rate, floor, one_minus_beta1 }.cast::<C>());
+            }
+        }
     }
 
     fn step_matrix<C: Float>(
@@ -244,12 +281,21 @@ impl Factored {
             for row in part {
                 // SAFETY: tasks have different rows.
                 let theta = unsafe { t.param.slice(row * columns..(row + 1) * columns) };
+                let mut average = self.one_minus_beta1.map(|weight| {
+                    // SAFETY: as above.
+                    (weight, unsafe { t.states[2].slice(row * columns..(row + 1) * columns) })
+                });
                 for (column, theta) in theta.iter_mut().enumerate() {
                     let i = row * columns + column;
-                    let step =
-                        quotient(rate * t.gradient(i).to_f64(), variance(row, column).sqrt());
-                    let new = theta.to_f64() * self.shrink - step;
                     let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
+                    let mut step =
+                        quotient(rate * t.gradient(i).to_f64(), variance(row, column).sqrt());
+                    if let Some((weight, average)) = &mut average {
+                        let m = &mut average[column];
+                        step = lerp(m.to_f64(), step, *weight);
+                        *m = C::from_f64(if kept { step } else { 0.0 });
+                    }
+                    let new = theta.to_f64() * self.shrink - step;
                     *theta = C::from_f64(if kept { new } else { 0.0 });
                 }
             }

@@ -4,6 +4,7 @@
 use super::rule::{Formula, MAX_STATES};
 use super::storage::{BlockAccess, Moments, Weights};
 use super::tensor::{ALIGN, GRAIN_ELEMENTS, Tensor, is_kept};
+use super::values::Values;
 use crate::numeric::element::Float;
 use crate::numeric::stochastic_rounding::StochasticRounding;
 use crate::quantize::blockwise::BLOCK;
@@ -33,6 +34,7 @@ impl<C: Float> Tensor<'_, C> {
             },
             scale: factor.unwrap_or(C::one()),
             matrix: self.matrix,
+            unfolded: self.unfolded,
             param: shared,
             grad: &grad,
             states: shared_states,
@@ -51,6 +53,8 @@ pub(super) struct FullTensor<'a, C: Float> {
     pub scale: C,
     /// Lengths of the last two axes, if there are two.
     pub matrix: Option<(usize, usize)>,
+    /// The length of the first axis, and the product of the others, if there are two.
+    pub unfolded: Option<(usize, usize)>,
     pub param: SharedMut<'a, C>,
     pub grad: &'a [C],
     pub states: [SharedMut<'a, C>; MAX_STATES],
@@ -66,6 +70,15 @@ impl<C: Float> FullTensor<'_, C> {
             return C::zero();
         }
         self.grad[i] * self.scale
+    }
+
+    /// Applies a formula to every element, in parallel, with a direction in place of the
+    /// gradient.
+    pub fn apply_to<const S: usize>(&self, direction: &[C], formula: impl Formula<C, S>) {
+        let states = self.states.each_ref().map(|state| Moments::Full(state.alias()));
+        let param = Weights::Full(self.param.alias());
+        let grad = Values::of(direction);
+        Tensor { param, grad, states, scale: 1.0, range: 0..0, ..self.tensor }.apply(formula);
     }
 
     /// Applies a formula to every element, in parallel.

@@ -14,6 +14,11 @@ pub trait Source {
     /// # Errors
     /// If it is missing or no number.
     fn number(&self, name: &'static str) -> Result<f64, Self::Error>;
+    /// A number; None if it is left out.
+    ///
+    /// # Errors
+    /// If it is missing or no number.
+    fn optional(&self, name: &'static str) -> Result<Option<f64>, Self::Error>;
     /// A truth value.
     ///
     /// # Errors
@@ -85,6 +90,15 @@ impl Parameter for f64 {
     }
 }
 
+impl Parameter for Option<f64> {
+    fn read<S: Source>(source: &S, name: &'static str) -> Result<Self, S::Error> {
+        source.optional(name)
+    }
+    fn value(&self) -> Value {
+        self.map_or(Value::Nothing, Value::Number)
+    }
+}
+
 impl Parameter for bool {
     fn read<S: Source>(source: &S, name: &'static str) -> Result<Self, S::Error> {
         source.flag(name)
@@ -144,6 +158,13 @@ impl Range {
         need: "a whole number from 0 to 99",
         holds: |x| (0.0..100.0).contains(&x) && x.fract() == 0.0,
     };
+    /// Whole numbers from 1 on.
+    pub const COUNT: Range = Range {
+        need: "a whole number from 1 to 10^9",
+        holds: |x| (1.0..=1e9).contains(&x) && x.fract() == 0.0,
+    };
+    /// `[0, 1]`, of what a moving average keeps of its old value, or a sum.
+    pub const UP_TO_ONE: Range = Range { need: "in [0, 1]", holds: |x| (0.0..=1.0).contains(&x) };
     /// `[0, 1)`, of what a moving average keeps of its old value.
     pub const DECAY_RATE: Range = Range { need: "in [0, 1)", holds: |x| (0.0..1.0).contains(&x) };
 
@@ -346,6 +367,12 @@ mod tests {
             match self.0.get(name) {
                 Some(Value::Number(x)) => Ok(*x),
                 _ => Err(Refused::Missing(name)),
+            }
+        }
+        fn optional(&self, name: &'static str) -> Result<Option<f64>, Refused> {
+            match self.0.get(name) {
+                Some(Value::Nothing) => Ok(None),
+                _ => self.number(name).map(Some),
             }
         }
         fn flag(&self, name: &'static str) -> Result<bool, Refused> {

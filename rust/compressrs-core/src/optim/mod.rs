@@ -4,7 +4,7 @@
 //! A rule is one file: its hyperparameters, declared with defaults and ranges, and its
 //! scalar formula ([`Formula`]). The one driver ([`step`](fn@step)) applies a
 //! formula to any number of tensors, in parallel, in place. [`Lamb`],
-//! [`Adafactor`] and [`Muon`] also look at a tensor as a whole.
+//! [`Adafactor`], [`Muon`], [`Shampoo`] and [`Soap`] also look at a tensor as a whole.
 
 mod adadelta;
 mod adafactor;
@@ -18,6 +18,7 @@ mod cautious;
 mod full_tensor;
 mod fused;
 mod hyperparameters;
+mod kronecker;
 mod lamb;
 mod lion;
 mod momentum;
@@ -31,6 +32,8 @@ mod rows;
 mod rprop;
 mod rule;
 mod sgd;
+mod shampoo;
+mod soap;
 mod step;
 mod storage;
 mod tensor;
@@ -48,6 +51,7 @@ pub use ademamix::AdEmaMix;
 pub use asgd::Asgd;
 pub use blend::{accumulate, clamp, lerp, scale};
 pub use hyperparameters::{Common, Hyperparameters, OutOfRange, Parameter, Range, Source, Value};
+pub use kronecker::block_len;
 pub use lamb::Lamb;
 pub use lion::Lion;
 pub use momentum::Momentum;
@@ -67,6 +71,8 @@ pub use rule::{
     reader, rules,
 };
 pub use sgd::Sgd;
+pub use shampoo::{Grafting, Shampoo};
+pub use soap::Soap;
 pub use step::{reserve, step};
 pub use storage::{Codes, Halves, Moments, Rounding, Weights};
 pub use tensor::{Tensor, mask_bytes};

@@ -2,16 +2,13 @@
 
 use super::full_tensor::FullTensor;
 use super::hyperparameters::{Parameter, Source, Value, hyperparameters};
+use super::kronecker::filled;
 use super::norm::root_of_squares;
 use super::rule::{Formula, Rule, Scalars, State, Update, coefficients, weight_decay};
-use super::tensor::{GRAIN_ELEMENTS, is_kept};
 use crate::linalg::orthogonalize;
 use crate::numeric::element::Float;
 use crate::numeric::elementwise::lerp;
 use crate::numeric::lanes::total;
-use crate::runtime::parallel::{self, SharedMut};
-use crate::runtime::scratch::Scratch;
-use crate::runtime::simd::{self, Kernel};
 
 /// How the learning rate follows the shape of a matrix of `a` rows and `b` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +131,22 @@ impl<C: Float> Formula<C, 1> for Buffer<C> {
     }
 }
 
+coefficients! {
+    /// Steps along a direction.
+    Along {
+        /// Factor on the parameter.
+        shrink,
+        rate,
+    }
+}
+
+impl<C: Float> Formula<C, 0> for Along<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, u: C, _: &mut [C; 0]) -> C {
+        (-self.rate).mul_add(u, theta * self.shrink)
+    }
+}
+
 impl Orthogonal {
     /// The learning rate for a matrix of this shape.
     fn rate(&self, rows: usize, columns: usize) -> f64 {
@@ -174,40 +187,11 @@ impl Orthogonal {
         // Two factors, which are in range where the norm is not.
         let share = C::from_f64(unit.recip());
         let factor = C::from_f64(root.max(self.eps / unit).recip()).min(C::max_value());
-        let mut x = Scratch::<C>::new(n);
-        let shared = SharedMut::new(&mut x);
-        parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
-            // SAFETY: parts do not overlap.
-            let x = unsafe { shared.slice(part.clone()) };
-            let numbers = part.zip(x);
-            simd::dispatch(Each(numbers, |(i, x): (usize, &mut C)| {
-                *x = direction(i) * share * factor
-            }));
-        });
+        let mut x = filled(n, |i| direction(i) * share * factor);
         let coefficients = self.coefficients.map(C::from_f64);
         orthogonalize::orthogonalize(&mut x, rows, columns, coefficients, self.ns_steps);
 
-        let (shrink, rate) = (C::from_f64(self.shrink), C::from_f64(self.rate(rows, columns)));
-        parallel::for_each(0..n, GRAIN_ELEMENTS, 1, |part| {
-            // SAFETY: parts do not overlap.
-            let theta = unsafe { t.param.slice(part.clone()) };
-            simd::dispatch(Each(part.zip(theta), |(i, theta): (usize, &mut C)| {
-                let kept = t.mask.is_none_or(|mask| is_kept(mask, i));
-                let new = (-rate).mul_add(x[i], *theta * shrink);
-                *theta = if kept { new } else { C::zero() };
-            }));
-        });
-    }
-}
-
-/// Calls a function with each item.
-struct Each<I, F>(I, F);
-
-impl<I: Iterator, F: FnMut(I::Item)> Kernel for Each<I, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.0.for_each(self.1);
+        let rate = self.rate(rows, columns);
+        t.apply_to(&x, Along { shrink: self.shrink, rate }.cast::<C>());
     }
 }

@@ -6,7 +6,7 @@
 use super::hyperparameters::{Common, Hyperparameters, Source, Value};
 use super::{
     adadelta, adafactor, adagrad, adam, adamax, ademamix, asgd, cautious, lamb, lion, momentum,
-    muon, nadam, prodigy, radam, rmsprop, rprop, sgd,
+    muon, nadam, prodigy, radam, rmsprop, rprop, sgd, shampoo, soap,
 };
 use crate::numeric::element::Float;
 
@@ -93,7 +93,7 @@ macro_rules! variant_of {
 pub(super) use variant_of;
 
 /// Most state buffers that a rule keeps for a tensor.
-pub const MAX_STATES: usize = 4;
+pub const MAX_STATES: usize = 6;
 
 /// Most numbers that a rule keeps for a tensor as a whole.
 pub const MAX_SCALARS: usize = 3;
@@ -110,6 +110,20 @@ pub enum StateShape {
     Rows,
     /// That of the parameter, but 1 in the last axis but one.
     Columns,
+    /// A square matrix for the rows of each block of the parameter as a matrix, whose rows are
+    /// the first axis: `(blocks of columns, rows, rows of a block)`; see [`block_len`].
+    OfRows {
+        /// Most rows of a block.
+        block_size: usize,
+    },
+    /// One for the columns of each block: `(blocks of rows, columns, columns of a block)`.
+    OfColumns {
+        /// Most columns of a block.
+        block_size: usize,
+    },
+    /// That of the parameter as a matrix, and 1 more axis: what belongs to other axes than the
+    /// parameter's, so that its masks do not apply.
+    Rotated,
 }
 
 /// What a state buffer is, which decides how it may be stored.
@@ -214,6 +228,10 @@ macro_rules! updates {
             Cautious(cautious::Cautious),
             /// Of [`prodigy::Prodigy`]; needs sums over all tensors.
             Prodigy(prodigy::Distance),
+            /// Of [`shampoo::Shampoo`]; needs products of whole matrices.
+            Shampoo(shampoo::Preconditioned),
+            /// Of [`soap::Soap`]; needs products of whole matrices.
+            Soap(soap::Rotated),
         }
 
         impl Update {
@@ -315,6 +333,8 @@ rules! {
     rmsprop::RmsProp,
     rprop::Rprop,
     sgd::Sgd,
+    shampoo::Shampoo,
+    soap::Soap,
 }
 
 /// `1 - beta^t`: what a moving average that starts at 0 is divided by.

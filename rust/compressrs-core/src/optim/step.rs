@@ -47,6 +47,14 @@ pub fn step<C: Float>(tensors: &mut [Tensor<'_, C>]) {
                 0
             }
             Update::Prodigy(_) => panic!("the distance has not been estimated"),
+            Update::Shampoo(preconditioned) => {
+                tensor.with_full(|tensor| preconditioned.step(tensor));
+                0
+            }
+            Update::Soap(rotated) => {
+                tensor.with_full(|tensor| rotated.step(tensor));
+                0
+            }
             _ => tensor.len(),
         };
         tensor.range = total..total + elements;

@@ -33,6 +33,8 @@ pub struct Tensor<'a, C: Float> {
     pub(super) scale: f64,
     /// Lengths of the last two axes, if there are two.
     pub(super) matrix: Option<(usize, usize)>,
+    /// The length of the first axis, and the product of the others, if there are two.
+    pub(super) unfolded: Option<(usize, usize)>,
     pub(super) param: Weights<'a, C>,
     pub(super) grad: Values<'a>,
     pub(super) states: [Moments<'a, C>; MAX_STATES],
@@ -65,10 +67,15 @@ impl<'a, C: Float> Tensor<'a, C> {
             [.., rows, columns] => Some((rows, columns)),
             _ => None,
         };
+        let unfolded = match *shape {
+            [rows, ref rest @ ..] if !rest.is_empty() => Some((rows, rest.iter().product())),
+            _ => None,
+        };
         Tensor {
             update,
             scale: 1.0,
             matrix,
+            unfolded,
             param,
             grad,
             states,
@@ -124,6 +131,10 @@ impl<'a, C: Float> Tensor<'a, C> {
             Update::Muon(orthogonal) => {
                 self.matrix.map_or(0, |matrix| orthogonal.scratch_len(matrix))
             }
+            Update::Shampoo(preconditioned) => {
+                self.unfolded.map_or(2 * self.len(), |shape| preconditioned.scratch_len(shape))
+            }
+            Update::Soap(rotated) => self.unfolded.map_or(0, |shape| rotated.scratch_len(shape)),
             Update::Adafactor(_) | Update::Cautious(_) => 0,
             _ => return 0,
         };

@@ -57,6 +57,15 @@ impl<'a> Values<'a> {
         with_values!(self, x => x.len())
     }
 
+    /// Numbers of the type that is computed in.
+    pub(super) fn of<C: Float>(numbers: &'a [C]) -> Self {
+        match (same(numbers), same(numbers)) {
+            (Some(single), _) => Values::F32(single),
+            (_, Some(double)) => Values::F64(double),
+            _ => unreachable!("single and double precision are all that is computed in"),
+        }
+    }
+
     /// The slice, if its elements are of type `C`.
     pub(super) fn as_slice<C: Float>(&self) -> Option<&'a [C]> {
         with_values!(*self, x => same(x))

@@ -199,6 +199,13 @@ impl Slot {
     pub fn require_states_of(&self, rule: &dyn Rule, storage: StorageFormat) -> PyResult<()> {
         let needed = rule.states(self.shape().len());
         let names = |states: &[State]| states.iter().map(|s| s.name).collect::<Vec<_>>();
+        let shapes = |states: &[State]| states.iter().map(|s| s.shape).collect::<Vec<_>>();
+        if names(&needed) == names(&self.states) && shapes(&needed) != shapes(&self.states) {
+            return Err(PyValueError::new_err(format!(
+                "block_size of the group of params{} cannot be changed, since its state has the shape of blocks (make a new optimizer)",
+                self.path,
+            )));
+        }
         if names(&needed) != names(&self.states) {
             return Err(PyValueError::new_err(format!(
                 "the state of params{} does not fit the hyperparameters of its group, which now need {:?} \
