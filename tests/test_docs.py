@@ -34,6 +34,8 @@ MODULES = [compressrs.__name__] + [
 NEEDED = {
     "compressrs.torch": "torch",
     "compressrs.onnx": "onnx",
+    "compressrs.optim.global_search": "cmaes",
+    "global_search": "cmaes",
     **{
         f"compressrs.search.{name}": "optuna"
         for name in ("driver", "evolution", "report", "sampling", "storage", "trials")
@@ -146,9 +148,13 @@ def test_pages_of_rules_have_their_formula_and_state():
 FAMILIES = ["optimizers", "pruning", "quantization", "distillation", "formats"]
 
 
+#: Pages in their folders that are of no member.
+OVERVIEWS = {"README", "comparison", "global_search"}
+
+
 def family(folder):
     pages = sorted((ROOT / "docs" / folder).glob("*.md"))
-    return {p.stem: p.read_text(encoding="utf-8") for p in pages if p.stem != "README"}
+    return {p.stem: p.read_text(encoding="utf-8") for p in pages if p.stem not in OVERVIEWS}
 
 
 @pytest.mark.parametrize("folder", FAMILIES)

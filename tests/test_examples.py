@@ -10,6 +10,8 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 #: What each needs besides the tests' own packages.
 NEEDED = {
+    "basin_hopping": ("scipy",),
+    "cma_es": ("cmaes",),
     "jax_loop": ("jax",),
     "onnx_file": ("onnx", "onnxruntime"),
     "sklearn_mlp": (),

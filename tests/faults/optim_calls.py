@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,15 @@ CALLS: dict[str, Arguments] = {
     "optim.lr_range_test": lambda: dict(
         optimizer=sgd(), train=lambda: 1.0, low=1e-3, high=1.0, steps=3, progress=False
     ),
+    "optim.Found": lambda: dict(loss=1.0, losses=[1.0]),
+    "optim.cma_es": lambda: dict(
+        loss=lambda: 1.0, params=w(), sigma=0.5, generations=1, population=2, seed=0
+    ),
+    "optim.flat_function": lambda: dict(evaluate=lambda: (1.0, None), params=w()),
+    "optim.restarts": lambda: dict(
+        train=lambda: 1.0, params=w(), initialize=lambda rng: None, seeds=[0, 1]
+    ),
+    "optim.scipy_minimizer": lambda: dict(make=optim.SGD, steps=1, tolerance=0.1),
     "optim.LRRange": lambda: dict(rates=[0.1, 0.2], losses=[2.0, 1.0]),
     "optim.GradientAccumulator": lambda: dict(steps=2),
     "optim.RowGradient": lambda: dict(rows=np.array([1, 0]), values=np.ones((2, 3))),
@@ -286,3 +296,7 @@ LEFT_OUT = {
     "optim.sklearn_mlp",
     "optim.to_torch",
 }
+
+if find_spec("cmaes") is None:
+    LEFT_OUT.add("optim.cma_es")
+    del CALLS["optim.cma_es"]

@@ -493,6 +493,7 @@ EXAMPLES: dict[str, Example] = {
     "optim.SWA": with_params(optim.SWA, use_ema),
     "optim.SAM": by_closure(lambda params: optim.SAM(optim.Adam(params))),
     "optim.LBFGS": by_closure(lambda params: optim.LBFGS(params, max_iter=3)),
+    "optim.Found": Example(lambda: optim.Found(1.0, [2.0, 1.0]), repr),
     "optim.LRRange": Example(
         lambda: optim.LRRange([0.1, 0.2, 0.4], [3.0, 1.0, 2.0]),
         lambda found: [*found.smoothed, found.suggestion, repr(found)],

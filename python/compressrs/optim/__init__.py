@@ -19,6 +19,7 @@ from compressrs.optim.asgd import ASGD
 from compressrs.optim.base import Optimizer
 from compressrs.optim.clip import clip_grad_norm_, clip_grad_value_
 from compressrs.optim.ema import EMA
+from compressrs.optim.global_search import Found, cma_es, flat_function, restarts, scipy_minimizer
 from compressrs.optim.interop import sklearn_mlp, to_torch
 from compressrs.optim.lamb import Lamb
 from compressrs.optim.lbfgs import LBFGS
@@ -55,6 +56,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Found",
     "GradientAccumulator",
     "LRRange",
     "Lamb",
@@ -74,8 +76,12 @@ __all__ = [
     "Shampoo",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "cma_es",
+    "flat_function",
     "lr_range_test",
     "lr_scheduler",
+    "restarts",
+    "scipy_minimizer",
     "sklearn_mlp",
     "to_torch",
 ]
