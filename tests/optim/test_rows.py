@@ -20,6 +20,8 @@ REFUSED = {
     cr.optim.Lamb: "sums over the whole",
     cr.optim.Adafactor: "sums over the whole",
     cr.optim.Muon: "sums over the whole",
+    cr.optim.Shampoo: "sums over the whole",
+    cr.optim.SOAP: "sums over the whole",
     cr.optim.Prodigy: "sums over the whole",
 }
 LAZY = [

@@ -174,7 +174,7 @@ impl Distance {
         let factor = t.factor();
         let (penalty, keep) = (C::from_f64(penalty), C::from_f64(self.rule.betas[1].sqrt()));
         let gain = C::from_f64(relative * if self.rule.safeguard_warmup { d } else { rate });
-        let [_, _, sums, starts] = &t.states;
+        let [_, _, sums, starts, ..] = &t.states;
         let (sums, starts) = sums.in_place().zip(starts.in_place()).expect("states that are exact");
         let part = |part: std::ops::Range<usize>| {
             let (mut params, mut grads) = ([C::zero(); BLOCK], [C::zero(); BLOCK]);
