@@ -550,3 +550,163 @@ def test_every_operation_hears_of_a_rank_that_fails(name):
         COLLECTIVE[name](comm)
 
     run_local(work, 2)
+
+
+GROUPS = {
+    "not an array of floats": lambda rank: [np.ones(3, int if rank else float)],
+    "other values": lambda rank: [np.full(3, float(rank))],
+    "other shapes": lambda rank: [np.ones(3 + rank)],
+    "other dtypes": lambda rank: [np.ones(3, np.float32 if rank else np.float64)],
+}
+
+
+@pytest.mark.parametrize("what", GROUPS)
+def test_a_group_that_cannot_be_added_is_added_nowhere(what):
+    def work(comm):
+        w = np.ones(70_000)
+        opt = train(comm, w)
+        before = copy.deepcopy((w, opt.state_dict()))
+        error = (TypeError if comm.rank else RankError) if "floats" in what else ValueError
+        with pytest.raises(error):
+            opt.add_param_group({"params": GROUPS[what](comm.rank)})
+        assert len(opt.param_groups) == 1
+        assert same(before, (w, opt.state_dict()))
+        for i in opt.indices:
+            opt.accumulate(i, np.ones(70_000))
+        opt.step()
+        more = np.ones(3)
+        opt.add_param_group({"params": [more], "lr": 0.5})
+        for i in opt.indices:
+            opt.accumulate(i, [np.ones(70_000), [np.ones(3)]])
+        opt.step()
+        return w, more
+
+    first, *others = run_local(work, 2)
+    assert all(same(first, other) for other in others)
+    assert (first[1] < 1).all()
+
+
+def test_a_conversion_that_fails_on_one_rank_is_made_nowhere():
+    def work(comm):
+        w = np.ones(70_000, np.float32)
+        opt = train(comm, w)
+        before = copy.deepcopy(opt.state_dict())
+        with pytest.raises(ValueError, match="state_dtype"):
+            opt.convert_state("int8" if comm.rank else "bfloat16")
+        assert same(before, opt.state_dict())
+        with pytest.raises(ValueError if comm.rank else RankError, match="state_dtype"):
+            opt.convert_state("int3" if comm.rank else "int8")
+        assert same(before, opt.state_dict())
+        opt.convert_state("int8")
+        return opt.state_dict()
+
+    first, *others = run_local(work, 2)
+    assert all(same(first, other) for other in others)
+
+
+def test_state_dicts_that_differ():
+    def work(comm):
+        w = np.ones(70_000)
+        opt = train(comm, w)
+        before = copy.deepcopy((w, opt.state_dict()))
+        other = copy.deepcopy(before[1])
+        other["state"][0]["exp_avg"][comm.rank * 3] += comm.rank
+        with pytest.raises(ValueError, match="exp_avg of the state of params"):
+            opt.load_state_dict(other)
+        other = copy.deepcopy(before[1])
+        other["param_groups"][0]["lr"] += comm.rank
+        with pytest.raises(ValueError, match="hyperparameters of group 0"):
+            opt.load_state_dict(other)
+        assert same(before, (w, opt.state_dict()))
+        opt.load_state_dict(before[1])
+
+    run_local(work, 2)
+
+
+@pytest.mark.parametrize("kind", ["folders", "files"])
+def test_checkpoints_that_differ(kind, tmp_path):
+    pytest.importorskip("safetensors")
+
+    def work(comm):
+        w = np.ones(70_000)
+        opt = train(comm, w)
+        if kind == "folders":
+            opt.save(tmp_path / "0", weights=True)
+        elif comm.rank == 0:
+            for number in range(2):
+                plain = cr.optim.Adam(v := np.ones(70_000))
+                plain.step(v + number)
+                plain.save(tmp_path / str(number))
+        for i in opt.indices:
+            opt.accumulate(i, w)
+        opt.step()
+        if kind == "folders":
+            opt.save(tmp_path / "1", weights=True)
+        comm.barrier()
+        before = copy.deepcopy((w, opt.state_dict()))
+        with pytest.raises(ValueError, match="all ranks must have the same"):
+            opt.load(tmp_path / str(comm.rank))
+        assert same(before, (w, opt.state_dict()))
+        opt.load(tmp_path / "1")
+        return w, opt.state_dict()
+
+    first, second = run_local(work, 2)
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("call", [1, 2, None])
+def test_a_closure_that_fails_on_one_rank(call):
+    def work(comm):
+        w = np.arange(4.0)
+        opt = cr.optim.SAM(ShardedOptimizer(cr.optim.SGD, w, comm, lr=0.1))
+        calls = []
+
+        def closure():
+            calls.append(comm.rank)
+            if comm.rank and len(calls) == call:
+                raise ZeroDivisionError("here")
+            return float(w @ w), 2 * w
+
+        if call is not None:
+            with pytest.raises(ZeroDivisionError if comm.rank else RankError, match="here"):
+                opt.step(closure)
+        assert (w == np.arange(4.0)).all()
+        opt.step(closure)
+        return w
+
+    first, second = run_local(work, 2)
+    assert same(first, second)
+    assert (first[1:] < np.arange(1.0, 4.0)).all()
+
+
+@pytest.mark.parametrize("what", ["diverges", "raises", "neither"])
+def test_a_range_test_of_which_one_rank_fails(what):
+    def work(comm):
+        w = np.ones(4)
+        opt = ShardedOptimizer(cr.optim.Adam, w, comm, lr=0.1)
+        opt.step(np.ones(4))
+        before = copy.deepcopy((w, opt.state_dict()))
+        steps = []
+
+        def trained():
+            loss = float(w @ w) * (1 + comm.rank)
+            steps.append(loss)
+            if comm.rank and len(steps) == 5:
+                if what == "raises":
+                    raise ZeroDivisionError("here")
+                loss = np.inf if what == "diverges" else loss
+            opt.step(2 * w)
+            return loss
+
+        if what == "raises":
+            with pytest.raises(ZeroDivisionError if comm.rank else RankError, match="here"):
+                cr.optim.lr_range_test(opt, trained, steps=20)
+            found = None
+        else:
+            found = cr.optim.lr_range_test(opt, trained, high=0.1, steps=20)
+            assert len(found.rates) == (4 if what == "diverges" else 20)
+        assert same(before, (w, opt.state_dict()))
+        return found and found.losses
+
+    first, second = run_local(work, 2)
+    assert first == second

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,19 +220,30 @@ class PartitionedOptimizer(Optimizer):
                 undo.remember(arrays[i])
                 _core.apply_mask(arrays[i], unpacked(bits, arrays[i].shape), self._names[i])
 
+    def _together(self, what: str) -> AbstractContextManager[None]:
+        return self.comm.together(what)
+
+    def _mean_over_ranks(self, value: float) -> float:
+        return float(sum(self.comm.allgather(value)) / self.comm.size)
+
     def _configure(self, changes: list[dict[str, Any]], what: str) -> None:
-        with self._changing(what), self._transaction():
-            self._sync()
-            for group, change in zip(self._groups, changes, strict=True):
-                group.update(change)
-            self._inner._configure(changes, what)
-            self._offload()
-            i = 0
-            for group in self._groups:
-                for array in group["params"]:
-                    self._state[i] = self._initial(self._wanted(group, array, i))
-                    i += 1
-            self._prepare()
+        with self._changing(what), self._transaction(), self._inner._transaction():
+            with together(self.comm, what):
+                self._reconfigure(changes, what)
+            self.comm.require_same(self._settings())
+
+    def _reconfigure(self, changes: list[dict[str, Any]], what: str) -> None:
+        self._sync()
+        for group, change in zip(self._groups, changes, strict=True):
+            group.update(change)
+        self._inner._configure(changes, what)
+        self._offload()
+        i = 0
+        for group in self._groups:
+            for array in group["params"]:
+                self._state[i] = self._initial(self._wanted(group, array, i))
+                i += 1
+        self._prepare()
 
     def _replace(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
@@ -243,25 +254,25 @@ class PartitionedOptimizer(Optimizer):
         """Add a group of parameters; all parts are then divided anew.
 
         Collective; see `Optimizer.add_param_group`. The whole state is gathered meanwhile.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Optimizer.add_param_group`, or if ranks were given other groups, values included;
+            nothing is added on any rank in that case.
+        RankError
+            If another rank fails.
         """
         state = self._gathered()
-        with together(self.comm, "add_param_group"), self._restoring():
-            super().add_param_group(group)
-            masks = list(self._masks)
-            self._build()
-            self._write_state(state, Undo())
-            self._set_inner_masks([i for i, mask in enumerate(masks) if mask is not None], Undo())
-        self.comm.require_same(self._description())
-
-    @contextmanager
-    def _restoring(self) -> Iterator[None]:
-        """Restore which objects the attributes are if the block raises."""
-        before = {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_doing")}
-        try:
-            yield
-        except BaseException:
-            self.__dict__.update(before)
-            raise
+        # What another rank finds after this one has added the group is undone here as well.
+        with self._transaction():
+            with together(self.comm, "add_param_group"):
+                super().add_param_group(group)
+                masked = [i for i, mask in enumerate(self._masks) if mask is not None]
+                self._build()
+                self._write_state(state, Undo())
+                self._set_inner_masks(masked, Undo())
+            self.comm.require_same(self._description())
 
     # State.
 
@@ -321,7 +332,8 @@ class PartitionedOptimizer(Optimizer):
         Raises
         ------
         ValueError
-            If it does not match; nothing is changed on any rank in that case.
+            If it does not match, or ranks are given another one; nothing is changed on any rank
+            in that case.
         """
         with together(self.comm, "load_state_dict"):
             super().load_state_dict(state_dict)
@@ -332,6 +344,10 @@ class PartitionedOptimizer(Optimizer):
             values: dict[int, dict[str, Array]] = {}
             for name, i, value in copies:
                 values.setdefault(i, {})[name] = value
+        keys = [f"{name} of the state of {self._names[i]}" for name, i, _ in copies]
+        arrays = [np.ascontiguousarray(value) for *_, value in copies]
+        hyperparameters = {f"hyperparameters of group {g}": repr(u) for g, u in enumerate(updates)}
+        self.comm.require_same({**array_descriptions(keys, arrays), **hyperparameters})
 
         def take(undo: Undo) -> None:
             with together(self.comm, "load_state_dict"):

@@ -89,8 +89,10 @@ class ShardedOptimizer(StoredOptimizer):
     -----
     Rules that update each element by itself are divided into ranges of elements; `Lamb`,
     `Adafactor`, `Muon`, `Shampoo` and `SOAP`, which look at whole tensors, by tensors. `step`,
-    `state_dict`, `load_state_dict`, `save`, `load`, `set_masks` and `add_param_group` are
-    collective: all ranks call them. Schedules and `EMA` are used as in one process, on each rank.
+    `state_dict`, `load_state_dict`, `save`, `load`, `set_masks`, `convert_state` and
+    `add_param_group` are collective: all ranks call them. Schedules and `EMA` are used as in one
+    process, on each rank; so are `SAM` and `lr_range_test`, which raise on all ranks what is raised
+    on one.
 
     Gradients are added up in float32, or in float64 for float64 parameters.
 

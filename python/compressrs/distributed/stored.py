@@ -83,7 +83,8 @@ class StoredOptimizer(PartitionedOptimizer):
         OSError
             If a file cannot be read.
         ValueError
-            If it is damaged or does not match; nothing is changed on any rank in that case.
+            If it is damaged or does not match, or ranks read different ones; nothing is changed on
+            any rank in that case.
         RankError
             If another rank cannot read.
 
@@ -100,9 +101,13 @@ class StoredOptimizer(PartitionedOptimizer):
         if is_file:
             super().load(folder)
             return
+        with together(self.comm, "load"):
+            manifest = checkpoint.read(folder)
+        # Of which the parts of others are gathered.
+        self.comm.require_same({"checkpoint": f"the one of the save {manifest.save}"})
         with all_or_nothing() as undo:
             with together(self.comm, "load"):
-                self._load_parts(checkpoint.read(folder), undo)
+                self._load_parts(manifest, undo)
             arrays = [(part.owner, self._view(part)) for part in self._layout.parts]
             gather_arrays(self.comm, arrays)
 

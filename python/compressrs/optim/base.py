@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -196,6 +197,14 @@ class Optimizer(Parameters, Stateful):
             raise TypeError(f"group must be a dict, got {type(group).__name__}")
         with self._changing("add_param_group"), self._transaction():
             self._add_group(group)
+
+    def _together(self, what: str) -> AbstractContextManager[None]:
+        """Have the block raise on all ranks that share this optimizer if it raises on one."""
+        return nullcontext()
+
+    def _mean_over_ranks(self, value: float) -> float:
+        """Return the mean of a number of each rank that shares this optimizer."""
+        return value
 
     def set_masks(self, masks: ArrayTree | None) -> None:
         """Set masked weights and their state to exactly 0, and keep them there.

@@ -111,7 +111,8 @@ def lr_range_test(
         All groups are given the same rates.
     train : callable
         ``train()`` takes one step of training with the optimizer, on a batch of its own, and
-        returns the loss before it.
+        returns the loss before it. With a `ShardedOptimizer` all ranks call this function, and the
+        mean of what `train` returns on them is taken.
     low, high : float
         The learning rates of the first and the last step, 0 < low < high.
     steps : int, default 100
@@ -171,13 +172,16 @@ def lr_range_test(
     with restoring() as undo:
         undo.remember(*arrays)
         undo.on_failure(load)
-        with progress_bar("learning rates", steps, progress) as advance:
+        with (
+            optimizer._together("lr_range_test"),
+            progress_bar("learning rates", steps, progress) as advance,
+        ):
             for step in range(steps):
                 share = step / (steps - 1)
                 rate = low ** (1 - share) * high**share
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = _loss(train())
+                loss = optimizer._mean_over_ranks(_loss(train()))
                 if len(optimizer._arrays()) != len(arrays):
                     raise ValueError("train must not add groups to the optimizer")
                 smoothed = mean.add(loss)

@@ -97,7 +97,7 @@ class SAM(Guarded, Stateful):
             the closure as well, all parameters and states are as before.
         """
         function(closure, "closure")
-        with self._changing("step"):
+        with self._changing("step"), self.optimizer._together("step"):
             arrays, names = self.optimizer._arrays(), self.optimizer._names
             with restoring() as undo:
                 undo.remember(*arrays)
