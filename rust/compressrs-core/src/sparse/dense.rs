@@ -262,8 +262,8 @@ fn copy_short<T: Copy>(from: &[T], to: &mut [T]) {
     for (to, from) in to_fours.iter_mut().zip(fours) {
         *to = *from;
     }
-    for i in 0..rest.len().min(FOUR - 1) {
-        to_rest[i] = rest[i];
+    for (to, from) in to_rest.iter_mut().zip(rest).take(FOUR - 1) {
+        *to = *from;
     }
 }
 
