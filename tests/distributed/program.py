@@ -100,6 +100,58 @@ def kill(folder: Path) -> None:
     opt.save(folder)
 
 
+def disagree(folder: Path) -> None:
+    """What ranks disagree on, or fail in, is raised on all, and they go on with the same."""
+    rank, last = COMM.rank, COMM.size - 1
+    d, g = cr.distributed, np.arange(1.0, 1001.0).reshape(50, 20) * (rank + 1)
+    for make in (
+        lambda: d.ExactMean(COMM) if rank else d.RoundedMean(COMM),
+        lambda: d.RoundedMean(COMM, "int8" if rank else "bfloat16"),
+        lambda: d.TopKMean(COMM, 0.1 * (1 + rank)),
+        lambda: d.PowerSGD(COMM, 1 + rank),
+    ):
+        raises(ValueError, lambda make=make: make().mean(g))
+
+    w = np.zeros(3)
+    local = d.DiLoCo(cr.optim.SGD(w, lr=0.1), COMM, every=2)
+    local.step(np.ones(3))
+    failure = ValueError if rank == last else RankError
+    raises(failure, lambda: local.step(np.ones(4 if rank == last else 3)))
+    for _ in range(3):
+        local.step(np.full(3, 1.0 + rank))
+    assert local.step_count == 4
+    assert all(same(w, other) for other in COMM.allgather(w))
+
+    opt = cr.distributed.ShardedOptimizer(cr.optim.Adam, w, COMM)
+    failure = TypeError if rank == last else RankError
+    bad = np.ones(3, int if rank == last else float)
+    raises(failure, lambda: opt.add_param_group({"params": [bad]}))
+    raises(ValueError, lambda: opt.add_param_group({"params": [np.full(3, float(rank))]}))
+    sam = cr.optim.SAM(opt)
+
+    def closure() -> tuple[float, np.ndarray]:
+        if rank == last:
+            raise ZeroDivisionError
+        return 0.0, np.ones(3)
+
+    raises(ZeroDivisionError if rank == last else RankError, lambda: sam.step(closure))
+    opt.step(np.ones(3))
+    for number in range(2):
+        opt.save(folder / str(number))
+    raises(ValueError, lambda: opt.load(folder / str(int(rank == last))))
+    opt.load(folder / "1")
+    opt.step(np.ones(3))
+    assert all(same(w, other) for other in COMM.allgather(w))
+
+
+def raises(kind: type[Exception], call) -> None:
+    try:
+        call()
+    except kind:
+        return
+    raise AssertionError(f"no {kind.__name__}")
+
+
 def large(folder: Path) -> None:
     """A message of more bytes than fit into 31 bits, in the messages that are sent in truth."""
     comm = MPICommunicator(COMM)

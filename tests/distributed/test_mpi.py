@@ -58,6 +58,14 @@ def test_training(ranks, tmp_path):
     assert done.stdout.count(": ok") == ranks
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_disagree(ranks, tmp_path):
+    pytest.importorskip("safetensors")
+    done = run("disagree", ranks, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": ok") == ranks
+
+
 def test_a_rank_is_killed_while_it_writes(tmp_path):
     done = run("kill", 2, tmp_path)
     assert done.returncode != 0
