@@ -116,12 +116,9 @@ fn few_bytes(
                 let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
                 Moments::Coded(Codes { codes, scales, divisor })
             };
-            let states = [
-                coded(&mut m, &mut m_scales, false),
-                coded(&mut v, &mut v_scales, true),
-                Moments::default(),
-                Moments::default(),
-            ];
+            let mut states: [Moments<'_, f32>; MAX_STATES] = Default::default();
+            [states[0], states[1]] =
+                [coded(&mut m, &mut m_scales, false), coded(&mut v, &mut v_scales, true)];
             step(&mut [Tensor::new(update, &[n], &mut *param, grad, states)
                 .rounded_stochastically(rounding)]);
         });
@@ -136,12 +133,9 @@ fn few_bytes(
                 values: SharedMut::new(&mut param),
                 rounding: Rounding::Stochastic,
             });
-            let states = [
-                Moments::Bf16(SharedMut::new(&mut m)),
-                Moments::Bf16(SharedMut::new(&mut v)),
-                Moments::default(),
-                Moments::default(),
-            ];
+            let mut states: [Moments<'_, f32>; MAX_STATES] = Default::default();
+            [states[0], states[1]] =
+                [Moments::Bf16(SharedMut::new(&mut m)), Moments::Bf16(SharedMut::new(&mut v))];
             step(&mut [
                 Tensor::new(update, &[n], param, &*grad, states).rounded_stochastically(rounding)
             ]);

@@ -138,10 +138,10 @@ kernels! {
             let (codes, scales) = (SharedMut::new(codes), SharedMut::new(scales));
             Moments::Coded(Codes { codes, scales, divisor })
         };
-        let states = [
+        let mut states: [Moments<'_, f32>; MAX_STATES] = Default::default();
+        [states[0], states[1]] = [
             coded(&mut m, &mut m_scales, false),
             coded(&mut v, &mut v_scales, true),
-            Moments::default(),
         ];
         step(&mut [Tensor::new(update, &[N], &mut d.out[..], &d.g[..], states)
             .rounded_stochastically(StochasticRounding::new(0, 0, 10))]);

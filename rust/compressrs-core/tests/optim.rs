@@ -212,17 +212,15 @@ fn moments_in_8_bits_need_no_formula() {
         coded(&mut m, &mut m_scales, false).decode(&mut full.states[0]);
         coded(&mut v, &mut v_scales, true).decode(&mut full.states[1]);
         step(&mut [full.tensor(&rule, t)]);
+        let mut states: [Moments<'_, f32>; MAX_STATES] = Default::default();
+        states[0] = Moments::Coded(coded(&mut m, &mut m_scales, false));
+        states[1] = Moments::Coded(coded(&mut v, &mut v_scales, true));
         step(&mut [Tensor::new(
             rule.at(t, &mut Scalars::default()),
             &[len],
             param.as_mut_slice(),
             full.grad.as_slice(),
-            [
-                Moments::Coded(coded(&mut m, &mut m_scales, false)),
-                Moments::Coded(coded(&mut v, &mut v_scales, true)),
-                Moments::default(),
-                Moments::default(),
-            ],
+            states,
         )
         .rounded_stochastically(StochasticRounding::new(0, 0, t))]);
         assert_eq!(param, full.param, "step {t}");
