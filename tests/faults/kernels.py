@@ -230,6 +230,7 @@ _RULES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "amsgrad": False,
         "decoupled_weight_decay": False,
+        "cautious": False,
         "maximize": False,
     },
     "adafactor": {
@@ -306,7 +307,7 @@ def _steps(size: int) -> Iterator[Case]:
                 {
                     "params": params,
                     "steps": np.zeros(2, np.int64),
-                    "scalars": np.zeros((2, 2)),
+                    "scalars": np.zeros((2, _core.MAX_SCALARS)),
                     "grads": [_numbers(n, n, dtype=np.float16), _numbers(4, 4, dtype="float32")],
                 },
                 ("params", "steps", "scalars"),

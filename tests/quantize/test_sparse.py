@@ -100,10 +100,9 @@ def test_unsorted_and_repeated_entries():
         x = np.random.default_rng(n).integers(-5, 5, (3, n)).astype(np.float32)
         assert np.array_equal(q @ x, dense @ x)
         assert np.array_equal(q.T @ x[:2], dense.T @ x[:2])
-    # The pattern is a copy; codes are not.
-    indices[:] = 7
-    codes[3] = -3
-    assert (q @ np.ones(3, np.float32)).tolist() == [0, -6]
+    # All arrays are copies.
+    indices[:], indptr[:], codes[:], scale[:] = 7, 9, 0, np.nan
+    assert (q @ np.ones(3, np.float32)).tolist() == [0, 6]
 
 
 def test_errors_are_as_quantization_predicts():
@@ -141,6 +140,61 @@ def test_copies_and_files(scheme, tmp_path):
     (tmp_path / "bad.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is not a sparse matrix"):
         QuantizedCSRMatrix.load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(bits=3)], ids=repr)
+def test_products_hold_at_the_ends_of_float32(scheme):
+    largest = np.finfo(np.float32).max
+    dense = np.zeros((4, 6), np.float32)
+    dense[0, [0, 3]] = largest, -largest
+    dense[1] = -3.4e38
+    dense[2] = np.array([1, -1, 3e38, 2, -3e38, 0.5], np.float32)
+    dense[3, 1:3] = -largest, 1e-38
+    a = cr.sparse.CSRMatrix.from_dense(dense)
+    q = QuantizedCSRMatrix.from_csr(a, scheme)
+    wide = q.dequantize()
+    assert np.isfinite(wide.data).all()
+    error = np.abs(wide.data.astype(np.float64) - a.data)
+    assert error.max() <= 0.51 * 2.0 * float(largest) / (2**scheme.bits - 1)
+    assert np.array_equal(q.to_dense(), wide.to_dense())
+    for n in (1, 7, 40):
+        x = np.random.default_rng(n).uniform(-1e-3, 1e-3, (6, n)).astype(np.float32)
+        assert np.array_equal(q @ x, wide @ x)
+        assert np.array_equal(q.T @ x[:4], wide.T @ x[:4])
+    # Whoever brings arrays is told which entry it is.
+    codes, scales = np.array([3, -128], np.int8), np.array([2.67e36], np.float32)
+    arrays = codes, scales, np.array([0, 1], np.int32), np.array([0, 2], np.int32)
+    with pytest.raises(ValueError, match=r"got -128 times 2\.67e\+36 for codes\[1\]"):
+        QuantizedCSRMatrix(arrays, (1, 2), Scheme(granularity="tensor"))
+    codes[1] = -127
+    QuantizedCSRMatrix(arrays, (1, 2), Scheme(granularity="tensor"))
+
+
+def test_nothing_of_it_can_be_changed():
+    q = QuantizedCSRMatrix.from_csr(made(np.random.default_rng(0)), Scheme(bits=4))
+    for matrix in (q, q.copy(), copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        for name in ("codes", "scale", "indices", "indptr", "scheme", "shape", "T"):
+            with pytest.raises(AttributeError):
+                setattr(matrix, name, getattr(q, name))
+        for name in ("codes", "scale", "indices", "indptr"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(matrix, name)[0] = 0
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                getattr(matrix, name).flags.writeable = True
+    # What was made of arrays that can be changed is not changed with them.
+    codes, scale = q.codes.copy(), q.scale.copy()
+    own = QuantizedCSRMatrix((codes, scale, q.indices, q.indptr), q.shape, q.scheme)
+    codes[:], scale[:] = 100, np.nan
+    x = np.ones(60, np.float32)
+    assert np.array_equal(own @ x, q @ x)
+
+
+def test_the_interface_of_sparse_matrices():
+    q = QuantizedCSRMatrix.from_csr(made(np.random.default_rng(0)))
+    assert np.array_equal(q.toarray(), q.to_dense()) and q.size == q.nnz
+    other = q.copy()
+    assert other is not q and other.codes is q.codes and other.indices is q.indices
+    assert np.array_equal(other.toarray(), q.toarray())
 
 
 def test_bytes():

@@ -43,8 +43,7 @@ class QuantizedCSRMatrix(Products):
     ----------
     arrays : tuple of array
         ``(codes, scale, indices, indptr)``: codes int8 within the scheme's bits, scale float32;
-        indices and indptr as in `CSRMatrix`. Codes and scale are used without copying, the
-        others are copied unless they are immutable.
+        indices and indptr as in `CSRMatrix`. All are copied unless they are immutable.
     shape : pair of int
         Rows and columns.
     scheme : Scheme
@@ -57,7 +56,7 @@ class QuantizedCSRMatrix(Products):
     codes : array of int8, shape (nnz,)
     scale : array of float32
     indices, indptr : array
-        As in `CSRMatrix`, immutable.
+        As in `CSRMatrix`. All four are immutable.
     scheme : Scheme
     shape : pair of int
     dtype : numpy.dtype
@@ -69,8 +68,8 @@ class QuantizedCSRMatrix(Products):
     TypeError
         If an array is of another dtype.
     ValueError
-        If the scheme is of another kind, the arrays do not describe a matrix of this shape, or
-        there is not one scale for each group.
+        If the scheme is of another kind, the arrays do not describe a matrix of this shape,
+        there is not one scale for each group, or a code times its scale is beyond float32.
 
     Examples
     --------
@@ -90,43 +89,48 @@ class QuantizedCSRMatrix(Products):
             codes, scale, indices, indptr = arrays
         except (TypeError, ValueError):
             raise TypeError("arrays must be a tuple (codes, scale, indices, indptr)") from None
-        self.scheme = _checked_scheme(scheme)
+        self._scheme = _checked_scheme(scheme)
         self._shape = as_shape(shape)
-        self.codes, scale = as_array(codes, "codes"), as_array(scale, "scale")
+        codes, scale = as_array(codes, "codes"), as_array(scale, "scale")
         indices, indptr = as_array(indices, "indices"), as_array(indptr, "indptr")
-        if self.codes.dtype != np.int8:
-            raise TypeError(f"codes must have dtype int8, got {self.codes.dtype}")
+        if codes.dtype != np.int8:
+            raise TypeError(f"codes must have dtype int8, got {codes.dtype}")
         if scale.dtype != np.float32:
             raise TypeError(f"scale must have dtype float32, got {scale.dtype}")
-        if self.codes.ndim != 1 or scale.ndim != 1:
+        if codes.ndim != 1 or scale.ndim != 1:
             raise ValueError(
-                f"codes and scale must have 1 axis, got shapes {self.codes.shape} and {scale.shape}"
+                f"codes and scale must have 1 axis, got shapes {codes.shape} and {scale.shape}"
             )
-        limit = 2 ** (self.scheme.bits - 1)
-        if self.codes.size and not -limit <= self.codes.min() <= self.codes.max() < limit:
-            raise ValueError(f"codes must be from {-limit} to {limit - 1}, got others")
-        self.scale = checked_scale(scale[None], (1, scale.size), np.dtype(np.float32))[0]
-        self.indices, self.indptr = (
-            # Unpickled arrays are writable, whatever they were.
-            x if (is_immutable(x) and not x.flags.writeable) or x.ndim != 1 else immutable(x)
-            for x in (indices, indptr)
+        # Before they are checked, since they might change afterwards.
+        codes, scale, indices, indptr = self._arrays = (
+            _kept(codes),
+            _kept(scale),
+            _kept(indices),
+            _kept(indptr),
         )
-        self._check()
-
-    def _check(self) -> None:
-        arrays = self.codes, self.indices, self.indptr
-        self._core = _core.Sparse(arrays, self._shape, (1, 1), (self.scale, self._group_size()))
-
-    def _group_size(self) -> int:
-        """Return how many entries share a scale, or 0 for those of a row."""
-        if self.scheme.granularity == "channel":
-            return 0
-        size = self.scheme.group_size
-        return size if isinstance(size, int) else max(self.codes.size, 1)
+        limit = 2 ** (self._scheme.bits - 1)
+        if codes.size and not -limit <= codes.min() <= codes.max() < limit:
+            raise ValueError(f"codes must be from {-limit} to {limit - 1}, got others")
+        checked_scale(scale[None], (1, scale.size), np.dtype(np.float32))
+        self._core = _core.Sparse(
+            (codes, indices, indptr),
+            self._shape,
+            (1, 1),
+            (scale, _group_size(self._scheme, codes)),
+        )
+        large = _beyond(codes, scale, indptr, self._scheme)
+        if large.size:
+            raise ValueError(
+                f"codes times scale must be numbers of float32, got {codes[large[0]]} times "
+                f"{_of_each(scale, codes, indptr, self._scheme)[large[0]]:g} for codes[{large[0]}]"
+            )
 
     @classmethod
     def from_csr(cls, matrix: CSRMatrix, scheme: Scheme | None = None) -> QuantizedCSRMatrix:
         """Round the values of a sparse matrix to the nearest codes, as `quantize` does.
+
+        Where the lowest code, of which there is no positive one, would stand for a number
+        beyond float32, the code above it is taken.
 
         Parameters
         ----------
@@ -171,16 +175,15 @@ class QuantizedCSRMatrix(Products):
         else:
             q = quantize(data, scheme)
             codes, scale = q.codes, q.scale.ravel()
+        codes[_beyond(codes, scale, indptr, scheme)] += 1
         quantized = cls((codes, scale, indices, indptr), matrix.shape, scheme)
         quantized._core.share(matrix._core)
         return quantized
 
     def dequantize(self) -> CSRMatrix:
         """Return the matrix with values in float32; the pattern is shared."""
-        groups = np.arange(self.codes.size) // max(self._group_size(), 1)
-        if self.scheme.granularity == "channel":
-            groups = np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
-        q = QuantizedTensor(self.codes, self.scale[groups][None], scheme=_of_entries(self.scheme))
+        each = _of_each(self.scale, self.codes, self.indptr, self.scheme)
+        q = QuantizedTensor(self.codes, each[None], scheme=_of_entries(self.scheme))
         matrix = CSRMatrix((q.dequantize(), self.indices, self.indptr), self._shape)
         matrix._core.share(self._core)
         return matrix
@@ -188,6 +191,18 @@ class QuantizedCSRMatrix(Products):
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the values as a dense array of float32; repeated entries are summed."""
         return self._core.to_dense()
+
+    def toarray(self) -> npt.NDArray[Any]:
+        """Return `to_dense()`, under SciPy's name."""
+        return self.to_dense()
+
+    def copy(self) -> QuantizedCSRMatrix:
+        """Return a copy; the arrays, which are immutable, are shared."""
+        matrix = type(self)(self._arrays, self._shape, self._scheme)
+        matrix._core.share(self._core)
+        return matrix
+
+    __copy__ = copy
 
     def save(self, path: str | os.PathLike[str], *, compressed: bool = True) -> None:
         """Write the matrix to a file, which is replaced atomically.
@@ -204,7 +219,6 @@ class QuantizedCSRMatrix(Products):
             If the file cannot be written; an existing file is then unchanged.
         """
         target = file_path(path, "path")
-        self._core.check()
         scheme = self.scheme
         parts = {
             "shape": np.array(self._shape),
@@ -248,14 +262,38 @@ class QuantizedCSRMatrix(Products):
         return {key: value for key, value in self.__dict__.items() if key != "_core"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        arrays = tuple(state[name] for name in ("codes", "scale", "indices", "indptr"))
-        QuantizedCSRMatrix.__init__(self, arrays, state["_shape"], state["scheme"])
+        QuantizedCSRMatrix.__init__(self, state["_arrays"], state["_shape"], state["_scheme"])
 
     def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
         self._core.matmul(False, x, out, epilogue)
 
     def _transposed(self) -> TransposedMatrix:
         return self.T
+
+    @property
+    def codes(self) -> npt.NDArray[np.int8]:
+        """The code of each entry."""
+        return self._arrays[0]
+
+    @property
+    def scale(self) -> npt.NDArray[np.float32]:
+        """The scale of each row, group or the matrix."""
+        return self._arrays[1]
+
+    @property
+    def indices(self) -> npt.NDArray[Any]:
+        """The column of each entry."""
+        return self._arrays[2]
+
+    @property
+    def indptr(self) -> npt.NDArray[Any]:
+        """The offset at which each row starts, and the end of the last row."""
+        return self._arrays[3]
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of the codes."""
+        return self._scheme
 
     @property
     def T(self) -> TransposedMatrix:
@@ -278,10 +316,14 @@ class QuantizedCSRMatrix(Products):
         return self.codes.size
 
     @property
+    def size(self) -> int:
+        """Number of stored entries, as in SciPy."""
+        return self.nnz
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory: of the arrays, and of what products have prepared so far."""
-        arrays = self.codes, self.scale, self.indices, self.indptr
-        return sum(array.nbytes for array in arrays) + self._core.prepared_bytes
+        return sum(array.nbytes for array in self._arrays) + self._core.prepared_bytes
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -309,3 +351,36 @@ def _checked_scheme(scheme: Scheme) -> Scheme:
 def _of_entries(scheme: Scheme) -> Scheme:
     """Return the scheme with a scale for each entry."""
     return Scheme(bits=scheme.bits, granularity="group", group_size=1)
+
+
+def _kept(x: Array) -> Array:
+    """Return an immutable copy of an array of one axis, or the array itself if it is one."""
+    # Unpickled arrays are writable, whatever they were. The core refuses other axes.
+    return x if (is_immutable(x) and not x.flags.writeable) or x.ndim != 1 else immutable(x)
+
+
+def _group_size(scheme: Scheme, codes: Array) -> int:
+    """Return how many entries share a scale, or 0 for those of a row."""
+    if scheme.granularity == "channel":
+        return 0
+    size = scheme.group_size
+    return size if isinstance(size, int) else max(codes.size, 1)
+
+
+def _of_each(scale: Array, codes: Array, indptr: Array, scheme: Scheme) -> Array:
+    """Return the scale of each entry."""
+    size = _group_size(scheme, codes)
+    if size:
+        each: Array = scale[np.arange(codes.size) // size]
+        return each
+    return np.repeat(scale, np.diff(indptr))
+
+
+def _beyond(codes: Array, scale: Array, indptr: Array, scheme: Scheme) -> npt.NDArray[np.intp]:
+    """Return the positions of entries whose code times the scale is beyond float32."""
+    largest = 2 ** (scheme.bits - 1)
+    if float(scale.max(initial=0)) * largest <= float(np.finfo(np.float32).max):
+        return np.zeros(0, np.intp)
+    with np.errstate(over="ignore"):
+        values = _of_each(scale, codes, indptr, scheme) * codes
+    return np.flatnonzero(~np.isfinite(values))
