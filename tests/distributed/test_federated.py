@@ -109,147 +109,40 @@ def test_runs_are_continued_to_the_same_bits(kind, tmp_path):
         assert same([c.state_dict() for c in own], [c.state_dict() for c in all_of])
 
 
-class Broken(Client):
-    """A client whose replies are changed."""
-
-    def answer(self, action, arrays):
-        return self.change(super().answer(action, arrays))
-
-
-def broken(change, number=1, same=False, **options):
-    made = client(number, same=same, **options)
-    made.__class__ = Broken
-    made.change = change
-    return made
-
-
-def with_logits(array):
-    return lambda reply: reply._replace(arrays={"logits": array})
-
-
-def nan(reply):
-    name = next(iter(reply.arrays))
-    reply.arrays[name].flat[-1] = np.nan
-    return reply
-
-
-BAD_LOGITS = {
-    "classes": (with_logits(np.ones((70, 4), np.float32)), r"client 1 .*\(70, 3\).*\(70, 4\)"),
-    "rows": (with_logits(np.ones((69, 3), np.float32)), r"client 1 .*\(70, 3\).*\(69, 3\)"),
-    "nan": (nan, "client 1 .*finite"),
-    "integers": (with_logits(np.ones((70, 3), int)), "client 1 .*finite"),
-    "nothing": (lambda reply: reply._replace(arrays={}), "client 1 .*logits, got nothing"),
-    "public": (lambda reply: reply._replace(public="x"), "client 1 .*public rows"),
-}
-
-
-@pytest.mark.parametrize("kind", [FedMD, FedDF])
-@pytest.mark.parametrize("fault", BAD_LOGITS)
-def test_logits_that_cannot_be_used(kind, fault):
-    change, message = BAD_LOGITS[fault]
-    strategy = server(kind)
-    before = copy.deepcopy(strategy.state_dict())
-    own = [client(0), broken(change), client(2)]
-    with pytest.raises(ValueError, match=message):
-        simulate(strategy, own, 1)
-    assert same(strategy.state_dict(), before)
-    # Or without that client.
-    expected = server(kind)
-    simulate(expected, [client(0), client(2)], 1)
-    with pytest.warns(UserWarning, match="round 0 goes on without client 1"):
-        simulate(strategy, [client(0), broken(change), client(2)], 1, min_clients=2)
-    assert same(strategy.state_dict(), expected.state_dict())
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(RuntimeError, match="round 1 needs 3 clients, got 2"),
-    ):
-        simulate(strategy, own, 1, min_clients=3)
-    with pytest.raises(ValueError, match=r"min_clients must be at most .* 3, got 4"):
-        simulate(strategy, own, 1, min_clients=4)
-
-
-BAD_WEIGHTS = {
-    "shape": (lambda r: r._replace(arrays={k: a[:1] for k, a in r.arrays.items()}), "shape"),
-    "dtype": (
-        lambda r: r._replace(arrays={k: a.astype(float) for k, a in r.arrays.items()}),
-        "float64",
-    ),
-    "names": (lambda r: r._replace(arrays={"w": np.ones(3)}), "got w"),
-    "nan": (nan, "finite"),
-    "rows": (lambda r: r._replace(rows=0), "at least one row, got 0"),
-}
-
-
-@pytest.mark.parametrize("fault", BAD_WEIGHTS)
-def test_weights_that_cannot_be_used(fault):
-    change, message = BAD_WEIGHTS[fault]
-    strategy = server(FedAvg)
-    before = copy.deepcopy(strategy.state_dict())
-    with pytest.raises(ValueError, match=f"client 1 .*{message}"):
-        simulate(strategy, [client(0, True), broken(change, same=True)], 1)
-    assert same(strategy.state_dict(), before)
-
-
-def test_clients_with_public_rows_in_another_order():
-    with pytest.raises(ValueError, match="client 2 must have the public rows of the server"):
-        simulate(server(FedMD), [client(0), client(1), client(2, public=PUBLIC[::-1])], 1)
-
-
-def test_a_client_of_another_architecture_cannot_average_weights():
-    own = [client(0, same=True), client(1)]
-    before = copy.deepcopy(own[1].state_dict())
-    with pytest.raises(ValueError):
-        simulate(server(FedAvg), own, 1)
-    assert same(own[1].state_dict(), before)
-
-
-@pytest.mark.parametrize("action", ["logits", "weights"])
-def test_a_client_that_fails_is_unchanged(action, monkeypatch):
-    one = client(0, same=True)
-    request = {"logits": np.ones((70, 3), np.float32)} if action == "logits" else {}
-    if action == "weights":
-        request = {k: a + 1 for k, a in one.model.state_dict().items()}
-    one.answer(action, request)
-    before = copy.deepcopy(one.state_dict())
-
-    def fail():
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(one, "_train", fail)
-    with pytest.raises(KeyError):
-        one.answer(action, request)
-    assert same(one.state_dict(), before)
-
-
-@pytest.mark.parametrize(
-    ("logits", "message"),
-    [
-        (np.ones((69, 3)), "70 rows"),
-        (np.ones(70), "70 rows"),
-        (np.full((70, 3), np.inf), "finite"),
-        (np.ones((70, 4)), "logits|teacher|shape"),
-    ],
-)
-def test_means_that_a_client_cannot_learn_from(logits, message):
-    one = client(0)
-    before = copy.deepcopy(one.state_dict())
-    with pytest.raises(ValueError, match=message):
-        one.answer("logits", {"logits": logits})
-    assert same(one.state_dict(), before)
-
-
-def test_a_server_that_fails_is_unchanged(monkeypatch):
-    strategy = server(FedDF)
-    simulate(strategy, clients(FedDF), 1)
-    before = copy.deepcopy(strategy.state_dict())
-    backward = strategy.model.backward
-    calls = iter(range(12))
-    monkeypatch.setattr(
-        strategy.model, "backward", lambda dy: (next(calls), backward(dy))[1], raising=False
+def with_counts(rng):
+    return cr.nn.Sequential(
+        cr.nn.Linear(6, 5, rng=rng),
+        cr.nn.BatchNorm(5),
+        cr.nn.Dropout(0.5, rng=rng),
+        cr.nn.Linear(5, 3, rng=rng),
     )
-    with pytest.raises((StopIteration, RuntimeError)):
-        simulate(strategy, clients(FedDF), 1)
-    assert same(strategy.state_dict(), before)
+
+
+def test_counts_and_seeds_are_not_averaged():
+    own = []
+    for i in range(2):
+        model = with_counts(i)
+        opt = cr.optim.SGD(model.params, lr=0.1)
+        own.append(Client(model, opt, X[ROWS[i]], Y[ROWS[i]], batch_size=8))
+    strategy = FedAvg(with_counts(7))
+    counts = {n: x.copy() for n, x in strategy.model.state_dict().items() if x.dtype.kind == "i"}
+    assert len(counts) == 3
+    simulate(strategy, own, 2)
+    mine = strategy.model.state_dict()
+    assert all(same(mine[name], x) for name, x in counts.items())
+    assert mine["1.running_mean"].any()
+    for i, one in enumerate(own):
+        state = one.model.state_dict()
+        # Another mask in each batch of both rounds.
+        assert state["2.calls"] == state["1.num_batches_tracked"] == 2 * -(-len(ROWS[i]) // 8)
+        assert state["2.seed"] == with_counts(i).state_dict()["2.seed"]
+    # Strategies of others send all that a model has.
+    own[0].answer("weights", mine)
+    # Arrays of integers, such as codes of quantized weights, have no mean.
+    model = with_counts(0)
+    model[0].buffers["codes"] = np.zeros(3, np.int8)
+    with pytest.raises(TypeError, match=r"int8 for '0\.codes'"):
+        FedAvg(model)
 
 
 def test_arguments():

@@ -21,7 +21,13 @@ from compressrs._checks import (
 )
 from compressrs._state import Stateful, Take, Undo, checked_state, require_keys, restoring
 from compressrs.distill import Distiller
-from compressrs.distributed.federated.exchange import Reply, checked_public, checksum
+from compressrs.distributed.federated.exchange import (
+    Reply,
+    checked_public,
+    checksum,
+    is_finite,
+    is_floating,
+)
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights
 
@@ -36,7 +42,8 @@ class Client(Stateful):
 
     In each round of `FedMD` or `FedDF` it approaches the mean logits of all clients on the public
     rows (digest), trains on its own rows (revisit), and replies with its logits on the public
-    rows. In one of `FedAvg` it takes over the server's weights, trains, and replies with weights.
+    rows. In one of `FedAvg` it takes over the server's weights, trains, and replies with weights;
+    it keeps its own counts and seeds, such as those of `BatchNorm` and `Dropout`.
 
     Parameters
     ----------
@@ -118,7 +125,6 @@ class Client(Stateful):
         self.model, self.optimizer = model, optimizer
         self.x, self.y = x, y
         self.public = None if public is None else checked_public(public)
-        self._public = "" if self.public is None else checksum(self.public)
         self.epochs = whole(epochs, "epochs", 0)
         self.digest_epochs = whole(digest_epochs, "digest_epochs", 0)
         self.temperature = positive(temperature, "temperature")
@@ -146,7 +152,8 @@ class Client(Stateful):
         TypeError, ValueError
             If an argument is invalid, or there are no public rows for logits.
         FloatingPointError
-            If the loss is NaN. After any exception model and optimizer are unchanged.
+            If the loss is NaN, or what the client would reply is not finite. After any exception
+            model and optimizer are unchanged.
         """
         action = choice(action, "action", ACTIONS)
         if not isinstance(arrays, Mapping):
@@ -158,12 +165,19 @@ class Client(Stateful):
             else:
                 load_weights(self.model, arrays)
                 self._train()
-                result = {name: x.copy() for name, x in self.model.state_dict().items()}
+                result = averaged(self.model)
+            for name, array in result.items():
+                if not is_finite(array):
+                    raise FloatingPointError(
+                        f"{name} must be finite after training, got NaN or infinity"
+                    )
+            # Now, not when the client was made: the rows may have been written to.
+            public = "" if self.public is None else checksum(self.public)
             self.round += 1
         except BaseException:
             self.load_state_dict(before)
             raise
-        return Reply(0, result, len(self.y), self._public)
+        return Reply(0, result, len(self.y), public)
 
     def _distilled(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Learn from the mean logits and from the client's own rows; return its logits."""
@@ -239,9 +253,15 @@ def checked_training(
     return take
 
 
+def averaged(model: Any) -> dict[str, Array]:
+    """Return copies of the arrays that `FedAvg` averages: all but counts and seeds."""
+    return {name: x.copy() for name, x in model.state_dict().items() if is_floating(x)}
+
+
 def load_weights(model: Any, arrays: Mapping[str, Array]) -> None:
-    """Load weights into a model; those that an optimizer or a pruner masks are 0."""
-    model.load_state_dict(dict(arrays))
+    """Load what `averaged` returned into a model; what an optimizer or a pruner masks is 0."""
+    kept = {name: x for name, x in model.state_dict().items() if not is_floating(x)}
+    model.load_state_dict({**arrays, **kept})
     own = model.state_dict()
     Weights("model", list(own), list(own.values())).apply_masks(list(own.values()))
 
@@ -276,4 +296,5 @@ def logits_of(model: Any, rows: Array) -> Array:
         if hasattr(model, "eval"):
             model.eval()
         parts = [model.forward(rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # infinite then, which the caller refuses
+        return np.concatenate(parts).astype(np.float32, copy=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,19 @@ def checked_reply(reply: Any, name: str) -> Reply:
     """Return a reply after checking its type."""
     if not isinstance(reply, Reply):
         raise TypeError(f"{name} must be a Reply, got {type(reply).__name__}")
+    if not isinstance(reply.arrays, Mapping):
+        raise TypeError(f"{name} must have a dict of arrays, got {type(reply.arrays).__name__}")
     return reply
+
+
+def is_floating(array: Array) -> bool:
+    """Whether an array is of a floating-point dtype, and is averaged."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no value of an array is NaN or infinite."""
+    return not is_floating(array) or bool(np.isfinite(array).all())
 
 
 def checked_public(public: Any) -> Array:

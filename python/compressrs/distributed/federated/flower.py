@@ -126,7 +126,8 @@ def server_app(
     -------
     flwr.serverapp.ServerApp
         Its call raises a ValueError for a reply that cannot be used, and a RuntimeError for
-        clients that fail or too few of them, which name the client.
+        clients that fail or too few of them, which name the client. The strategy is unchanged
+        then; clients that had answered have finished the round.
 
     Raises
     ------
@@ -151,7 +152,8 @@ def server_app(
             raise TypeError(f"strategy must return a Strategy, got {type(own).__name__}")
         _wait_for(grid, clients, timeout)
         while own.round < rounds:
-            finish_round(own, _ask(flwr, grid, own, timeout), least)
+            answers = sorted(_ask(flwr, grid, own, timeout), key=lambda pair: pair[0])
+            finish_round(own, answers, len(answers), least)
             if after_round is not None:
                 after_round(own)
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from compressrs._arrays import Array
 from compressrs._checks import function, sequence, whole
+from compressrs._state import Stateful, Undo, all_or_nothing
 from compressrs._warnings import warn
 from compressrs.distributed.federated.client import Client
-from compressrs.distributed.federated.exchange import Reply, Strategy
+from compressrs.distributed.federated.exchange import Reply, Strategy, checked_reply
 
 
 def finish_round(
-    strategy: Strategy, answers: Iterable[tuple[int, Reply | Exception]], min_clients: int | None
+    strategy: Strategy,
+    answers: Iterable[tuple[int, Reply | Exception]],
+    clients: int,
+    min_clients: int | None,
 ) -> None:
-    """Check what clients answered, and hand it to the strategy, in the order of clients.
+    """Check what clients answered, and hand it to the strategy.
+
+    No further answer is taken once the round cannot succeed.
 
     Parameters
     ----------
     strategy : Strategy
     answers : iterable of (client, reply or error)
+        In the order of clients: sums must not depend on who answers first.
+    clients : int
+        How many there are.
     min_clients : int or None
         How many clients are enough; None requires all.
 
@@ -29,12 +39,11 @@ def finish_round(
     Exception
         That of a client, if all are required.
     RuntimeError
-        If too few clients gave replies that can be used.
+        If too few clients give replies that can be used.
     """
     good: list[Reply] = []
-    last: Exception | None = None
-    # Sums do not depend on who answers first.
-    for client, answer in sorted(answers, key=lambda pair: pair[0]):
+    need, failed = max(1, min_clients or 1), 0
+    for client, answer in answers:
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -42,15 +51,15 @@ def finish_round(
         except Exception as error:
             if min_clients is None:
                 raise
+            failed += 1
+            if clients - failed < need:
+                raise RuntimeError(
+                    f"round {strategy.round} needs {need} clients, got {failed} of {clients} "
+                    f"without a reply that can be used, the last one client {client}: {error}"
+                ) from error
             warn(f"round {strategy.round} goes on without client {client}: {error}", UserWarning)
-            last = error
             continue
         good.append(answer)
-    need = max(1, min_clients or 1)
-    if len(good) < need:
-        raise RuntimeError(
-            f"round {strategy.round} needs {need} clients, got {len(good)} replies that can be used"
-        ) from last
     strategy.receive(good)
 
 
@@ -81,10 +90,18 @@ def simulate(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, or a client's reply; the message names the client. The strategy
-        is unchanged then.
+        If an argument is invalid, or a client's reply; the message names the client.
     RuntimeError
-        If fewer than `min_clients` gave replies that can be used.
+        If a client fails, whose own exception is the cause, or so many that fewer than
+        `min_clients` are left; the message names the client. No other client is asked then.
+    FloatingPointError
+        If the strategy's result is not finite.
+
+    Notes
+    -----
+    A round that raises, or is interrupted, leaves strategy and clients as they were before it, so
+    that it can be run again with the same result. Clients and strategies of your own are restored
+    if they have `state_dict` and `load_state_dict`; all clients' states are copied meanwhile.
 
     Warns
     -----
@@ -126,22 +143,47 @@ def simulate(
     if after_round is not None:
         function(after_round, "after_round")
     for _ in range(rounds):
-        request = strategy.request()
-        answers = [(i, _answer(i, client, strategy, request)) for i, client in enumerate(clients)]
-        finish_round(strategy, answers, min_clients)
+        with all_or_nothing() as undo:
+            _remember(strategy, undo)
+            request = strategy.request()
+            answers = (
+                (i, _answer(i, client, strategy, request, undo)) for i, client in enumerate(clients)
+            )
+            finish_round(strategy, answers, len(clients), min_clients)
         if after_round is not None:
             after_round(strategy)
 
 
 def _answer(
-    number: int, client: Client, strategy: Strategy, request: Mapping[str, Array]
+    number: int, client: Client, strategy: Strategy, request: Mapping[str, Array], undo: Undo
 ) -> Reply | Exception:
+    restore = _remember(client, undo)
     try:
-        return client.answer(strategy.action, request)._replace(client=number)
+        reply = client.answer(strategy.action, request)
     except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(f"raised by client {number}")
+        restore()  # a `Client` has done so itself
+        failure = RuntimeError(f"client {number} failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
+    try:
+        return checked_reply(reply, f"the reply of client {number}")._replace(client=number)
+    except TypeError as error:
         return error
+
+
+def _remember(part: Any, undo: Undo) -> Callable[[], None]:
+    """Note the state of a client or a strategy, if it has one; return what restores it."""
+    if getattr(type(part), "state_dict", None) in (None, Stateful.state_dict) or not hasattr(
+        part, "load_state_dict"
+    ):
+        return lambda: None
+    before = copy.deepcopy(part.state_dict())
+
+    def restore() -> None:
+        part.load_state_dict(before)
+
+    undo.on_failure(restore)
+    return restore
 
 
 def checked_least(min_clients: Any) -> int | None:

@@ -13,6 +13,7 @@ from compressrs._arrays import Array
 from compressrs._checks import converted, count, positive, whole
 from compressrs._state import Take, Undo, checked_state, require_keys
 from compressrs.distributed.federated.client import (
+    averaged,
     checked_training,
     distil,
     load_weights,
@@ -27,6 +28,8 @@ from compressrs.distributed.federated.exchange import (
     checked_replies,
     checked_reply,
     checksum,
+    is_finite,
+    is_floating,
 )
 from compressrs.optim import Optimizer
 
@@ -102,7 +105,8 @@ class FedMD(Strategy):
         Raises
         ------
         ValueError
-            If they are missing, not finite or of another shape, or of other public rows.
+            If they are missing, not finite in float32 or of another shape, or of other public
+            rows.
         """
         reply = checked_reply(reply, "reply")
         shape = (len(self.public), self.classes)
@@ -114,8 +118,10 @@ class FedMD(Strategy):
                 f"client {reply.client} must reply with logits of the shape {shape}, rows and "
                 f"classes, got {logits.shape}"
             )
-        if logits.dtype.kind != "f" or not np.isfinite(logits).all():
-            raise ValueError(f"client {reply.client} must reply with logits that are finite")
+        if logits.dtype.kind != "f" or not is_finite(_as_float32(logits)):
+            raise ValueError(
+                f"client {reply.client} must reply with logits that are finite in float32"
+            )
         if reply.public != self._public:
             raise ValueError(
                 f"client {reply.client} must have the public rows of the server, "
@@ -123,13 +129,24 @@ class FedMD(Strategy):
             )
 
     def receive(self, replies: Sequence[Reply]) -> None:
-        """Average the logits of checked replies."""
+        """Average the logits of checked replies.
+
+        Raises
+        ------
+        ValueError
+            If the server's public rows have been written to since it was made.
+        """
         self.logits = self._mean(replies)
         self.round += 1
 
     def _mean(self, replies: Sequence[Reply]) -> Array:
         replies = checked_replies(replies)
-        logits = [np.asarray(reply.arrays["logits"], np.float32) for reply in replies]
+        if (public := checksum(self.public)) != self._public:
+            raise ValueError(
+                f"public must be the rows that the server was made with, {self._public}, got "
+                f"{public}"
+            )
+        logits = [_as_float32(reply.arrays["logits"]) for reply in replies]
         return weighted_mean(logits, [1.0] * len(logits))
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,6 +259,8 @@ class FedDF(FedMD):
         ------
         FloatingPointError
             If the loss is NaN; everything is unchanged then.
+        ValueError
+            If the server's public rows have been written to since it was made.
         """
         mean = self._mean(replies)
         before = copy.deepcopy(self.state_dict())
@@ -274,6 +293,9 @@ class FedAvg(Strategy):
 
     .. math:: w \leftarrow \sum_i \frac{n_i}{\sum_j n_j} w_i
 
+    Counts and seeds, single integers such as those of `BatchNorm` and `Dropout`, are not averaged:
+    the server and each client keep their own.
+
     Parameters
     ----------
     model : layer
@@ -288,7 +310,8 @@ class FedAvg(Strategy):
     Raises
     ------
     TypeError
-        If `model` has no `state_dict`, or holds what is not of a floating-point dtype.
+        If `model` has no `state_dict`, or holds an array that is not of a floating-point dtype
+        other than a single integer.
 
     References
     ----------
@@ -314,7 +337,7 @@ class FedAvg(Strategy):
         super().__init__()
         require_attributes(model, "state_dict", "load_state_dict")
         for name, array in model.state_dict().items():
-            if not _is_floating(array):
+            if not is_floating(array) and not (array.dtype.kind in "iu" and array.ndim == 0):
                 raise TypeError(
                     f"model must hold arrays of floating-point dtypes to be averaged, got "
                     f"{array.dtype} for {name!r}"
@@ -323,42 +346,57 @@ class FedAvg(Strategy):
 
     def request(self) -> dict[str, Array]:
         """Return copies of the weights."""
-        return {name: array.copy() for name, array in self.model.state_dict().items()}
+        return averaged(self.model)
 
     def check(self, reply: Reply) -> None:
         """Raise an error if a client's weights cannot be used.
 
         Raises
         ------
+        TypeError
+            If what it replied with are no arrays.
         ValueError
             If names, dtypes or shapes are others, a value is not finite, or there are no rows.
         """
         reply = checked_reply(reply, "reply")
-        own = self.model.state_dict()
+        own = {name: x for name, x in self.model.state_dict().items() if is_floating(x)}
         if reply.arrays.keys() != own.keys():
             raise ValueError(
                 f"client {reply.client} must reply with {', '.join(own)}, got {_named(reply)}"
             )
         for name, array in own.items():
-            got = reply.arrays[name]
+            got = converted(reply.arrays[name], f"{name} of client {reply.client}")
             if got.shape != array.shape or got.dtype != array.dtype:
                 raise ValueError(
                     f"client {reply.client} must reply with {name} of {array.dtype} and shape "
                     f"{array.shape}, got {got.dtype} and {got.shape}"
                 )
-            if not np.isfinite(np.asarray(got, np.float64)).all():
+            if not is_finite(got):
                 raise ValueError(f"client {reply.client} must reply with {name} that is finite")
-        if reply.rows < 1:
+        if whole(reply.rows, f"rows of client {reply.client}", 0) < 1:
             raise ValueError(f"client {reply.client} must have at least one row, got {reply.rows}")
 
     def receive(self, replies: Sequence[Reply]) -> None:
-        """Average the weights of checked replies."""
+        """Average the weights of checked replies.
+
+        Raises
+        ------
+        FloatingPointError
+            If a weighted sum is beyond the range of float64; the model is unchanged then.
+        """
         replies = checked_replies(replies)
         rows = [float(reply.rows) for reply in replies]
         means = {
-            name: weighted_mean([reply.arrays[name] for reply in replies], rows)
-            for name in self.model.state_dict()
+            name: weighted_mean([np.asarray(reply.arrays[name]) for reply in replies], rows)
+            for name, array in self.model.state_dict().items()
+            if is_floating(array)
         }
+        for name, mean in means.items():
+            if not is_finite(mean):
+                raise FloatingPointError(
+                    f"the mean of {name} must be finite, but the weighted sum of the clients' "
+                    "values is beyond the range of float64"
+                )
         load_weights(self.model, means)
         self.round += 1
 
@@ -379,8 +417,10 @@ class FedAvg(Strategy):
         return take
 
 
-def _is_floating(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+def _as_float32(array: Any) -> Array:
+    """Return an array in float32, with infinity for what is beyond its range."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32)
 
 
 def _named(reply: Reply) -> str:
