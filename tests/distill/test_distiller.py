@@ -320,6 +320,52 @@ def test_early_stopping_takes_the_best():
     assert accuracy == max(epoch.accuracy for epoch in history)
 
 
+def test_optimizers_of_another_model():
+    student, other = cr.nn.Linear(4, 3, rng=0), cr.nn.Linear(4, 3, rng=1)
+    teacher = np.zeros((8, 3), np.float32)
+    for opt in (
+        cr.optim.Adam(other.params),
+        cr.optim.Adam([{"params": other.weight}, {"params": [other.bias]}]),
+        cr.optim.Adam(student.copy().params),
+        cr.distributed.ShardedOptimizer(cr.optim.Adam, other.params),
+    ):
+        with pytest.raises(ValueError, match="optimizer must have parameters of the student"):
+            cr.distill.Distiller(student, teacher, opt)
+    with pytest.raises(ValueError, match="optimizer must have parameters of the student"):
+        cr.distributed.DataParallelDistiller(student, teacher, opt)
+
+
+def test_optimizers_of_some_or_of_views_of_the_parameters():
+    flat = np.zeros(15, np.float32)
+    student = cr.nn.Linear.from_arrays(flat[:12].reshape(3, 4), flat[12:])
+    teacher = np.zeros((8, 3), np.float32)
+
+    class Own:
+        """A user's: what it trains is not known."""
+
+        param_groups = ({"params": (p for p in student.params.values()), "lr": 0.1},)
+
+        def step(self, grads):
+            pass
+
+    class Layer:
+        """A user's, without `params`."""
+
+        forward = backward = grads = None
+
+    for opt in (
+        cr.optim.Adam(student.bias),
+        cr.optim.Adam([student.weight, np.zeros(3)]),
+        # From its second element on: no array begins where another does.
+        cr.optim.SGD(flat[1:]),
+        Own(),
+    ):
+        cr.distill.Distiller(student, teacher, opt)
+    other = cr.optim.Adam(np.zeros(3))
+    cr.distill.Distiller(Layer(), teacher, other)
+    cr.distill.Distiller((lambda x: x, lambda dy: [dy]), teacher, other)
+
+
 def test_bad_distillers(tmp_path):
     x, y, logits, _ = task()
     model, opt = student()
@@ -461,13 +507,13 @@ def test_weights_of_rows():
     np.testing.assert_allclose(weights(model), weights(other), rtol=1e-4, atol=1e-6)
     for bad in (weight[:-1], -weight):
         with pytest.raises(ValueError, match="sample_weight must hold 400 numbers"):
-            cr.distill.Distiller(model, logits, opt).fit(x, y, epochs=1, sample_weight=bad)
+            cr.distill.Distiller(other, logits, opt).fit(x, y, epochs=1, sample_weight=bad)
     for kwargs, message in (
         ({"pruner": 3}, "pruner must have state_dict"),
         ({"after_step": 3}, "after_step must be callable"),
     ):
         with pytest.raises(TypeError, match=message):
-            cr.distill.Distiller(model, logits, opt, **kwargs)
+            cr.distill.Distiller(other, logits, opt, **kwargs)
 
 
 @pytest.mark.parametrize(

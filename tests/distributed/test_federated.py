@@ -145,6 +145,18 @@ def test_counts_and_seeds_are_not_averaged():
         FedAvg(model)
 
 
+def test_optimizers_of_another_model():
+    model, other = federation.network(4, 0), federation.network(4, 1)
+    opt = cr.optim.Adam(other.params)
+    for make in (
+        lambda: Client(model, opt, X, Y),
+        lambda: FedDF(model, opt, PUBLIC),
+        lambda: Client(model, cr.distributed.ShardedOptimizer(cr.optim.Adam, other.params), X, Y),
+    ):
+        with pytest.raises(ValueError, match="optimizer must have parameters of the model"):
+            make()
+
+
 def test_arguments():
     model = federation.network(4, 0)
     opt = cr.optim.Adam(model.params)

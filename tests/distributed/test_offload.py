@@ -107,6 +107,77 @@ def test_maps_end_with_the_optimizer(tmp_path):
     assert not maps(tmp_path)
 
 
+def in_child(work):
+    """Return the message of what `work` raises in a forked child, or what it returns."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            result = str(work())
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"
+        os.write(write, result.encode()[:4000])
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        answer = file.read().decode()
+    os.waitpid(child, 0)
+    return answer
+
+
+USES = {
+    "step": lambda opt, w, path: opt.step(np.full_like(w, 5)),
+    "accumulate": lambda opt, w, path: opt.accumulate(0, np.full_like(w, 5)),
+    "discard": lambda opt, w, path: opt.discard(),
+    "state": lambda opt, w, path: opt.state[0]["exp_avg"],
+    "state_dict": lambda opt, w, path: opt.state_dict(),
+    "load_state_dict": lambda opt, w, path: opt.load_state_dict(cr.optim.Adam(w).state_dict()),
+    "save": lambda opt, w, path: opt.save(path / "other"),
+    "load": lambda opt, w, path: opt.load(path / "checkpoint"),
+    "set_masks": lambda opt, w, path: opt.set_masks(np.zeros(w.shape, bool)),
+    "convert_state": lambda opt, w, path: opt.convert_state("bfloat16"),
+    "add_param_group": lambda opt, w, path: opt.add_param_group({"params": [np.ones(3)]}),
+    "copy": lambda opt, w, path: copy.deepcopy(opt),
+    "pickle": lambda opt, w, path: pickle.dumps(opt),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("use", USES)
+def test_a_forked_child_cannot_use_what_it_shares(use, tmp_path):
+    w = np.ones((30, 30), np.float32)
+    opt = ShardedOptimizer(cr.optim.Adam, w, offload=tmp_path)
+    opt.step(np.ones_like(w))
+    opt.save(tmp_path / "checkpoint")
+    before = opt.state_dict()
+    answer = in_child(lambda: USES[use](opt, w, tmp_path))
+    assert answer.startswith(
+        "RuntimeError: a ShardedOptimizer with offload cannot be used in a fork"
+    )
+    assert same(opt.state_dict(), before)
+    # The parent goes on.
+    opt.step(np.ones_like(w))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_children_have_optimizers_of_their_own(tmp_path):
+    w = np.ones(30, np.float32)
+    in_memory = ShardedOptimizer(cr.optim.Adam, w)
+    mapped = ShardedOptimizer(cr.optim.Adam, w, offload=tmp_path)
+    data = pickle.dumps(mapped)
+
+    def work():
+        own = pickle.loads(data)
+        own.step(np.ones_like(w))
+        in_memory.step(np.ones_like(w))
+        return own.state[0]["step"], in_memory.state[0]["step"]
+
+    assert in_child(work) == str((np.asarray(1), np.asarray(1)))
+    assert [opt.state[0]["step"] for opt in (in_memory, mapped)] == [0, 0]
+
+
 PROGRAM = """
 import os, signal, sys
 import numpy as np

@@ -35,6 +35,7 @@ from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
 from compressrs.distill.teachers import TopK
 from compressrs.optim import EMA, Optimizer
+from compressrs.optim._trained import require_trained
 from compressrs.optim._weights import Weights
 from compressrs.optim.lr_scheduler import LRScheduler
 from compressrs.train_state import TrainState, pack, unpack
@@ -123,7 +124,7 @@ class Distiller(Described):
     TypeError
         If an argument is of another type.
     ValueError
-        If a number is out of its range.
+        If a number is out of its range, or `optimizer` has none of the student's parameters.
 
     Examples
     --------
@@ -175,6 +176,7 @@ class Distiller(Described):
             self._forward, self._backward = student.forward, _Backward(student)
         if not hasattr(optimizer, "step") or not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        require_trained(student, optimizer, "student")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler must be an LRScheduler, got {type(scheduler).__name__}")
         for name, part in (("pruner", pruner), ("ema", ema)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ class PartitionedOptimizer(Optimizer):
     microbatches: int
     stage: int
     offload: Path | None
+    #: The process whose state is in the file of `offload`.
+    _process: int | None = None
     _arguments: dict[str, Any]
     _sums: GradientSums
 
@@ -117,12 +120,27 @@ class PartitionedOptimizer(Optimizer):
     def _offload(self) -> None:
         """Move the state of this rank's parts to a file."""
         if self.offload is not None:
+            self._process = os.getpid()
             inner = self._inner
             moved = offloaded([inner._buffers(i) for i in inner._state], self.offload)
             inner._state = {
                 i: {"step": inner._state[i]["step"], **buffers} for i, buffers in enumerate(moved)
             }
             inner._prepare()
+
+    def _require_own_process(self) -> None:
+        """Raise an error in a forked child, whose writes to the file the parent would see."""
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError(
+                "a ShardedOptimizer with offload cannot be used in a forked child: its state is in "
+                "a file that the child shares with the process that was forked; make a new one in "
+                "the child, or start processes with multiprocessing's 'spawn' method"
+            )
+
+    def _require_idle(self, what: str) -> None:
+        # What every call that needs the state begins with.
+        self._require_own_process()
+        super()._require_idle(what)
 
     def _view(self, part: Part) -> Array:
         array = self._arrays()[part.tensor]
@@ -279,6 +297,7 @@ class PartitionedOptimizer(Optimizer):
     @property
     def state(self) -> dict[int, dict[str, Array]]:
         """The state of this rank's parts, by their number; its arrays may be written to."""
+        self._require_own_process()
         return self._inner.state if self._own else {}
 
     @property
@@ -291,6 +310,7 @@ class PartitionedOptimizer(Optimizer):
 
     def _gathered(self) -> dict[int, dict[str, Array]]:
         """Return the whole state, on all ranks."""
+        self._require_own_process()
         with together(self.comm, "gathering the state"):
             whole = {
                 i: {name: np.empty(shown.shape, shown.dtype) for name, shown in buffers.items()}
@@ -392,6 +412,7 @@ class PartitionedOptimizer(Optimizer):
     # Copies.
 
     def __getstate__(self) -> dict[str, Any]:
+        self._require_own_process()
         # The optimizer of the parts refers to views of the parameters, which copies divide anew.
         inner = [dict(buffers) for buffers in self._inner._state.values()]
         state = {k: v for k, v in super().__getstate__().items() if k not in ("_inner", "_grads")}

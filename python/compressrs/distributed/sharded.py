@@ -77,6 +77,8 @@ class ShardedOptimizer(StoredOptimizer):
         `offload` is no folder, or `rule` is `Prodigy`, which looks at all parameters at once.
     OSError
         If there is no room for the state in `offload`.
+    RuntimeError
+        If an optimizer with `offload` is used in a forked child, which shares the file.
     RankError
         If another rank fails. After any error parameters and state are unchanged on all ranks.
 

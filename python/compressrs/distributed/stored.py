@@ -95,6 +95,7 @@ class StoredOptimizer(PartitionedOptimizer):
             then added in another order, and the bits are no longer those of that run. The file
             of the rule's optimizer and state dicts do not tell.
         """
+        self._require_own_process()
         with together(self.comm, "load"):
             folder = file_path(path)
             is_file = folder.is_file()

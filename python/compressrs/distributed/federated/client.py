@@ -29,6 +29,7 @@ from compressrs.distributed.federated.exchange import (
     is_floating,
 )
 from compressrs.optim import Optimizer
+from compressrs.optim._trained import require_trained
 from compressrs.optim._weights import Weights
 
 #: Rows that a model is given at once for logits.
@@ -78,7 +79,8 @@ class Client(Stateful):
     TypeError
         If an argument is of another type.
     ValueError
-        If there are no rows, lengths disagree, or a number is out of its range.
+        If there are no rows, lengths disagree, a number is out of its range, or `optimizer` has
+        none of the model's parameters.
 
     References
     ----------
@@ -230,10 +232,11 @@ def require_attributes(model: Any, *names: str) -> None:
 
 
 def require_model(model: Any, optimizer: Any) -> None:
-    """Raise a TypeError unless these are a model that can be trained, and an optimizer."""
+    """Raise an error unless these are a model that can be trained, and its optimizer."""
     require_attributes(model, "forward", "backward", "grads", "state_dict", "load_state_dict")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+    require_trained(model, optimizer, "model")
 
 
 def checked_training(
