@@ -32,6 +32,9 @@ def as_array(x: object, name: str) -> Array:
     require_unmasked(x, name)
     if isinstance(x, np.ndarray):
         return x
+    instead = getattr(type(x), "_instead_of_array", None)
+    if isinstance(instead, str):  # a `RowGradient`, whose module imports this one
+        raise TypeError(f"{name} must be an array here, got a {type(x).__name__}: {instead}")
     # Tensors that require gradients must be detached before they can be exported.
     detach = getattr(x, "detach", None)
     if detach is not None:

@@ -350,3 +350,48 @@ def test_a_sparse_embedding_is_copied_and_loaded_as_one(tmp_path):
     assert loaded.weight.tobytes() == layer.weight.tobytes()
     with pytest.raises(TypeError, match="sparse"):
         cr.nn.Embedding(5, 3, sparse=1)
+
+
+GRADIENT = RowGradient([1, 1], np.ones((2, 2), np.float32))
+
+
+def _table():
+    return np.ones((4, 2), np.float32)
+
+
+def _distilled():
+    model = cr.nn.Sequential(
+        cr.nn.Embedding(4, 2, sparse=True, rng=0), cr.nn.Flatten(), cr.nn.Linear(2, 2, rng=0)
+    )
+    opt = cr.distributed.ShardedOptimizer(cr.optim.Adam, model.params)
+    teacher = np.zeros((3, 2), np.float32)
+    distiller = cr.distributed.DataParallelDistiller(model, teacher, opt, alpha=1.0)
+    distiller.fit(np.arange(3).reshape(3, 1), epochs=1)
+
+
+ARRAYS_ONLY = {
+    "SAM": lambda: cr.optim.SAM(cr.optim.SGD(_table(), lr=1.0)).step(lambda: (0.0, GRADIENT)),
+    "LBFGS": lambda: cr.optim.LBFGS(_table()).step(lambda: (0.0, GRADIENT)),
+    "clip_grad_norm_": lambda: cr.optim.clip_grad_norm_([GRADIENT], 1.0),
+    "clip_grad_value_": lambda: cr.optim.clip_grad_value_([GRADIENT], 1.0),
+    "GradientAccumulator": lambda: cr.optim.GradientAccumulator(2).add(GRADIENT),
+    "ShardedOptimizer.step": lambda: cr.distributed.ShardedOptimizer(cr.optim.Adam, _table()).step(
+        GRADIENT
+    ),
+    "ShardedOptimizer.accumulate": lambda: cr.distributed.ShardedOptimizer(
+        cr.optim.Adam, _table(), microbatches=2
+    ).accumulate(0, GRADIENT),
+    "ExactMean": lambda: cr.distributed.ExactMean().mean(GRADIENT),
+    "DataParallelDistiller": _distilled,
+    "Snip": lambda: cr.prune.Snip().update(_table(), GRADIENT),
+}
+
+
+@pytest.mark.parametrize("who", ARRAYS_ONLY)
+def test_where_only_arrays_are_taken_the_message_says_what_to_give(who):
+    message = (
+        r"must be an array here, got a RowGradient: give gradient\.dense\(len\(table\)\), or make "
+        r"the layer with Embedding\(sparse=False\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        ARRAYS_ONLY[who]()

@@ -67,6 +67,11 @@ class RowGradient:
 
     __slots__ = ("_rows", "_values")
 
+    #: What `as_array` says is to be given where only arrays are taken.
+    _instead_of_array = (
+        "give gradient.dense(len(table)), or make the layer with Embedding(sparse=False)"
+    )
+
     def __init__(self, rows: object, values: object) -> None:
         self._rows, self._values = _checked_rows(rows), _checked_values(values)
         if self._values.ndim < 1 or len(self._values) != len(self._rows):
