@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -117,6 +117,29 @@ def is_number(dtype: np.dtype[Any]) -> bool:
 def as_gradient(x: object, name: str) -> Array:
     """Return a view like `as_array`; NumPy scalars are copied, since `x` is only read."""
     return np.asarray(x) if isinstance(x, np.generic) else as_array(x, name)
+
+
+def pairs(x: Array, name: str) -> Array:
+    """Return complex numbers as real ones, with a last axis for the real and imaginary part.
+
+    It is a view if `x` is C-contiguous, else a copy.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is neither complex64 nor complex128.
+    """
+    if x.dtype.itemsize > np.dtype(np.complex128).itemsize:
+        raise TypeError(f"{name} must be complex64 or complex128, got {x.dtype}")
+    real = np.dtype(f"{x.dtype.byteorder}f{x.dtype.itemsize // 2}")
+    view: Array = np.asarray(x, order="C").reshape(*x.shape, 1).view(real)
+    return view
+
+
+def complex_view(x: Array) -> Array:
+    """Return the complex numbers of which `x`, C-contiguous, holds the pairs."""
+    view: Array = x.view(np.result_type(x.dtype, np.complex64))[..., 0]
+    return view
 
 
 def is_branch(x: object) -> bool:
@@ -280,6 +303,9 @@ class ArrayList(FixedList):
             write_tree(self[index], list(value), f"the slice of {len(positions)}")
 
 
+AnyViews = TypeVar("AnyViews", bound="Views")
+
+
 class Views(ArrayList):
     """A list of views of the memory of given objects.
 
@@ -296,18 +322,21 @@ class Views(ArrayList):
 
     def __init__(self, sources: Iterable[object], names: Iterable[str]) -> None:
         self.sources, given = list(sources), list(names)
-        super().__init__(map(as_array, self.sources, given), given)
+        super().__init__(map(self._view, self.sources, given), given)
 
-    def replaced(self, new: Mapping[int, Array]) -> Views:
+    def _view(self, source: object, name: str) -> Array:
+        return as_array(source, name)
+
+    def replaced(self: AnyViews, new: Mapping[int, Array]) -> AnyViews:
         """Return a list with the arrays at some positions replaced."""
         sources = [new.get(i, source) for i, source in enumerate(self.sources)]
-        return Views(sources, self.names)
+        return type(self)(sources, self.names)
 
-    def __copy__(self) -> Views:
-        return Views(self.sources, self.names)
+    def __copy__(self: AnyViews) -> AnyViews:
+        return type(self)(self.sources, self.names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Views, ([Shared.of(source) for source in self.sources], self.names)
+        return type(self), ([Shared.of(source) for source in self.sources], self.names)
 
 
 class Shared:

@@ -296,7 +296,7 @@ def pack(value: Any, path: str, arrays: dict[str, Array]) -> Any:
         name = path if path not in arrays else f"{path}#{len(arrays)}"
         arrays[name] = array
         if array.dtype.name not in _AS_SUCH:
-            if array.dtype.kind not in "iuf":
+            if array.dtype.kind not in "iufc":
                 raise TypeError(f"{name} must hold numbers to be saved, got {array.dtype}")
             arrays[name] = np.frombuffer(array.tobytes(), np.uint8)
         return {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}

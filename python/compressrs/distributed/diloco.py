@@ -91,6 +91,8 @@ class DiLoCo(Stateful):
             self.optimizer = require_optimizer(optimizer)
             self.every = whole(every, "every", 1)
             self.step_count = 0
+            if optimizer._complex:
+                raise TypeError("optimizer must have real parameters, got complex ones")
             arrays = optimizer._arrays()
             self._shared = Weights("DiLoCo", optimizer._names, arrays)
             start = [w.astype(compute_dtype(w.dtype)) for w in arrays]

@@ -59,6 +59,8 @@ class PartitionedOptimizer(Optimizer):
     _arguments: dict[str, Any]
     _sums: GradientSums
 
+    _only_real = "whose ranks exchange real numbers; train z.view(np.float64)"
+
     @property
     def _kind(self) -> str:
         return self.rule.__name__

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from compressrs._arrays import Array, ArrayTree, as_gradient
+from compressrs.optim._complex import gradient_pairs
 
 #: Returns the loss and its gradients at the current parameters.
 Closure: TypeAlias = Callable[[], tuple[float, ArrayTree]]
@@ -43,8 +44,10 @@ def evaluated(
         ) from None
 
 
-def gradient_of(parameter: Array, leaf: object, name: str) -> Array:
-    """Return a gradient as an array, if it has its parameter's shape."""
+def gradient_of(parameter: Array, leaf: object, name: str, *, is_complex: bool = False) -> Array:
+    """Return a gradient as an array, if it has its parameter's shape; of a complex one pairs."""
+    if is_complex:
+        leaf = gradient_pairs(leaf, parameter, f"the gradient of {name}", name)
     given = as_gradient(leaf, f"the gradient of {name}")
     if given.shape != parameter.shape:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, is_number
+from compressrs._arrays import Array, as_array, is_number, pairs
 from compressrs.optim._dicts import OF_GROUPS, require_known
 from compressrs.optim._moments import (
     CODES,
@@ -60,7 +60,7 @@ def plan(
             "state_dict must be a dict with 'param_groups' and 'state', as state_dict() returns"
         ) from None
     kind = optimizer._kind
-    known = {"class", "state", "param_groups", "masks", "codes"}
+    known = {"class", "state", "param_groups", "masks", "codes", "complex"}
     if "class" in state_dict and (unknown := set(state_dict) - known):
         raise ValueError(
             f"state_dict must have the keys {sorted(known)}, got "
@@ -85,6 +85,13 @@ def plan(
             f"state_dict must have groups of {lengths} parameters, got {[len(g) for g in given]}"
         )
     order = parameter_order(groups, given, optimizer._names, lengths, "class" in state_dict)
+    if "class" in state_dict:
+        of_pairs = sorted(order[i] for i in optimizer._complex)
+        if state_dict.get("complex", []) != of_pairs:
+            raise ValueError(
+                f"state_dict['complex'] must be {of_pairs}, the complex parameters, got "
+                f"{state_dict.get('complex')!r}"
+            )
     lacking = set()
     if "class" in state_dict:  # PyTorch's have no state before the first step
         lacking = {i for i in order if all(x is None for x in state.get(i, {}).values())}
@@ -114,6 +121,8 @@ def plan(
                     f"state has the shape of blocks, got {group.get('block_size')!r}"
                 )
             source = dict(state.get(order[i], {}))
+            if i in optimizer._complex:
+                source = {name: _in_pairs(value, name) for name, value in source.items()}
             if optimizer._rule == "sgd" and any(v is not None for v in source.values()):
                 # PyTorch keeps no count of steps for SGD.
                 source.setdefault("step", 1)
@@ -121,6 +130,13 @@ def plan(
             copies += [(name, i, value) for name, value in values.items()]
             i += 1
     return updates, copies, _masks(optimizer, state_dict, order)
+
+
+def _in_pairs(value: Any, name: str) -> Any:
+    """Return complex state, such as PyTorch's, as pairs."""
+    if "complex" in str(getattr(value, "dtype", "")):
+        return pairs(as_array(value, f"state_dict's {name}"), name)
+    return value
 
 
 def parameter_order(

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, Views, flatten, same_memory
+from compressrs._arrays import Array, ArrayTree, flatten, same_memory
 from compressrs._checks import converted
 from compressrs._state import Undo, all_or_nothing
+from compressrs.optim._complex import ParameterViews, gradient_pairs, repeated
 from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, ParamGroups, State
 from compressrs.optim._guard import Guarded
 from compressrs.optim._moments import Buffer, narrowed, widened
@@ -48,6 +49,10 @@ class Parameters(Guarded):
     _fixed: ClassVar[dict[str, Any]] = {}
     #: Whether a step of a parameter depends on the gradients of all others.
     _of_all_parameters: ClassVar[bool] = False
+    #: Why complex parameters are refused, if they are: pairs would mean something else.
+    _only_real: ClassVar[str | None] = None
+    #: The indices of the complex parameters, which are views as pairs.
+    _complex: frozenset[int] = frozenset()
     #: The tensor that each parameter is a part of, if they are parts: its number, the element
     #: that the part begins with, and its number of elements.
     _parts: list[tuple[int, int, int]] | None = None
@@ -110,7 +115,13 @@ class Parameters(Guarded):
             raise ValueError(f"a group must have the key 'params', got {sorted(group)}")
         named = list(flatten(group["params"], f"params{path}"))
         leaves = [(name.removeprefix("params"), leaf) for name, leaf in named]
-        arrays = Views((leaf for _, leaf in named), (name for name, _ in named))
+        arrays = ParameterViews((leaf for _, leaf in named), (name for name, _ in named))
+        for (name, _), is_complex in zip(named, arrays.complex, strict=True):
+            if is_complex and self._only_real is not None:
+                raise TypeError(
+                    f"{name} must be real for {type(self).__name__}, {self._only_real}; got "
+                    "complex numbers"
+                )
         # Copied, since the caller may change a list of betas later.
         given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
         own = copy.deepcopy(self.defaults)
@@ -121,10 +132,31 @@ class Parameters(Guarded):
             self._paths.append(leaf_path)
             self._masks.append(None)
             self._state[i] = self._initial(self._wanted(group, array, i))
+        first = len(self._paths) - len(arrays)
+        self._complex |= {first + k for k, is_complex in enumerate(arrays.complex) if is_complex}
         self._groups = ParamGroups([*self._groups, group])
 
     def _arrays(self) -> list[Array]:
         return [array for group in self._groups for array in group["params"]]
+
+    def _views(self) -> ParameterViews:
+        """Return views of the parameters for a wrapper, which are copied with them."""
+        sources = [
+            source if i in self._complex else array
+            for i, (array, source) in enumerate(
+                pair
+                for group in self._groups
+                for pair in zip(group["params"], group["params"].sources, strict=True)
+            )
+        ]
+        return ParameterViews(sources, self._names)
+
+    def _gradient(self, i: int, leaf: object, array: Array) -> Any:
+        """Return the gradient of parameter `i`, the array given, as the step takes it."""
+        if i not in self._complex:
+            return leaf
+        path = self._paths[i]
+        return gradient_pairs(leaf, array, f"grads{path}", f"params{path}")
 
     @property
     def _names(self) -> list[str]:
@@ -270,7 +302,7 @@ class Parameters(Guarded):
         """Set the masks of the parameters with these indices."""
         arrays = self._arrays()
         checked = {
-            i: None if mask is None else _checked_mask(mask, self._paths[i], arrays[i].shape)
+            i: None if mask is None else self._checked_mask(mask, i, arrays[i].shape)
             for i, mask in masks.items()
         }
         masked = [i for i, mask in checked.items() if mask is not None]
@@ -283,6 +315,12 @@ class Parameters(Guarded):
             self._prepare()
             self._apply_masks(masked, undo)
             masks_set([arrays[i] for i in checked], undo)
+
+    def _checked_mask(self, mask: object, i: int, shape: tuple[int, ...]) -> Array:
+        """Return the mask of parameter `i`; both parts of a complex number have the same."""
+        if i in self._complex:
+            return repeated(_checked_mask(mask, self._paths[i], shape[:-1]))
+        return _checked_mask(mask, self._paths[i], shape)
 
     def _apply_masks(self, indices: Iterable[int], undo: Undo) -> None:
         """Set masked elements of these parameters, and their state, to 0."""

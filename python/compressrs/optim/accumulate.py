@@ -9,9 +9,11 @@ from compressrs._arrays import (
     Array,
     ArrayTree,
     as_gradient,
+    complex_view,
     compute_dtype,
     flatten,
     flatten_like,
+    pairs,
     rebuild,
 )
 from compressrs._checks import whole
@@ -54,6 +56,8 @@ class GradientAccumulator(Described):
         self._structure: ArrayTree = None
         self._sums: list[Array] = []
         self._seen: list[bool] = []
+        #: Which sums are pairs, of complex gradients.
+        self._complex: list[bool] = []
 
     def add(self, grads: ArrayTree) -> ArrayTree | None:
         """Add the gradients of one batch.
@@ -61,8 +65,8 @@ class GradientAccumulator(Described):
         Parameters
         ----------
         grads : array, or list or nested dict of arrays
-            float32, float64, float16 or bfloat16, with the same structure and shapes in
-            every call. None counts as zeros. Half precision is summed in float32.
+            float32, float64, float16, bfloat16, complex64 or complex128, with the same structure
+            and shapes in every call. None counts as zeros. Half precision is summed in float32.
 
         Returns
         -------
@@ -74,7 +78,8 @@ class GradientAccumulator(Described):
         Raises
         ------
         TypeError
-            If a gradient is not an array of such a dtype.
+            If a gradient is not an array of such a dtype, or complex unlike that of the first
+            call.
         ValueError
             If structure or shapes differ from those of the first call; nothing is added
             in that case.
@@ -83,7 +88,7 @@ class GradientAccumulator(Described):
         paths = [path for path, _ in named]
         if not self._sums:
             leaves = [leaf for _, leaf in named]
-            arrays = self._arrays(leaves, paths)
+            arrays, of_pairs = self._arrays(leaves, paths)
             if any(a is None for a in arrays):
                 raise ValueError(
                     "grads must all be arrays in the first call, which defines the shapes, got None"
@@ -92,7 +97,16 @@ class GradientAccumulator(Described):
             structure = rebuild(grads, iter([None] * len(leaves)))
         else:
             structure, sums = self._structure, self._sums
-            arrays = self._arrays(flatten_like(structure, grads, "grads"), paths)
+            arrays, of_pairs = self._arrays(flatten_like(structure, grads, "grads"), paths)
+            for path, array, own, given_pairs in zip(
+                paths, arrays, self._complex, of_pairs, strict=True
+            ):
+                if array is not None and own != given_pairs:
+                    raise TypeError(
+                        f"{path} must be {'complex' if own else 'real'} as in the first call, got "
+                        f"{'complex' if given_pairs else 'real'} numbers"
+                    )
+            of_pairs = self._complex
         given = [i for i, a in enumerate(arrays) if a is not None]
         if self.count == 0:
             for total in sums:
@@ -109,17 +123,25 @@ class GradientAccumulator(Described):
             self._seen = [False] * len(sums)
         for i in given:
             self._seen[i] = True
-        self._structure, self._sums = structure, sums
+        self._structure, self._sums, self._complex = structure, sums, of_pairs
         self.count += 1
         if self.count < self.steps:
             return None
         self.count = 0
-        pairs = zip(self._seen, self._sums, strict=True)
-        return rebuild(structure, iter([total if seen else None for seen, total in pairs]))
+        means = [
+            complex_view(total) if is_complex else total
+            for total, is_complex in zip(self._sums, of_pairs, strict=True)
+        ]
+        pairs_of = zip(self._seen, means, strict=True)
+        return rebuild(structure, iter([mean if seen else None for seen, mean in pairs_of]))
 
     @staticmethod
-    def _arrays(leaves: list[object], paths: list[str]) -> list[Array | None]:
-        return [
-            None if leaf is None else as_gradient(leaf, path)
-            for leaf, path in zip(leaves, paths, strict=True)
-        ]
+    def _arrays(leaves: list[object], paths: list[str]) -> tuple[list[Array | None], list[bool]]:
+        """Return the gradients, complex ones as pairs, and which are complex."""
+        arrays: list[Array | None] = []
+        of_pairs = []
+        for leaf, path in zip(leaves, paths, strict=True):
+            array = None if leaf is None else as_gradient(leaf, path)
+            of_pairs.append(array is not None and array.dtype.kind == "c")
+            arrays.append(pairs(array, path) if array is not None and of_pairs[-1] else array)
+        return arrays, of_pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compressrs._arrays import ArrayTree
 from compressrs._typing import Unpack
+from compressrs.optim._complex import OF_MATRICES
 from compressrs.optim.base import Optimizer, Storage
 
 
@@ -68,6 +69,7 @@ class Adafactor(Optimizer):
     """
 
     _rule = "adafactor"
+    _only_real = OF_MATRICES
 
     def __init__(
         self,

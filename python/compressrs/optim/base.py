@@ -42,11 +42,13 @@ class Optimizer(Parameters, Stateful):
     Parameters
     ----------
     params : array, list, nested dict of arrays, or list of group dicts
-        float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous and
-        writable. They are updated in place, so they must not share memory. Accepted are
-        NumPy arrays, memory maps, and objects that export their memory through DLPack or
-        the buffer protocol, such as PyTorch's CPU tensors. An iterator is treated as a
-        list. A group dict has a key ``"params"`` and may override hyperparameters.
+        float32, float64, float16 or bfloat16 (of ml_dtypes), complex64 or complex128,
+        C-contiguous and writable. They are updated in place, so they must not share
+        memory. Accepted are NumPy arrays, memory maps, and objects that export their memory
+        through DLPack or the buffer protocol, such as PyTorch's CPU tensors. An iterator is
+        treated as a list. A group dict has a key ``"params"`` and may override hyperparameters.
+        Complex parameters are trained as pairs of real and imaginary parts, as PyTorch does;
+        `Muon`, `Adafactor`, `Shampoo` and `SOAP` refuse them.
     defaults : dict
         Default hyperparameters of the groups.
     storage : dict, optional
@@ -81,6 +83,9 @@ class Optimizer(Parameters, Stateful):
     state : dict of dict of array
         By index of the parameter: ``"step"``, the number of steps taken, and the
         rule's buffers, named as in PyTorch. The arrays may be written to.
+
+    Here, in `param_groups`, state dicts and files, a complex parameter of shape `s` and what
+    belongs to it are real arrays of shape ``(*s, 2)``.
 
     Raises
     ------
@@ -119,7 +124,8 @@ class Optimizer(Parameters, Stateful):
         ----------
         grads : array, or list or nested dict of arrays
             Gradients in the structure of the parameters (for groups: a list with one
-            entry per group), with the parameters' shapes and any floating-point dtype.
+            entry per group), with the parameters' shapes and any floating-point dtype; of
+            complex parameters complex ones, the direction of steepest ascent ``df/dx + i df/dy``.
             None leaves a parameter and its state unchanged, a `RowGradient` all rows but
             those that it names. Gradients that are not C-contiguous are copied.
         max_grad_norm : float, optional
@@ -145,7 +151,8 @@ class Optimizer(Parameters, Stateful):
         Raises
         ------
         TypeError
-            If a gradient is not an array of a floating-point dtype.
+            If a gradient is not an array of a floating-point dtype, or is complex and its
+            parameter is not, or the reverse.
         NonFiniteGradientError
             A ValueError that names the gradient; see `nonfinite`.
         ValueError
@@ -176,6 +183,8 @@ class Optimizer(Parameters, Stateful):
             self._require_idle("step")
             try:
                 self._doing = "step"
+                if self._complex:
+                    flat = list(map(self._gradient, range(len(flat)), flat, self._arrays()))
                 return self._stepper.step(flat, self._groups, max_grad_norm, grad_scale, nonfinite)
             finally:
                 self._doing = None
@@ -212,7 +221,7 @@ class Optimizer(Parameters, Stateful):
         Parameters
         ----------
         masks : array, or list or nested dict of arrays, or None
-            Boolean arrays in the structure of the parameters, True where a weight is
+            Boolean arrays in the structure and shapes of the parameters, True where a weight is
             kept, or `CSRMatrix` patterns, whose stored entries are kept. None removes the
             mask of one parameter, or all masks. Masks are copied, as one bit per weight,
             and are part of state dicts and files. Masked weights are set to 0 at once.
@@ -272,9 +281,10 @@ class Optimizer(Parameters, Stateful):
         -------
         dict
             ``"state"``: by index of the parameter, and ``"param_groups"``: with
-            these indices in place of the parameters. With 8-bit state also ``"codes"``,
-            the version of the code format; the scales of ``"exp_avg"``, for example, are
-            in ``"exp_avg_scale"``.
+            these indices in place of the parameters. With complex parameters also
+            ``"complex"``, their indices; all that belongs to them is in pairs. With 8-bit
+            state also ``"codes"``, the version of the code format; the scales of
+            ``"exp_avg"``, for example, are in ``"exp_avg_scale"``.
         """
         with self._reading("state_dict"):
             groups, first = [], 0
@@ -291,12 +301,15 @@ class Optimizer(Parameters, Stateful):
                 for i, bits in enumerate(self._masks)
                 if bits is not None
             }
+            # For `to_torch`, which has no parameters to look at.
+            pairs = {"complex": sorted(self._complex)} if self._complex else {}
             codes = {"codes": dict(CODES)} if has_codes(state) else {}
             return {
                 "class": self._kind,
                 "state": state,
                 "param_groups": groups,
                 "masks": masks,
+                **pairs,
                 **codes,
             }
 

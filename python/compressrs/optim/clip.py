@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, flatten
+from compressrs._arrays import Array, ArrayTree, flatten
 from compressrs._checks import flag, number
 from compressrs._core import NonFiniteGradientError
+from compressrs.optim._complex import ParameterViews
 
 
 def clip_grad_norm_(
@@ -27,7 +30,8 @@ def clip_grad_norm_(
     Parameters
     ----------
     grads : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable; None is skipped.
+        float32, float64, float16, bfloat16, complex64 or complex128, C-contiguous and writable;
+        None is skipped. The norm of complex ones is that of their magnitudes.
     max_norm : float
         At least 0.
     norm_type : float, default 2.0
@@ -70,7 +74,7 @@ def clip_grad_norm_(
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
     # Changes nothing; rejects arrays that cannot be changed in place.
     _core.clamp(arrays, names, float("inf"))
-    norm, factor = _core.norm(arrays, names, order, limit)
+    norm, factor = _core.norm(_magnitudes(arrays, order), names, order, limit)
     if must_be_finite and not 0 <= norm < float("inf"):
         raise NonFiniteGradientError(
             f"the norm of the gradients is {norm}; nothing was changed "
@@ -87,7 +91,7 @@ def clip_grad_value_(grads: ArrayTree, clip_value: float) -> None:
     Parameters
     ----------
     grads : array, or list or nested dict of arrays
-        As for `clip_grad_norm_`. NaN stays NaN.
+        As for `clip_grad_norm_`. NaN stays NaN. Real and imaginary parts are clipped each.
     clip_value : float
         At least 0.
 
@@ -108,10 +112,17 @@ def clip_grad_value_(grads: ArrayTree, clip_value: float) -> None:
     _core.clamp(arrays, names, number(clip_value, "clip_value", 0))
 
 
-def _gradients(grads: ArrayTree) -> tuple[list[str], list[Array]]:
-    names, arrays = [], []
-    for name, leaf in flatten(grads, "grads"):
-        if leaf is not None:
-            names.append(name)
-            arrays.append(as_array(leaf, name))
-    return names, arrays
+def _magnitudes(arrays: ParameterViews, order: float) -> list[Array]:
+    """Return arrays whose norm of this order is that of the gradients."""
+    if order == 2:
+        return arrays  # the sum of the squares of both parts
+    return [
+        np.hypot(array[..., 0], array[..., 1], dtype=np.float64) if is_complex else array
+        for array, is_complex in zip(arrays, arrays.complex, strict=True)
+    ]
+
+
+def _gradients(grads: ArrayTree) -> tuple[list[str], ParameterViews]:
+    named = [(name, leaf) for name, leaf in flatten(grads, "grads") if leaf is not None]
+    arrays = ParameterViews((leaf for _, leaf in named), (name for name, _ in named))
+    return arrays.names, arrays

@@ -14,12 +14,12 @@ from compressrs._arrays import (
     ArrayTree,
     compute_dtype,
     is_number,
-    named_arrays,
     rebuild,
 )
 from compressrs._assignment import assignable
 from compressrs._checks import count, flag, number
 from compressrs._state import Stateful, Take, Undo, require_keys, restoring, uninterrupted
+from compressrs.optim._complex import named_parameters
 from compressrs.optim._weights import Weights
 
 
@@ -34,7 +34,7 @@ class EMA(Stateful):
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable.
+        float32, float64, float16, bfloat16, complex64 or complex128, C-contiguous and writable.
     decay : float, default 0.999
         :math:`\beta` in [0, 1).
     warmup : bool, default False
@@ -82,7 +82,7 @@ class EMA(Stateful):
         self.step_count = 0
         if isinstance(params, Iterator):
             params = list(params)
-        self._names, self._weights = named_arrays(params, "params")
+        self._names, self._weights = named_parameters(params, "params")
         # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
@@ -93,7 +93,8 @@ class EMA(Stateful):
     @property
     def average(self) -> ArrayTree:
         """The averages in the structure of the parameters; assigning to an entry copies."""
-        return assignable(rebuild(self._structure, iter(self._averages)), "average")
+        averages = self._weights.originals(self._averages)
+        return assignable(rebuild(self._structure, iter(averages)), "average")
 
     def update(self) -> None:
         """Update the average with the current weights; call once after each step."""
@@ -136,7 +137,10 @@ class EMA(Stateful):
             self._shared.assign(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages, without copying, and the number of updates."""
+        """Return the averages, without copying, and the number of updates.
+
+        Those of complex parameters are pairs, in a last axis.
+        """
         return {
             "averages": list(self._averages),
             "param_names": list(self._names),

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs._arrays import Array, ArrayTree, flatten_like, named_arrays, require_in_place
+from compressrs._arrays import Array, ArrayTree, flatten_like, require_in_place
 from compressrs._checks import function, number, positive, whole
+from compressrs.optim._complex import ParameterViews, gradient_pairs, named_parameters
 from compressrs.optim.base import Optimizer
 
 
@@ -183,7 +184,11 @@ def flat_function(
         loss, gradients = evaluate()
         flat = flatten_like(params, gradients, "gradients")
         parts = []
-        for array, gradient in zip(arrays, flat, strict=True):
+        for array, gradient, is_complex, name in zip(
+            arrays, flat, arrays.complex, arrays.names, strict=True
+        ):
+            if is_complex:
+                gradient = gradient_pairs(gradient, array, f"the gradient of {name}", name)
             part = np.zeros(array.shape) if gradient is None else np.asarray(gradient, np.float64)
             if part.shape != array.shape:
                 raise ValueError(f"gradients must have the shape {array.shape}, got {part.shape}")
@@ -364,11 +369,11 @@ def _required(module: str, caller: str, extra: str) -> ModuleType:
         ) from None
 
 
-def _arrays(params: ArrayTree) -> list[Array]:
-    """Return the arrays of a tree after checking them as an optimizer does."""
-    names, arrays = named_arrays(params, "params")
+def _arrays(params: ArrayTree) -> ParameterViews:
+    """Return the arrays of a tree, complex ones as pairs, checked as an optimizer does."""
+    names, arrays = named_parameters(params, "params")
     require_in_place(list(arrays), names)
-    return list(arrays)
+    return arrays
 
 
 def _flat(arrays: list[Array]) -> Array:

@@ -31,6 +31,7 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    of_pairs = frozenset(state_dict.get("complex", ()))
     state: dict[int, dict[str, Any]] = {}
     for i, buffers in state_dict["state"].items():
         if int(buffers["step"]) == 0:
@@ -40,6 +41,11 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             for name, array in widened(buffers).items()
             if name not in OF_WEIGHTS
         }
+        if i in of_pairs:
+            state[i] = {
+                name: value if name in _NUMBERS else torch.view_as_complex(value)
+                for name, value in state[i].items()
+            }
     groups = [
         {**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group)
         for group in state_dict["param_groups"]

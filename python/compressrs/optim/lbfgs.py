@@ -15,12 +15,12 @@ from compressrs._arrays import (
     ArrayTree,
     compute_dtype,
     flatten_like,
-    named_arrays,
     rebuild,
 )
 from compressrs._checks import choice, converted, count, function, number, positive, whole
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim._closure import Closure, evaluated, gradient_of
+from compressrs.optim._complex import named_parameters
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import Weights
 from compressrs.optim.line_search import Point, strong_wolfe
@@ -45,8 +45,9 @@ class LBFGS(Guarded, Stateful):
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable, updated in place.
-        Everything is computed in float64 if one of them is float64, else in float32.
+        float32, float64, float16, bfloat16, complex64 or complex128, C-contiguous and writable,
+        updated in place. Everything is computed in float64 if one of them is float64 or
+        complex128, else in float32.
     lr : float, default 1.0
         The step :math:`t`, or the first one that the line search tries.
     max_iter : int, default 20
@@ -125,7 +126,7 @@ class LBFGS(Guarded, Stateful):
         super().__init__()
         if isinstance(params, Iterator):
             params = list(params)
-        self._names, self._weights = named_arrays(params, "params")
+        self._names, self._weights = named_parameters(params, "params")
         if not self._weights:
             raise ValueError("params must hold at least one array, got none")
         self._shared = Weights("LBFGS", self._names, self._weights)
@@ -270,9 +271,10 @@ class LBFGS(Guarded, Stateful):
         flat = flatten_like(self._structure, grads, "the gradients of closure")
         out = np.zeros(sum(w.size for w in self._weights), self._dtype)
         parts = self._parts(out)
-        for name, part, leaf in zip(self._names, parts, flat, strict=True):
+        of_pairs = self._weights.complex
+        for name, part, leaf, is_complex in zip(self._names, parts, flat, of_pairs, strict=True):
             if leaf is not None:
-                part[...] = gradient_of(part, leaf, name)
+                part[...] = gradient_of(part, leaf, name, is_complex=is_complex)
         self._shared.apply_masks(parts)
         return out
 

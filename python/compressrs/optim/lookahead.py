@@ -81,7 +81,8 @@ class Lookahead(Guarded, Stateful):
             )
         if len(arrays) > known:
             self._slow += [w.astype(compute_dtype(w.dtype)) for w in arrays[known:]]
-            self._shared = Weights("Lookahead", self.optimizer._names, arrays, (self._slow,))
+            views = self.optimizer._views()
+            self._shared = Weights("Lookahead", views.names, views, (self._slow,))
 
     def step(self, grads: ArrayTree, **kwargs: Any) -> float | None:
         """Take a step of the optimizer, and synchronize after every `k` steps.

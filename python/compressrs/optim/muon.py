@@ -6,6 +6,7 @@ from typing import Literal
 
 from compressrs._arrays import ArrayTree
 from compressrs._typing import Unpack
+from compressrs.optim._complex import OF_MATRICES
 from compressrs.optim.base import Optimizer, Storage
 
 
@@ -68,6 +69,7 @@ class Muon(Optimizer):
     """
 
     _rule = "muon"
+    _only_real = OF_MATRICES
 
     def __init__(
         self,

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, as_gradient, compute_dtype, is_number
+from compressrs._arrays import (
+    Array,
+    as_gradient,
+    complex_view,
+    compute_dtype,
+    is_number,
+    pairs,
+)
 from compressrs._checks import converted, whole
 
 
@@ -32,7 +39,8 @@ class RowGradient:
         Indices along the parameter's first axis, in any order. Gradients of a row that occurs
         several times are added up, in the order in which they are given.
     values : array, shape (n, ...)
-        Their gradients: float32, float64, float16 or bfloat16. Not copied.
+        Their gradients: float32, float64, float16 or bfloat16, for complex parameters complex64 or
+        complex128. Not copied.
 
     Attributes
     ----------
@@ -100,6 +108,9 @@ class RowGradient:
         >>> gradient.rows, gradient.values
         (array([0, 2]), array([2., 4.]))
         """
+        if self._values.dtype.kind == "c":
+            of_pairs = self.pairs().summed()
+            return RowGradient(of_pairs.rows, complex_view(of_pairs.values))
         rows, position = np.unique(self._rows, return_inverse=True)
         dtype, shape = compute_dtype(self._values.dtype), self._values.shape[1:]
         sums, width = np.zeros((len(rows), *shape), dtype), math.prod(shape)
@@ -126,6 +137,10 @@ class RowGradient:
         gradient = np.zeros((n, *own.values.shape[1:]), own.values.dtype)
         gradient[own.rows] = own.values
         return gradient
+
+    def pairs(self) -> RowGradient:
+        """Return complex gradients as those of real and imaginary parts, in a last axis."""
+        return RowGradient(self._rows, pairs(self._values, "values"))
 
     def __repr__(self) -> str:
         return (
@@ -157,6 +172,8 @@ def _checked_rows(rows: object) -> Array:
 def _checked_values(values: object) -> Array:
     array = converted(values, "values") if isinstance(values, (list, tuple)) else None
     array = as_gradient(values, "values") if array is None else array
-    if array.dtype.kind in "iu" or not is_number(array.dtype):
+    if array.dtype.kind == "c":
+        pairs(array[:0] if array.ndim else array, "values")
+    elif array.dtype.kind in "iu" or not is_number(array.dtype):
         raise TypeError(f"values must be floating-point numbers, got {array.dtype}")
     return array

@@ -118,7 +118,8 @@ class SAM(Guarded, Stateful):
         for i, (w, leaf) in enumerate(zip(arrays, flat, strict=True)):
             if leaf is None or frozen[i]:
                 continue
-            g = np.array(gradient_of(w, leaf, optimizer._names[i]), compute_dtype(w.dtype))
+            given = gradient_of(w, leaf, optimizer._names[i], is_complex=i in optimizer._complex)
+            g = np.array(given, compute_dtype(w.dtype))
             bits = optimizer._masks[i]
             if bits is not None:
                 _core.apply_mask(g, unpacked(bits, w.shape), optimizer._names[i])
@@ -126,17 +127,23 @@ class SAM(Guarded, Stateful):
         exponent = _exponent(scaled.values())
         for i, g in scaled.items():
             # Products and norm neither overflow nor vanish, whatever the scale of the gradients.
-            scaled[i] = np.ldexp(g, -exponent) * self._sizes(arrays[i])
+            scaled[i] = np.ldexp(g, -exponent) * self._sizes(i, arrays[i])
         names = [f"the gradient of {optimizer._names[i]}" for i in scaled]
         norm = _core.norm([*scaled.values()], names, 2.0, math.inf)[0] if scaled else 0.0
         if norm > 0 and math.isfinite(norm):
             for i, g in scaled.items():
-                move = self.rho * (g / g.dtype.type(norm)) * self._sizes(arrays[i])
+                move = self.rho * (g / g.dtype.type(norm)) * self._sizes(i, arrays[i])
                 arrays[i] += move.astype(arrays[i].dtype)
 
-    def _sizes(self, w: Array) -> Array | float:
-        """Return T."""
-        return np.abs(w.astype(compute_dtype(w.dtype))) if self.adaptive else 1.0
+    def _sizes(self, i: int, w: Array) -> Array | float:
+        """Return T for parameter `i`; of complex numbers, the magnitude for both parts."""
+        if not self.adaptive:
+            return 1.0
+        if i in self.optimizer._complex:
+            magnitudes: Array = np.hypot(w[..., :1], w[..., 1:])
+            return magnitudes
+        sizes: Array = np.abs(w.astype(compute_dtype(w.dtype)))
+        return sizes
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict."""

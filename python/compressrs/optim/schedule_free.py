@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, Views, compute_dtype, named_arrays, rebuild, same_memory
+from compressrs._arrays import ArrayTree, compute_dtype, rebuild, same_memory
 from compressrs._checks import function, number
 from compressrs._state import Stateful, Take, Undo, require_keys
+from compressrs.optim._complex import ParameterViews, named_parameters
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import Weights
 from compressrs.optim.base import Optimizer
@@ -32,7 +33,7 @@ class ScheduleFree(Guarded, Stateful):
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable.
+        float32, float64, float16, bfloat16, complex64 or complex128, C-contiguous and writable.
     make : callable
         Given the arrays :math:`z` in the structure of `params`, returns the optimizer
         that trains them. It should not use momentum: for example ``SGD``, or ``Adam``
@@ -81,19 +82,20 @@ class ScheduleFree(Guarded, Stateful):
         self.weight_lr_power = number(weight_lr_power, "weight_lr_power", 0)
         function(make, "make")
         super().__init__()
-        self._names, self._weights = named_arrays(params, "params")
+        self._names, self._weights = named_parameters(params, "params")
         # Changes nothing; rejects arrays that cannot be changed in place.
         _core.clamp(self._weights, self._names, np.inf)
         # In the compute dtype, so that small updates are not lost.
         self._x = [w.astype(compute_dtype(w.dtype)) for w in self._weights]
         self._z_names = [f"z of {name}" for name in self._names]
-        self._z = Views([x.copy() for x in self._x], self._z_names)
+        copies = self._weights.originals([x.copy() for x in self._x])
+        self._z = ParameterViews(copies, self._z_names)
         self._x_names = [f"the average of {name}" for name in self._names]
         # Masks may be set for the parameters and for z, and apply to both sequences.
         followers = self._x, self._z, self._weights
         self._shared = Weights("ScheduleFree", self._names, self._weights, followers)
         self._of_z = Weights("ScheduleFree", self._z_names, self._z, followers)
-        self.optimizer = make(rebuild(params, iter(self._z)))
+        self.optimizer = make(rebuild(params, iter(copies)))
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(f"make must return an Optimizer, got {type(self.optimizer).__name__}")
         self.step_count = 0

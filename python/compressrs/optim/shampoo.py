@@ -6,6 +6,7 @@ from typing import Literal
 
 from compressrs._arrays import ArrayTree
 from compressrs._typing import Unpack
+from compressrs.optim._complex import OF_MATRICES
 from compressrs.optim.base import Optimizer, Storage
 
 
@@ -85,6 +86,7 @@ class Shampoo(Optimizer):
     """
 
     _rule = "shampoo"
+    _only_real = OF_MATRICES
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compressrs._arrays import ArrayTree
 from compressrs._typing import Unpack
+from compressrs.optim._complex import OF_MATRICES
 from compressrs.optim.base import Optimizer, Storage
 
 
@@ -79,6 +80,7 @@ class SOAP(Optimizer):
     """
 
     _rule = "soap"
+    _only_real = OF_MATRICES
 
     def __init__(
         self,

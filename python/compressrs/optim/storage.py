@@ -37,7 +37,7 @@ def load(path: Path, rule: str) -> dict[str, Any]:
     """
     arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION, "rule": rule})
     try:
-        keys = ("class", "param_groups", "codes")
+        keys = ("class", "param_groups", "codes", "complex")
         rest = {key: parse_json(metadata[key]) for key in keys if key in metadata}
         return unpack(arrays, rest)
     except (KeyError, ValueError) as error:

@@ -20,7 +20,7 @@ class SWA(EMA):
     Parameters
     ----------
     params : array, or list or nested dict of arrays
-        float32, float64, float16 or bfloat16, C-contiguous and writable.
+        float32, float64, float16, bfloat16, complex64 or complex128, C-contiguous and writable.
 
     Attributes
     ----------

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, named_arrays, require_in_place
+from compressrs._arrays import ArrayTree, require_in_place
 from compressrs._checks import flag, number, sequence
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._state import restoring
 from compressrs._typing import Figure
+from compressrs.prune._weights import named_weights
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.scores import Magnitude, Score, as_score
 from compressrs.prune.selection import Selection
@@ -143,7 +144,7 @@ def sensitivity(
     flag(progress, "progress")
     if not callable(evaluate):
         raise TypeError(f"evaluate must be callable, got {type(evaluate).__name__}")
-    names, weights = named_arrays(params, "params")
+    names, weights = named_weights(params, "params")
     if not isinstance(sparsities, (Sequence, np.ndarray)) or isinstance(sparsities, str):
         raise TypeError(f"sparsities must be a sequence of numbers, got {sparsities!r}")
     chosen = as_granularity(granularity)

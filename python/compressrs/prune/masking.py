@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array, ArrayTree, as_array, named_arrays, rebuild
+from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild
 from compressrs._checks import flag, number
+from compressrs.prune._weights import as_weight, named_weights
 from compressrs.prune.granularity import (
     NM,
     Blocks,
@@ -59,7 +60,7 @@ def magnitude_threshold(arrays: ArrayTree, sparsity: float) -> float:
     >>> cr.prune.magnitude_threshold([np.array([3.0, -1.0]), np.array([[2.0], [-4.0]])], 0.5)
     3.0
     """
-    names, leaves = named_arrays(arrays, "arrays")
+    names, leaves = named_weights(arrays, "arrays")
     sparsity = number(sparsity, "sparsity", 0, below=1)
     total = sum(array.size for array in leaves)
     if total == 0:
@@ -115,7 +116,7 @@ def magnitude_mask(
     >>> cr.prune.magnitude_mask(w, threshold=0.5)
     array([ True,  True,  True, False])
     """
-    w = as_array(w, "w")
+    w = as_weight(w, "w")
     if (sparsity is None) == (threshold is None):
         raise ValueError("give exactly one of sparsity and threshold")
     if sparsity is not None:
@@ -161,7 +162,7 @@ def nm_mask(w: Array, n: int = 2, m: int = 4, axis: int = -1) -> Mask:
     array([[False,  True,  True, False]])
     """
     granularity = NM(n, m, axis)
-    return granularity._mask(as_array(w, "w"), "w", granularity.n, by_value=False)
+    return granularity._mask(as_weight(w, "w"), "w", granularity.n, by_value=False)
 
 
 def block_mask(
@@ -206,7 +207,7 @@ def block_mask(
     array([[False, False,  True,  True],
            [False, False,  True,  True]])
     """
-    return _one(as_array(w, "w"), sparsity, Blocks(block, norm), allow_empty)
+    return _one(as_weight(w, "w"), sparsity, Blocks(block, norm), allow_empty)
 
 
 def neuron_mask(
@@ -255,7 +256,7 @@ def neuron_mask(
     >>> cr.prune.neuron_mask(w, axis=0, sparsity=0.5).any(axis=1)
     array([ True, False,  True, False])
     """
-    return _one(as_array(w, "w"), sparsity, Neurons(axis, norm), allow_empty)
+    return _one(as_weight(w, "w"), sparsity, Neurons(axis, norm), allow_empty)
 
 
 def masks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compressrs._arrays import Array
 from compressrs.optim import Optimizer
+from compressrs.prune._weights import require_real
 
 
 def index_in(optimizer: Optimizer, array: Array) -> int | None:
@@ -12,13 +13,15 @@ def index_in(optimizer: Optimizer, array: Array) -> int | None:
     Raises
     ------
     TypeError
-        If `optimizer` is not an `Optimizer`, for example a wrapper around one.
+        If `optimizer` is not an `Optimizer`, for example a wrapper around one, or the array is
+        complex.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer must be an Optimizer of cr.optim, got {type(optimizer).__name__}; "
             "if it wraps one, pass the wrapped optimizer"
         )
+    require_real(array, "an array of the optimizer")
     return optimizer._index_of(array)
 
 

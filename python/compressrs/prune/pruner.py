@@ -23,6 +23,7 @@ from compressrs._checks import count, flag, number
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights, holds_masks, masks_changed, masks_set
+from compressrs.prune._weights import named_weights
 from compressrs.prune.granularity import Granularity, as_granularity
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.schedules import Schedule
@@ -110,7 +111,7 @@ class Pruner(Stateful):
         check_scope(scope)
         if not callable(schedule):
             raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
-        self._names, self._weights = named_arrays(params, "params")
+        self._names, self._weights = named_weights(params, "params")
         if sum(w.size for w in self._weights) == 0:
             raise ValueError("params must hold at least one weight, got none")
         self._structure = rebuild(params, iter([None] * len(self._weights)))

@@ -7,10 +7,11 @@ import copy
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import ArrayTree, flatten, named_arrays, require_in_place
+from compressrs._arrays import ArrayTree, flatten, require_in_place
 from compressrs._state import Described, all_or_nothing
 from compressrs.optim import Optimizer
 from compressrs.optim._weights import Weights
+from compressrs.prune._weights import named_weights
 from compressrs.prune.optimizers import require_index
 from compressrs.prune.selection import Mask
 
@@ -55,7 +56,7 @@ class LotteryTicket(Described):
     """
 
     def __init__(self, params: ArrayTree, optimizer: Optimizer | None = None) -> None:
-        self._names, self._params = named_arrays(params, "params")
+        self._names, self._params = named_weights(params, "params")
         require_in_place(self._params, self._names)
         self._shared = Weights("LotteryTicket", self._names, self._params)
         self._optimizer = optimizer

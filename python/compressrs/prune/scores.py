@@ -13,6 +13,7 @@ from compressrs._arrays import Array, ArrayTree, compute_dtype, named_arrays, re
 from compressrs._checks import generator
 from compressrs._state import Stateful, Take, Undo, checked_generator, require_keys
 from compressrs.nn import RandomState
+from compressrs.prune._weights import named_weights
 from compressrs.prune.statistics import InputStatistics
 
 _FLOATS = (np.float16, np.float32, np.float64)
@@ -76,7 +77,7 @@ class Magnitude(Score):
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
         """Return the magnitudes."""
-        names, arrays = named_arrays(weights, "weights")
+        names, arrays = named_weights(weights, "weights")
         for w, name in zip(arrays, names, strict=True):
             _require_float(w, name)
         return rebuild(weights, map(np.abs, arrays))
@@ -103,7 +104,7 @@ class Random(Score):
 
     def scores(self, weights: ArrayTree) -> ArrayTree:
         """Draw scores, uniform in [0, 1)."""
-        arrays = named_arrays(weights, "weights")[1]
+        arrays = named_weights(weights, "weights")[1]
         drawn = [self._rng.random(w.shape, compute_dtype(w.dtype).type) for w in arrays]
         return rebuild(weights, iter(drawn))
 
@@ -144,7 +145,7 @@ class _Products(Score):
             If structures or shapes differ, or differ from previous steps, or a gradient is
             not finite; nothing is added in that case.
         """
-        names, arrays = named_arrays(weights, "weights")
+        names, arrays = named_weights(weights, "weights")
         grad_names, given = named_arrays(grads, "grads")
         shapes = [w.shape for w in arrays]
         if [g.shape for g in given] != shapes:
@@ -177,7 +178,7 @@ class _Products(Score):
         ValueError
             If there was no update, or `weights` have other shapes.
         """
-        shapes = [w.shape for w in named_arrays(weights, "weights")[1]]
+        shapes = [w.shape for w in named_weights(weights, "weights")[1]]
         if [s.shape for s in self._sums] != shapes:
             raise ValueError(
                 f"update must come first, with weights of shapes {shapes}, "
@@ -342,7 +343,7 @@ class Wanda(Score):
             If the number of arrays and statistics differs, an array does not have as many
             columns as its statistics have features, or no inputs have been seen.
         """
-        names, arrays = named_arrays(weights, "weights")
+        names, arrays = named_weights(weights, "weights")
         if len(arrays) != len(self.statistics):
             raise ValueError(
                 f"weights must be {len(self.statistics)} arrays, one for each of statistics, "

@@ -430,7 +430,12 @@ def _group_of(group: Mapping[str, Any], position: int, known: frozenset[str]) ->
     if len(params) != len(names):
         raise ValueError(f"params[{position}] must have different names, got {names}")
     for name, p in params.items():
-        weight_of(p, f"params[{position}][{name!r}]")
+        view = weight_of(p, f"params[{position}][{name!r}]")
+        if view.dtype.kind == "c":
+            raise TypeError(
+                f"params[{position}][{name!r}] must be real, got {view.dtype}; give complex "
+                "tensors to the optimizer of compressrs.optim"
+            )
     values = {k: _number(v) for k, v in group.items() if k in known and k != "params"}
     return {**values, "params": params if "param_names" in group else list(params.values())}
 
