@@ -177,7 +177,7 @@ REFUSED = {
     "nm-dtype": (
         lambda: sparse.NMMatrix.from_dense(W.astype(int), 1, 2),
         TypeError,
-        "w must have dtype float32 or float64, got int64",
+        "w must have dtype float32, float64, float16 or bfloat16, got int64",
     ),
     "nm-mask": (
         lambda: sparse.NMMatrix.from_dense(W, 1, 2, mask=np.ones((4, 5), bool)),

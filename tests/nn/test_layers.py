@@ -206,6 +206,34 @@ def test_pools_agree_with_windows():
     assert np.isnan(nn.MaxPool(2)(x)[0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("name", [*LAYERS, "sparse linear", "embedding", "embedding, sparse"])
+def test_gradients_keep_nothing_of_what_the_caller_gave(name):
+    rng = np.random.default_rng(8)
+    if name in LAYERS:
+        layer, shape = LAYERS[name][0](), LAYERS[name][1]
+        x = rng.standard_normal((3, *shape))
+    elif name == "sparse linear":
+        layer = nn.SparseLinear.from_linear(nn.Linear(5, 4, rng=0, **F64))
+        x = rng.standard_normal((3, 5))
+    else:
+        layer = nn.Embedding(6, 4, rng=0, sparse=name.endswith("sparse"), **F64)
+        x = rng.integers(0, 6, (3, 2))
+
+    def gradients():
+        return [
+            grad.dense(6).tobytes() if isinstance(grad, cr.optim.RowGradient) else grad.tobytes()
+            for grad in leaves(layer.grads)
+        ]
+
+    y = layer(x)
+    dy = rng.standard_normal(y.shape)
+    layer.backward(dy)
+    before = gradients()
+    for array in (x, y, dy):
+        array[...] = 0
+    assert gradients() == before
+
+
 def test_embeddings_add_up_gradients_of_the_same_row():
     layer = nn.Embedding(5, 3, rng=0, **F64)
     ids = np.array([[1, 4, 1], [0, 1, 1]])

@@ -158,7 +158,7 @@ def test_in_lists_dicts_and_groups_beside_dense_gradients():
     assert table.tolist() == [[0, 0]] * 3 + [[-1, -1]]
     assert (w.tolist(), b.tolist()) == ([-1] * 3, [[-2, -2], [0, 0]])
     opt.param_groups[0]["frozen"] = True
-    opt.step([{"table": RowGradient([9], np.ones((1, 2))), "w": None}, [None]])
+    opt.step([{"table": RowGradient([2], np.ones((1, 2))), "w": None}, [None]])
     assert table[3, 0] == -1
 
 
@@ -184,6 +184,17 @@ def test_clipping_and_checks_are_of_the_sums():
         sparse.step(cancelled, nonfinite="raise")
     assert sparse.step(cancelled, nonfinite="skip") == np.inf
     assert p.tobytes() == before.tobytes()
+    with pytest.raises(cr.optim.NonFiniteGradientError, match="grads holds finite gradients of"):
+        sparse.step(RowGradient([1, 1], np.full((2, 2), 1e308)), nonfinite="raise")
+    narrow = cr.optim.SGD([np.ones(2), {"w": np.ones((3, 2), np.float32)}], lr=1.0)
+    large = RowGradient([1, 1], np.full((2, 2), 3e38, np.float32))
+    with pytest.raises(
+        cr.optim.NonFiniteGradientError,
+        match=r"grads\[1\]\['w'\] holds finite gradients of the same row .* range of float32",
+    ):
+        narrow.step([None, {"w": large}], nonfinite="raise")
+    with pytest.raises(cr.optim.NonFiniteGradientError, match=r"grads\[0\] holds NaN"):
+        narrow.step([np.full(2, np.nan), {"w": large}], nonfinite="raise")
     sparse.set_masks(np.array([[False, True]] * 3))
     sparse.step(cancelled, nonfinite="raise")
     assert p[0].tolist() == [0, before[0, 1] - 1]
@@ -225,6 +236,50 @@ def test_what_does_not_fit_the_parameter_changes_nothing(gradient, message):
     assert bits(opt) == before
 
 
+@pytest.mark.parametrize(
+    ("gradient", "error", "message"),
+    [
+        (
+            np.ones((4, 3)),
+            ValueError,
+            r"grads\[0\]\[0\] must have the shape \(3, 4\) of params\[0\]\[0\]",
+        ),
+        (np.ones((3, 4), int), TypeError, r"grads\[0\]\[0\] must have dtype float32.*got int64"),
+        ([1.0], TypeError, r"grads\[0\]\[0\] must be a NumPy array"),
+        (RowGradient([3], np.ones((1, 4))), ValueError, r"grads\[0\]\[0\].rows .* 0 to 2, got 3"),
+        (RowGradient([1], np.ones((1, 3))), ValueError, r"the shape \(1, 4\) of rows and"),
+        (RowGradient([1], np.ones(1)), ValueError, r"the shape \(1, 4\) of rows and"),
+    ],
+)
+def test_gradients_of_frozen_groups_are_checked(gradient, error, message):
+    opt = cr.optim.Adam([np.ones((3, 4)), np.ones(2)])
+    opt.add_param_group({"params": np.ones(2), "frozen": True})
+    opt.step([[None, np.ones(2)], np.ones(2, np.float16)])
+    opt.param_groups[0]["frozen"] = True
+    before = bits(opt)
+    with pytest.raises(error, match=message):
+        opt.step([[gradient, np.ones(2)], None])
+    opt.step([[np.ones((3, 4)), None], None])
+    opt.step([[RowGradient([2, 0, 2], np.ones((3, 4))), np.ones(2)], np.ones(2)])
+    opt.step([[RowGradient([], np.zeros((0, 4))), None], None])
+    assert bits(opt) == before
+
+
+def test_complex_gradients_of_frozen_groups_are_checked():
+    w = np.ones((3, 2), np.complex64)
+    opt = cr.optim.SGD([{"params": w, "frozen": True}])
+    opt.step([w.copy()])
+    opt.step([RowGradient([1], np.ones((1, 2), np.complex64))])
+    for wrong in (np.ones((2, 3), np.complex64), RowGradient([3], np.ones((1, 2), np.complex64))):
+        with pytest.raises(ValueError, match="grads"):
+            opt.step([wrong])
+    large = np.full((2, 2), 3e38 + 1j, np.complex64)
+    opt.param_groups[0]["frozen"] = False
+    with pytest.raises(cr.optim.NonFiniteGradientError, match=r"sum is beyond .* float32"):
+        opt.step([RowGradient([1, 1], large)], nonfinite="raise")
+    assert (w == 1).all()
+
+
 def test_other_parameters_that_have_no_rows():
     with pytest.raises(ValueError, match="has no rows"):
         cr.optim.Adam(np.array(1.0)).step(RowGradient([0], np.ones(1)))
@@ -244,6 +299,10 @@ def test_other_parameters_that_have_no_rows():
         ([0], np.array(1.0), ValueError, "one gradient for each"),
         ([0], np.ones((1, 2), int), TypeError, "values must be floating-point numbers, got int64"),
         (np.array([2**63], np.uint64), np.ones((1, 2)), ValueError, "rows must be below"),
+        ([1, 2**70], np.ones((2, 2)), ValueError, "rows must be from 0 to 2.*63 - 1, got 1180"),
+        ([-1, 2**63], np.ones((2, 2)), ValueError, "rows must be from 0 to .* got -1"),
+        (np.array([1, -(2**70)], object), np.ones((2, 2)), ValueError, "got -1180"),
+        (np.array([1, 2], object), np.ones((2, 2)), TypeError, "rows must be integers, got object"),
         ([0], "ab", TypeError, "values"),
         (None, np.ones((1, 2)), TypeError, "rows must be integers"),
     ],

@@ -154,6 +154,8 @@ def test_dtypes_that_do_not_go_together_are_refused():
     for bad in (np.float64, HALF[1], np.int32):
         with pytest.raises(TypeError, match="x must have dtype float16 like data or float32"):
             a @ np.ones(64, bad)
+        with pytest.raises(TypeError, match=r"convert it with a.astype\('float32'\)"):
+            a @ np.ones(64, bad)
         with pytest.raises(TypeError, match="u must have dtype float16 like data"):
             sparse.sddmm(a, np.ones((48, 2), bad), np.ones((2, 64), bad))
     x, out = np.ones((64, 3), np.float32), np.zeros((48, 3), np.float16)
@@ -171,6 +173,17 @@ def test_dtypes_that_do_not_go_together_are_refused():
     for bad in ("int8", "float128?", None, 3):
         with pytest.raises(TypeError, match="dtype must be float32, float64, float16 or bfloat16"):
             a.astype(bad)
+    layer = nn.SparseLinear(a)
+    with pytest.raises(TypeError, match="float32 to multiply a weight of float16, got float16"):
+        layer(np.ones((2, 64), np.float16))
+    for make in (
+        sparse.CSRMatrix.from_dense,
+        sparse.NMMatrix.from_dense,
+        lambda w: sparse.BSRMatrix.from_dense(w, (4, 4)),
+    ):
+        for bad in (np.int8, np.complex64, np.bool_):
+            with pytest.raises(TypeError, match="w must have dtype float32, float64, float16 or"):
+                make(np.ones((8, 8), bad))
     memory = np.zeros((112, 3), np.float16)
     with pytest.raises(ValueError, match="out"):
         a.matmul(memory[:64], memory[50:98])

@@ -299,7 +299,8 @@ class Embedding(Layer):
         dy = check_gradient(dy, shape, self.weight.dtype)
         rows, values = ids.reshape(-1), dy.reshape(ids.size, shape[-1])
         if self.sparse:
-            self.grads["weight"] = RowGradient(rows, values)
+            # A copy: the caller may write to `dy` before the step, as with dense gradients.
+            self.grads["weight"] = RowGradient(rows, values.copy())
         else:
             grad = self.grads["weight"]
             grad.fill(0)

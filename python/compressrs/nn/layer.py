@@ -412,8 +412,10 @@ class Parameter:
         layer._assign(self._name, value)
 
 
-def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return `x` as an array of `dtype`, or of float32 or float64.
+def check_input(
+    x: object, name: str, dtype: np.dtype[Any] | None = None, reason: str = "like the weight"
+) -> Array:
+    """Return `x` as an array of `dtype`, for which there is a reason, or of float32 or float64.
 
     Raises
     ------
@@ -426,7 +428,7 @@ def check_input(x: object, name: str, dtype: np.dtype[Any] | None = None) -> Arr
             f"{name} must have a floating-point dtype (float32, float64), got {x.dtype}"
         )
     if dtype is not None and x.dtype != dtype:
-        raise TypeError(f"{name} must have dtype {dtype} like the weight, got {x.dtype}")
+        raise TypeError(f"{name} must have dtype {dtype} {reason}, got {x.dtype}")
     return x
 
 

@@ -39,7 +39,9 @@ class Affine(Layer):
     def forward(self, x: Array) -> Array:
         """Return ``x @ weight.T + bias`` for `x` of shape (..., in_features)."""
         features = self.weight.shape[1]
-        x = check_input(x, "x", compute_dtype(self.weight.dtype))
+        own, dtype = self.weight.dtype, compute_dtype(self.weight.dtype)
+        reason = "like the weight" if own == dtype else f"to multiply a weight of {own}"
+        x = check_input(x, "x", dtype, reason)
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
         rows = x.reshape(-1, features)
@@ -305,6 +307,8 @@ class SparseLinear(Affine):
 
     def dense_gradient(self) -> Array:
         """Return the gradient of all weights, stored or not, from the last `backward`.
+
+        It is computed now, of the input and the `dy` of that, which must not have been written to.
 
         Raises
         ------

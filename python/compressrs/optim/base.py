@@ -15,6 +15,7 @@ from compressrs._arrays import ArrayTree, flatten_like
 from compressrs._checks import file_path
 from compressrs._state import Stateful, Take, Undo, all_or_nothing
 from compressrs.optim import storage as files
+from compressrs.optim._gradients import explained, require_fitting
 from compressrs.optim._loading import plan
 from compressrs.optim._moments import CODES, has_codes
 from compressrs.optim._parameters import Parameters
@@ -157,8 +158,9 @@ class Optimizer(Parameters, Stateful):
             A ValueError that names the gradient; see `nonfinite`.
         ValueError
             If a gradient does not have its parameter's shape or shares memory with a
-            parameter or its state, or a hyperparameter is out of range. After any
-            exception all parameters and states are unchanged.
+            parameter or its state (a `RowGradient` may, since its sums are copies), or a
+            hyperparameter is out of range. After any exception all parameters and states
+            are unchanged.
         """
         with self._lock:
             self._require_idle("step")
@@ -185,7 +187,10 @@ class Optimizer(Parameters, Stateful):
                 self._doing = "step"
                 if self._complex:
                     flat = list(map(self._gradient, range(len(flat)), flat, self._arrays()))
+                require_fitting(self._groups, flat, self._paths)
                 return self._stepper.step(flat, self._groups, max_grad_norm, grad_scale, nonfinite)
+            except _core.NonFiniteGradientError as error:
+                raise explained(error, flat, self._paths) from None
             finally:
                 self._doing = None
 

@@ -31,7 +31,9 @@ class RowGradient:
     dense gradient; for other rules moments of a row decay only in the steps that name it.
     Refused are rules that do something to all rows in every step: any with a `weight_decay`
     other than 0, `ASGD`, and those that take sums over the whole parameter (`Lamb`, `Adafactor`,
-    `Muon`, `Prodigy`, `cautious=True`).
+    `Muon`, `Shampoo`, `SOAP`, `Prodigy`, `cautious=True`). Refused too is 8-bit state
+    (`state_dtype` "int8") of parameters whose rows are not a multiple of 256 elements, since rows
+    share scales there, and parameters of 0 axes.
 
     Parameters
     ----------
@@ -53,8 +55,8 @@ class RowGradient:
     TypeError
         If `rows` are not integers, or `values` not floating-point numbers.
     ValueError
-        If the shapes do not belong together, or a row is negative. Rows beyond the parameter's
-        are refused by `step`.
+        If the shapes do not belong together, or a row is negative or not below 2**63. Rows
+        beyond the parameter's are refused by `step`.
 
     References
     ----------
@@ -157,6 +159,7 @@ def _checked_rows(rows: object) -> Array:
     if array.size == 0 and isinstance(rows, (list, tuple)):
         array = array.astype(np.int64)  # an empty list has no dtype of its own
     if array.dtype.kind not in "iu":
+        _require_range(rows)
         raise TypeError(f"rows must be integers, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"rows must have 1 axis, got shape {array.shape}")
@@ -167,6 +170,15 @@ def _checked_rows(rows: object) -> Array:
     own = np.array(array, np.int64, order="C")
     own.flags.writeable = False
     return own
+
+
+def _require_range(rows: object) -> None:
+    """Raise ValueError for integers of which NumPy makes no integer array, for their size."""
+    given = np.asarray(rows, object).ravel().tolist()
+    if all(isinstance(row, (int, np.integer)) and not isinstance(row, bool) for row in given):
+        for row in given:
+            if not 0 <= row < 2**63:
+                raise ValueError(f"rows must be from 0 to 2**63 - 1, got {row}")
 
 
 def _checked_values(values: object) -> Array:

@@ -157,7 +157,7 @@ class Products:
             other = " or float32" if is_half(self.dtype) else ""
             raise TypeError(
                 f"{name} must have dtype {self.dtype} like data{other} (convert it with "
-                f"a.astype('{self.dtype}')), got {x.dtype}"
+                f"a.astype('{compute_dtype(self.dtype)}')), got {x.dtype}"
             )
         return x
 
@@ -515,6 +515,22 @@ def scipy_sparse(dtype: np.dtype[Any]) -> Any:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("to_scipy needs SciPy: pip install scipy") from None
     return scipy.sparse
+
+
+def dense_weight(w: object) -> Array:
+    """Return what is to be stored sparse as an array.
+
+    Raises
+    ------
+    TypeError
+        If it is not one of a dtype that sparse matrices have.
+    """
+    array = as_array(w, "w")
+    if array.dtype not in (np.float32, np.float64) and not is_half(array.dtype):
+        raise TypeError(
+            f"w must have dtype float32, float64, float16 or bfloat16, got {array.dtype}"
+        )
+    return array
 
 
 def as_shape(shape: tuple[int, ...]) -> tuple[int, int]:

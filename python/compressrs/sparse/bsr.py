@@ -10,7 +10,7 @@ import numpy.typing as npt
 from compressrs._arrays import Array, as_array
 from compressrs._checks import number
 from compressrs._typing import ScipyBSR, ScipyBSRArray
-from compressrs.sparse.base import SparseMatrix, immutable, scipy_sparse
+from compressrs.sparse.base import SparseMatrix, dense_weight, immutable, scipy_sparse
 
 #: The block shapes that have kernels.
 BLOCKSIZES = ((4, 4), (1, 16), (16, 1))
@@ -106,7 +106,7 @@ class BSRMatrix(SparseMatrix):
             If the shape is not a multiple of the block shape, the block shape is not
             supported, or both a threshold and a mask are given.
         """
-        w = as_array(w, "w")
+        w = dense_weight(w)
         if not isinstance(block, (tuple, list)) or tuple(block) not in BLOCKSIZES:
             sizes = ", ".join(map(str, BLOCKSIZES))
             raise ValueError(f"block must be {sizes}, got {block!r}")

@@ -12,7 +12,7 @@ from compressrs import _core
 from compressrs._arrays import Array, as_array, compute_dtype, is_half
 from compressrs._checks import choice, converted, number
 from compressrs._typing import ScipyCSR, ScipyCSRArray
-from compressrs.sparse.base import SparseMatrix, immutable, scipy_sparse
+from compressrs.sparse.base import SparseMatrix, dense_weight, immutable, scipy_sparse
 from compressrs.sparse.patterns import FlatIndex, carried
 
 
@@ -108,7 +108,7 @@ class CSRMatrix(SparseMatrix):
             If `w` does not have two axes, `threshold` is negative or not finite, both it
             and a mask are given, or there are too many columns for the index dtype.
         """
-        w = as_array(w, "w")
+        w = dense_weight(w)
         threshold = number(threshold, "threshold", 0)
         if mask is not None:
             mask = as_array(mask, "mask")

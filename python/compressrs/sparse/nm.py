@@ -10,7 +10,7 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, Shared, as_array, is_half
 from compressrs._checks import whole
-from compressrs.sparse.base import SparseMatrix, as_shape, immutable
+from compressrs.sparse.base import SparseMatrix, as_shape, dense_weight, immutable
 from compressrs.sparse.csr import CSRMatrix
 
 
@@ -133,7 +133,7 @@ class NMMatrix(SparseMatrix):
             If `w` does not have two axes, the second a multiple of `m`, or `mask` does not
             keep `n` of every `m`.
         """
-        w = as_array(w, "w")
+        w = dense_weight(w)
         n, m = _pair(n, m)
         if w.ndim != 2 or w.shape[1] % m:
             raise ValueError(f"w must have two axes, the second a multiple of m={m}, got {w.shape}")
