@@ -320,6 +320,15 @@ def test_means_that_a_client_cannot_learn_from(logits, message):
     assert same(one.state_dict(), before)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, str, object])
+def test_means_of_other_types(dtype):
+    one = client(0)
+    before = copy.deepcopy(one.state_dict())
+    with pytest.raises(TypeError, match="logits must be of a floating-point dtype"):
+        one.answer("logits", {"logits": np.ones((70, 3)).astype(dtype)})
+    assert same(one.state_dict(), before)
+
+
 def test_a_server_that_fails_is_unchanged(monkeypatch):
     strategy = server(FedDF)
     simulate(strategy, clients(FedDF), 1)

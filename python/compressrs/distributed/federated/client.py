@@ -192,7 +192,9 @@ class Client(Stateful):
                     f"logits must have the {len(self.public)} rows of public, got the shape "
                     f"{consensus.shape}"
                 )
-            if not np.isfinite(consensus).all():
+            if not is_floating(consensus):
+                raise TypeError(f"logits must be of a floating-point dtype, got {consensus.dtype}")
+            if not is_finite(consensus):
                 raise ValueError("logits must be finite, got NaN or infinity")
             distil(self, consensus, self.digest_epochs)
         self._train()
