@@ -320,6 +320,13 @@ def test_clipping():
         assert norm == pytest.approx(np.linalg.norm(flat, order), rel=1e-6)
         np.testing.assert_allclose(own[0], g[0] * (0.5 / (norm + 1e-6)), rtol=1e-6)
         np.testing.assert_allclose(own[3], g[3] * (0.5 / (norm + 1e-6)), rtol=1e-5)
+    for order in (1.0, 2.0, np.inf):
+        large = [np.full(2, complex(1e308, -1.7e308)), np.ones(1)]
+        assert cr.optim.clip_grad_norm_(large, 3.0, order) == np.inf
+        assert np.linalg.norm(np.concatenate(large), order) == pytest.approx(3)
+        assert large[0][0].imag / large[0][0].real == pytest.approx(-1.7)
+        bad = [np.array([complex(np.nan, 1.0)]), np.ones(1)]
+        assert np.isnan(cr.optim.clip_grad_norm_(bad, 3.0, order))
     own = numbers(3, 2) * 2
     truth = np.clip(own.real, -1, 1) + 1j * np.clip(own.imag, -1, 1)
     cr.optim.clip_grad_value_(own, 1.0)
@@ -494,6 +501,27 @@ def test_copies_and_files_continue_with_the_same_bits(tmp_path, state_dtype):
         o.step(numbers(70, 60, dtype=np.complex64, seed=2))
     for other in (z2, z3, z4, z5):
         np.testing.assert_array_equal(other, z)
+
+
+def test_parts_of_a_run_are_copied_together():
+    z = numbers(2, 2)
+    opt = cr.optim.Adam(z)
+    parts = z, cr.optim.Lookahead(opt, k=1), cr.optim.EMA(z, decay=0.5)
+    before = z.copy()
+    for w, lookahead, ema in (copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))):
+        lookahead.step(numbers(2, 2, seed=1))
+        ema.update()
+        assert (w != before).all()
+        np.testing.assert_allclose(ema.average, (w + before) / 2, rtol=1e-12)
+    np.testing.assert_array_equal(z, before)
+
+
+def test_sharded_optimizers_refuse():
+    z = numbers(3)
+    with pytest.raises(TypeError, match="params must be real for ShardedOptimizer"):
+        cr.distributed.ShardedOptimizer(cr.optim.Adam, z)
+    with pytest.raises(TypeError, match="optimizer must have real parameters"):
+        cr.distributed.DiLoCo(cr.optim.Adam(z))
 
 
 def test_state_dicts_of_real_and_complex_parameters_are_told_apart():

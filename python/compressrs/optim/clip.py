@@ -74,7 +74,7 @@ def clip_grad_norm_(
         raise ValueError(f"norm_type must be a number > 0, got {norm_type!r}")
     # Changes nothing; rejects arrays that cannot be changed in place.
     _core.clamp(arrays, names, float("inf"))
-    norm, factor = _core.norm(_magnitudes(arrays, order), names, order, limit)
+    norm, factor = _norm(arrays, order, limit)
     if must_be_finite and not 0 <= norm < float("inf"):
         raise NonFiniteGradientError(
             f"the norm of the gradients is {norm}; nothing was changed "
@@ -112,14 +112,27 @@ def clip_grad_value_(grads: ArrayTree, clip_value: float) -> None:
     _core.clamp(arrays, names, number(clip_value, "clip_value", 0))
 
 
-def _magnitudes(arrays: ParameterViews, order: float) -> list[Array]:
-    """Return arrays whose norm of this order is that of the gradients."""
-    if order == 2:
-        return arrays  # the sum of the squares of both parts
-    return [
-        np.hypot(array[..., 0], array[..., 1], dtype=np.float64) if is_complex else array
-        for array, is_complex in zip(arrays, arrays.complex, strict=True)
-    ]
+def _norm(arrays: ParameterViews, order: float, limit: float) -> tuple[float, float]:
+    """Return the norm of the gradients, and the factor by which they are clipped."""
+    if order == 2 or not any(arrays.complex):
+        # Both parts of a complex number add their squares.
+        return _core.norm(arrays, arrays.names, order, limit)
+    sizes = _magnitudes(arrays, 1.0)
+    if all(np.isfinite(size).all() for size in sizes):
+        return _core.norm(sizes, arrays.names, order, limit)
+    # Magnitudes of finite numbers may be beyond the range: a power of 2 loses no bits of these.
+    norm, factor = _core.norm(_magnitudes(arrays, 0.25), arrays.names, order, limit * 0.25)
+    return norm * 4, factor
+
+
+def _magnitudes(arrays: ParameterViews, scale: float) -> list[Array]:
+    """Return the gradients times `scale`, and the magnitudes of complex ones."""
+    scaled = [array if scale == 1 else array.astype(np.float64) * scale for array in arrays]
+    with np.errstate(over="ignore"):
+        return [
+            np.hypot(array[..., 0], array[..., 1], dtype=np.float64) if is_complex else array
+            for array, is_complex in zip(scaled, arrays.complex, strict=True)
+        ]
 
 
 def _gradients(grads: ArrayTree) -> tuple[list[str], ParameterViews]:

@@ -140,7 +140,8 @@ class SAM(Guarded, Stateful):
         if not self.adaptive:
             return 1.0
         if i in self.optimizer._complex:
-            magnitudes: Array = np.hypot(w[..., :1], w[..., 1:])
+            with np.errstate(over="ignore"):  # the norm is then infinite, too
+                magnitudes: Array = np.hypot(w[..., :1], w[..., 1:])
             return magnitudes
         sizes: Array = np.abs(w.astype(compute_dtype(w.dtype)))
         return sizes
