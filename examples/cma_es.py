@@ -26,7 +26,7 @@ def main() -> None:
         return float(np.mean((score > 0) != label))
 
     before = mistakes()
-    found = cr.optim.cma_es(mistakes, params, sigma=1.0, generations=150, seed=0)
+    found = cr.optim.cma_es(mistakes, params, sigma=1.0, generations=150, rng=0)
     taken = len(found.losses)
     print(f"mistakes: {before:.0%} at first, {found.loss:.0%} after {taken} generations")
     assert mistakes() == found.loss < 0.1

@@ -497,6 +497,7 @@ def test_an_interrupt_ends_ranks_and_their_process(busy):
     program = f"""
 import time, signal, threading, os
 import compressrs as cr
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 def spin():
     while True: sum(range(1000))
 main = threading.main_thread().ident

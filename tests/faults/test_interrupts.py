@@ -15,6 +15,14 @@ from compressrs._state import restoring, uninterrupted
 WHERE = (str(Path(cr.__file__).parent), contextlib.__file__)
 
 
+@pytest.fixture(autouse=True)
+def handled():
+    """Jobs that a shell starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupter:
     """Sends the process SIGINT at the `at`-th place where Python calls signal handlers.
 

@@ -117,7 +117,7 @@ def test_cma_es_needs_no_gradient_and_repeats():
         def loss(params=params):
             return sum(float(np.abs(np.round(4 * x)).sum()) for x in leaves(params))
 
-        found.append((cr.optim.cma_es(loss, params, 1.0, generations=150, seed=3), params))
+        found.append((cr.optim.cma_es(loss, params, 1.0, generations=150, rng=3), params))
         assert loss() == found[-1][0].loss == min(found[-1][0].losses) == 0
     assert found[0][0] == found[1][0]
     np.testing.assert_array_equal(found[0][1]["w"], found[1][1]["w"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from compressrs._arrays import Array, ArrayTree, flatten_like, require_in_place
 from compressrs._checks import function, number, positive, whole
+from compressrs._state import all_or_nothing
 from compressrs.optim._complex import ParameterViews, gradient_pairs, named_parameters
 from compressrs.optim.base import Optimizer
 
@@ -205,7 +205,7 @@ def cma_es(
     *,
     generations: int = 100,
     population: int | None = None,
-    seed: int = 0,
+    rng: int = 0,
 ) -> Found:
     """Search for the least loss without gradients, by CMA-ES of the package cmaes.
 
@@ -222,8 +222,8 @@ def cma_es(
         At least 1. The search ends earlier where cmaes says that it has converged.
     population : int, optional
         Points of a generation, at least 2; by default ``4 + 3 log(n)``.
-    seed : int, default 0
-        From 0 to 2**32 - 1. The same seed gives the same search.
+    rng : int, default 0
+        From 0 to 2**32 - 1. Seed; the same one gives the same search.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def cma_es(
     >>> params = {"w": np.full((2, 2), 3.0), "b": np.zeros(1)}
     >>> def loss():  # steps have no gradient
     ...     return float(np.abs(np.round(4 * params["w"])).sum() + np.abs(params["b"] - 1)[0])
-    >>> found = cr.optim.cma_es(loss, params, 1.0, seed=1)
+    >>> found = cr.optim.cma_es(loss, params, 1.0, rng=1)
     >>> bool(np.abs(params["w"]).max() < 0.2)
     True
     """
@@ -259,14 +259,15 @@ def cma_es(
     whole(generations, "generations", 1)
     if population is not None:
         whole(population, "population", 2)
-    whole(seed, "seed", 0, 2**32 - 1)
+    rng = whole(rng, "rng", 0, 2**32 - 1)
     start = _flat(arrays)
     if start.size < 2:
         raise ValueError(f"params must hold 2 numbers or more for CMA-ES, got {start.size}")
-    engine = cmaes.CMA(mean=start, sigma=sigma, seed=seed, population_size=population)
+    engine = cmaes.CMA(mean=start, sigma=sigma, seed=rng, population_size=population)
     least, best = math.inf, start
     losses = []
-    with _restored(arrays):
+    with all_or_nothing() as undo:
+        undo.remember(*arrays)
         for _ in range(generations):
             points = []
             for _ in range(engine.population_size):
@@ -344,7 +345,8 @@ def restarts(
         raise ValueError("seeds must hold a number, got none")
     least, best = math.inf, None
     losses = []
-    with _restored(arrays):
+    with all_or_nothing() as undo:
+        undo.remember(*arrays)
         for seed in numbers:
             initialize(np.random.default_rng(seed))
             loss = _number(train(), "train")
@@ -385,18 +387,6 @@ def _write(arrays: list[Array], x: Array) -> None:
     for array in arrays:
         array[...] = x[start : start + array.size].reshape(array.shape)
         start += array.size
-
-
-@contextmanager
-def _restored(arrays: list[Array]) -> Iterator[None]:
-    """Put the arrays back after an exception."""
-    before = [array.copy() for array in arrays]
-    try:
-        yield
-    except BaseException:
-        for array, value in zip(arrays, before, strict=True):
-            np.copyto(array, value)
-        raise
 
 
 def _number(value: object, name: str) -> float:
