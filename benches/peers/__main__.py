@@ -46,6 +46,7 @@ ALL = {
     "family": optim.family,
     "overhead": optim.overhead,
     "rows": optim.rows,
+    "matrices": optim.matrices,
     "scaling": optim.scaling,
     "options": optim.options,
     "few_bytes": few_bytes.few_bytes,

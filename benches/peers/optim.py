@@ -178,6 +178,30 @@ def rows():
     compare(title, contenders, tuple(targets), work=work("Adam", count * width))
 
 
+def matrices():
+    """Compare steps of Muon with Torch's, and those of Shampoo and SOAP with Muon's."""
+    rng = np.random.default_rng(0)
+    for shape in ((1024, 1024), (4096, 1024)):
+        p, g = rng.standard_normal((2, *shape), np.float32)
+        muon = cr.optim.Muon(p.copy())
+        contenders = {"compressrs": lambda muon=muon, g=g: muon.step(g)}
+        if torch:
+            (weight,) = tensors([p], [g])
+            contenders["Torch"] = torch.optim.Muon([weight]).step
+        compare(f"Muon f32, {shape[0]} x {shape[1]}", contenders, (Target("Torch", 1 / 0.9),))
+
+    def ten(opt):
+        """Ten steps, in one of which a rule of second order renews its bases."""
+        for _ in range(10):
+            opt.step(g)
+
+    for rule in (cr.optim.Shampoo, cr.optim.SOAP):
+        opt = rule(p.copy())
+        contenders = {"compressrs": lambda opt=opt: ten(opt), "Muon": lambda: ten(muon)}
+        title = f"{rule.__name__} f32, {shape[0]} x {shape[1]}, ten steps"
+        compare(title, contenders, (Target("Muon", 3),), rounds=3)
+
+
 def scaling():
     """Show the time per element for 1 million to 500 million elements."""
     contenders = {}
