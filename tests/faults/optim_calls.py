@@ -195,7 +195,7 @@ CALLS: dict[str, Arguments] = {
     ),
     "optim.Found": lambda: dict(loss=1.0, losses=[1.0]),
     "optim.cma_es": lambda: dict(
-        loss=lambda: 1.0, params=w(), sigma=0.5, generations=1, population=2, seed=0
+        loss=lambda: 1.0, params=w(), sigma=0.5, generations=1, population=4, rng=0
     ),
     "optim.flat_function": lambda: dict(evaluate=lambda: (1.0, None), params=w()),
     "optim.restarts": lambda: dict(

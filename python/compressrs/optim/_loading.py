@@ -195,9 +195,18 @@ TORCH_SWITCHES = frozenset(
 )
 #: Keys that PyTorch's schedules add to groups.
 _TORCH_SCHEDULES = frozenset(("max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"))
-#: Hyperparameters that a state dict may lack, since not every version of PyTorch has them.
+#: Hyperparameters that a state dict may lack, since not every version of PyTorch has them, or
+#: none does.
 _NEWER = frozenset(
-    ("maximize", "decoupled_weight_decay", "cautious", "state_dtype", "precision", "seed")
+    (
+        "beta1",
+        "cautious",
+        "decoupled_weight_decay",
+        "maximize",
+        "precision",
+        "seed",
+        "state_dtype",
+    )
 )
 #: Storage settings, which are not loaded with the state.
 _OWN = ("state_dtype", "precision")

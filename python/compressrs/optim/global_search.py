@@ -221,7 +221,7 @@ def cma_es(
     generations : int, default 100
         At least 1. The search ends earlier where cmaes says that it has converged.
     population : int, optional
-        Points of a generation, at least 2; by default ``4 + 3 log(n)``.
+        Points of a generation, at least 4; by default ``4 + 3 log(n)``.
     rng : int, default 0
         From 0 to 2**32 - 1. Seed; the same one gives the same search.
 
@@ -258,7 +258,7 @@ def cma_es(
     sigma = positive(sigma, "sigma")
     whole(generations, "generations", 1)
     if population is not None:
-        whole(population, "population", 2)
+        whole(population, "population", 4)
     rng = whole(rng, "rng", 0, 2**32 - 1)
     start = _flat(arrays)
     if start.size < 2:

@@ -477,7 +477,8 @@ _DOC = """{name} as a `torch.optim.Optimizer`; arguments and defaults are those 
     >>> w = torch.nn.Parameter(torch.ones(2, 2))
     >>> opt = cr.torch.optim.{name}([w])
     >>> w.square().sum().backward()
-    >>> opt.step()
+    >>> for _ in range(2):
+    ...     opt.step()
     >>> bool((w != 1).all())
     True
     """
