@@ -270,7 +270,7 @@ def table(results, times):
         final = {rule: np.array(found["losses"])[:, -1] for rule, found in rows.items()}
         order = sorted(rows, key=lambda rule: final[rule].mean())
         lines += [
-            f"### {TITLES[task]}: {TASKS[task].steps} steps",
+            f"## {TITLES[task]}: {TASKS[task].steps} steps",
             "",
             "| Rule | Test loss | After half of the steps | In AdamW's time | us a step |",
             "|---|---|---|---|---|",
