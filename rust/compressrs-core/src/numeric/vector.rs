@@ -48,7 +48,7 @@ pub trait Vector<T>: Copy {
     /// How many sums [`sum_lanes`](Self::sum_lanes) gives: a multiple of 4.
     const SUMS: usize;
     /// Writes the sums of the lanes of `SUMS` vectors, each added up as
-    /// [`sum_tree`](crate::numeric::lanes::sum_tree) does. `fours` is asked once for each four,
+    /// [`sum_tree`] does. `fours` is asked once for each four,
     /// in order.
     ///
     /// # Safety

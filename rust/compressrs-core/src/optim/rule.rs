@@ -111,7 +111,7 @@ pub enum StateShape {
     /// That of the parameter, but 1 in the last axis but one.
     Columns,
     /// A square matrix for the rows of each block of the parameter as a matrix, whose rows are
-    /// the first axis: `(blocks of columns, rows, rows of a block)`; see [`block_len`].
+    /// the first axis: `(blocks of columns, rows, rows of a block)`; see `kronecker::block_len`.
     OfRows {
         /// Most rows of a block.
         block_size: usize,
