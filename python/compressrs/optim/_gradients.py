@@ -24,7 +24,11 @@ def require_fitting(
     ValueError
         If it does not have its parameter's shape, or names rows that this does not have.
     """
-    if all(group.get("frozen", False) is False for group in groups):
+    # A loop, since small steps take microseconds.
+    for group in groups:
+        if group.get("frozen", False) is not False:
+            break
+    else:
         return
     parameters = _with_frozen(groups)
     for (array, frozen), gradient, path in zip(parameters, gradients, paths, strict=True):
