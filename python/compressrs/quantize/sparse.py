@@ -14,14 +14,7 @@ from compressrs._checks import file_path, flag
 from compressrs.quantize.rounding import parameters, quantize
 from compressrs.quantize.scheme import Scheme
 from compressrs.quantize.tensor import QuantizedTensor, checked_scale
-from compressrs.sparse.base import (
-    Products,
-    TransposedMatrix,
-    _Epilogue,
-    as_shape,
-    immutable,
-    is_immutable,
-)
+from compressrs.sparse.base import StoredMatrix, as_shape, immutable, is_immutable
 from compressrs.sparse.csr import CSRMatrix
 from compressrs.sparse.files import read_npz, write_npz
 
@@ -29,7 +22,7 @@ from compressrs.sparse.files import read_npz, write_npz
 _FORMAT = "quantized_csr"
 
 
-class QuantizedCSRMatrix(Products):
+class QuantizedCSRMatrix(StoredMatrix):
     r"""A sparse matrix in CSR format with a code of 8 bits and no more for each entry.
 
     .. math:: a_p = s_{g(p)}\, c_p
@@ -192,10 +185,6 @@ class QuantizedCSRMatrix(Products):
         """Return the values as a dense array of float32; repeated entries are summed."""
         return self._core.to_dense()
 
-    def toarray(self) -> npt.NDArray[Any]:
-        """Return `to_dense()`, under SciPy's name."""
-        return self.to_dense()
-
     def copy(self) -> QuantizedCSRMatrix:
         """Return a copy; the arrays, which are immutable, are shared."""
         matrix = type(self)(self._arrays, self._shape, self._scheme)
@@ -264,12 +253,6 @@ class QuantizedCSRMatrix(Products):
     def __setstate__(self, state: dict[str, Any]) -> None:
         QuantizedCSRMatrix.__init__(self, state["_arrays"], state["_shape"], state["_scheme"])
 
-    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
-        self._core.matmul(False, x, out, epilogue)
-
-    def _transposed(self) -> TransposedMatrix:
-        return self.T
-
     @property
     def codes(self) -> npt.NDArray[np.int8]:
         """The code of each entry."""
@@ -296,29 +279,9 @@ class QuantizedCSRMatrix(Products):
         return self._scheme
 
     @property
-    def T(self) -> TransposedMatrix:
-        """The transpose, a view that shares the arrays."""
-        return TransposedMatrix(self)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self._shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes: 2."""
-        return 2
-
-    @property
     def nnz(self) -> int:
         """Number of stored entries."""
         return self.codes.size
-
-    @property
-    def size(self) -> int:
-        """Number of stored entries, as in SciPy."""
-        return self.nnz
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from compressrs._arrays import Array, Shared, as_array, compute_dtype, dtype_of,
 from compressrs._checks import flag
 
 _M = TypeVar("_M", bound="SparseMatrix")
+
+#: The matrix in the core.
+_Kernels: TypeAlias = _core.Sparse
 
 
 class Products:
@@ -148,6 +151,19 @@ class Products:
         )
         return np.asarray(product.T) if out is None else out
 
+    def to_dense(self) -> npt.NDArray[Any]:
+        """Return the matrix as a dense array."""
+        raise NotImplementedError
+
+    def toarray(self) -> npt.NDArray[Any]:
+        """Return `to_dense()`, under SciPy's name."""
+        return self.to_dense()
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes: 2."""
+        return 2
+
     def _operand(self, x: Array, name: str) -> Array:
         """Return the dense operand of a product after checking its axes and dtype."""
         x = as_array(x, name)
@@ -170,7 +186,40 @@ class Products:
 _Epilogue = tuple[bool, Array | None, bool]
 
 
-class SparseMatrix(Products):
+class StoredMatrix(Products):
+    """Base of the matrices that hold their entries, rather than view another matrix."""
+
+    _core: _Kernels
+    _shape: tuple[int, int]
+
+    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
+        self._core.matmul(False, x, out, epilogue)
+
+    def _transposed(self) -> Products:
+        return self.T
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored values."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """Number of stored values, as in SciPy."""
+        return self.nnz
+
+    @property
+    def T(self) -> TransposedMatrix:
+        """The transpose, a view that shares the arrays."""
+        return TransposedMatrix(self)
+
+
+class SparseMatrix(StoredMatrix):
     """Base of the sparse matrices: three arrays, which are used without copying.
 
     Attributes
@@ -245,12 +294,6 @@ class SparseMatrix(Products):
         """Return the shape of the block that one index addresses."""
         return (1, 1)
 
-    def _multiply(self, x: Array, out: Array, epilogue: _Epilogue) -> None:
-        self._core.matmul(False, x, out, epilogue)
-
-    def _transposed(self) -> Products:
-        return self.T
-
     def _checked_parts(self) -> tuple[Array, Array, Array]:
         """Return data, indices and indptr as they are handed to others.
 
@@ -320,10 +363,6 @@ class SparseMatrix(Products):
         """Return the matrix as a dense array; repeated entries are summed."""
         return self._core.to_dense().astype(self.dtype, copy=False)
 
-    def toarray(self) -> npt.NDArray[Any]:
-        """Return `to_dense()`, under SciPy's name."""
-        return self.to_dense()
-
     @property
     def data(self) -> npt.NDArray[Any]:
         """The stored values."""
@@ -340,24 +379,9 @@ class SparseMatrix(Products):
         return self._parts[2]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self._shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes: 2."""
-        return 2
-
-    @property
     def nnz(self) -> int:
         """Number of stored values."""
         return self.data.size
-
-    @property
-    def size(self) -> int:
-        """Number of stored values, as in SciPy."""
-        return self.nnz
 
     @property
     def nbytes(self) -> int:
@@ -373,11 +397,6 @@ class SparseMatrix(Products):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the stored values."""
         return self.data.dtype
-
-    @property
-    def T(self) -> TransposedMatrix:
-        """The transpose, a view that shares the arrays."""
-        return TransposedMatrix(self)
 
     def __repr__(self) -> str:
         return (
@@ -410,20 +429,11 @@ class TransposedMatrix(Products):
         dense: Array = self.T.to_dense().T
         return dense
 
-    def toarray(self) -> npt.NDArray[Any]:
-        """Return `to_dense()`, under SciPy's name."""
-        return self.to_dense()
-
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         rows, columns = self.T.shape
         return columns, rows
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes: 2."""
-        return 2
 
     @property
     def nnz(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, Shared, as_array, is_half
+from compressrs._arrays import Array, Shared, as_array
 from compressrs._checks import whole
 from compressrs.sparse.base import SparseMatrix, as_shape, dense_weight, immutable
 from compressrs.sparse.csr import CSRMatrix
@@ -139,10 +139,6 @@ class NMMatrix(SparseMatrix):
             raise ValueError(f"w must have two axes, the second a multiple of m={m}, got {w.shape}")
         groups = w.reshape(w.shape[0], w.shape[1] // m, m)
         if mask is None:
-            if w.dtype.kind != "f" and not is_half(w.dtype):
-                raise TypeError(
-                    f"w must have dtype float32, float64, float16 or bfloat16, got {w.dtype}"
-                )
             kept: Array = np.empty(groups.shape, np.bool_)
             _core.mask_n_of_m(groups, "w", n, m, False, kept)
         else:
