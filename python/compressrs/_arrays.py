@@ -111,7 +111,12 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 def is_number(dtype: np.dtype[Any]) -> bool:
     """Whether arrays of `dtype` hold integers or floating-point numbers."""
-    return dtype.kind in "iuf" or dtype.name == "bfloat16"
+    return dtype.kind in "iu" or is_floating(dtype)
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of `dtype` hold floating-point numbers."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def as_gradient(x: object, name: str) -> Array:

@@ -56,6 +56,16 @@ class Undo:
         before = {k: v for k, v in owner.__dict__.items() if k not in without}
         self._restores.append(lambda: owner.__dict__.update(before))
 
+    def remember_state(self, part: Any) -> Callable[[], None]:
+        """Note the state dict of an object, and return what loads it again."""
+        before = copy.deepcopy(part.state_dict())
+
+        def restore() -> None:
+            part.load_state_dict(before)
+
+        self.on_failure(restore)
+        return restore
+
     def write(self, target: Array, value: Array) -> None:
         """Copy values into an array."""
         self.remember(target)
@@ -177,10 +187,9 @@ def checked_state(part: Any, state_dict: Any) -> Take:
     if hasattr(part, "_checked_state"):  # a layer
         checked: Take = part._checked_state(state_dict)
         return checked
-    before = copy.deepcopy(part.state_dict())
 
     def take(undo: Undo) -> None:
-        undo.on_failure(lambda: part.load_state_dict(before))
+        undo.remember_state(part)
         part.load_state_dict(state_dict)
 
     return take

@@ -14,6 +14,7 @@ from compressrs._arrays import (
     as_gradient,
     compute_dtype,
     flatten,
+    is_floating,
     rebuild,
 )
 from compressrs._checks import count
@@ -78,7 +79,7 @@ class GradientMean(Stateful, abc.ABC):
             named = [(path, leaf) for path, leaf in flatten(grads, "grads")]
             leaves = [(path, as_gradient(x, path)) for path, x in named if x is not None]
             for path, leaf in leaves:
-                if leaf.dtype.kind != "f" and leaf.dtype.name != "bfloat16":
+                if not is_floating(leaf.dtype):
                     raise TypeError(f"{path} must be of a floating-point dtype, got {leaf.dtype}")
             arrays = [leaf.astype(compute_dtype(leaf.dtype), order="C") for _, leaf in leaves]
             self._check_kept(arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -190,13 +189,10 @@ class DiLoCo(Stateful):
     @contextmanager
     def _reverting(self) -> Iterator[None]:
         """Put back what a local and an outer step change if one of them raises, on any rank."""
-        states = [
-            (part, copy.deepcopy(part.state_dict())) for part in (self.optimizer, self._outer)
-        ]
         kept, counts = copy.deepcopy(self._mean._kept), (self._mean.step_count, self.step_count)
         with all_or_nothing() as undo:
-            for part, state in states:
-                undo.on_failure(functools.partial(part.load_state_dict, state))
+            undo.remember_state(self.optimizer)
+            undo.remember_state(self._outer)
             undo.remember(*self._shared.arrays, *self._start)
 
             def restore() -> None:

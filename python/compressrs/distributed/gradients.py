@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from compressrs._arrays import Array, as_gradient, flatten_like
+from compressrs._arrays import Array, as_gradient, flatten_like, is_floating
 from compressrs.distributed.communicator import Communicator
 from compressrs.distributed.layout import Flat, Layout
 from compressrs.distributed.partition import shares
@@ -330,7 +330,7 @@ def checked_gradients(
             continue
         name = f"grads{path}"
         values = as_gradient(grad, name)
-        if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        if not is_floating(values.dtype):
             raise TypeError(f"{name} must be of a floating-point dtype, got {values.dtype}")
         if values.shape != array.shape:
             raise ValueError(

@@ -143,8 +143,7 @@ class StoredOptimizer(PartitionedOptimizer):
             for group in manifest.param_groups
         ]
         take = self._inner._checked(self._inner_state(manifest, found, masks))
-        for array in arrays:
-            undo.remember(array)
+        undo.remember(*arrays)
         take(undo)
         self._take(updates, masks, undo)
         for part, values in zip(self._own, weights, strict=True):

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, is_floating
 from compressrs._checks import choice
 from compressrs.distill.kd import kd_loss
 
@@ -94,7 +94,7 @@ def cross_entropy(
     (0.6931, array([[-0.5,  0.5]]))
     """
     logits = as_array(logits, "logits")
-    if logits.dtype.kind != "f" and logits.dtype.name != "bfloat16":
+    if not is_floating(logits.dtype):
         raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
     if logits.ndim < 2:
         raise ValueError(f"logits must have shape (n, classes), got {logits.shape}")

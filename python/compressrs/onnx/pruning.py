@@ -8,7 +8,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs import prune as arrays_pruned
-from compressrs._arrays import Array, compute_dtype, is_number
+from compressrs._arrays import Array, compute_dtype, is_floating
 from compressrs._checks import function, strings
 from compressrs._state import restoring
 from compressrs.onnx.model import Initializer, Model
@@ -186,7 +186,7 @@ def weights_named(model: Model, names: Sequence[str] | None) -> dict[str, Initia
     known = model.initializers
     if names is None:
         found = [n for n, i in known.items() if i.role == "weight" and len(i.shape) >= 2]
-        found = [name for name in found if _floating(known[name])]
+        found = [name for name in found if is_floating(known[name].dtype)]
         if not found:
             raise ValueError(
                 "model must have a weight of floating-point numbers with at least two axes, got "
@@ -200,7 +200,7 @@ def weights_named(model: Model, names: Sequence[str] | None) -> dict[str, Initia
         if name not in model:
             reason = f", which is {model.left[name]}" if name in model.left else ""
             raise ValueError(f"names must be among {sorted(known)}, got {name!r}{reason}")
-        if not _floating(known[name]):
+        if not is_floating(known[name].dtype):
             raise TypeError(f"{name} must be of floating-point numbers, got {known[name].dtype}")
     if len(set(found)) < len(found):
         raise ValueError(f"names must be different, got {found}")
@@ -212,10 +212,6 @@ def _quantized(model: Model) -> str:
     kinds = {node.op_type for scope in model._index.scopes for node in scope.graph.node}
     quantized = sorted(kinds & {"DequantizeLinear", "MatMulNBits"})
     return f": its weights are quantized already, for {quantized[0]}" if quantized else ""
-
-
-def _floating(known: Initializer) -> bool:
-    return is_number(known.dtype) and known.dtype.kind not in "iu"
 
 
 def oriented(array: Array, known: Initializer) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array, as_gradient, compute_dtype, is_number
+from compressrs._arrays import Array, as_gradient, compute_dtype, is_floating
 from compressrs._core import NonFiniteGradientError
 from compressrs.optim.rows import RowGradient
 
@@ -42,7 +42,7 @@ def require_fitting(
             owner = f"rows and {owner}"
         else:
             given = as_gradient(gradient, name)
-        if given.dtype.kind in "iu" or not is_number(given.dtype):
+        if not is_floating(given.dtype):
             raise TypeError(
                 f"{name} must have dtype float32, float64, float16 or bfloat16, got {given.dtype}"
             )

@@ -13,7 +13,7 @@ from compressrs._arrays import (
     as_gradient,
     complex_view,
     compute_dtype,
-    is_number,
+    is_floating,
     pairs,
 )
 from compressrs._checks import converted, whole
@@ -186,6 +186,6 @@ def _checked_values(values: object) -> Array:
     array = as_gradient(values, "values") if array is None else array
     if array.dtype.kind == "c":
         pairs(array[:0] if array.ndim else array, "values")
-    elif array.dtype.kind in "iu" or not is_number(array.dtype):
+    elif not is_floating(array.dtype):
         raise TypeError(f"values must be floating-point numbers, got {array.dtype}")
     return array

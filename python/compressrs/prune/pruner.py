@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -184,8 +183,7 @@ class Pruner(Stateful):
             if is_time:
                 undo.on_failure(masks_changed)
                 undo.remember_attributes(self)
-                before = copy.deepcopy(self.score.state_dict())
-                undo.on_failure(lambda: self.score.load_state_dict(before))
+                undo.remember_state(self.score)
             if self.score.needs_gradients:
                 if grads is None:
                     raise TypeError(f"step needs grads, of which {self.score!r} is made")

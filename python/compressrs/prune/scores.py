@@ -2,7 +2,6 @@ r"""Pruning criteria: a larger score means a more important weight."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -43,10 +42,9 @@ class Score(Stateful):
     def _checked(self, state_dict: Mapping[str, Any]) -> Take:
         if type(self).load_state_dict is not Score.load_state_dict:
             # A subclass of a user's, which checks by itself.
-            before = copy.deepcopy(self.state_dict())
 
             def take(undo: Undo) -> None:
-                undo.on_failure(lambda: self.load_state_dict(before))
+                undo.remember_state(self)
                 self.load_state_dict(state_dict)
 
             return take

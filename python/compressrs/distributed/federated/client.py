@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, is_floating
 from compressrs._checks import (
     choice,
     converted,
@@ -19,14 +18,21 @@ from compressrs._checks import (
     require_unmasked,
     whole,
 )
-from compressrs._state import Stateful, Take, Undo, checked_state, require_keys, restoring
+from compressrs._state import (
+    Stateful,
+    Take,
+    Undo,
+    all_or_nothing,
+    checked_state,
+    require_keys,
+    restoring,
+)
 from compressrs.distill import Distiller
 from compressrs.distributed.federated.exchange import (
     Reply,
     checked_public,
-    checksum,
+    fingerprint,
     is_finite,
-    is_floating,
 )
 from compressrs.optim import Optimizer
 from compressrs.optim._trained import require_trained
@@ -160,8 +166,8 @@ class Client(Stateful):
         action = choice(action, "action", ACTIONS)
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a dict, got {type(arrays).__name__}")
-        before = copy.deepcopy(self.state_dict())
-        try:
+        with all_or_nothing() as undo:
+            undo.remember_state(self)
             if action == "logits":
                 result = self._distilled(arrays)
             else:
@@ -174,11 +180,8 @@ class Client(Stateful):
                         f"{name} must be finite after training, got NaN or infinity"
                     )
             # Now, not when the client was made: the rows may have been written to.
-            public = "" if self.public is None else checksum(self.public)
+            public = "" if self.public is None else fingerprint(self.public)
             self.round += 1
-        except BaseException:
-            self.load_state_dict(before)
-            raise
         return Reply(0, result, len(self.y), public)
 
     def _distilled(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -192,7 +195,7 @@ class Client(Stateful):
                     f"logits must have the {len(self.public)} rows of public, got the shape "
                     f"{consensus.shape}"
                 )
-            if not is_floating(consensus):
+            if not is_floating(consensus.dtype):
                 raise TypeError(f"logits must be of a floating-point dtype, got {consensus.dtype}")
             if not is_finite(consensus):
                 raise ValueError("logits must be finite, got NaN or infinity")
@@ -260,12 +263,12 @@ def checked_training(
 
 def averaged(model: Any) -> dict[str, Array]:
     """Return copies of the arrays that `FedAvg` averages: all but counts and seeds."""
-    return {name: x.copy() for name, x in model.state_dict().items() if is_floating(x)}
+    return {name: x.copy() for name, x in model.state_dict().items() if is_floating(x.dtype)}
 
 
 def load_weights(model: Any, arrays: Mapping[str, Array]) -> None:
     """Load what `averaged` returned into a model; what an optimizer or a pruner masks is 0."""
-    kept = {name: x for name, x in model.state_dict().items() if not is_floating(x)}
+    kept = {name: x for name, x in model.state_dict().items() if not is_floating(x.dtype)}
     model.load_state_dict({**arrays, **kept})
     own = model.state_dict()
     Weights("model", list(own), list(own.values())).apply_masks(list(own.values()))

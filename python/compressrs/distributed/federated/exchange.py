@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, is_floating, is_number
 from compressrs._checks import converted, sequence
 from compressrs._state import Stateful
+from compressrs.distributed.communicator import checksum
 
 
 class Reply(NamedTuple):
@@ -22,7 +22,7 @@ class Reply(NamedTuple):
     arrays: dict[str, Array]
     #: Number of the client's own rows.
     rows: int
-    #: `checksum` of the public rows that the client has, or "".
+    #: `fingerprint` of the public rows that the client has, or "".
     public: str = ""
 
 
@@ -77,28 +77,21 @@ def checked_reply(reply: Any, name: str) -> Reply:
     return reply
 
 
-def is_floating(array: Array) -> bool:
-    """Whether an array is of a floating-point dtype, and is averaged."""
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-
-
 def is_finite(array: Array) -> bool:
     """Whether no value of an array is NaN or infinite."""
-    return not is_floating(array) or bool(np.isfinite(array).all())
+    return not is_floating(array.dtype) or bool(np.isfinite(array).all())
 
 
 def checked_public(public: Any) -> Array:
     """Return the public rows as an array after checking them."""
     array = converted(public, "public")
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+    if array.dtype.kind != "b" and not is_number(array.dtype):
         raise TypeError(f"public must be an array of numbers, got {array.dtype}")
     if array.ndim == 0 or len(array) == 0:
         raise ValueError(f"public must have at least one row, got the shape {array.shape}")
     return array
 
 
-def checksum(rows: Array) -> str:
+def fingerprint(rows: Array) -> str:
     """Return a description of rows: dtype, shape, and a checksum of the values."""
-    digest = _core.Checksum()
-    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
-    return f"{rows.dtype.name} {rows.shape} {digest.digest():016x}"
+    return f"{rows.dtype.name} {rows.shape} {checksum(np.ascontiguousarray(rows))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -177,13 +176,7 @@ def _remember(part: Any, undo: Undo) -> Callable[[], None]:
         part, "load_state_dict"
     ):
         return lambda: None
-    before = copy.deepcopy(part.state_dict())
-
-    def restore() -> None:
-        part.load_state_dict(before)
-
-    undo.on_failure(restore)
-    return restore
+    return undo.remember_state(part)
 
 
 def checked_least(min_clients: Any) -> int | None:

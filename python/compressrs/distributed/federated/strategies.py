@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, is_floating
 from compressrs._checks import converted, count, positive, whole
-from compressrs._state import Take, Undo, checked_state, require_keys
+from compressrs._state import Take, Undo, all_or_nothing, checked_state, require_keys
 from compressrs.distributed.federated.client import (
     averaged,
     checked_training,
@@ -27,9 +26,8 @@ from compressrs.distributed.federated.exchange import (
     checked_public,
     checked_replies,
     checked_reply,
-    checksum,
+    fingerprint,
     is_finite,
-    is_floating,
 )
 from compressrs.optim import Optimizer
 
@@ -92,7 +90,7 @@ class FedMD(Strategy):
     def __init__(self, public: Array, classes: int) -> None:
         super().__init__()
         self.public, self.classes = checked_public(public), whole(classes, "classes", 1)
-        self._public = checksum(self.public)
+        self._public = fingerprint(self.public)
         self.logits: Array | None = None
 
     def request(self) -> dict[str, Array]:
@@ -141,7 +139,7 @@ class FedMD(Strategy):
 
     def _mean(self, replies: Sequence[Reply]) -> Array:
         replies = checked_replies(replies)
-        if (public := checksum(self.public)) != self._public:
+        if (public := fingerprint(self.public)) != self._public:
             raise ValueError(
                 f"public must be the rows that the server was made with, {self._public}, got "
                 f"{public}"
@@ -263,12 +261,9 @@ class FedDF(FedMD):
             If the server's public rows have been written to since it was made.
         """
         mean = self._mean(replies)
-        before = copy.deepcopy(self.state_dict())
-        try:
+        with all_or_nothing() as undo:
+            undo.remember_state(self)
             distil(self, mean, self.epochs)
-        except BaseException:
-            self.load_state_dict(before)
-            raise
         self.logits = mean
         self.round += 1
 
@@ -337,7 +332,7 @@ class FedAvg(Strategy):
         super().__init__()
         require_attributes(model, "state_dict", "load_state_dict")
         for name, array in model.state_dict().items():
-            if not is_floating(array) and not (array.dtype.kind in "iu" and array.ndim == 0):
+            if not is_floating(array.dtype) and not (array.dtype.kind in "iu" and array.ndim == 0):
                 raise TypeError(
                     f"model must hold arrays of floating-point dtypes to be averaged, got "
                     f"{array.dtype} for {name!r}"
@@ -359,7 +354,7 @@ class FedAvg(Strategy):
             If names, dtypes or shapes are others, a value is not finite, or there are no rows.
         """
         reply = checked_reply(reply, "reply")
-        own = {name: x for name, x in self.model.state_dict().items() if is_floating(x)}
+        own = {name: x for name, x in self.model.state_dict().items() if is_floating(x.dtype)}
         if reply.arrays.keys() != own.keys():
             raise ValueError(
                 f"client {reply.client} must reply with {', '.join(own)}, got {_named(reply)}"
@@ -389,7 +384,7 @@ class FedAvg(Strategy):
         means = {
             name: weighted_mean([np.asarray(reply.arrays[name]) for reply in replies], rows)
             for name, array in self.model.state_dict().items()
-            if is_floating(array)
+            if is_floating(array.dtype)
         }
         for name, mean in means.items():
             if not is_finite(mean):
