@@ -44,6 +44,20 @@ def evaluated(
         ) from None
 
 
+def returned_number(value: object, name: str) -> float:
+    """Return what the function `name` of the user's returned as a number.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must return a number, got {type(value).__name__}") from None
+
+
 def gradient_of(parameter: Array, leaf: object, name: str, *, is_complex: bool = False) -> Array:
     """Return a gradient as an array, if it has its parameter's shape; of a complex one pairs."""
     if is_complex:

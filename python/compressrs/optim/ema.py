@@ -15,6 +15,7 @@ from compressrs._arrays import (
     compute_dtype,
     is_number,
     rebuild,
+    require_in_place,
 )
 from compressrs._assignment import assignable
 from compressrs._checks import count, flag, number
@@ -83,8 +84,7 @@ class EMA(Stateful):
         if isinstance(params, Iterator):
             params = list(params)
         self._names, self._weights = named_parameters(params, "params")
-        # Changes nothing; rejects arrays that cannot be changed in place.
-        _core.clamp(self._weights, self._names, np.inf)
+        require_in_place(self._weights, self._names)
         self._averages = [w.astype(compute_dtype(w.dtype), order="C") for w in self._weights]
         self._shared = Weights("EMA", self._names, self._weights, (self._averages,))
         self._average_names = [f"the average of {name}" for name in self._names]

@@ -12,7 +12,9 @@ import numpy as np
 from compressrs._arrays import Array, ArrayTree, flatten_like, require_in_place
 from compressrs._checks import function, number, positive, whole
 from compressrs._state import all_or_nothing
+from compressrs.optim._closure import returned_number
 from compressrs.optim._complex import ParameterViews, gradient_pairs, named_parameters
+from compressrs.optim._vectors import joined, parts_of
 from compressrs.optim.base import Optimizer
 
 
@@ -379,19 +381,14 @@ def _arrays(params: ArrayTree) -> ParameterViews:
 
 
 def _flat(arrays: list[Array]) -> Array:
-    return np.concatenate([np.zeros(0), *(array.ravel().astype(np.float64) for array in arrays)])
+    return joined(arrays, np.dtype(np.float64))
 
 
 def _write(arrays: list[Array], x: Array) -> None:
-    start = 0
-    for array in arrays:
-        array[...] = x[start : start + array.size].reshape(array.shape)
-        start += array.size
+    for array, part in zip(arrays, parts_of(x, arrays), strict=True):
+        array[...] = part
 
 
 def _number(value: object, name: str) -> float:
-    try:
-        found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must return a number, got {type(value).__name__}") from None
+    found = returned_number(value, name)
     return math.inf if math.isnan(found) else found

@@ -16,12 +16,14 @@ from compressrs._arrays import (
     compute_dtype,
     flatten_like,
     rebuild,
+    require_in_place,
 )
 from compressrs._checks import choice, converted, count, function, number, positive, whole
 from compressrs._state import Stateful, Take, Undo, all_or_nothing, require_keys
 from compressrs.optim._closure import Closure, evaluated, gradient_of
 from compressrs.optim._complex import named_parameters
 from compressrs.optim._guard import Guarded
+from compressrs.optim._vectors import joined, parts_of
 from compressrs.optim._weights import Weights
 from compressrs.optim.line_search import Point, strong_wolfe
 
@@ -130,8 +132,7 @@ class LBFGS(Guarded, Stateful):
         if not self._weights:
             raise ValueError("params must hold at least one array, got none")
         self._shared = Weights("LBFGS", self._names, self._weights)
-        # Changes nothing; rejects arrays that cannot be changed in place.
-        _core.clamp(self._weights, self._names, np.inf)
+        require_in_place(self._weights, self._names)
         self._structure = rebuild(params, iter([None] * len(self._weights)))
         dtypes = [compute_dtype(w.dtype) for w in self._weights]
         self._dtype = np.result_type(*dtypes)
@@ -280,14 +281,10 @@ class LBFGS(Guarded, Stateful):
 
     def _parts(self, vector: Vector) -> list[Array]:
         """Return views of a vector with the shapes of the parameters."""
-        parts, start = [], 0
-        for w in self._weights:
-            parts.append(vector[start : start + w.size].reshape(w.shape))
-            start += w.size
-        return parts
+        return parts_of(vector, self._weights)
 
     def _values(self) -> Vector:
-        return np.concatenate([w.reshape(-1).astype(self._dtype) for w in self._weights])
+        return joined(self._weights, self._dtype)
 
     def _set(self, values: Vector) -> None:
         # What half precision does not hold is an error, or too long a step of a line search.

@@ -15,6 +15,7 @@ from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._state import restoring
 from compressrs._typing import Figure
+from compressrs.optim._closure import returned_number
 from compressrs.optim.base import Optimizer
 
 #: Weight of the mean so far in the smoothed loss.
@@ -181,7 +182,7 @@ def lr_range_test(
                 rate = low ** (1 - share) * high**share
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = optimizer._mean_over_ranks(_loss(train()))
+                loss = optimizer._mean_over_ranks(returned_number(train(), "train"))
                 if len(optimizer._arrays()) != len(arrays):
                     raise ValueError("train must not add groups to the optimizer")
                 smoothed = mean.add(loss)
@@ -196,10 +197,3 @@ def lr_range_test(
     if not rates:
         raise ValueError("train must return a finite loss in its first step")
     return LRRange(rates, losses)
-
-
-def _loss(value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"train must return a number, got {type(value).__name__}") from None

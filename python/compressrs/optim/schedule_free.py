@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from compressrs import _core
-from compressrs._arrays import ArrayTree, compute_dtype, rebuild, same_memory
+from compressrs._arrays import ArrayTree, compute_dtype, rebuild, require_in_place, same_memory
 from compressrs._checks import function, number
 from compressrs._state import Stateful, Take, Undo, require_keys
 from compressrs.optim._complex import ParameterViews, named_parameters
@@ -83,8 +81,7 @@ class ScheduleFree(Guarded, Stateful):
         function(make, "make")
         super().__init__()
         self._names, self._weights = named_parameters(params, "params")
-        # Changes nothing; rejects arrays that cannot be changed in place.
-        _core.clamp(self._weights, self._names, np.inf)
+        require_in_place(self._weights, self._names)
         # In the compute dtype, so that small updates are not lost.
         self._x = [w.astype(compute_dtype(w.dtype)) for w in self._weights]
         self._z_names = [f"z of {name}" for name in self._names]
