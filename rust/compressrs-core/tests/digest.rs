@@ -12,7 +12,7 @@ use compressrs_core::optim::{
 };
 use compressrs_core::quantize::{Affine, Layout, dequantize, quantize_to_range};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Pattern, Prepared, fill, matmul, matmul_prepared, matmul_transposed,
+    Csr, Epilogue, Keep, Pattern, Prepared, Tiling, fill, matmul, matmul_prepared, matmul_transposed,
     row_offsets, sddmm_prepared,
 };
 
@@ -82,8 +82,8 @@ fn products(digest: &mut Digest) {
     fill(&w, COLUMNS, keep, &offsets, &mut data, &mut indices);
     let a =
         Csr::<f32, i32>::new(Pattern::new(&indices, &offsets, COLUMNS).unwrap(), &data).unwrap();
-    let prepared = Prepared::new(a.pattern());
     for n in [1, 8, 37] {
+        let prepared = Prepared::new(a.pattern(), Tiling::of::<f32>(n));
         let (x, z) = (values(12, COLUMNS * n), values(13, ROWS * n));
         let (mut y, mut t) = (vec![0.0; ROWS * n], vec![0.0; COLUMNS * n]);
         let (x, z) = (Matrix::row_major(&x, COLUMNS, n), Matrix::row_major(&z, ROWS, n));

@@ -3,7 +3,7 @@
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::runtime::parallel;
 use compressrs_core::sparse::{
-    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, fill,
+    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, Tiling, fill,
     locate, matmul, matmul_prepared, matmul_transposed, matmul_transposed_prepared, row_offsets,
     scatters, sddmm, sddmm_prepared, to_dense, transpose,
 };
@@ -148,16 +148,18 @@ fn check_products<I: Index, const R: usize, const C: usize>(
         let bias = integers(seed ^ 3, rows, 1);
         let bias = with_bias.then_some(&bias[..]);
         let epilogue = Epilogue { accumulate, bias, relu };
+        // One of them, whichever is best.
+        let tiling = Tiling::ALL[(rows + n) % Tiling::ALL.len()];
         let prepared = match (R * C, transposed) {
-            (1, false) => Some(Prepared::new(a.pattern())),
-            (1, true) => Some(Prepared::transposed(a.pattern())),
+            (1, false) => Some(Prepared::new(a.pattern(), tiling)),
+            (1, true) => Some(Prepared::transposed(a.pattern(), tiling)),
             _ => None,
         };
         let y = product((&x, &old), (inner, rows, n), orders, |x, y| {
             if let Some(prepared) = &prepared {
                 assert_eq!((prepared.rows(), prepared.columns()), (rows, inner));
                 if transposed && scatters::<f64>(n) {
-                    let prepared = Prepared::new(a.pattern());
+                    let prepared = Prepared::new(a.pattern(), tiling);
                     matmul_transposed_prepared(&prepared, &&owned.data[..], x, y, epilogue)
                 } else {
                     matmul_prepared(prepared, &&owned.data[..], x, y, epilogue)
@@ -278,8 +280,11 @@ proptest! {
             full.iter().zip(&w).filter(|(_, w)| **w != 0.0).map(|(x, _)| *x).collect();
         let mut out = vec![f64::NAN; truth.len()];
         let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
-        sddmm_prepared(&Prepared::new(owned.pattern()), u, v, &mut out, false);
-        prop_assert_eq!(&out, &truth);
+        for tiling in Tiling::ALL {
+            let prepared = Prepared::new(owned.pattern(), tiling);
+            sddmm_prepared(&prepared, u, v, &mut out, false);
+            prop_assert_eq!(&out, &truth);
+        }
     }
 
     #[test]
@@ -298,7 +303,8 @@ proptest! {
         let full = naive(&u, &v, (m, n, k));
         let mut out = vec![f64::NAN; owned.data.len()];
         let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
-        sddmm_prepared(&Prepared::new(owned.pattern()), u, v, &mut out, false);
+        let tiling = Tiling::of::<f64>(n);
+        sddmm_prepared(&Prepared::new(owned.pattern(), tiling), u, v, &mut out, false);
         for row in 0..m {
             for p in owned.row(row) {
                 prop_assert_eq!(out[p], full[row * k + owned.indices[p] as usize]);
@@ -336,7 +342,7 @@ fn check_sddmm<const R: usize, const C: usize>(owned: &Owned<i32>, n: usize, see
     let mut out = old.clone();
     let (u, v) = (Matrix::row_major(&u, m, n), Matrix::row_major(&v, n, k));
     if R * C == 1 {
-        sddmm_prepared(&Prepared::new(a.pattern()), u, v, &mut out, true);
+        sddmm_prepared(&Prepared::new(a.pattern(), Tiling::Short), u, v, &mut out, true);
     } else {
         sddmm::<_, _, R, C>(a.pattern(), u, v, &mut out, true);
     }
@@ -382,8 +388,8 @@ fn changed_indices_are_noticed() {
             .is_err()
         };
         let x = Matrix::row_major(&x, 2, 2);
-        assert!(panics(&|_| drop(Prepared::new(pattern))));
-        assert!(panics(&|_| drop(Prepared::transposed(pattern))));
+        assert!(panics(&|_| drop(Prepared::new(pattern, Tiling::Tall))));
+        assert!(panics(&|_| drop(Prepared::transposed(pattern, Tiling::Tall))));
         assert!(panics(&|y| matmul(a, x, y, Epilogue::default())));
         assert!(panics(&|y| matmul_transposed(a, x, y, Epilogue::default())));
         assert!(panics(&|_| to_dense(a, &mut [0.0; 4])));
@@ -409,8 +415,8 @@ fn repeated_entries_add_up() {
     matmul(a, x, MatrixMut::row_major(&mut y, 1, 1), Epilogue::default());
     assert_eq!(y, [340.0]);
     let data = [1.0, 2.0, 4.0];
-    assert_eq!(y_of(&Prepared::new(pattern), &data, &[10.0, 100.0], 1), [340.0]);
-    assert_eq!(y_of(&Prepared::transposed(pattern), &data, &[2.0], 2), [8.0, 6.0]);
+    assert_eq!(y_of(&Prepared::new(pattern, Tiling::Rows), &data, &[10.0, 100.0], 1), [340.0]);
+    assert_eq!(y_of(&Prepared::transposed(pattern, Tiling::Rows), &data, &[2.0], 2), [8.0, 6.0]);
 }
 
 /// The product with one column.
@@ -429,8 +435,8 @@ fn an_entry_may_repeat_any_number_of_times() {
     let offsets = Offsets::new(&[0, 0, count as i32], count).unwrap();
     let pattern = Pattern::new(&indices, &offsets, 5).unwrap();
     let x = [0.0, 0.0, 0.0, 2.0, 0.0];
-    assert_eq!(y_of(&Prepared::new(pattern), &data, &x, 2), [0.0, 2.0 * count as f64]);
-    let y = y_of(&Prepared::transposed(pattern), &data, &[1.0, 1.0], 5);
+    assert_eq!(y_of(&Prepared::new(pattern, Tiling::Rows), &data, &x, 2), [0.0, 2.0 * count as f64]);
+    let y = y_of(&Prepared::transposed(pattern, Tiling::Rows), &data, &[1.0, 1.0], 5);
     assert_eq!(y, [0.0, 0.0, 0.0, count as f64, 0.0]);
 }
 
@@ -440,8 +446,9 @@ fn bands_and_tiles() {
     for (m, k, zeros) in [(300, 900, 9), (600, 70, 5), (3, 70_000, 9)] {
         let w = integers(m as u64, m * k, zeros);
         let owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
-        for (n, orders) in [(1, (Order::Rows, Order::Rows)), (3, (Order::Strided, Order::Columns))]
-        {
+        let orders = [(Order::Rows, Order::Rows), (Order::Strided, Order::Columns)];
+        // Of all tilings, since `check_products` takes one after another.
+        for (n, orders) in [1, 2, 3, 4, 36, 37, 38].into_iter().zip(orders.into_iter().cycle()) {
             check_products::<i32, 1, 1>(&owned, n, orders, (true, false, true), 7);
         }
     }
@@ -453,9 +460,9 @@ fn prepared_products_have_the_same_bits() {
     let (m, k) = (600, 900);
     let w: Vec<f64> = integers(5, m * k, 8).iter().map(|x| x / 7.0).collect();
     let owned = Owned::<i32>::new(&w, m, k, Keep::AtLeast(0.0));
-    let prepared = Prepared::new(owned.pattern());
     let before = parallel::num_threads().unwrap();
     for n in [1, 2, 9, 20, 70, 130] {
+        let prepared = Prepared::new(owned.pattern(), Tiling::of::<f64>(n));
         let x: Vec<f64> = integers(6, k * n, 1).iter().map(|x| x / 3.0).collect();
         let products = [1, 2, 3, 7].map(|threads| {
             parallel::set_num_threads(threads).unwrap();

@@ -9,3 +9,4 @@ pub mod matrix;
 pub mod obs;
 pub(crate) mod orthogonalize;
 mod pack;
+pub(crate) mod transpose;

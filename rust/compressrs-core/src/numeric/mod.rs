@@ -8,5 +8,7 @@ pub mod exp;
 mod lane_sums;
 pub mod lanes;
 pub mod log;
+#[cfg(target_arch = "x86_64")]
+mod squares;
 pub mod stochastic_rounding;
 pub mod vector;

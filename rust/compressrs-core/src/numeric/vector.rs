@@ -45,6 +45,23 @@ pub trait Vector<T>: Copy {
         // SAFETY: the caller guarantees that the elements may be read.
         std::array::from_fn(|i| Self::splat(unsafe { x.add(i).read() }))
     }
+    /// Copies the transpose of `LANES` rows of `LANES` elements, `from_stride` and `to_stride`
+    /// elements from one to the next.
+    ///
+    /// # Safety
+    /// All elements of `from` may be read, and all of `to` written; they do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(from: *const T, from_stride: usize, to: *mut T, to_stride: usize)
+    where
+        T: Copy,
+    {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: as the caller guarantees.
+                unsafe { to.add(j * to_stride + i).write(from.add(i * from_stride + j).read()) };
+            }
+        }
+    }
     /// How many sums [`sum_lanes`](Self::sum_lanes) gives: a multiple of 4.
     const SUMS: usize;
     /// Writes the sums of the lanes of `SUMS` vectors, each added up as
@@ -140,11 +157,11 @@ portable!(f64, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Fours, Vector};
-    use crate::numeric::lane_sums;
+    use crate::numeric::{lane_sums, squares};
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident, $sum:path) => {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident, $sum:path, $transpose:path) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $n;
                 #[inline(always)]
@@ -178,6 +195,11 @@ mod x86 {
                     // SAFETY: as for `splat`. Of numbers that do not compare, the second stays.
                     unsafe { $max($set(0.0), self) }
                 }
+                #[inline(always)]
+                unsafe fn transpose(from: *const $t, step: usize, to: *mut $t, to_step: usize) {
+                    // SAFETY: as for `splat`; the caller guarantees the memory.
+                    unsafe { $transpose((from, step), (to, to_step)) }
+                }
                 const SUMS: usize = $n;
                 #[inline(always)]
                 unsafe fn sum_lanes(fours: impl Fours<Self>, out: *mut $t) {
@@ -197,7 +219,8 @@ mod x86 {
         _mm512_fmadd_ps,
         _mm512_add_ps,
         _mm512_max_ps,
-        lane_sums::f32x16
+        lane_sums::f32x16,
+        squares::f32x16
     );
     vector!(
         f64,
@@ -209,7 +232,8 @@ mod x86 {
         _mm512_fmadd_pd,
         _mm512_add_pd,
         _mm512_max_pd,
-        lane_sums::f64x8
+        lane_sums::f64x8,
+        squares::f64x8
     );
     vector!(
         f32,
@@ -221,7 +245,8 @@ mod x86 {
         _mm256_fmadd_ps,
         _mm256_add_ps,
         _mm256_max_ps,
-        lane_sums::f32x8
+        lane_sums::f32x8,
+        squares::f32x8
     );
     vector!(
         f64,
@@ -233,7 +258,8 @@ mod x86 {
         _mm256_fmadd_pd,
         _mm256_add_pd,
         _mm256_max_pd,
-        lane_sums::f64x4
+        lane_sums::f64x4,
+        squares::f64x4
     );
 
     impl super::Vectors for f32 {

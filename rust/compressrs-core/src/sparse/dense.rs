@@ -4,11 +4,12 @@
 use std::ops::{Deref, Range};
 
 use crate::linalg::matrix::{Matrix, MatrixMut};
+use crate::linalg::transpose::copy_transposed;
 use crate::numeric::element::Float;
+use crate::numeric::vector::{Vector, WithWidth, full_width};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
-use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own in a copy.
 const GRAIN_ELEMENTS: usize = 64 * 1024;
@@ -16,7 +17,7 @@ const GRAIN_ELEMENTS: usize = 64 * 1024;
 /// Rows of a transposing copy that go together: those of a line of the cache.
 const TILE_SIDE: usize = 16;
 
-/// Side of the squares that are transposed in registers.
+/// Elements that a short copy takes at a time.
 const FOUR: usize = 4;
 
 impl<'a, T: Float> Matrix<'a, T> {
@@ -69,7 +70,7 @@ impl<'a, T: Float> Matrix<'a, T> {
         if self.columns() < width {
             out.fill(T::zero());
         }
-        simd::dispatch(CopyRows { source: self, rows, out, width });
+        full_width(CopyRows { source: self, rows, out, width });
     }
 }
 
@@ -201,11 +202,9 @@ struct CopyRows<'a, 'b, T> {
     width: usize,
 }
 
-impl<T: Float> Kernel for CopyRows<'_, '_, T> {
-    type Output = ();
-
+impl<T: Float> WithWidth<T> for CopyRows<'_, '_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Vector<T>>(self) {
         let CopyRows { source, rows, out, width } = self;
         if source.column_stride() == 1 {
             if source.columns() == width {
@@ -224,28 +223,23 @@ impl<T: Float> Kernel for CopyRows<'_, '_, T> {
             return;
         }
         let (row_stride, column_stride) = (source.row_stride(), source.column_stride());
+        if row_stride == 1 && !rows.is_empty() && source.columns() > 0 {
+            let last = (source.columns() - 1) * column_stride + rows.end;
+            assert!(last <= source.data().len() && rows.len() * width <= out.len());
+            // SAFETY: the rows' elements in each column of the source, and as many of the copy,
+            // see above.
+            unsafe {
+                let from = source.data().as_ptr().add(rows.start);
+                let size = (source.columns(), rows.len());
+                copy_transposed::<T, V>((from, column_stride), (out.as_mut_ptr(), width), size);
+            }
+            return;
+        }
         for top in rows.clone().step_by(TILE_SIDE) {
             let bottom = rows.end.min(top + TILE_SIDE);
             let to = (top - rows.start) * width;
-            let mut done = 0;
-            if row_stride == 1 && bottom - top == TILE_SIDE && source.columns() >= FOUR {
-                done = source.columns() / FOUR * FOUR;
-                let last = top + (done - 1) * column_stride + TILE_SIDE;
-                assert!(last <= source.data().len() && to + TILE_SIDE * width <= out.len());
-                for j in (0..done).step_by(FOUR) {
-                    for i in (0..TILE_SIDE).step_by(FOUR) {
-                        // SAFETY: four elements of four columns of the source, and of four
-                        // rows of the copy, see above.
-                        unsafe {
-                            let from = source.data().as_ptr().add(top + i + j * column_stride);
-                            let to = out.as_mut_ptr().add(to + i * width + j);
-                            T::transpose(from, column_stride, to, width);
-                        }
-                    }
-                }
-            }
             for i in top..bottom {
-                for j in done..source.columns() {
+                for j in 0..source.columns() {
                     out[to + (i - top) * width + j] =
                         source.data()[i * row_stride + j * column_stride];
                 }
@@ -336,7 +330,7 @@ impl<T: Float> SharedMatrix<'_, T> {
     /// # Safety
     /// No reference to these elements may be alive.
     #[inline(always)]
-    pub unsafe fn write<const W: usize>(
+    pub unsafe fn write<V: Vector<T>, const W: usize>(
         &self,
         (top, left): (usize, usize),
         width: usize,
@@ -356,24 +350,19 @@ impl<T: Float> SharedMatrix<'_, T> {
             }
             return;
         }
-        let mut done = 0;
-        if self.row_stride == 1 && width.is_multiple_of(FOUR) && block.len() >= FOUR {
-            done = block.len() / FOUR * FOUR;
+        if self.row_stride == 1 && width > 0 && !block.is_empty() {
             let (step, last) = (self.column_stride, start + (width - 1) * self.column_stride);
-            assert!(width <= W && last + done <= self.data.len());
-            for l in (0..width).step_by(FOUR) {
-                for i in (0..done).step_by(FOUR) {
-                    // SAFETY: four elements of four rows of the block, and of four columns of
-                    // the matrix, see above; the caller guarantees that no reference to
-                    // them is alive.
-                    unsafe {
-                        let to = self.data.as_ptr().cast_mut().add(start + i + l * step);
-                        T::transpose(block[i..].as_ptr().cast::<T>().add(l), W, to, step);
-                    }
-                }
+            assert!(width <= W && last + block.len() <= self.data.len());
+            // SAFETY: the elements of the block's rows, and of the matrix's columns, see above;
+            // the caller guarantees that no reference to them is alive.
+            unsafe {
+                let to = self.data.as_mut_ptr().add(start);
+                let from = block.as_ptr().cast::<T>();
+                copy_transposed::<T, V>((from, W), (to, step), (block.len(), width));
             }
+            return;
         }
-        for (i, line) in block.iter().enumerate().skip(done) {
+        for (i, line) in block.iter().enumerate() {
             for (l, x) in line.iter().enumerate().take(width) {
                 let at = start + i * self.row_stride + l * self.column_stride;
                 // SAFETY: the caller guarantees that no reference to the elements is

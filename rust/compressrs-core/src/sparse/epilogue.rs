@@ -2,6 +2,7 @@
 
 use super::dense::SharedMatrix;
 use crate::numeric::element::Float;
+use crate::numeric::vector::Vector;
 
 /// What a product is to become, element by element: `sum`, the product, is in this
 /// order added to the output's old value, then to the bias, then cut off at 0.
@@ -35,12 +36,12 @@ impl<T: Float> Epilogue<'_, T> {
         }
     }
 
-    /// Writes the finished sums of a block of the output, which begins at `at`.
+    /// Writes the finished sums of a block of the output, which begins at `at`, with vectors `V`.
     ///
     /// # Safety
     /// No reference to the block may be alive.
     #[inline(always)]
-    pub(super) unsafe fn end<const W: usize>(
+    pub(super) unsafe fn end<V: Vector<T>, const W: usize>(
         &self,
         y: &SharedMatrix<'_, T>,
         at: (usize, usize),
@@ -61,6 +62,6 @@ impl<T: Float> Epilogue<'_, T> {
             }
         }
         // SAFETY: the caller guarantees that no reference to the block is alive.
-        unsafe { y.write(at, width, sums) };
+        unsafe { y.write::<V, W>(at, width, sums) };
     }
 }

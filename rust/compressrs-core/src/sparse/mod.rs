@@ -27,7 +27,7 @@ pub use dense::Cells;
 pub use epilogue::Epilogue;
 pub use locate::{NOWHERE, Repeats, locate};
 pub use prepared::{
-    Prepared, matmul_prepared, matmul_transposed_prepared, scatters, sddmm_prepared,
+    Prepared, Tiling, matmul_prepared, matmul_transposed_prepared, scatters, sddmm_prepared,
 };
 pub use sddmm::sddmm;
 pub use spmm::matmul;

@@ -271,7 +271,7 @@ impl<T: Float, const W: usize> Kernel for Finish<'_, T, W> {
                 }
             }
             // SAFETY: as above.
-            unsafe { epilogue.end(y, (top, left), width, block) };
+            unsafe { epilogue.end::<T::Portable, _>(y, (top, left), width, block) };
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::operand::Operand;
 use crate::overlap::{new_array, require_disjoint};
 use convert::{Parts, transposed};
 use kinds::{Block, Width, with_blocks, with_index, with_types};
-use prepared::Cache;
+use prepared::{Cache, Form};
 use products::Product;
 use values::{Data, FromData, Scale};
 
@@ -164,7 +164,7 @@ impl Sparse {
         &self,
         py: Python<'_>,
         [_, indices, indptr]: &[Array<'_, 'static>; 3],
-        transposed: bool,
+        form: Form,
     ) -> PyResult<Arc<Prepared>> {
         with_index!(self.width, I => {
             // SAFETY: these arrays are never moved, see `Kept`.
@@ -173,12 +173,12 @@ impl Sparse {
             match &self.checked {
                 Some(offsets) => {
                     let pattern = Pattern::checked(indices, offsets, columns);
-                    self.cache().of_checked(py, pattern, transposed)
+                    self.cache().of_checked(py, pattern, form)
                 }
                 None => {
                     let offsets = self.offsets(indptr, indices.len())?;
                     self.cache()
-                        .of_writable(py, indices, offsets, columns, transposed)?
+                        .of_writable(py, indices, offsets, columns, form)?
                         .map_err(invalid)
                 }
             }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use compressrs_core::runtime::{memory, parallel};
-use compressrs_core::sparse::{CsrError, Index, Offsets, Pattern, Prepared};
+use compressrs_core::sparse::{CsrError, Index, Offsets, Pattern, Prepared, Tiling};
 use pyo3::prelude::*;
 
 use crate::errors::{guard, run};
@@ -13,7 +13,7 @@ use crate::errors::{guard, run};
 const BLOCK: usize = 64 * 1024;
 
 /// What is prepared for the products of a matrix, and of its transpose, once they are
-/// asked for.
+/// asked for: a form for each tiling.
 #[derive(Default)]
 pub struct Cache(Mutex<State>);
 
@@ -21,7 +21,22 @@ pub struct Cache(Mutex<State>);
 struct State {
     /// What it was made from, unless nobody can write to that.
     copy: Option<Arc<Copied>>,
-    prepared: [Option<Arc<Prepared>>; 2],
+    prepared: [[Option<Arc<Prepared>>; Tiling::ALL.len()]; 2],
+}
+
+/// Which form of a pattern.
+#[derive(Clone, Copy)]
+pub struct Form {
+    /// Whether it is of the transpose.
+    pub transposed: bool,
+    pub tiling: Tiling,
+}
+
+impl State {
+    fn slot(&mut self, form: Form) -> &mut Option<Arc<Prepared>> {
+        let tiling = Tiling::ALL.iter().position(|&tiling| tiling == form.tiling);
+        &mut self.prepared[usize::from(form.transposed)][tiling.expect("one of all")]
+    }
 }
 
 /// A copy of a pattern.
@@ -55,7 +70,7 @@ impl Cache {
     /// Bytes of memory that are held.
     pub fn bytes(&self) -> usize {
         let state = self.state();
-        let prepared = state.prepared.iter().flatten().map(|prepared| prepared.bytes());
+        let prepared = state.prepared.iter().flatten().flatten().map(|prepared| prepared.bytes());
         prepared.sum::<usize>() + state.copy.as_ref().map_or(0, |copy| copy.bytes)
     }
 
@@ -64,15 +79,14 @@ impl Cache {
         &self,
         py: Python<'_>,
         pattern: Pattern<'_, I>,
-        transposed: bool,
+        form: Form,
     ) -> PyResult<Arc<Prepared>> {
-        let slot = usize::from(transposed);
-        let known = self.state().prepared[slot].clone();
+        let known = self.state().slot(form).clone();
         if let Some(prepared) = known {
             return Ok(prepared);
         }
-        let prepared = prepare(py, pattern, transposed)?;
-        self.state().prepared[slot] = Some(prepared.clone());
+        let prepared = prepare(py, pattern, form)?;
+        *self.state().slot(form) = Some(prepared.clone());
         Ok(prepared)
     }
 
@@ -87,16 +101,15 @@ impl Cache {
         indices: &[I],
         offsets: Offsets,
         columns: usize,
-        transposed: bool,
+        form: Form,
     ) -> PyResult<Result<Arc<Prepared>, CsrError>> {
-        let slot = usize::from(transposed);
-        let State { copy, prepared } = self.state().clone();
-        let known = match copy {
+        let mut state = self.state().clone();
+        let known = match state.copy.take() {
             Some(copy) if run(py, || copy.is_of(indices, &offsets))? => Some(copy),
             _ => None,
         };
         if known.is_some()
-            && let Some(prepared) = &prepared[slot]
+            && let Some(prepared) = state.slot(form)
         {
             return Ok(Ok(prepared.clone()));
         }
@@ -114,12 +127,12 @@ impl Cache {
             Ok(pattern) => pattern,
             Err(error) => return Ok(Err(error)),
         };
-        let prepared = prepare(py, pattern, transposed)?;
+        let prepared = prepare(py, pattern, form)?;
         let mut state = self.state();
         if !state.copy.as_ref().is_some_and(|other| Arc::ptr_eq(other, &copy)) {
             *state = State { copy: Some(copy.clone()), ..State::default() };
         }
-        state.prepared[slot] = Some(prepared.clone());
+        *state.slot(form) = Some(prepared.clone());
         Ok(Ok(prepared))
     }
 }
@@ -127,9 +140,14 @@ impl Cache {
 fn prepare<I: Index>(
     py: Python<'_>,
     pattern: Pattern<'_, I>,
-    transposed: bool,
+    form: Form,
 ) -> PyResult<Arc<Prepared>> {
+    let Form { transposed, tiling } = form;
     run(py, || {
-        Arc::new(if transposed { Prepared::transposed(pattern) } else { Prepared::new(pattern) })
+        Arc::new(if transposed {
+            Prepared::transposed(pattern, tiling)
+        } else {
+            Prepared::new(pattern, tiling)
+        })
     })
 }

@@ -1,10 +1,11 @@
 //! Products of a sparse matrix whose operands have been checked.
 
 use compressrs_core::numeric::element::Element;
-use compressrs_core::sparse::{self as core, Computed, Csr, Epilogue, Pattern, widened};
+use compressrs_core::sparse::{self as core, Computed, Csr, Epilogue, Pattern, Tiling, widened};
 use pyo3::prelude::*;
 
 use super::kinds::{Block, with_blocks};
+use super::prepared::Form;
 use super::values::FromData;
 use super::{Sparse, invalid};
 use crate::buffers::Array;
@@ -33,7 +34,9 @@ impl Sparse {
         if self.block == Block::One {
             // Few columns need no pattern of the transpose, nor values in its order.
             let scatter = transposed && core::scatters::<T>(x.columns);
-            let prepared = self.prepared(py, own, transposed && !scatter)?;
+            let transposed = transposed && !scatter;
+            let prepared =
+                self.prepared(py, own, Form { transposed, tiling: Tiling::of::<T>(x.columns) })?;
             // SAFETY: slices are made last, with the GIL held; `out` overlaps nothing.
             let (data, x, out, bias) = unsafe {
                 let bias = bias.map(|bias| bias.slice::<O>()).transpose()?;
@@ -99,7 +102,8 @@ impl Sparse {
         accumulate: bool,
     ) -> PyResult<()> {
         if self.block == Block::One {
-            let prepared = self.prepared(py, own, false)?;
+            let tiling = Tiling::of::<E::Compute>(u.columns);
+            let prepared = self.prepared(py, own, Form { transposed: false, tiling })?;
             // SAFETY: as in `multiply`.
             let (u, v, out) =
                 unsafe { (u.matrix::<O>()?, v.matrix::<O>()?, out.slice_mut::<E>()?) };

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::panels::LANES;
-use super::{BAND, Band, LONGEST, Places, Prepared, Segment, Segments, WIDE};
+use super::{BAND, Band, LONGEST, Places, Prepared, Segment, TALLEST, Tiling};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::sparse::convert::transpose;
@@ -12,29 +12,30 @@ use crate::sparse::csr::{Index, Pattern};
 /// Entries worth a task of their own.
 const GRAIN: usize = 16 * 1024;
 
-/// Columns of a narrow tile: at least so many, since their rows of a panel then fill the
+/// Columns of a tile: at least so many, since their rows of the widest panel then fill the
 /// first level of cache, and at most, so that they stay in the second.
-const NARROW: Range<usize> = 256..2048;
+const TALL: Range<usize> = 320..2048;
+const SHORT: Range<usize> = 112..512;
 
 /// Entries of a band, about: what is fetched with a segment of the next tile, since it shares
 /// a line or follows, is then still in the second level of cache.
 const BAND_ENTRIES: usize = 64 * 1024;
 
 /// Entries of a segment, in the mean, that are worth its overhead.
-const ENOUGH: usize = 16;
+const ENOUGH: usize = 12;
 
 impl Prepared {
     /// Prepares products with the matrix.
     ///
     /// # Panics
     /// If an index is out of range.
-    pub fn new<I: Index>(pattern: Pattern<'_, I>) -> Self {
+    pub fn new<I: Index>(pattern: Pattern<'_, I>, tiling: Tiling) -> Self {
         // What follows relies on a copy, which nobody writes to.
         let (offsets, columns) = (pattern.offsets(), pattern.columns());
         if columns <= <i32 as Index>::MAX {
-            sorted::<i32, I>(pattern, offsets)
+            sorted::<i32, I>(pattern, offsets, tiling)
         } else {
-            sorted::<i64, I>(pattern, offsets)
+            sorted::<i64, I>(pattern, offsets, tiling)
         }
     }
 
@@ -42,20 +43,26 @@ impl Prepared {
     ///
     /// # Panics
     /// If an index is out of range.
-    pub fn transposed<I: Index>(pattern: Pattern<'_, I>) -> Self {
+    pub fn transposed<I: Index>(pattern: Pattern<'_, I>, tiling: Tiling) -> Self {
         let (rows, columns) = (pattern.rows(), pattern.columns());
         if pattern.entries().max(rows) <= <i32 as Index>::MAX {
             let turned = transpose::<I, i32>(pattern);
-            build(columns, rows, turned.offsets.as_slice(), &turned.indices, Some(&turned.places))
+            let (offsets, places) = (turned.offsets.as_slice(), Some(&turned.places[..]));
+            build((columns, rows), offsets, &turned.indices, places, tiling)
         } else {
             let turned = transpose::<I, i64>(pattern);
-            build(columns, rows, turned.offsets.as_slice(), &turned.indices, Some(&turned.places))
+            let (offsets, places) = (turned.offsets.as_slice(), Some(&turned.places[..]));
+            build((columns, rows), offsets, &turned.indices, places, tiling)
         }
     }
 }
 
 /// Prepares a pattern of any order.
-fn sorted<J: Index, I: Index>(pattern: Pattern<'_, I>, offsets: &[usize]) -> Prepared {
+fn sorted<J: Index, I: Index>(
+    pattern: Pattern<'_, I>,
+    offsets: &[usize],
+    tiling: Tiling,
+) -> Prepared {
     let (rows, columns) = (pattern.rows(), pattern.columns());
     let mut indices = memory::zeroed::<J>(pattern.entries());
     let shared = SharedMut::new(&mut indices);
@@ -68,7 +75,7 @@ fn sorted<J: Index, I: Index>(pattern: Pattern<'_, I>, offsets: &[usize]) -> Pre
         }
     });
     if (0..rows).all(|row| indices[offsets[row]..offsets[row + 1]].is_sorted()) {
-        return build::<J, i64>(rows, columns, offsets, &indices, None);
+        return build::<J, i64>((rows, columns), offsets, &indices, None, tiling);
     }
     let mut places = memory::collect((0..indices.len()).map(|place| place as i64));
     for row in 0..rows {
@@ -77,19 +84,19 @@ fn sorted<J: Index, I: Index>(pattern: Pattern<'_, I>, offsets: &[usize]) -> Pre
             .sort_unstable_by_key(|&place| (indices[place as usize], place));
     }
     let sorted = memory::collect(places.iter().map(|&place| indices[place as usize]));
-    build::<J, i64>(rows, columns, offsets, &sorted, Some(&places))
+    build::<J, i64>((rows, columns), offsets, &sorted, Some(&places), tiling)
 }
 
 /// Prepares a pattern whose rows are sorted, with the place of each entry's value.
 fn build<I: Index, P: Index>(
-    rows: usize,
-    columns: usize,
+    (rows, columns): (usize, usize),
     offsets: &[usize],
     sorted: &[I],
     places: Option<&[P]>,
+    tiling: Tiling,
 ) -> Prepared {
     let entries = sorted.len();
-    let heights = heights(rows, columns, entries);
+    let height = height((rows, columns), entries, tiling);
     let parts = parts(offsets);
     let cut = parts.as_ref().map(|(_, offsets)| &offsets[..]);
     let offsets = cut.unwrap_or(offsets);
@@ -113,35 +120,25 @@ fn build<I: Index, P: Index>(
                 let (indices, band) =
                     unsafe { (indices.slice(of_band.clone()), bands.slice(i..i + 1)) };
                 let sorted = &sorted[of_band.clone()];
-                let base = |column: &I| (column.get() % heights.1) as u16;
+                // SAFETY: as above.
+                let mut moved = places.map(|places| unsafe {
+                    (moved.slice(of_band.clone()), &places[of_band.clone()])
+                });
                 let offsets = &offsets[rows.start..=rows.end];
-                let mut narrow = cut_rows(offsets, sorted, heights.0);
-                let mut wide = None;
-                if let Some(places) = places {
-                    // SAFETY: as above.
-                    let moved = unsafe { moved.slice(of_band.clone()) };
-                    let places = &places[of_band.clone()];
-                    let mut next = 0;
-                    narrow.sort_unstable_by_key(|&(tile, segment)| (tile, segment.row()));
-                    for (_, segment) in &mut narrow {
-                        let from = segment.start()..segment.start() + segment.len();
-                        let to = next..next + segment.len();
-                        for (out, column) in
-                            indices[to.clone()].iter_mut().zip(&sorted[from.clone()])
-                        {
-                            *out = base(column);
-                        }
+                let (mut segments, tiles) = by_length(cut_rows(offsets, sorted, height));
+                let mut next = 0;
+                for segment in &mut segments {
+                    let from = segment.start()..segment.start() + segment.len();
+                    let to = next..next + segment.len();
+                    for (out, column) in indices[to.clone()].iter_mut().zip(&sorted[from.clone()])
+                    {
+                        *out = (column.get() % height) as u16;
+                    }
+                    if let Some((moved, places)) = &mut moved {
                         moved[to.clone()].copy_from_slice(&places[from]);
                         *segment = segment.moved(next);
-                        next = to.end;
                     }
-                } else {
-                    for (out, column) in indices.iter_mut().zip(sorted) {
-                        *out = base(column);
-                    }
-                    if columns > heights.0 {
-                        wide = Some(by_length(cut_rows(offsets, sorted, heights.1)));
-                    }
+                    next = to.end;
                 }
                 let mut empty = Vec::new();
                 for (row, range) in (0..=u8::MAX).zip(offsets.windows(2)) {
@@ -153,8 +150,8 @@ fn build<I: Index, P: Index>(
                 band[0] = Some(Band {
                     rows: (rows.start, rows.end),
                     entries: (of_band.start, of_band.end),
-                    narrow: by_length(narrow),
-                    wide,
+                    segments,
+                    tiles,
                     empty,
                 });
             }
@@ -166,16 +163,20 @@ fn build<I: Index, P: Index>(
     });
     let bands = memory::collect(bands.into_iter().map(|band| band.expect("all were made")));
     let parts = parts.map(|(parts, _)| parts);
-    Prepared { rows, columns, indices, places, bands, heights, parts }
+    Prepared { rows, columns, indices, places, bands, height, parts }
 }
 
-/// Columns of a narrow tile and of a wide one.
-fn heights(rows: usize, columns: usize, entries: usize) -> (usize, usize) {
+/// Columns of a tile.
+fn height((rows, columns): (usize, usize), entries: usize, tiling: Tiling) -> usize {
+    let bounds = match tiling {
+        Tiling::Rows => return columns.clamp(1, TALLEST),
+        Tiling::Tall => TALL,
+        Tiling::Short => SHORT,
+    };
     let apart = rows.saturating_mul(columns) / entries.max(1);
-    let height = apart.saturating_mul(ENOUGH).clamp(NARROW.start, NARROW.end);
+    let height = apart.saturating_mul(ENOUGH).clamp(bounds.start, bounds.end);
     // Of equal height, but not much less than that.
-    let height = columns.div_ceil((columns / height).max(1)).clamp(1, NARROW.end);
-    (height, WIDE / height * height)
+    columns.div_ceil((columns / height).max(1)).clamp(1, bounds.end)
 }
 
 /// Where rows are too long: the first part of each row, and the offsets of the parts.
@@ -215,8 +216,8 @@ fn cut_rows<I: Index>(offsets: &[usize], sorted: &[I], height: usize) -> Vec<(us
     all
 }
 
-/// Sorts segments by tile and length.
-fn by_length(mut all: Vec<(usize, Segment)>) -> Segments {
+/// Sorts segments by tile and length: all of them, and the tiles with the ends of theirs.
+fn by_length(mut all: Vec<(usize, Segment)>) -> (Vec<Segment>, Vec<(usize, usize)>) {
     all.sort_unstable_by_key(|&(tile, segment)| (tile, segment.len(), segment.row()));
     let mut tiles: Vec<(usize, usize)> = Vec::new();
     for (i, &(tile, _)) in all.iter().enumerate() {
@@ -228,5 +229,5 @@ fn by_length(mut all: Vec<(usize, Segment)>) -> Segments {
             }
         }
     }
-    Segments { all: memory::collect(all.into_iter().map(|(_, segment)| segment)), tiles }
+    (memory::collect(all.into_iter().map(|(_, segment)| segment)), tiles)
 }

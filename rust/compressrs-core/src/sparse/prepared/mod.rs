@@ -1,12 +1,13 @@
 //! The pattern of a CSR matrix, rearranged for its products.
 //!
 //! A [`Prepared`] pattern is made once and serves until the pattern changes. It holds, in
-//! memory of its own, the column of each entry in two bytes, and the rows cut at tiles of
-//! columns: a [`Segment`] is what a row has in a tile. The values are not copied: a product
+//! memory of its own, the column of each entry in two bytes, and the rows cut at [tiles](Tiling)
+//! of columns: a [`Segment`] is what a row has in a tile. The values are not copied: a product
 //! reads them where they are, so they may be trained in place between products.
 //!
 //! Rows are grouped into bands, which are what threads share. The segments of a band and a
-//! tile are sorted by length, so that branches on the length are predicted.
+//! tile are sorted by length, so that branches on the length are predicted, and columns are in
+//! the order of the segments, so that they are read one after another.
 
 mod build;
 mod panels;
@@ -21,33 +22,55 @@ pub use scatter::{matmul_transposed_prepared, scatters};
 /// Rows of a band at most; a segment has 8 bits for its row.
 const BAND: usize = 256;
 
-/// Columns of a wide tile at most: those that two bytes can tell apart.
-const WIDE: usize = 1 << 16;
+/// Columns of a tile at most: those that two bytes can tell apart.
+const TALLEST: usize = 1 << 16;
 
 /// Entries of the longest row that one task sums. A longer one is cut into several rows,
 /// whose sums are added in their order.
 const LONGEST: usize = 32 * 1024;
 
-/// Bytes of a panel's rows, at most; or half of that where a panel is in the first level of
-/// cache then, of so many bytes, if segments have so many entries in the mean: for shorter
-/// ones their number counts.
-const PANEL: usize = 256;
-const FIRST_LEVEL: usize = 48 * 1024;
-const LONG: usize = 32;
+/// How many columns of a pattern make a tile, which is how many rows of the dense matrix are
+/// read again and again before the next ones: those of a panel of its columns are to stay in the
+/// first level of cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tiling {
+    /// For panels of up to 32 bytes: all columns, since a row's overhead counts more than where
+    /// so few bytes come from.
+    Rows,
+    /// For panels of 64 or 128 bytes.
+    Tall,
+    /// For panels of 256 bytes.
+    Short,
+}
+
+impl Tiling {
+    /// All of them.
+    pub const ALL: [Tiling; 3] = [Tiling::Rows, Tiling::Tall, Tiling::Short];
+
+    /// The best for products with so many columns.
+    pub fn of<T>(columns: usize) -> Self {
+        match product::padded::<T>(columns) * size_of::<T>() {
+            ..=32 => Tiling::Rows,
+            ..=128 => Tiling::Tall,
+            _ => Tiling::Short,
+        }
+    }
+}
 
 /// The pattern of a matrix, or of its transpose, in the form that products read.
 #[derive(Debug)]
 pub struct Prepared {
     rows: usize,
     columns: usize,
-    /// Columns of the entries, counted from the first of their wide tile, in the order in
-    /// which bands and rows have them, and some more, which may be read with the last.
+    /// Columns of the entries, counted from the first of their tile, in the order of the bands'
+    /// segments, and some more, which may be read with the last.
     indices: Vec<u16>,
-    /// Where the value of each entry is, unless values are in the same order.
+    /// Where the value of each entry is, in the order of `indices`, unless the values of a row
+    /// follow one another.
     places: Option<Places>,
     bands: Vec<Band>,
-    /// Columns of a narrow tile and of a wide one, which is a multiple.
-    heights: (usize, usize),
+    /// Columns of a tile.
+    height: usize,
     /// Where rows are longer than [`LONGEST`]: the first of the parts of each row, which
     /// are rows of the bands, and the end of the last.
     parts: Option<Vec<usize>>,
@@ -67,35 +90,27 @@ struct Band {
     rows: (usize, usize),
     /// The first entry, and the end.
     entries: (usize, usize),
-    /// Segments in narrow tiles, for products with panels of columns.
-    narrow: Segments,
-    /// Segments in wide tiles, for products with one column; None where those are the same.
-    wide: Option<Segments>,
+    /// Segments, by tile and then by length.
+    segments: Vec<Segment>,
+    /// Tiles that have any, and where their segments end.
+    tiles: Vec<(usize, usize)>,
     /// Rows without entries.
     empty: Vec<u8>,
 }
 
-/// Segments of a band: by tile, and then by length.
-#[derive(Debug)]
-struct Segments {
-    all: Vec<Segment>,
-    /// Tiles that have any, and where their segments end.
-    tiles: Vec<(usize, usize)>,
-}
-
-/// The entries of a row in a tile: from which entry of the band on, how many, whether they are
+/// The entries of a row in a tile: from which value of the band on, how many, whether they are
 /// the row's first, its last, and the row of the band, in 38, 16 (less 1), 1, 1 and 8 bits.
 #[derive(Clone, Copy, Debug)]
 struct Segment(u64);
 
 impl Segment {
     fn new(start: usize, len: usize, row: usize, (first, last): (bool, bool)) -> Self {
-        assert!(start < 1 << 38 && (1..=WIDE).contains(&len) && row < BAND);
+        assert!(start < 1 << 38 && (1..=TALLEST).contains(&len) && row < BAND);
         let flags = u64::from(first) << 1 | u64::from(last);
         Segment((start as u64) << 26 | (len as u64 - 1) << 10 | flags << 8 | row as u64)
     }
 
-    /// The same of entries that have moved.
+    /// The same of values that have moved.
     fn moved(self, start: usize) -> Self {
         Segment::new(start, self.len(), self.row(), (self.is_first(), self.is_last()))
     }
@@ -126,20 +141,16 @@ impl Segment {
     }
 }
 
-impl Segments {
+impl Band {
     /// The tiles that have segments, and these.
     #[inline(always)]
     fn by_tile(&self) -> impl Iterator<Item = (usize, &[Segment])> {
         let mut start = 0;
         self.tiles.iter().map(move |&(tile, end)| {
-            let segments = &self.all[start..end];
+            let segments = &self.segments[start..end];
             start = end;
             (tile, segments)
         })
-    }
-
-    fn bytes(&self) -> usize {
-        size_of_val(&self.all[..]) + size_of_val(&self.tiles[..])
     }
 }
 
@@ -159,13 +170,6 @@ impl Prepared {
         self.indices.len() - panels::LANES
     }
 
-    /// Bytes of the rows of a panel of columns, at most.
-    fn panel_bytes(&self) -> usize {
-        let segments: usize = self.bands.iter().map(|band| band.narrow.all.len()).sum();
-        let half = self.columns * (PANEL / 2) <= FIRST_LEVEL && self.entries() >= LONG * segments;
-        if half { PANEL / 2 } else { PANEL }
-    }
-
     /// Bytes of memory that it holds.
     pub fn bytes(&self) -> usize {
         let places = match &self.places {
@@ -175,8 +179,8 @@ impl Prepared {
         };
         let bands = self.bands.iter().map(|band| {
             size_of::<Band>()
-                + band.narrow.bytes()
-                + band.wide.as_ref().map_or(0, Segments::bytes)
+                + size_of_val(&band.segments[..])
+                + size_of_val(&band.tiles[..])
                 + band.empty.len()
         });
         let parts = self.parts.as_ref().map_or(0, |parts| size_of_val(&parts[..]));

@@ -23,8 +23,8 @@ const GRAIN: usize = 64 * 1024;
 /// Reads of each row of the dense matrix that pay for a copy of it which is aligned.
 const PACK: usize = 12;
 
-/// Bytes of a panel that needs no tiles.
-pub(super) const UNTILED: usize = 64 * 1024;
+/// Bytes of a panel's rows, at most.
+const PANEL: usize = 256;
 
 /// Values worth a task of their own in a permutation.
 const PERMUTE: usize = 32 * 1024;
@@ -51,7 +51,7 @@ pub fn matmul_prepared<T: Float>(
     if a.rows == 0 || x.columns() == 0 {
         return;
     }
-    let read_often = x.columns() * size_of::<T>() > a.panel_bytes();
+    let read_often = x.columns() * size_of::<T>() > PANEL;
     let wide = match &a.places {
         Some(places) => Some(Cells::Owned(permuted(&widened(data), places))),
         None => read_often.then(|| widened(data)),
@@ -76,7 +76,7 @@ pub fn matmul_prepared<T: Float>(
                 for part in parts[0]..parts[1] {
                     sum[0][0] += sums[part * n + j];
                 }
-                epilogue.end(&y, at, 1, &mut sum);
+                epilogue.end::<T::Portable, _>(&y, at, 1, &mut sum);
             }
         }
     }
@@ -140,18 +140,23 @@ struct Panel {
     padded: usize,
 }
 
-/// Cuts `columns` into panels of `widest`, or 128, 64 or 32 bytes.
-fn panels<T>(columns: usize, widest: usize) -> Vec<Panel> {
+/// Columns of the first panel of so many, with those that fill it up: 256, 128, 64 or 32 bytes.
+pub(super) fn padded<T>(columns: usize) -> usize {
+    // The widest that is at least three quarters full.
+    let mut padded = PANEL / size_of::<T>();
+    while padded > 32 / size_of::<T>() && 4 * columns < 3 * padded {
+        padded /= 2;
+    }
+    padded
+}
+
+/// Cuts `columns` into panels.
+fn panels<T>(columns: usize) -> Vec<Panel> {
     let mut panels = Vec::new();
     let mut left = 0;
     while left < columns {
-        let rest = columns - left;
-        // The widest that is at least three quarters full.
-        let mut padded = widest / size_of::<T>();
-        while padded > 32 / size_of::<T>() && 4 * rest < 3 * padded {
-            padded /= 2;
-        }
-        let width = rest.min(padded);
+        let padded = padded::<T>(columns - left);
+        let width = padded.min(columns - left);
         memory::reserve(&mut panels, 1);
         panels.push(Panel { left, width, padded });
         left += width;
@@ -173,8 +178,7 @@ impl<T: Float> Product<'_, T> {
             });
             return;
         }
-        let widest = self.a.panel_bytes();
-        let panels = panels::<T>(x.columns(), widest);
+        let panels = panels::<T>(x.columns());
         // Where rows are one after another, copying them pays if they are read often and not
         // aligned to the lines of the cache, of which 32 bytes touch one or two.
         let first = panels[0].padded;
@@ -247,12 +251,10 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
         let mut sums = Scratch::<T>::new(BAND * W);
         let (sums, _) = sums.as_chunks_mut::<W>();
         let mut buffer = Scratch::new(0);
-        let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let at = (band.rows.0, panel.left);
-            let entries = band.entries.0..band.entries.1;
-            let (values, indices) =
-                (some(values, entries.clone(), &mut buffer), &a.indices[entries]);
+            let values = some(values, band.entries.0..band.entries.1, &mut buffer);
+            let mut indices = a.indices[band.entries.0..].as_ptr();
             let height = band.rows.1 - band.rows.0;
             let sums = &mut sums[..height];
             // Finished sums go where they belong at once, if a row's follow one another there.
@@ -287,15 +289,11 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
                 }
             }
             let sums_of = sums.as_mut_ptr();
-            let (segments, height) = match &band.wide {
-                Some(segments) if size_of_val(x) <= UNTILED => (segments, wide),
-                _ => (&band.narrow, narrow),
-            };
-            for (tile, segments) in segments.by_tile() {
-                let x = &x[tile * height / wide * wide * W..];
-                let row = |segment: Segment| {
+            for (tile, segments) in band.by_tile() {
+                let x = &x[tile * a.height * W..];
+                let mut row = |segment: Segment| {
                     // SAFETY: segments are within their band, and so are their rows, of which
-                    // there are sums, and which `y` has.
+                    // there are sums, and which `y` has; a band has an index for each entry.
                     unsafe {
                         let row = segment.row();
                         let sums = sums_of.add(row).cast::<T>();
@@ -308,8 +306,9 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
                             _ => (sums, None),
                         };
                         let values = values.as_ptr().add(segment.start());
-                        let indices = indices.as_ptr().add(segment.start());
-                        Row { values, indices, from, to, finish }
+                        let own = indices;
+                        indices = indices.add(segment.len());
+                        Row { values, indices: own, from, to, finish }
                     }
                 };
                 let mut rest = segments;
@@ -335,7 +334,7 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
             }
             if direct.is_none() {
                 // SAFETY: as above.
-                unsafe { epilogue.end(y, at, panel.width, sums) };
+                unsafe { epilogue.end::<V, _>(y, at, panel.width, sums) };
             }
         }
     }
@@ -358,7 +357,6 @@ impl<T: Float> Kernel for Column<'_, T> {
         let mut sums = [[T::zero()]; BAND];
         let mut lanes = [[T::zero(); LANES]; BAND];
         let mut buffer = Scratch::new(0);
-        let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let at = (band.rows.0, 0);
             let sums = &mut sums[..band.rows.1 - band.rows.0];
@@ -366,25 +364,22 @@ impl<T: Float> Kernel for Column<'_, T> {
             unsafe { epilogue.begin(y, at, 1, sums) };
             let Band { entries, .. } = *band;
             let values = some(values, entries.0..entries.1, &mut buffer);
-            let indices = &a.indices[entries.0..];
-            let (segments, height) = match &band.wide {
-                Some(segments) => (segments, wide),
-                None => (&band.narrow, narrow),
-            };
-            let alone = segments.tiles.len() == 1;
+            let mut indices = a.indices[entries.0..].as_ptr();
+            let alone = band.tiles.len() == 1;
             let lanes = &mut lanes[..sums.len()];
             if !alone {
                 lanes.fill([T::zero(); LANES]);
             }
-            for (tile, segments) in segments.by_tile() {
-                let x = &x[tile * height / wide * wide..];
-                let add = |segment: &Segment, sums| {
+            for (tile, segments) in band.by_tile() {
+                let x = &x[tile * a.height..];
+                let mut add = |segment: &Segment, sums| {
                     let start = segment.start();
                     // SAFETY: as in `Multiply`; there are more indices than values.
                     unsafe {
                         let values = (values.as_ptr().add(start), values.len() - start);
-                        let indices = indices.as_ptr().add(start);
-                        add_lanes(values, indices, segment.len(), x.as_ptr(), sums)
+                        let own = indices;
+                        indices = indices.add(segment.len());
+                        add_lanes(values, own, segment.len(), x.as_ptr(), sums)
                     }
                 };
                 if alone {
@@ -405,7 +400,7 @@ impl<T: Float> Kernel for Column<'_, T> {
                 }
             }
             // SAFETY: as above.
-            unsafe { epilogue.end(y, at, 1, sums) };
+            unsafe { epilogue.end::<T::Portable, _>(y, at, 1, sums) };
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::product::UNTILED;
 use super::{Places, Prepared};
 use crate::linalg::matrix::Matrix;
 use crate::numeric::element::Float;
@@ -110,23 +109,18 @@ impl<T: Float, const L: usize> WithWidth<T> for Lines<Sample<'_, T>, L> {
     fn run<V: Vector<T>>(self) {
         let Sample { a, row_of, u, v, width, out, accumulate, bands } = self.0;
         assert!(u.count() == a.rows && v.count() == a.columns);
-        let tiled = a.columns * width * size_of::<T>() > UNTILED;
         let v = v.packed(width);
-        let (narrow, wide) = a.heights;
         for band in &a.bands[bands] {
             let entries = band.entries.0..band.entries.1;
             // SAFETY: `out` is borrowed by the caller, and tasks have different bands.
             let out = unsafe { out.slice(entries.clone()) };
-            let indices = &a.indices[entries];
-            let (segments, height) = match &band.wide {
-                Some(segments) if !tiled => (segments, wide),
-                _ => (&band.narrow, narrow),
-            };
-            for (tile, segments) in segments.by_tile() {
-                let v = &v[tile * height / wide * wide * width..];
+            let mut indices = &a.indices[entries];
+            for (tile, segments) in band.by_tile() {
+                let v = &v[tile * a.height * width..];
                 for segment in segments {
-                    let entries = segment.start()..segment.start() + segment.len();
-                    let (columns, out) = (&indices[entries.clone()], &mut out[entries]);
+                    let (columns, rest) = indices.split_at(segment.len());
+                    indices = rest;
+                    let out = &mut out[segment.start()..][..segment.len()];
                     let row = band.rows.0 + segment.row();
                     let row = row_of.map_or(row, |rows| rows[row]);
                     // SAFETY: there is such a row, of `width` elements, see `operands`.

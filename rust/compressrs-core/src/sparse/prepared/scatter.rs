@@ -113,7 +113,7 @@ fn product<T: Float, const W: usize>(
             }
         }
         // SAFETY: as above.
-        unsafe { epilogue.end(&y, (top, 0), width, block) };
+        unsafe { epilogue.end::<T::Portable, _>(&y, (top, 0), width, block) };
     }
 }
 
@@ -132,23 +132,20 @@ impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
     fn run<V: Vector<T>>(self) {
         let Scatter { a, values, x, bands, sums } = self;
         assert!(values.count() == a.entries() && sums.len() == a.columns);
-        let (narrow, wide) = a.heights;
         let mut buffer = Scratch::new(0);
         for band in &a.bands[bands] {
             let entries = band.entries.0..band.entries.1;
-            let (values, indices) =
-                (some(values, entries.clone(), &mut buffer), &a.indices[entries]);
+            let values = some(values, entries.clone(), &mut buffer);
+            let mut indices = &a.indices[entries];
             let x = &x[band.rows.0..band.rows.1];
-            let (segments, height) = match &band.wide {
-                Some(segments) => (segments, wide),
-                None => (&band.narrow, narrow),
-            };
-            for (tile, segments) in segments.by_tile() {
-                let sums = &mut sums[tile * height / wide * wide..];
+            for (tile, segments) in band.by_tile() {
+                let sums = &mut sums[tile * a.height..];
                 for segment in segments {
-                    let entries = segment.start()..segment.start() + segment.len();
+                    let (columns, rest) = indices.split_at(segment.len());
+                    indices = rest;
+                    let values = &values[segment.start()..][..segment.len()];
                     let x = &x[segment.row()];
-                    for (value, index) in values[entries.clone()].iter().zip(&indices[entries]) {
+                    for (value, index) in values.iter().zip(columns) {
                         // SAFETY: indices are of columns that there are, see `build`.
                         let sum = unsafe { sums.get_unchecked_mut(usize::from(*index)) };
                         // Widths that belong to the other type are never asked for.
