@@ -12,8 +12,8 @@ use compressrs_core::optim::{
 };
 use compressrs_core::quantize::{Affine, Layout, dequantize, quantize_to_range};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Pattern, Prepared, Tiling, fill, matmul, matmul_prepared, matmul_transposed,
-    row_offsets, sddmm_prepared,
+    Csr, Epilogue, Keep, Pattern, Prepared, Tiling, fill, matmul, matmul_prepared,
+    matmul_transposed, row_offsets, sddmm_prepared,
 };
 
 /// What all results together hash to; the same on every processor and at every level. Recorded anew

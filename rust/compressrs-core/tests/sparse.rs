@@ -3,9 +3,9 @@
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::runtime::parallel;
 use compressrs_core::sparse::{
-    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, Tiling, fill,
-    locate, matmul, matmul_prepared, matmul_transposed, matmul_transposed_prepared, row_offsets,
-    scatters, sddmm, sddmm_prepared, to_dense, transpose,
+    Csr, CsrError, Epilogue, Index, Keep, NOWHERE, Offsets, Pattern, Prepared, Repeats, Tiling,
+    fill, locate, matmul, matmul_prepared, matmul_transposed, matmul_transposed_prepared,
+    row_offsets, scatters, sddmm, sddmm_prepared, to_dense, transpose,
 };
 use proptest::prelude::*;
 
@@ -435,7 +435,10 @@ fn an_entry_may_repeat_any_number_of_times() {
     let offsets = Offsets::new(&[0, 0, count as i32], count).unwrap();
     let pattern = Pattern::new(&indices, &offsets, 5).unwrap();
     let x = [0.0, 0.0, 0.0, 2.0, 0.0];
-    assert_eq!(y_of(&Prepared::new(pattern, Tiling::Rows), &data, &x, 2), [0.0, 2.0 * count as f64]);
+    assert_eq!(
+        y_of(&Prepared::new(pattern, Tiling::Rows), &data, &x, 2),
+        [0.0, 2.0 * count as f64]
+    );
     let y = y_of(&Prepared::transposed(pattern, Tiling::Rows), &data, &[1.0, 1.0], 5);
     assert_eq!(y, [0.0, 0.0, 0.0, count as f64, 0.0]);
 }

@@ -8,6 +8,7 @@
 use std::marker::PhantomData;
 
 use crate::numeric::element::Float;
+use crate::numeric::gathered::Sums;
 use crate::numeric::lanes::sum_tree;
 use crate::runtime::simd::{ByVectors, dispatch};
 
@@ -45,6 +46,16 @@ pub trait Vector<T>: Copy {
         // SAFETY: the caller guarantees that the elements may be read.
         std::array::from_fn(|i| Self::splat(unsafe { x.add(i).read() }))
     }
+    /// 16 bytes from each of these places, as many of them as a vector holds.
+    ///
+    /// # Safety
+    /// 16 bytes from each place on may be read.
+    unsafe fn load_quarters(places: [*const T; 4]) -> Self;
+    /// Each element of a slice in 16 bytes, as many of them as a vector holds.
+    ///
+    /// # Safety
+    /// As many elements from `x` on may be read.
+    unsafe fn spread(x: *const T) -> Self;
     /// Copies the transpose of `LANES` rows of `LANES` elements, `from_stride` and `to_stride`
     /// elements from one to the next.
     ///
@@ -91,6 +102,8 @@ pub trait Vectors: Sized {
     type Avx2: Vector<Self>;
     /// 128 bits, as arrays.
     type Portable: Vector<Self>;
+    /// Sums of dot products whose elements are gathered, where the machine has AVX-512.
+    type Gathered: Sums<Self>;
 
     /// Copies the transpose of four rows of four, `from_stride` and `to_stride` elements from
     /// one to the next.
@@ -127,6 +140,16 @@ macro_rules! portable {
                 unsafe { x.cast::<Self>().write_unaligned(self) }
             }
             #[inline(always)]
+            unsafe fn load_quarters(places: [*const $t; 4]) -> Self {
+                // SAFETY: the caller guarantees that the elements may be read.
+                unsafe { Self::load(places[0]) }
+            }
+            #[inline(always)]
+            unsafe fn spread(x: *const $t) -> Self {
+                // SAFETY: the caller guarantees that the element may be read.
+                Self::splat(unsafe { x.read() })
+            }
+            #[inline(always)]
             fn add_product(self, a: Self, b: Self) -> Self {
                 std::array::from_fn(|l| a[l].mul_add(b[l], self[l]))
             }
@@ -157,11 +180,11 @@ portable!(f64, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Fours, Vector};
-    use crate::numeric::{lane_sums, squares};
+    use crate::numeric::{lane_sums, quarters, squares};
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident, $sum:path, $transpose:path) => {
+        ($t:ty, $v:ty, $n:literal, $set:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $max:ident, $sum:path, $transpose:path, $load_quarters:path, $spread:path) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $n;
                 #[inline(always)]
@@ -196,6 +219,16 @@ mod x86 {
                     unsafe { $max($set(0.0), self) }
                 }
                 #[inline(always)]
+                unsafe fn load_quarters(places: [*const $t; 4]) -> Self {
+                    // SAFETY: as for `splat`; the caller guarantees that they may be read.
+                    unsafe { $load_quarters(places) }
+                }
+                #[inline(always)]
+                unsafe fn spread(x: *const $t) -> Self {
+                    // SAFETY: as for `splat`; the caller guarantees that they may be read.
+                    unsafe { $spread(x) }
+                }
+                #[inline(always)]
                 unsafe fn transpose(from: *const $t, step: usize, to: *mut $t, to_step: usize) {
                     // SAFETY: as for `splat`; the caller guarantees the memory.
                     unsafe { $transpose((from, step), (to, to_step)) }
@@ -220,7 +253,9 @@ mod x86 {
         _mm512_add_ps,
         _mm512_max_ps,
         lane_sums::f32x16,
-        squares::f32x16
+        squares::f32x16,
+        quarters::load_f32x16,
+        quarters::spread_f32x16
     );
     vector!(
         f64,
@@ -233,7 +268,9 @@ mod x86 {
         _mm512_add_pd,
         _mm512_max_pd,
         lane_sums::f64x8,
-        squares::f64x8
+        squares::f64x8,
+        quarters::load_f64x8,
+        quarters::spread_f64x8
     );
     vector!(
         f32,
@@ -246,7 +283,9 @@ mod x86 {
         _mm256_add_ps,
         _mm256_max_ps,
         lane_sums::f32x8,
-        squares::f32x8
+        squares::f32x8,
+        quarters::load_f32x8,
+        quarters::spread_f32x8
     );
     vector!(
         f64,
@@ -259,13 +298,16 @@ mod x86 {
         _mm256_add_pd,
         _mm256_max_pd,
         lane_sums::f64x4,
-        squares::f64x4
+        squares::f64x4,
+        quarters::load_f64x4,
+        quarters::spread_f64x4
     );
 
     impl super::Vectors for f32 {
         type Avx512 = __m512;
         type Avx2 = __m256;
         type Portable = [f32; 4];
+        type Gathered = __m256;
 
         #[inline(always)]
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
@@ -288,20 +330,25 @@ mod x86 {
         type Avx512 = __m512d;
         type Avx2 = __m256d;
         type Portable = [f64; 2];
+        type Gathered = __m512d;
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 mod others {
+    use crate::numeric::gathered::LANES;
+
     impl super::Vectors for f32 {
         type Avx512 = [f32; 4];
         type Avx2 = [f32; 4];
         type Portable = [f32; 4];
+        type Gathered = [f32; LANES];
     }
     impl super::Vectors for f64 {
         type Avx512 = [f64; 2];
         type Avx2 = [f64; 2];
         type Portable = [f64; 2];
+        type Gathered = [f64; LANES];
     }
 }
 

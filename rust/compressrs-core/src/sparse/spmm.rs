@@ -231,7 +231,9 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const W: usize, const E
     fn end(&self, top: usize, sums: &mut [[T; W]]) {
         let Multiply { task, panel } = self;
         // SAFETY: tasks have different rows, and each panel is done once.
-        unsafe { task.epilogue.end::<T::Portable, _>(task.y, (top * R, panel.left), panel.width, sums) };
+        unsafe {
+            task.epilogue.end::<T::Portable, _>(task.y, (top * R, panel.left), panel.width, sums)
+        };
     }
 }
 

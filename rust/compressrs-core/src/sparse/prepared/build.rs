@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::panels::LANES;
 use super::{BAND, Band, LONGEST, Places, Prepared, Segment, TALLEST, Tiling};
+use crate::numeric::gathered::LANES;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::sparse::convert::transpose;
@@ -130,8 +130,7 @@ fn build<I: Index, P: Index>(
                 for segment in &mut segments {
                     let from = segment.start()..segment.start() + segment.len();
                     let to = next..next + segment.len();
-                    for (out, column) in indices[to.clone()].iter_mut().zip(&sorted[from.clone()])
-                    {
+                    for (out, column) in indices[to.clone()].iter_mut().zip(&sorted[from.clone()]) {
                         *out = (column.get() % height) as u16;
                     }
                     if let Some((moved, places)) = &mut moved {

@@ -9,6 +9,8 @@
 //! tile are sorted by length, so that branches on the length are predicted, and columns are in
 //! the order of the segments, so that they are read one after another.
 
+use crate::numeric::gathered::LANES;
+
 mod build;
 mod panels;
 mod product;
@@ -167,7 +169,7 @@ impl Prepared {
 
     /// Number of entries.
     pub fn entries(&self) -> usize {
-        self.indices.len() - panels::LANES
+        self.indices.len() - LANES
     }
 
     /// Bytes of memory that it holds.

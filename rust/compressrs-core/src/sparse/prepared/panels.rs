@@ -1,6 +1,7 @@
 //! Kernels of products with a panel of columns, and with one column.
 
 use crate::numeric::element::Float;
+use crate::numeric::gathered::{LANES, Sums};
 use crate::numeric::vector::Vector;
 
 /// Vectors of sums at most.
@@ -126,63 +127,88 @@ pub(super) unsafe fn add_segments<
     }
 }
 
-/// Accumulators of a dot product, and indices that may be read beyond the last.
-pub(super) const LANES: usize = 8;
+/// Adds the products of a segment to the sums of its row, of which there are 16 bytes.
+///
+/// Entry `p` goes to partial sum `p % 4` of an element, and those are added as a tree. A vector
+/// takes the partial sums of several entries.
+///
+/// # Safety
+/// As for [`add_segments`], with 16 bytes for `W` elements.
+#[inline(always)]
+pub(super) unsafe fn add_quarters<T: Float, V: Vector<T>>(
+    row: Row<'_, T>,
+    len: usize,
+    x: *const T,
+) {
+    let width = const { 16 / size_of::<T>() };
+    // Entries of a vector, and vectors of partial sums.
+    let each = const { V::LANES * size_of::<T>() / 16 };
+    let n = const { 64 / size_of::<T>() / V::LANES };
+    let mut parts = [V::splat(T::zero()); 4];
+    // SAFETY: see above; a portable vector has 16 bytes.
+    unsafe {
+        let mut done = 0;
+        while done + 4 <= len {
+            let columns = row.indices.add(done).cast::<u64>().read_unaligned();
+            let mut places = [x; 4];
+            for j in 0..4 {
+                places[j] = x.add((columns >> (16 * j)) as u16 as usize * width);
+            }
+            for i in 0..n {
+                let a = V::spread(row.values.add(done + i * each));
+                let mut own = places;
+                own.rotate_left(i * each);
+                parts[i] = parts[i].add_product(a, V::load_quarters(own));
+            }
+            done += 4;
+        }
+        let mut buffer = [T::zero(); 16];
+        for i in 0..n {
+            parts[i].store(buffer.as_mut_ptr().add(i * V::LANES));
+        }
+        let load = |j: usize| T::Portable::load(buffer.as_ptr().add(j * width));
+        let mut parts = [load(0), load(1), load(2), load(3)];
+        for j in 0..3 {
+            if done + j >= len {
+                break;
+            }
+            let x = x.add(usize::from(*row.indices.add(done + j)) * width);
+            let a = T::Portable::splat(*row.values.add(done + j));
+            parts[j] = parts[j].add_product(a, T::Portable::load(x));
+        }
+        let mut sum = parts[0].add(parts[2]).add(parts[1].add(parts[3]));
+        if !row.from.is_null() {
+            sum = T::Portable::load(row.from).add(sum);
+        }
+        let sum = row.finish.map_or(sum, |finish| finish.apply(sum));
+        sum.store(row.to);
+    }
+}
 
-/// The products of a segment and one column, added to `LANES` sums: entry `p` to sum
-/// `p % LANES`.
+/// Adds the products of a segment and one column to the sums of its row.
 ///
 /// # Safety
 /// The caller guarantees that `len` values may be read, `readable` in all, that
 /// `len + LANES` indices may be read, and that `x` has an element at each of the first `len`
 /// and at 0.
 #[inline(always)]
-pub(super) unsafe fn add_lanes<T: Float>(
+pub(super) unsafe fn add_lanes<T: Float, S: Sums<T>>(
     (values, readable): (*const T, usize),
     indices: *const u16,
     len: usize,
     x: *const T,
-    mut sums: [T; LANES],
-) -> [T; LANES] {
-    // SAFETY: see above.
+    mut sums: S,
+) -> S {
+    let mut done = 0;
+    // SAFETY: as the caller guarantees.
     unsafe {
-        // Four indices at once: as single ones LLVM would take them out of a vector.
-        let gather = |columns: [u64; 2]| -> [T; LANES] {
-            std::array::from_fn(|l| {
-                let column = (columns[l / 4] >> (16 * (l % 4))) as u16 as usize;
-                *x.add(column)
-            })
-        };
-        let mut done = 0;
         while done + LANES <= len {
-            let columns = indices.add(done).cast::<[u64; 2]>().read_unaligned();
-            let a = values.add(done).cast::<[T; LANES]>().read_unaligned();
-            let x = gather(columns);
-            for l in 0..LANES {
-                sums[l] = a[l].mul_add(x[l], sums[l]);
-            }
+            sums = sums.add_all(values.add(done), indices.add(done), x);
             done += LANES;
         }
-        let rest = len - done;
-        if rest == 0 {
-            return sums;
-        }
-        // The others count as zero times the first element, then as zero times zero.
-        let columns = indices.add(done).cast::<[u64; 2]>().read_unaligned();
-        let x = gather(std::array::from_fn(|i| {
-            let kept = rest.saturating_sub(4 * i).min(4) as u32;
-            columns[i] & (1_u64.checked_shl(16 * kept).unwrap_or(0).wrapping_sub(1))
-        }));
-        let a = if done + LANES <= readable {
-            values.add(done).cast::<[T; LANES]>().read_unaligned()
-        } else {
-            let mut a = [T::zero(); LANES];
-            a[..rest].copy_from_slice(std::slice::from_raw_parts(values.add(done), rest));
-            a
-        };
-        for l in 0..LANES {
-            let (a, x) = if l < rest { (a[l], x[l]) } else { (T::zero(), T::zero()) };
-            sums[l] = a.mul_add(x, sums[l]);
+        if done < len {
+            let values = (values.add(done), readable - done);
+            sums = sums.add_some(values, indices.add(done), len - done, x);
         }
     }
     sums

@@ -3,16 +3,16 @@
 use std::ops::Range;
 use std::ptr::null;
 
-use super::panels::{Finish, LANES, Row, add_lanes, add_segments};
+use super::panels::{Finish, Row, add_lanes, add_quarters, add_segments};
 use super::{BAND, Band, Places, Prepared, Segment};
 use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
-use crate::numeric::lanes::sum_tree;
+use crate::numeric::gathered::{LANES, Sums};
 use crate::numeric::vector::{Vector, WithWidth, full_width, half_width};
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
-use crate::runtime::simd::{self, Kernel};
+use crate::runtime::simd::{self, ByVectors, Kernel};
 use crate::sparse::dense::{Cells, Rows, SharedMatrix};
 use crate::sparse::epilogue::Epilogue;
 use crate::sparse::values::{Values, some, widened};
@@ -140,8 +140,13 @@ struct Panel {
     padded: usize,
 }
 
-/// Columns of the first panel of so many, with those that fill it up: 256, 128, 64 or 32 bytes.
+/// Columns of the first panel of so many, with those that fill it up: 256, 128, 64, 32 or 16
+/// bytes.
 pub(super) fn padded<T>(columns: usize) -> usize {
+    let least = 16 / size_of::<T>();
+    if columns <= least {
+        return least;
+    }
     // The widest that is at least three quarters full.
     let mut padded = PANEL / size_of::<T>();
     while padded > 32 / size_of::<T>() && 4 * columns < 3 * padded {
@@ -219,8 +224,10 @@ impl<T: Float> Product<'_, T> {
             (128, _) => full_width(self.task::<16, 2>(x, panel, bands)),
             (64, 4) => full_width(self.task::<16, 4>(x, panel, bands)),
             (64, _) => full_width(self.task::<8, 4>(x, panel, bands)),
-            (_, 4) => half_width(self.task::<8, 8>(x, panel, bands)),
-            (_, _) => half_width(self.task::<4, 8>(x, panel, bands)),
+            (32, 4) => half_width(self.task::<8, 8>(x, panel, bands)),
+            (32, _) => half_width(self.task::<4, 8>(x, panel, bands)),
+            (_, 4) => full_width(self.task::<4, 4>(x, panel, bands)),
+            (_, _) => full_width(self.task::<2, 4>(x, panel, bands)),
         }
     }
 
@@ -272,9 +279,9 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
                 // done once; the rows have `W` elements each.
                 Some((first, stride)) => unsafe {
                     for row in band.empty.iter().map(|&row| usize::from(row)) {
-                        for i in (0..W).step_by(V::LANES) {
-                            let zero = V::splat(T::zero());
-                            finish(row).apply(zero).store(first.add(row * stride + i));
+                        let zero = finish(row).apply(T::Portable::splat(T::zero()));
+                        for i in (0..W).step_by(T::Portable::LANES) {
+                            zero.store(first.add(row * stride + i));
                         }
                     }
                 },
@@ -313,6 +320,12 @@ impl<T: Float, const W: usize, const E: usize> WithWidth<T> for Multiply<'_, T, 
                 };
                 let mut rest = segments;
                 while let [first, ..] = rest {
+                    if const { W * size_of::<T>() == 16 } {
+                        // SAFETY: as below.
+                        unsafe { add_quarters::<T, V>(row(*first), first.len(), x.as_ptr()) };
+                        rest = &rest[1..];
+                        continue;
+                    }
                     // As many chains of multiply-adds as the registers hold.
                     let pair =
                         if const { V::LANES * size_of::<T>() < 64 } { None } else { rest.get(1) };
@@ -347,15 +360,32 @@ struct Column<'a, T> {
     bands: Range<usize>,
 }
 
-impl<T: Float> Kernel for Column<'_, T> {
+impl<T: Float> ByVectors for Column<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn target(self) {
+        self.run::<[T; LANES]>();
+    }
+
+    #[inline(always)]
+    unsafe fn avx2(self) {
+        self.run::<[T; LANES]>();
+    }
+
+    #[inline(always)]
+    unsafe fn avx512(self) {
+        self.run::<T::Gathered>();
+    }
+}
+
+impl<T: Float> Column<'_, T> {
+    #[inline(always)]
+    fn run<S: Sums<T>>(self) {
         let Column { product: Product { a, values, y, epilogue }, x, bands } = self;
         assert!(x.len() >= a.columns && values.count() == a.entries());
         let mut sums = [[T::zero()]; BAND];
-        let mut lanes = [[T::zero(); LANES]; BAND];
+        let mut parts = [S::zero(); BAND];
         let mut buffer = Scratch::new(0);
         for band in &a.bands[bands] {
             let at = (band.rows.0, 0);
@@ -366,37 +396,32 @@ impl<T: Float> Kernel for Column<'_, T> {
             let values = some(values, entries.0..entries.1, &mut buffer);
             let mut indices = a.indices[entries.0..].as_ptr();
             let alone = band.tiles.len() == 1;
-            let lanes = &mut lanes[..sums.len()];
+            let parts = &mut parts[..sums.len()];
             if !alone {
-                lanes.fill([T::zero(); LANES]);
+                parts.fill(S::zero());
             }
             for (tile, segments) in band.by_tile() {
                 let x = &x[tile * a.height..];
-                let mut add = |segment: &Segment, sums| {
-                    let start = segment.start();
-                    // SAFETY: as in `Multiply`; there are more indices than values.
-                    unsafe {
-                        let values = (values.as_ptr().add(start), values.len() - start);
-                        let own = indices;
-                        indices = indices.add(segment.len());
-                        add_lanes(values, own, segment.len(), x.as_ptr(), sums)
-                    }
-                };
-                if alone {
-                    for segment in segments {
-                        let sum = sum_tree(add(segment, [T::zero(); LANES]));
-                        sums[segment.row()][0] += sum;
-                    }
-                    continue;
-                }
                 for segment in segments {
-                    let lanes = &mut lanes[segment.row()];
-                    *lanes = add(segment, *lanes);
+                    let (row, start) = (segment.row(), segment.start());
+                    let so_far = if alone { S::zero() } else { parts[row] };
+                    // SAFETY: as in `Multiply`; there are more indices than values.
+                    let added = unsafe {
+                        let values = (values.as_ptr().add(start), values.len() - start);
+                        add_lanes(values, indices, segment.len(), x.as_ptr(), so_far)
+                    };
+                    // SAFETY: the band has an index for each entry.
+                    indices = unsafe { indices.add(segment.len()) };
+                    if alone {
+                        sums[row][0] += added.total();
+                    } else {
+                        parts[row] = added;
+                    }
                 }
             }
             if !alone {
-                for (sum, lanes) in sums.iter_mut().zip(lanes) {
-                    sum[0] += sum_tree(*lanes);
+                for (sum, parts) in sums.iter_mut().zip(parts) {
+                    sum[0] += parts.total();
                 }
             }
             // SAFETY: as above.
