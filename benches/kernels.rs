@@ -16,8 +16,8 @@ use compressrs_core::prune::{Magnitude, rank};
 use compressrs_core::runtime::parallel::{self, SharedMut};
 use compressrs_core::runtime::simd::{self, Kernel};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Pattern, Prepared, fill, matmul_prepared, matmul_transposed_prepared,
-    row_offsets, scatters, sddmm_prepared, to_dense, transpose,
+    Csr, Epilogue, Keep, Pattern, Prepared, Tiling, fill, matmul_prepared,
+    matmul_transposed_prepared, row_offsets, scatters, sddmm_prepared, to_dense, transpose,
 };
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
@@ -186,8 +186,9 @@ fn csr(c: &mut Criterion) {
         fill(&chance, n, keep, &offsets, &mut data, &mut indices);
         let pattern = Pattern::new(&indices, &offsets, n).unwrap();
         let a = Csr::<_, _>::new(pattern, &data).unwrap();
+        let tiling = Tiling::of::<f32>(columns);
         let (prepared, prepared_transposed) =
-            (Prepared::new(pattern), Prepared::transposed(pattern));
+            (Prepared::new(pattern, tiling), Prepared::transposed(pattern, tiling));
         let x = values(n * columns);
         let mut y = vec![0.0f32; n * columns];
         let mut grad = vec![0.0f32; nnz];
@@ -220,8 +221,10 @@ fn csr(c: &mut Criterion) {
                 }
             });
         });
-        group.bench_function("prepare", |b| b.iter(|| Prepared::new(pattern)));
-        group.bench_function("prepare transposed", |b| b.iter(|| Prepared::transposed(pattern)));
+        group.bench_function("prepare", |b| b.iter(|| Prepared::new(pattern, tiling)));
+        group.bench_function("prepare transposed", |b| {
+            b.iter(|| Prepared::transposed(pattern, tiling));
+        });
         group.bench_function("sddmm", |b| {
             b.iter(|| sddmm_prepared(&prepared, dense, turned.transposed(), &mut grad, false));
         });

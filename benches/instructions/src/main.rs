@@ -23,8 +23,8 @@ use compressrs_core::quantize::product::{
 use compressrs_core::quantize::{Affine, Layout, Levels, NF4, dequantize, quantize_to_range};
 use compressrs_core::runtime::parallel::{SharedMut, set_num_threads};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Offsets, Pattern, Prepared, fill, matmul, matmul_transposed, row_offsets,
-    sddmm_prepared, transpose,
+    Csr, Epilogue, Keep, Offsets, Pattern, Prepared, Tiling, fill, matmul, matmul_transposed,
+    row_offsets, sddmm_prepared, transpose,
 };
 
 /// Repeatable values in [-1, 1) without a pattern.
@@ -174,7 +174,7 @@ kernels! {
     sparse_sddmm: |d| {
         let mut out = vec![0.0; d.csr.0.len()];
         let dense = Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE);
-        let prepared = Prepared::new(d.matrix().pattern());
+        let prepared = Prepared::new(d.matrix().pattern(), Tiling::of::<f32>(WIDE));
         sddmm_prepared(&prepared, dense, dense.transposed(), &mut out, false);
     };
     linalg_multiply: |d| {

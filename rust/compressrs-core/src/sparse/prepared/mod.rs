@@ -52,8 +52,8 @@ impl Tiling {
     /// The best for products with so many columns.
     pub fn of<T>(columns: usize) -> Self {
         match product::padded::<T>(columns) * size_of::<T>() {
-            ..=32 => Tiling::Rows,
-            ..=128 => Tiling::Tall,
+            0..=32 => Tiling::Rows,
+            33..=128 => Tiling::Tall,
             _ => Tiling::Short,
         }
     }

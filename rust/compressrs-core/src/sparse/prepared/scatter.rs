@@ -49,6 +49,8 @@ pub fn matmul_transposed_prepared<T: Float>(
 ) {
     match (x.columns(), size_of::<T>()) {
         (1, _) => product::<T, 1>(a, data, x, y, epilogue),
+        (2..=4, 4) => product::<T, 4>(a, data, x, y, epilogue),
+        (2, _) => product::<T, 2>(a, data, x, y, epilogue),
         (_, 4) => product::<T, { FEW / 4 }>(a, data, x, y, epilogue),
         (_, _) => product::<T, { FEW / 8 }>(a, data, x, y, epilogue),
     }
@@ -148,12 +150,23 @@ impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
                     for (value, index) in values.iter().zip(columns) {
                         // SAFETY: indices are of columns that there are, see `build`.
                         let sum = unsafe { sums.get_unchecked_mut(usize::from(*index)) };
-                        // Widths that belong to the other type are never asked for.
-                        if const { !W.is_multiple_of(V::LANES) } {
-                            for l in 0..W {
-                                sum[l] = value.mul_add(x[l], sum[l]);
+                        if const { W == 1 } {
+                            sum[0] = value.mul_add(x[0], sum[0]);
+                            continue;
+                        }
+                        if const { W == T::Portable::LANES } {
+                            // SAFETY: both have `W` elements.
+                            unsafe {
+                                let of = T::Portable::load(sum.as_ptr());
+                                let x = T::Portable::load(x.as_ptr());
+                                of.add_product(T::Portable::splat(*value), x)
+                                    .store(sum.as_mut_ptr());
                             }
                             continue;
+                        }
+                        // Widths that belong to the other type are never asked for.
+                        if const { !W.is_multiple_of(V::LANES) } {
+                            unreachable!("{W} columns");
                         }
                         for l in (0..W).step_by(V::LANES) {
                             // SAFETY: both have `W` elements.
