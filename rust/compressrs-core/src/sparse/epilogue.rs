@@ -50,8 +50,13 @@ impl<T: Float> Epilogue<'_, T> {
     ) {
         if let Some(bias) = self.bias {
             for (sums, &bias) in sums.iter_mut().zip(&bias[at.0..]) {
-                for sum in sums {
-                    *sum += bias;
+                // By vectors along a row: LLVM would gather a vector from several.
+                if const { W.is_multiple_of(V::LANES) } {
+                    add_to_all::<T, V>(sums, bias);
+                } else if const { W.is_multiple_of(<T::Portable as Vector<T>>::LANES) } {
+                    add_to_all::<T, T::Portable>(sums, bias);
+                } else {
+                    sums.iter_mut().for_each(|sum| *sum += bias);
                 }
             }
         }
@@ -63,5 +68,15 @@ impl<T: Float> Epilogue<'_, T> {
         }
         // SAFETY: the caller guarantees that no reference to the block is alive.
         unsafe { y.write::<V, W>(at, width, sums) };
+    }
+}
+
+/// Adds the same to all elements, as many as vectors hold.
+#[inline(always)]
+fn add_to_all<T: Float, V: Vector<T>>(sums: &mut [T], bias: T) {
+    let bias = V::splat(bias);
+    for sums in sums.chunks_exact_mut(V::LANES) {
+        // SAFETY: so many elements.
+        unsafe { V::load(sums.as_ptr()).add(bias).store(sums.as_mut_ptr()) };
     }
 }
