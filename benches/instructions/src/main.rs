@@ -23,8 +23,8 @@ use compressrs_core::quantize::product::{
 use compressrs_core::quantize::{Affine, Layout, Levels, NF4, dequantize, quantize_to_range};
 use compressrs_core::runtime::parallel::{SharedMut, set_num_threads};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Keep, Offsets, Pattern, Prepared, Tiling, fill, matmul, matmul_transposed,
-    row_offsets, sddmm_prepared, transpose,
+    Csr, Epilogue, Keep, Offsets, Pattern, Prepared, Tiling, fill, matmul_prepared,
+    matmul_transposed_prepared, row_offsets, sddmm_prepared, transpose,
 };
 
 /// Repeatable values in [-1, 1) without a pattern.
@@ -53,6 +53,8 @@ struct Data {
     bytes: Vec<u8>,
     scales: Vec<f32>,
     csr: (Vec<f32>, Vec<i32>, Offsets),
+    /// For few columns, and for many.
+    prepared: [Prepared; 2],
     coded: Vec<u8>,
     places: (Vec<u8>, Vec<u32>),
     gram: Vec<f64>,
@@ -67,6 +69,8 @@ impl Data {
         let offsets = row_offsets(&x, SIDE, SIDE, keep);
         let (mut data, mut indices) = (vec![0.0; offsets.entries()], vec![0; offsets.entries()]);
         fill(&x, SIDE, keep, &offsets, &mut data, &mut indices);
+        let pattern = Pattern::new(&indices, &offsets, SIDE).unwrap();
+        let prepared = [Tiling::Rows, Tiling::Short].map(|tiling| Prepared::new(pattern, tiling));
         let bytes: Vec<u8> = x.iter().map(|x| (x * x * x * 20.0) as i8 as u8).collect();
         let coded = planes::encode(Elements::new(1, false).unwrap(), &bytes).concat();
         let sparse: Vec<u32> = x.iter().map(|x| if *x < -0.8 { x.to_bits() } else { 0 }).collect();
@@ -87,6 +91,7 @@ impl Data {
             out: vec![0.0; N],
             states: std::array::from_fn(|_| vec![0.1; N]),
             csr: (data, indices, offsets),
+            prepared,
             coded,
             places: (bits, kept),
             gram,
@@ -106,6 +111,13 @@ impl Data {
             Moments::from(&mut state[..if s < count { N } else { 0 }])
         });
         step(&mut [Tensor::new(update, &[N], &mut self.out[..], &self.g[..], states)]);
+    }
+
+    fn sparse_product(&mut self, columns: usize) {
+        let prepared = &self.prepared[usize::from(columns > WIDE)];
+        let x = Matrix::row_major(&self.x[..SIDE * columns], SIDE, columns);
+        let y = MatrixMut::row_major(&mut self.out[..SIDE * columns], SIDE, columns);
+        matmul_prepared(prepared, &&self.csr.0[..], x, y, Epilogue::default());
     }
 
     fn matrix(&self) -> Csr<'_, f32, i32> {
@@ -151,31 +163,20 @@ kernels! {
     sparse_from_dense: |d| row_offsets(&d.x, SIDE, SIDE, Keep::AtLeast(0.5));
     sparse_check: |d| Pattern::new(&d.csr.1, &d.csr.2, SIDE).is_ok();
     sparse_transpose: |d| transpose::<i32, i32>(d.matrix().pattern()).places.len();
-    sparse_matmul: |d| {
-        let mut y = std::mem::take(&mut d.out);
-        matmul(
-            d.matrix(),
-            Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE),
-            MatrixMut::new(&mut y[..SIDE * WIDE], SIDE, WIDE, WIDE, 1),
-            Epilogue::default(),
-        );
-        d.out = y;
-    };
-    sparse_matmul_transposed: |d| {
-        let mut y = std::mem::take(&mut d.out);
-        matmul_transposed(
-            d.matrix(),
-            Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE),
-            MatrixMut::new(&mut y[..SIDE * WIDE], SIDE, WIDE, WIDE, 1),
-            Epilogue::default(),
-        );
-        d.out = y;
+    sparse_prepare: |d| Prepared::new(d.matrix().pattern(), Tiling::Short).bytes();
+    sparse_product_1: |d| d.sparse_product(1);
+    sparse_product_4: |d| d.sparse_product(4);
+    sparse_product_8: |d| d.sparse_product(WIDE);
+    sparse_product_64: |d| d.sparse_product(SIDE);
+    sparse_scatter: |d| {
+        let x = Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE);
+        let y = MatrixMut::row_major(&mut d.out[..SIDE * WIDE], SIDE, WIDE);
+        matmul_transposed_prepared(&d.prepared[0], &&d.csr.0[..], x, y, Epilogue::default());
     };
     sparse_sddmm: |d| {
         let mut out = vec![0.0; d.csr.0.len()];
         let dense = Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE);
-        let prepared = Prepared::new(d.matrix().pattern(), Tiling::of::<f32>(WIDE));
-        sddmm_prepared(&prepared, dense, dense.transposed(), &mut out, false);
+        sddmm_prepared(&d.prepared[0], dense, dense.transposed(), &mut out, false);
     };
     linalg_multiply: |d| {
         let x = Matrix::row_major(&d.x, SIDE, SIDE);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -94,21 +94,28 @@ class Products:
         if x.shape[0] != self.shape[1]:
             need = (self.shape[1], *x.shape[1:])
             raise ValueError(f"x must have shape {need}, got {x.shape}")
-        shape = (self.shape[0], *x.shape[1:])
-        if out is None:
-            if flag(accumulate, "accumulate"):
-                raise ValueError("accumulate=True needs out, the array to add to")
-            # In the memory order of `x`, so that transposes have the same order too.
-            transposed = x.flags.f_contiguous and not x.flags.c_contiguous
-            out = np.empty(shape, x.dtype, order="F" if transposed else "C")
-        else:
+        if out is not None:
             out = as_array(out, "out")
+            shape = (self.shape[0], *x.shape[1:])
             if out.shape != shape:
                 raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        return self._product(x, out, bias, relu, accumulate)
+
+    def _product(
+        self, x: Array, out: Array | None, bias: Array | None, relu: bool, accumulate: bool
+    ) -> npt.NDArray[Any]:
+        """Return ``matmul(x, out, ...)``, where `x` and `out` have been checked."""
+        accumulate = flag(accumulate, "accumulate")
+        if out is None:
+            if accumulate:
+                raise ValueError("accumulate=True needs out, the array to add to")
+            # In the memory order of `x`, so that transposes have the same order too.
+            order: Literal["F", "C"] = "F" if x.flags.fnc else "C"
+            out = np.empty((self.shape[0], *x.shape[1:]), x.dtype, order=order)
         if bias is not None:
             bias = as_array(bias, "bias")
         x2, out2 = (x, out) if x.ndim == 2 else (x[:, None], out[:, None])
-        self._multiply(x2, out2, (flag(accumulate, "accumulate"), bias, flag(relu, "relu")))
+        self._multiply(x2, out2, (accumulate, bias, flag(relu, "relu")))
         return out
 
     def __matmul__(self, x: Array) -> npt.NDArray[Any]:
@@ -138,17 +145,16 @@ class Products:
         relu, accumulate : bool, default False
         """
         y = self._operand(y, "y")
+        rows, columns = self.shape
+        if y.shape[-1] != rows:
+            raise ValueError(f"y must have shape {(*y.shape[:-1], rows)}, got {y.shape}")
         if out is not None:
             out = as_array(out, "out")
-        if y.shape[-1] != self.shape[0]:
-            need = (*y.shape[:-1], self.shape[0])
-            raise ValueError(f"y must have shape {need}, got {y.shape}")
-        shape = (*y.shape[:-1], self.shape[1])
-        if out is not None and out.shape != shape:
-            raise ValueError(f"out must have shape {shape}, got {out.shape}")
-        product = self._transposed().matmul(
-            y.T, None if out is None else out.T, bias=bias, relu=relu, accumulate=accumulate
-        )
+            shape = (*y.shape[:-1], columns)
+            if out.shape != shape:
+                raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        turned = None if out is None else out.T
+        product = self._transposed()._product(y.T, turned, bias, relu, accumulate)
         return np.asarray(product.T) if out is None else out
 
     def to_dense(self) -> npt.NDArray[Any]:
@@ -169,11 +175,13 @@ class Products:
         x = as_array(x, name)
         if x.ndim not in (1, 2):
             raise ValueError(f"{name} must have 1 or 2 axes, got shape {x.shape}")
-        if x.dtype not in (self.dtype, compute_dtype(self.dtype)):
-            other = " or float32" if is_half(self.dtype) else ""
+        dtype = self.dtype
+        # Mostly the same object, which takes less time to find than that it is equal.
+        if x.dtype is not dtype and x.dtype not in (dtype, compute_dtype(dtype)):
+            other = " or float32" if is_half(dtype) else ""
             raise TypeError(
-                f"{name} must have dtype {self.dtype} like data{other} (convert it with "
-                f"a.astype('{compute_dtype(self.dtype)}')), got {x.dtype}"
+                f"{name} must have dtype {dtype} like data{other} (convert it with "
+                f"a.astype('{compute_dtype(dtype)}')), got {x.dtype}"
             )
         return x
 
