@@ -14,10 +14,14 @@ limited from outside: ``OPENBLAS_NUM_THREADS=1 python -m benches.peers --thread-
 """
 
 import argparse
+import datetime
 import functools
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
+import sys
 from pathlib import Path
 
 import compressrs as cr
@@ -69,6 +73,7 @@ ALL = {
     "prune": prune.prune,
     "reconstruction": prune.reconstruction,
     "quantized_products": quantize.products,
+    "quantized_products_1536x384": functools.partial(quantize.products, quantize.SHAPES[1:2]),
     "quantized_conv": quantized_conv.convolutions,
     "quantize": to_codes.quantize,
     "gptq": to_codes.gptq,
@@ -79,7 +84,19 @@ ALL = {
 }
 
 #: Short ones, of several families.
-QUICK = ("overhead", "fused", "distill", "csr", "linear", "quantized_rows")
+QUICK = ("overhead", "fused", "distill", "csr", "linear", "quantized_products_1536x384")
+
+#: Variables of the environment that decide how fast contenders are.
+SETTINGS = (
+    "COMPRESSRS_SIMD",
+    "COMPRESSRS_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "OMP_NUM_THREADS",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+)
 
 PACKAGES = (
     "numpy",
@@ -89,6 +106,9 @@ PACKAGES = (
     "deepspeed",
     "bitsandbytes",
     "torchao",
+    "jax",
+    "mkl",
+    "sparse_dot_mkl",
     "onnxruntime",
     "zstandard",
     "zipnn",
@@ -112,7 +132,7 @@ def main():
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to this file")
     arguments = parser.parse_args()
     # Those of single shapes are parts of another.
-    all_names = [n for n in ALL if not n.startswith("csr_real_")]
+    all_names = [n for n in ALL if not n.startswith(("csr_real_", "quantized_products_"))]
     names = arguments.names or (QUICK if arguments.quick else all_names)
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
@@ -135,6 +155,8 @@ def main():
         ALL[name]()
     if arguments.json:
         run = {
+            "command": command(),
+            "date": datetime.date.today().isoformat(),
             "machine": processor(),
             "configuration": configuration(),
             "packages": versions,
@@ -154,14 +176,27 @@ def version(package):
         return None
 
 
+def command():
+    """Return the command of this run, with the settings of the environment that it depends on."""
+    settings = (
+        f"{name}={shlex.quote(os.environ[name])}" for name in SETTINGS if os.environ.get(name)
+    )
+    return " ".join((*settings, "python -m benches.peers", shlex.join(sys.argv[1:])))
+
+
 def processor():
-    """Return the name of the processor."""
+    """Return the processor, its family and model, which hypervisors do not hide, and its CPUs."""
+    cpus = f"{os.cpu_count()} CPUs"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return f"{platform.processor() or platform.machine()}, {cpus}"
+    # Of the first CPU: later lines of the same name would replace it.
+    fields = {n.strip(): value.strip() for n, _, value in (x.partition(":") for x in lines[::-1])}
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return f"{name}, {cpus}"
 
 
 if __name__ == "__main__":

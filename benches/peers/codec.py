@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 import compressrs as cr
+from benches.peers.measure import moved, record
 from compressrs.checkpoint import _coding
 
 #: Bytes of weights, which are normally distributed where the checkpoint is not installed.
@@ -114,6 +115,15 @@ def one(title, x, dtype, target):
         print(
             f"  {name:12} size {size / data.size:.3f}   encode {coded:6.2f} GB/s   "
             f"decode {decoded:6.2f} GB/s"
+        )
+    for what, times in (("encode", encoding), ("decode", decoding)):
+        # Both sides of the code are in memory.
+        size = contenders["compressrs"][2]
+        record(
+            f"{what} {dtype}, {data.size / 1e6:.0f} MB of {title.rpartition(' in ')[0]}",
+            times,
+            (moved(data.size + size),),
+            sizes={name: size / data.size for name, (_, _, size) in contenders.items()},
         )
     ratio = contenders["compressrs"][2] / data.size
     coded, decoded = (data.size / t["compressrs"] / 1e9 for t in (encoding, decoding))

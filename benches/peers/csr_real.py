@@ -173,6 +173,10 @@ def crossover():
                 a = cr.sparse.CSRMatrix.from_dense(pruned)
                 layers[zeros] = lambda batch=batch, a=a: batch @ a.T
             times = medians(layers, rounds=ROUNDS)
+            record(
+                json.dumps({"shape": [m, k], "columns": n}),
+                {"ours": times[0.9]} | {str(name): t for name, t in times.items()},
+            )
             slower = [z for z in STEPS if times[z] >= times["dense"]]
             faster = [z for z in STEPS if z > max(slower, default=0)]
             first = f"{faster[0]:.0%}" if faster else "never"

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.special
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare, torch
+from benches.peers.measure import Target, compare, moved, operations, torch
 
 SHAPES = ((256, 32_000), (1024, 1000), (128, 10), (4096, 10))
 #: Target speedups over Torch: loss with gradient, and softmax.
@@ -56,9 +56,16 @@ def distill():
         if importlib.util.find_spec("jax"):
             contenders["JAX, jitted"] = _jax_loss(student, teacher)
             targets += (Target("JAX, jitted", 1 / JAX[shape]),) if shape in JAX else ()
-        # Two arrays are read and one is written.
-        moved = Work("copy", 3 * student.nbytes)
-        compare(f"kd_loss with gradient, {title}, T = {T}", contenders, targets, work=moved)
+        large = shape == SHAPES[0]
+        compare(
+            f"kd_loss with gradient, {title}",
+            contenders,
+            targets,
+            # Two arrays are read and one is written; two softmaxes, their logarithms' difference,
+            # the sum of the divergence, and the gradient.
+            work=(moved(3 * student.nbytes), operations(17 * student.size)),
+            dot="kd_loss" if large else None,
+        )
         contenders = {
             "compressrs": lambda: cr.distill.softmax(student),
             "compressrs, out=": lambda: cr.distill.softmax(student, out=out),
@@ -72,7 +79,9 @@ def distill():
             f"softmax, {title}",
             contenders,
             (Target("SciPy", 1 / 5), Target("Torch", 1 / 1.2)),
-            work=Work("copy", 2 * student.nbytes),
+            # Maximum, difference, exponential, sum, quotient.
+            work=(moved(2 * student.nbytes), operations(5 * student.size)),
+            dot="softmax" if large else None,
         )
 
 
@@ -84,11 +93,11 @@ def top_k():
         kept = cr.distill.top_k(teacher, 64, T)
         out = np.empty_like(student)
         compare(
-            f"64 of {classes:,} classes, 64 rows ({classes * 64:,} logits of the student)",
+            f"kd_loss, TopK of 64 of {classes:,} classes, 64 rows",
             {
-                "compressrs, TopK": lambda: cr.distill.kd_loss(student, kept, T, out=out),
-                "compressrs, all logits": lambda: cr.distill.kd_loss(student, teacher, T, out=out),
-                "compressrs, softmax alone": lambda: cr.distill.softmax(student, out=out),
+                "compressrs": lambda: cr.distill.kd_loss(student, kept, T, out=out),
+                "all logits": lambda: cr.distill.kd_loss(student, teacher, T, out=out),
+                "softmax alone": lambda: cr.distill.softmax(student, out=out),
             },
-            work=Work("copy", 2 * student.nbytes),
+            work=(moved(2 * student.nbytes),),
         )

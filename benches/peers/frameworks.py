@@ -105,7 +105,7 @@ def torch_layers():
         return step
 
     contenders = {
-        "SparseLinear": training(layers, lambda p: cr.torch.optim.AdamW(p, lr=1e-6)),
+        "compressrs.torch": training(layers, lambda p: cr.torch.optim.AdamW(p, lr=1e-6)),
         "masked Torch": training(masked, lambda p: torch.optim.AdamW(p, lr=1e-6, fused=True)),
     }
     compare(

@@ -38,7 +38,7 @@ def use_thread_time() -> None:
 
 def be_quick() -> None:
     """Take fewer and shorter rounds: enough to see that nothing is slow by a factor."""
-    _plan.warm_up, _plan.turn, _plan.rounds = 0.0, 0.01, 3
+    _plan.warm_up, _plan.turn, _plan.rounds = 0.0, 0.01, 2
 
 
 class Target(NamedTuple):
@@ -49,13 +49,27 @@ class Target(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a call does at least, of what binds it: a field of `Peaks` and an amount.
+    """What a call does at least: a field of `Peaks` and an amount.
 
     Bytes that are read or written, each counted once, or multiply-adds.
     """
 
     binds: str
     amount: float
+
+
+def moved(size: float) -> Work:
+    """Return the work of reading or writing this many bytes."""
+    return Work("copy", size)
+
+
+def operations(count: float) -> Work:
+    """Return the work of operations on float32, two of which are a multiply-add.
+
+    The formula's additions, multiplications, divisions, comparisons, roots and exponentials
+    count as one each, however many instructions they take.
+    """
+    return Work("multiply_adds", count / 2)
 
 
 @dataclass
@@ -66,10 +80,35 @@ class Result:
     #: Median seconds, ours first.
     seconds: dict[str, float]
     calls: dict[str, int]
-    targets: list[dict[str, object]] = field(default_factory=list)
-    #: The part of the ceiling that our time reached, and the ceiling's name.
+    #: What a call does at least, by the names of `Peaks`.
+    work: dict[str, float] = field(default_factory=dict)
+    #: The name of the peak that would take the longest, and the fraction of it that we reached.
     binds: str | None = None
     fraction: float | None = None
+    #: The name in the roofline picture, if it is there.
+    dot: str | None = None
+    #: What each makes of a byte, of coders.
+    sizes: dict[str, float] | None = None
+    #: Of tables with several columns of cases: which case it is.
+    case: dict[str, object] | None = None
+
+    def compare_with(self, peaks: Peaks) -> None:
+        """Fill in what binds, and how much of that our time reached."""
+        ours = next(iter(self.seconds.values()))
+        parts = {name: amount / ours / getattr(peaks, name) for name, amount in self.work.items()}
+        if parts:
+            self.binds = max(parts, key=lambda name: parts[name])
+            self.fraction = parts[self.binds]
+
+    def show(self) -> None:
+        """Print times, ratios, and the fraction of the peak."""
+        ours = next(iter(self.seconds.values()))
+        print(f"\n{self.title}")
+        for name, median in self.seconds.items():
+            calls = f"{self.calls[name]:>9,} calls" if name in self.calls else ""
+            print(f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls}")
+        if self.binds:
+            print(f"  {self.fraction:.2f} of the peak of {self.binds.replace('_', ' ')}")
 
 
 #: The comparisons of this run, by benchmark.
@@ -95,18 +134,23 @@ def peaks() -> dict[str, float]:
     return _peaks._asdict() if _peaks else {}
 
 
-def record(title: str, seconds: dict[str, float], work: tuple[Work, ...]) -> None:
-    """Keep a comparison whose times were taken elsewhere, ours first.
-
-    Of what it has to do at least, that counts of which it reaches the largest part of the peak.
-    """
-    result = Result(title, seconds, {})
-    ours = next(iter(seconds.values()))
+def record(
+    title: str,
+    seconds: dict[str, float],
+    work: tuple[Work, ...] = (),
+    *,
+    calls: dict[str, int] | None = None,
+    dot: str | None = None,
+    sizes: dict[str, float] | None = None,
+    case: dict[str, object] | None = None,
+) -> Result:
+    """Keep a comparison whose times, ours first, are these."""
+    amounts = {each.binds: each.amount for each in work}
+    result = Result(title, seconds, calls or {}, amounts, dot=dot, sizes=sizes, case=case)
     if _peaks:
-        parts = {each.binds: each.amount / ours / getattr(_peaks, each.binds) for each in work}
-        result.binds = max(parts, key=lambda name: parts[name])
-        result.fraction = parts[result.binds]
+        result.compare_with(_peaks)
     results.setdefault(_benchmark, []).append(result)
+    return result
 
 
 def as_dicts() -> dict[str, list[dict[str, object]]]:
@@ -166,36 +210,32 @@ def compare(
     targets: tuple[Target, ...] = (),
     *,
     inner: int = 1,
-    work: Work | None = None,
+    work: tuple[Work, ...] = (),
     rounds: int | None = None,
     once: tuple[str, ...] = (),
+    dot: str | None = None,
 ) -> dict[str, float]:
     """Run the contenders in alternation and print medians and ratios; the first is ours.
 
     `inner` calls are timed together, for functions too short for the clock. Those named in
-    `once` take so long that a single call is enough. Ours is shown as a fraction of the ceiling
-    that `work` names.
+    `once` take so long that a single call is enough. Ours is shown as a fraction of what binds
+    it by its `work`, in the roofline picture under the name `dot`.
     """
     several = {name: f for name, f in contenders.items() if name not in once}
     times = _times(several, rounds or _plan.rounds, inner)
     times |= {name: [_once(contenders[name])] for name in once}
-    middle = {name: float(np.median(t)) for name, t in times.items()}
-    result = Result(title, middle, {name: len(t) * inner for name, t in times.items()})
-    results.setdefault(_benchmark, []).append(result)
+    middle = {name: float(np.median(times[name])) for name in contenders}
+    calls = {name: len(times[name]) * inner for name in contenders}
+    result = record(title, middle, work, calls=calls, dot=dot)
+    result.show()
     ours = next(iter(middle.values()))
-    print(f"\n{title}")
-    for name, median in middle.items():
-        calls = result.calls[name]
-        print(f"  {name:28} {median * 1e6:14,.2f} us {median / ours:8.2f} x ours {calls:>9,} calls")
-    if work and _peaks:
-        result.binds = work.binds
-        result.fraction = work.amount / ours / getattr(_peaks, work.binds)
-        print(f"  {result.fraction:.2f} of the peak of {work.binds.replace('_', ' ')}")
-    for target in targets:
-        if target.peer in middle:
-            got = ours / middle[target.peer]
-            met = got <= target.ratio
-            result.targets.append({**target._asdict(), "got": got, "met": met})
-            verdict = "met" if met else "MISSED"
-            print(f"  target: at most {target.ratio:.3g} of {target.peer}; {got:.3g}: {verdict}")
+    for peer, ratio in targets:
+        if peer in middle:
+            target(peer, ours / middle[peer], ratio)
     return middle
+
+
+def target(peer: str, got: float, ratio: float) -> None:
+    """Print whether a fraction of a peer's time is at most this."""
+    verdict = "met" if got <= ratio else "MISSED"
+    print(f"  target: at most {ratio:.3g} of {peer}; {got:.3g}: {verdict}")

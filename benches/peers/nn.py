@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare, torch
+from benches.peers.measure import Target, Work, compare, moved, torch
 
 
 def conv():
@@ -33,9 +33,15 @@ def conv():
 
         contenders["Torch"] = theirs
         targets.append(Target("Torch", 1 / 0.6))
-    # Each output, and in both gradients, takes 32 x 3 x 3 multiply-adds.
-    done = Work("multiply_adds", 3 * dy.size * 32 * 9)
-    compare("Conv2d, forward and backward", contenders, tuple(targets), work=done)
+    # Each output, and in both gradients, takes 32 x 3 x 3 multiply-adds. The input is read twice,
+    # the output and the input's gradient are written, the output's gradient is read twice.
+    compare(
+        "Conv2d, 64 x 32 x 32 x 32, 64 filters of 3 x 3, forward and backward",
+        contenders,
+        tuple(targets),
+        work=(Work("multiply_adds", 3 * dy.size * 32 * 9), moved(3 * (x.nbytes + dy.nbytes))),
+        dot="Conv2d",
+    )
     for name, function in (("compressrs", ours), ("im2col, NumPy", contenders["im2col, NumPy"])):
         tracemalloc.start()
         function()
@@ -84,8 +90,16 @@ def encoder():
     # Four products of features and two of 1,536 for each token, and two with all others of its row.
     tokens = 8 * 64
     each = 4 * 384 * 384 + 2 * 384 * 1536 + 2 * 64 * 384
-    done = Work("multiply_adds", 6 * tokens * each)
-    compare("Encoder, forward", contenders, tuple(targets), work=done)
+    # Weights are read once; each product reads and writes its tokens.
+    weights = 4 * 384 * 384 + 2 * 384 * 1536
+    features = tokens * (8 * 384 + 2 * (384 + 1536))
+    compare(
+        "encoder of 6 layers, 384 features, 8 x 64 tokens, forward",
+        contenders,
+        tuple(targets),
+        work=(Work("multiply_adds", 6 * tokens * each), moved(6 * 4 * (weights + features))),
+        dot="encoder",
+    )
 
 
 def block(seed):
@@ -100,13 +114,33 @@ def block(seed):
     )
 
 
+#: Rows, inputs and outputs.
+LINEAR = (
+    (1, 384, 1536),
+    (512, 384, 384),
+    (512, 384, 1536),
+    (512, 1536, 384),
+    (1024, 1024, 1024),
+)
+
+
 def linear():
-    """Multiply 512 rows by a layer of 384 x 1536, forward."""
+    """Multiply rows by the weights of a layer, forward."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((512, 384)).astype(np.float32)
-    layer = cr.nn.Linear(384, 1536, rng=0).eval()
-    contenders = {
-        "compressrs": lambda: layer(x),
-        "NumPy": lambda: x @ layer.weight.T + layer.bias,
-    }
-    compare("Linear, forward", contenders, work=Work("multiply_adds", 512 * layer.weight.size))
+    for rows, inputs, outputs in LINEAR:
+        x = rng.standard_normal((rows, inputs)).astype(np.float32)
+        layer = cr.nn.Linear(inputs, outputs, rng=0).eval()
+        contenders = {
+            "compressrs": lambda: layer(x),
+            "NumPy": lambda: x @ layer.weight.T + layer.bias,
+        }
+        w = layer.weight
+        compare(
+            f"Linear, {inputs} x {outputs}, {rows} row{'s' * (rows > 1)}, forward",
+            contenders,
+            work=(
+                Work("multiply_adds", rows * w.size),
+                moved(x.nbytes + w.nbytes + 4 * rows * outputs),
+            ),
+            dot="Linear" if rows == 1024 else None,
+        )

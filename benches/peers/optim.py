@@ -5,17 +5,20 @@ import importlib.util
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare, torch
+from benches.peers.measure import Target, Work, compare, moved, operations, torch
 from tests.reference import optim as reference
 
 LARGE = 50_000_000
 #: Bytes that a step moves for each float32 weight: the weight, its gradient and each moment are
 #: read, and all but the gradient written.
 BYTES = {"SGD": 20, "Adagrad": 20, "RMSprop": 20, "Lion": 20}
+#: Operations of a step's formula for each weight, of the rules in the roofline picture.
+OPERATIONS = {"Adam": 14, "AdamW": 15, "SGD": 4, "Adagrad": 7, "RMSprop": 9, "Lion": 11}
 
 
 def work(rule, elements):
-    return Work("copy", BYTES.get(rule, 28) * elements)
+    counted = (operations(OPERATIONS[rule] * elements),) if rule in OPERATIONS else ()
+    return moved(BYTES.get(rule, 28) * elements), *counted
 
 
 class Plain:
@@ -87,13 +90,14 @@ def adam():
         (4_096, (Target("Torch fused", 1 / 8),)),
     ):
         compare(
-            f"Adam f32, {n:,} elements",
+            f"Adam, {n:,} elements",
             adam_contenders([n], deepspeed),
             targets,
             work=work("Adam", n),
+            dot={LARGE: "Adam", 65_536: "Adam, in cache"}.get(n),
         )
     compare(
-        "Adam f32, 200 tensors of 1,000",
+        "Adam, 200 tensors of 1,000",
         adam_contenders([1000] * 200, deepspeed),
         (Target("Torch fused", 1 / 15), Target("NumPy", 1 / 3)),
     )
@@ -109,8 +113,14 @@ def fused():
             make = getattr(torch.optim, name)
             theirs = make(tensors(params, grads), lr=1e-3, fused=True, **kwargs)
             contenders["Torch fused"] = theirs.step
-        title = f"{name}{' with momentum' if kwargs else ''} f32, {LARGE:,} elements"
-        compare(title, contenders, (Target("Torch fused", 1),), work=work(name, LARGE))
+        rule = f"{name}{' with momentum' if kwargs else ''}"
+        compare(
+            f"{rule}, {LARGE:,} elements",
+            contenders,
+            (Target("Torch fused", 1),),
+            work=work(name, LARGE),
+            dot=rule,
+        )
 
 
 def torch_lion(p, g, m, lr=1e-3, b1=0.9, b2=0.99, decay=1e-3):
@@ -133,10 +143,11 @@ def family():
             theirs = getattr(torch.optim, name)(tensors(params, grads), lr=1e-3)
             contenders["Torch"] = theirs.step
         compare(
-            f"{name} f32, {LARGE:,} elements",
+            f"{name}, {LARGE:,} elements",
             contenders,
             (Target("Torch", 1 / 5),),
             work=work(name, LARGE),
+            dot=name if name in OPERATIONS else None,
         )
 
 
@@ -144,7 +155,7 @@ def overhead():
     """Time a step over one tensor of 100 elements, including Python's overhead."""
     p, g = np.ones(100, np.float32), np.ones(100, np.float32)
     opt = cr.optim.Adam(p)
-    medians = compare("Adam f32, 100 elements", {"compressrs": lambda: opt.step(g)}, inner=1000)
+    medians = compare("Adam, 100 elements", {"compressrs": lambda: opt.step(g)}, inner=1000)
     got = medians["compressrs"] * 1e6
     print(f"  target: at most 3 us; {got:.2f}: {'met' if got <= 3 else 'MISSED'}")
 
@@ -174,7 +185,7 @@ def rows():
         theirs.state[weight]["exp_avg_sq"].fill_(1)
         contenders["Torch SparseAdam"] = theirs.step
         targets.append(Target("Torch SparseAdam", 1 / 2))
-    title = f"Adam f32, {count:,} of {n:,} rows of {width}"
+    title = f"Adam, {count:,} of {n:,} rows of {width}"
     compare(title, contenders, tuple(targets), work=work("Adam", count * width))
 
 
@@ -188,7 +199,16 @@ def matrices():
         if torch:
             (weight,) = tensors([p], [g])
             contenders["Torch"] = torch.optim.Muon([weight]).step
-        compare(f"Muon f32, {shape[0]} x {shape[1]}", contenders, (Target("Torch", 1 / 0.9),))
+        # Five iterations, each of a product with the matrix and two symmetric ones.
+        m, n = shape
+        done = Work("multiply_adds", 5 * (m * n * n + (m * n * n + n**3) / 2))
+        compare(
+            f"Muon, {m} x {n}",
+            contenders,
+            (Target("Torch", 1 / 0.9),),
+            work=(done, moved(20 * m * n)),
+            dot=f"Muon, {m} x {n}",
+        )
 
     def ten(opt):
         """Ten steps, in one of which a rule of second order renews its bases."""
@@ -198,20 +218,17 @@ def matrices():
     for rule in (cr.optim.Shampoo, cr.optim.SOAP):
         opt = rule(p.copy())
         contenders = {"compressrs": lambda opt=opt: ten(opt), "Muon": lambda: ten(muon)}
-        title = f"{rule.__name__} f32, {shape[0]} x {shape[1]}, ten steps"
+        title = f"{rule.__name__}, {shape[0]} x {shape[1]}, ten steps"
         compare(title, contenders, (Target("Muon", 3),), rounds=3)
 
 
 def scaling():
-    """Show the time per element for 1 million to 500 million elements."""
-    contenders = {}
-    for n in (1_000_000, 10_000_000, 100_000_000, 500_000_000):
+    """Show how the time grows from 1 million to 200 million elements."""
+    for n in (1_000_000, 10_000_000, 200_000_000):
         p, g = np.ones(n, np.float32), np.ones(n, np.float32)
         opt = cr.optim.Adam(p)
-        contenders[f"{n:,} elements"] = lambda opt=opt, g=g: opt.step(g)
-    medians = compare("Adam f32, one size and another", contenders)
-    for name, median in medians.items():
-        print(f"  {name:28} {median / int(name.split()[0].replace(',', '')) * 1e9:8.3f} ns each")
+        contenders = {"compressrs": lambda opt=opt, g=g: opt.step(g)}
+        compare(f"Adam, {n:,} elements", contenders, work=work("Adam", n))
 
 
 def options():
@@ -221,9 +238,9 @@ def options():
     masked.set_masks(np.random.default_rng(0).random(LARGE) < 0.5)
     plain = cr.optim.Adam(p)
     compare(
-        f"Adam f32, {LARGE:,} elements, with options of the step",
+        f"Adam, {LARGE:,} elements, with options of the step",
         {
-            "plain": lambda: plain.step(g),
+            "compressrs": lambda: plain.step(g),
             "max_grad_norm=1": lambda: plain.step(g, max_grad_norm=1.0),
             "nonfinite='raise'": lambda: plain.step(g, nonfinite="raise"),
             "masked": lambda: masked.step(g),
@@ -250,7 +267,7 @@ def mlp():
     compare(
         "scikit-learn's MLPClassifier, 784-2048-2048-10, a batch of 64 with Adam",
         {
-            "with compressrs' Adam": lambda: ours.partial_fit(x, y),
+            "compressrs' Adam": lambda: ours.partial_fit(x, y),
             "scikit-learn": lambda: plain.partial_fit(x, y),
         },
         (Target("scikit-learn", 1),),

@@ -3,7 +3,7 @@
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare, torch
+from benches.peers.measure import Target, compare, moved, operations, torch
 
 
 def prune():
@@ -24,11 +24,13 @@ def prune():
         "exact 90 % quantile of |w|, 50,000,000 values",
         contenders,
         (Target("np.partition", 1 / 6), Target("np.partition, 100 tensors", 1 / 6)),
-        work=Work("copy", w.nbytes),
+        # Each value is read and compared.
+        work=(moved(w.nbytes), operations(2 * w.size)),
+        dot="threshold",
     )
 
     w = w[: 4096 * 4096].reshape(4096, 4096)
-    masked = Work("copy", w.nbytes + w.size)
+    masked = (moved(w.nbytes + w.size), operations(2 * w.size))
 
     def pairs():
         groups = np.abs(w).reshape(-1, 4)
@@ -40,6 +42,7 @@ def prune():
         "2:4 mask, 4096 x 4096",
         {"compressrs": lambda: cr.prune.nm_mask(w, 2, 4), "np.argpartition": pairs},
         work=masked,
+        dot="2:4 mask",
     )
 
     def rows():

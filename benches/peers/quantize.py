@@ -13,10 +13,12 @@ from collections import defaultdict
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import medians
+from benches.peers.measure import Work, medians, moved, record
 
 #: Outputs and inputs.
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 3072), (4096, 4096), (11008, 4096))
+#: The shape in the roofline picture.
+DRAWN = (4096, 4096)
 ROWS = (1, 8, 32, 128, 512)
 GROUP = 128
 ROUNDS = 3
@@ -106,6 +108,24 @@ def _contenders(w):
         yield "onnxruntime int4", _onnxruntime_int4(codes4, scale4)
 
 
+def _keep(name, shape, rows, times):
+    """Keep the times of one of our products and of what it is compared with."""
+    outputs, inputs = shape
+    peers = [peer for peer in dict.fromkeys(("NumPy", OURS[name])) if peer in times]
+    bits, of_codes = int(name[3]), "weights" not in name
+    label = f"{name}, {rows} row{'s' * (rows > 1)}"
+    record(
+        f"{name}, {outputs} x {inputs}, {rows} row{'s' * (rows > 1)}",
+        {"compressrs": times[name]} | {peer: times[peer] for peer in peers},
+        (
+            Work("dot_products" if of_codes else "multiply_adds", rows * outputs * inputs),
+            moved(outputs * inputs * bits / 8 + 4 * rows * (inputs + outputs)),
+        ),
+        dot=label if shape == DRAWN and rows in (1, 512) else None,
+        case={"kernel": name, "shape": shape, "rows": rows},
+    )
+
+
 def products(shapes=SHAPES):
     """Compare all shapes and numbers of rows: speed relative to NumPy's float32 product."""
     rng = np.random.default_rng(0)
@@ -123,6 +143,8 @@ def products(shapes=SHAPES):
             times = medians(
                 {name: lambda f=f: f(x) for name, f in functions.items()}, rounds=ROUNDS
             )
+            for name in OURS:
+                _keep(name, shape, rows, times)
             base = times.pop("NumPy")
             line = ", ".join(f"{name} {base / t:5.2f}" for name, t in times.items())
             print(

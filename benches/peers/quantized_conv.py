@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare
+from benches.peers.measure import Target, Work, compare, moved
 
 #: Images, channels, filters, size, kernel, stride.
 SHAPES = (
@@ -38,7 +38,7 @@ def convolutions():
         ).eval()
         x = np.random.default_rng(0).standard_normal((images, channels, size, size), np.float32)
         contenders = {
-            "int8": lambda layer=small, x=x: layer(x),
+            "compressrs": lambda layer=small, x=x: layer(x),
             "int8, fixed scale": lambda layer=fixed, x=x: layer(x),
             "Conv2d, float32": lambda layer=layer, x=x: layer(x),
         }
@@ -48,15 +48,16 @@ def convolutions():
         inner = max(1, round(2e7 / work))
         limit = 1.0 if small.float_reason is None else 1.2
         target = (Target("Conv2d, float32", limit),)
+        bytes_moved = x.nbytes + small(x).nbytes + layer.weight.size
         binds = "dot_products" if small.float_reason is None else "multiply_adds"
         times = compare(
             f"{title}, stride {stride}{kind}",
             contenders,
             target,
             inner=inner,
-            work=Work(binds, work),
+            work=(Work(binds, work), moved(bytes_moved)),
         )
         if small.float_reason is None:
-            ratios.append(times["Conv2d, float32"] / times["int8"])
+            ratios.append(times["Conv2d, float32"] / times["compressrs"])
     mean = math.exp(np.mean(np.log(ratios)))
     print(f"\nint8 is {mean:.2f} x as fast as float32 where it uses codes (geometric mean)")

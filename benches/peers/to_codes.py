@@ -3,7 +3,7 @@
 import numpy as np
 
 import compressrs as cr
-from benches.peers.measure import Target, Work, compare
+from benches.peers.measure import Target, compare, moved, operations
 
 GROUPS = cr.quantize.Scheme(bits=4, granularity="group", group_size=128)
 
@@ -12,7 +12,7 @@ def quantize():
     w = np.random.default_rng(0).standard_normal(50_000_000, np.float32).reshape(-1, 4000)
     to = np.empty_like(w)
     # Quantizing reads 4 bytes and writes 1 where copying reads 4 and writes 4.
-    moved = 5 / 8
+    least = 5 / 8
     q = cr.quantize.quantize(w, GROUPS)
 
     def in_numpy():
@@ -21,24 +21,27 @@ def quantize():
         return np.clip(np.rint(groups / scale), -8, 7).astype(np.int8)
 
     compare(
-        "4 bits in groups of 128, 50,000,000 float32",
+        "quantize, 4 bits in groups of 128, 50,000,000 values",
         {
             "compressrs": lambda: cr.quantize.quantize(w, GROUPS),
             "copy": lambda: np.copyto(to, w),
             "NumPy": in_numpy,
         },
-        (Target("copy", moved / 0.8),),
-        work=Work("copy", 5 * w.size),
+        (Target("copy", least / 0.8),),
+        # Magnitude, maximum, product, rounding, two limits.
+        work=(moved(5 * w.size), operations(6 * w.size)),
+        dot="quantize, 4 bits",
     )
     compare(
-        "the same back to float32",
+        "dequantize the same",
         {
             "compressrs": lambda: q.dequantize(out=to),
             "codes times scales in NumPy": lambda: np.multiply(
                 q.codes, np.repeat(q.scale, 128, axis=1)[:, :4000], out=to
             ),
         },
-        work=Work("copy", 5 * w.size),
+        work=(moved(5 * w.size), operations(w.size)),
+        dot="dequantize, 4 bits",
     )
 
 
