@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from compressrs._arrays import Array, dtype_of
+from compressrs._paths import open_regular, read_regular, require_replaceable
 
 try:
     import fcntl
@@ -84,12 +85,7 @@ def stream_atomically(
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview], exclusive: bool) -> None:
-    try:
-        before = os.stat(path)
-    except FileNotFoundError:
-        before = None
-    if before is not None and not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    require_replaceable(path)
     # A short name, since the file's own name may already have the maximum length.
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     prefix = f"{_TEMPORARY[0]}{digest}-"
@@ -104,40 +100,17 @@ def _write(path: Path, parts: Iterable[bytes | memoryview], exclusive: bool) -> 
         publish(name, path, exclusive=exclusive)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read from, without waiting for a pipe.
-
-    Raises
-    ------
-    OSError
-        If it cannot be opened, or is not a regular file, such as a folder or a pipe.
-    """
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(number, "not a regular file", str(path))
-    return descriptor
-
-
 def publish(name: Path, path: Path, *, exclusive: bool = False) -> None:
     """Rename a synced file or folder, keeping the permissions of a file that it replaces.
 
     Raises
     ------
     OSError
-        If it cannot be renamed; with `exclusive`, FileExistsError if `path` exists.
+        If it cannot be renamed, or what is at `path` is not a regular file; with `exclusive`,
+        FileExistsError if `path` exists.
     """
-    try:
-        before = os.stat(path)
-    except FileNotFoundError:
-        before = None
-    if before is not None and stat.S_ISREG(before.st_mode):
+    before = require_replaceable(path)
+    if before is not None:
         os.chmod(name, stat.S_IMODE(before.st_mode))
     if exclusive:
         _rename_exclusively(name, path)
@@ -178,7 +151,7 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
             if fcntl is None:
                 os.unlink(name)  # Windows cannot remove an open file.
                 continue
-            with open(name, "rb") as file:
+            with open_regular(name) as file:
                 if lock(file):
                     os.unlink(name)
 
@@ -208,7 +181,7 @@ def sync(path: Path) -> None:
         sync_folder(path)
         return
     # Windows syncs only what is open for writing.
-    with open(path, "rb" if os.name == "posix" else "rb+") as file:
+    with open_regular(path, "rb" if os.name == "posix" else "rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -285,7 +258,7 @@ def load_tensors(path: Path, need: Mapping[str, str]) -> tuple[dict[str, Array],
     require_safetensors()
     import safetensors
 
-    data = path.read_bytes()
+    data = read_regular(path)
     if known := other_format(data):
         raise ValueError(f"{path} is not a complete safetensors file: it is {known}")
     try:
@@ -340,7 +313,8 @@ def map_tensors(
         As for `load_tensors`, or if an array has another shape or dtype.
     """
     try:
-        data = np.memmap(path, np.uint8, mode="r")
+        with open_regular(path) as file:
+            data = np.memmap(file, np.uint8, mode="r")
         content, start = header(data.data)
         metadata = _metadata(content)
         arrays = {}
@@ -404,7 +378,7 @@ def restore_checksum(path: Path, start: int) -> None:
     ValueError
         If it has no checksum.
     """
-    with open(path, "rb+") as file:
+    with open_regular(path, "rb+") as file:
         data = file.read(start)
         old = _metadata(header(data)[0])[CHECKSUM]
         begin, end = _checksum_place(data, old)

@@ -390,13 +390,13 @@ def test_more_than_2_gb(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_pipes_and_folders_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match=r"not a regular file: .*pipe"):
+    with pytest.raises(OSError, match=r"not a regular file but a pipe: .*pipe"):
         conn.load(tmp_path / "pipe")
     with pytest.raises(IsADirectoryError, match="not a regular file"):
         conn.load(tmp_path)
-    with pytest.raises(OSError, match=r"not a regular file: .*null"):
+    with pytest.raises(OSError, match=r"not a regular file but a device: .*null"):
         conn.load("/dev/null")
-    with pytest.raises(OSError, match=r"not a regular file: .*pipe"):
+    with pytest.raises(OSError, match=r"not a regular file but a pipe: .*pipe"):
         conn.load(mlp()).save(tmp_path / "pipe")
     path = written(
         mlp(), tmp_path / "a.onnx", save_as_external_data=True, location="w", size_threshold=0
@@ -404,8 +404,8 @@ def test_pipes_and_folders_are_not_waited_for(tmp_path):
     model = conn.load(path)
     (tmp_path / "w").unlink()
     os.mkfifo(tmp_path / "w")
-    with pytest.raises(OSError, match=r"not a regular file, with the data of w1: .*w"):
+    with pytest.raises(OSError, match=r"not a regular file but a pipe, with the data of w1: .*w"):
         conn.load(path)
     # Of a model that was loaded before.
-    with pytest.raises(OSError, match=r"not a regular file: .*w"):
+    with pytest.raises(OSError, match=r"not a regular file but a pipe: .*w"):
         model["w1"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
+from compressrs._paths import descriptor_of
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import PLAIN, Bytes, Description, Tile, blob_entry
 from compressrs.checkpoint._encoding import Encoder, read_tiles
@@ -74,7 +75,7 @@ class Shard:
         self.reserve = reserve
         self.stored: list[Stored] = []
         self.size = 0
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptor = descriptor_of(path, os.O_RDWR | os.O_CREAT)
 
     def restore(self, stored: Iterable[Stored]) -> None:
         """Restore tensors that were written before, and truncate the file after them."""
@@ -203,7 +204,7 @@ class Shard:
             self.close()
             return
         compact = self.path.with_suffix(".compact")
-        descriptor = os.open(compact, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        descriptor = descriptor_of(compact, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             _write_at(descriptor, np.frombuffer(header, np.uint8), 0)
             for begin in range(0, self.size, COPY):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import mmap
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressrs._checks import file_path
+from compressrs._paths import descriptor_of, open_regular
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._format import Entry, Header
 
@@ -54,12 +53,8 @@ class File:
     def __init__(self, path: Path, mapped: bool = False) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
-        # A pipe is not waited for.
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        self._descriptor = os.open(path, flags)
+        self._descriptor = descriptor_of(path, os.O_RDONLY)
         try:
-            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", str(path))
             self._state = self._stat()
             self.header: Header = _format.parse(path, self._descriptor, self._state[0])
             if mapped:
@@ -247,7 +242,7 @@ class Files:
 
     def _of_index(self, index: Path) -> tuple[list[Path], dict[str, str]]:
         self.index = index
-        with open(index, "rb") as file:
+        with open_regular(index) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_INDEX:
                 raise ValueError(f"{index} is longer than {MAX_INDEX} bytes")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressrs import _files
+from compressrs._paths import descriptor_of, read_regular, require_replaceable
 
 #: Bytes of a file's name at most.
 _LONGEST = 255
@@ -36,17 +37,19 @@ class Work:
     Raises
     ------
     OSError
-        If the folder cannot be created, or another run is using it.
+        If the folder cannot be created, another run is using it, or `destination` is there and
+        not a regular file.
     ValueError
         If the run to resume was a different one.
     """
 
     def __init__(self, destination: Path, fingerprint: dict[str, Any], resume: bool) -> None:
+        require_replaceable(destination)
         self.destination = destination
         self.folder = work_folder(destination)
         said = json.dumps(fingerprint, sort_keys=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        self._lock = descriptor_of(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         try:
             self._acquire()
             with disk_full_said(destination, lambda: _STARTING):
@@ -59,7 +62,7 @@ class Work:
         resume = resume and (self.folder / "journal").exists()
         try:
             self.records = self._resume(said) if resume else self._start(said)
-            self._journal = os.open(self.folder / "journal", os.O_WRONLY | os.O_APPEND)
+            self._journal = descriptor_of(self.folder / "journal", os.O_WRONLY | os.O_APPEND)
         except OSError:
             if not resume:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -80,7 +83,7 @@ class Work:
 
     def _resume(self, said: str) -> list[dict[str, Any]]:
         path = self.folder / "journal"
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
         if not lines or lines[0].decode("utf-8", "replace") != said:
             raise ValueError(
                 f"the interrupted run to {self.destination} had another source, recipe or "
@@ -101,7 +104,7 @@ class Work:
     def keep(self, records: list[dict[str, Any]]) -> None:
         """Truncate the journal to these records."""
         path = self.folder / "journal"
-        lines = path.read_bytes().split(b"\n")[: 1 + len(records)]
+        lines = read_regular(path).split(b"\n")[: 1 + len(records)]
         os.truncate(path, sum(len(line) + 1 for line in lines))
 
     def record(self, what: dict[str, Any]) -> None:

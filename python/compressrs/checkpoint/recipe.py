@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from compressrs._checks import choice, file_path, sequence, share, string, whole
+from compressrs._paths import read_regular
 
 INTEGERS = tuple(f"int{bits}" for bits in range(8, 1, -1))
 QUANTIZE = (*INTEGERS, "nf4", "codebook")
@@ -285,7 +286,7 @@ class Recipe:
         """
         file = file_path(path)
         try:
-            recipe = Recipe.from_toml(file.read_text(encoding="utf-8"))
+            recipe = Recipe.from_toml(read_regular(file).decode("utf-8"))
             if recipe.calibration is None:
                 return recipe
             return replace(recipe, calibration=os.path.join(file.parent, recipe.calibration))

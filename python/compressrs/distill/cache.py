@@ -21,6 +21,7 @@ from compressrs._files import (
     save_tensors,
     write_atomically,
 )
+from compressrs._paths import read_regular
 from compressrs._progress import progress_bar
 from compressrs.distill.teachers import TopK, indices_of, top_k
 from compressrs.sparse import CSRMatrix
@@ -388,7 +389,7 @@ def _index_digest(plan: dict[str, Any]) -> str:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     try:
-        plan = parse_json(path.read_bytes())
+        plan = parse_json(read_regular(path))
         if not isinstance(plan, dict):
             raise ValueError("not an object")
     except ValueError as error:

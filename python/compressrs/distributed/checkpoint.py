@@ -16,6 +16,7 @@ from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import file_path
 from compressrs._files import load_tensors, parse_json, save_tensors, write_atomically
+from compressrs._paths import read_regular
 from compressrs.distributed.communicator import Communicator, together
 from compressrs.distributed.partition import Part
 from compressrs.distributed.pieces import overlaps
@@ -130,7 +131,7 @@ def read(folder: Path) -> Manifest:
         If it is damaged, or of another format.
     """
     path = folder / MANIFEST
-    data = path.read_bytes()
+    data = read_regular(path)
     try:
         content = parse_json(data)
         if (content["format"], content["version"]) != (FORMAT, VERSION):

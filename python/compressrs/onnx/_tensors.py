@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from compressrs._arrays import Array, dtype_of
-from compressrs._files import open_regular
+from compressrs._paths import open_regular, require_regular
 
 #: Dtypes of ONNX that are dtypes of NumPy as well, or bfloat16.
 DTYPES = {
@@ -251,8 +249,7 @@ def _external(tensor: Any, name: str, folder: Path | None, need: int) -> Externa
         before = target.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"{target}, with the data of {name}, does not exist") from None
-    if not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EINVAL, f"not a regular file, with the data of {name}", str(target))
+    require_regular(before.st_mode, target, f", with the data of {name}")
     size = before.st_size
     if offset + length > size:
         raise ValueError(

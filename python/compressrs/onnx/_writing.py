@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from compressrs._files import open_regular
+from compressrs._paths import open_regular
 from compressrs.onnx._graph import Index, tensors
 from compressrs.onnx._tensors import External, Stored
 

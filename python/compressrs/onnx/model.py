@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 
 from compressrs._arrays import Array, as_gradient, is_number
 from compressrs._checks import file_path, flag
-from compressrs._files import open_regular, stream_atomically, write_atomically
+from compressrs._files import stream_atomically, write_atomically
+from compressrs._paths import open_regular
 from compressrs.onnx._graph import Index, Scope, label, role, tensors, unknown_operators
 from compressrs.onnx._tensors import (
     External,

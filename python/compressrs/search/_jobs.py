@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compressrs._errors import WorkersKilledError
-from compressrs._files import write_atomically
+from compressrs._files import parse_json, write_atomically
+from compressrs._paths import read_regular
 
 #: How often jobs are given to new processes after one was killed.
 ATTEMPTS = 3
@@ -39,7 +40,7 @@ class Cache:
         if self.folder is None:
             return None
         try:
-            found = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            found = parse_json(read_regular(self.folder / f"{key}.json"))
             return found["result"] if found["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -15,6 +15,8 @@ import numpy as np
 
 from compressrs._arrays import Array
 from compressrs._checks import count, file_path, function, number
+from compressrs._files import publish
+from compressrs._paths import require_replaceable
 from compressrs.checkpoint import Recipe, Report, Rule
 from compressrs.checkpoint import compress as compress_checkpoint
 from compressrs.checkpoint import open as open_checkpoint
@@ -152,7 +154,7 @@ def compress(
     InfeasibleError
         If no choice is within the budgets; the message says what the least is.
     OSError
-        If a file cannot be read or written.
+        If a file cannot be read or written, or `destination` is a device or a pipe.
 
     Examples
     --------
@@ -338,6 +340,7 @@ class _OfCheckpoint(_Maker):
         self.destination = Path(os.path.realpath(destination))
         if self.destination.is_dir():
             raise ValueError(f"destination must not exist as a folder: {destination}")
+        require_replaceable(self.destination)
         if not self.destination.parent.is_dir():
             raise FileNotFoundError(
                 f"the folder {self.destination.parent} of the destination does not exist"
@@ -386,7 +389,7 @@ class _OfCheckpoint(_Maker):
                         best = second, other, report
                 if best[2].after > most:
                     raise RuntimeError(f"{best[2].after} bytes exceed the budget of {most:g}")
-            os.replace(best[0], self.destination)
+            publish(best[0], self.destination)
         self.report = replace(best[2], destination=os.fspath(self.destination))
         self.recipe = _recipe(self._with_same(found, best[1]))
         return self.destination, best[1], best[2].after

@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from compressrs._files import lock
+from compressrs._paths import open_regular
 
 
 class _Journal(JournalFileBackend):  # type: ignore[misc]
@@ -43,7 +44,7 @@ def opened(folder: Path | None) -> Iterator[BaseStorage]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "journal.log"
-    with open(folder / "lock", "ab") as file:
+    with open_regular(folder / "lock", "ab") as file:
         if not lock(file):
             raise ValueError(f"folder {folder} is in use by another search")
         _drop_torn_end(path)
@@ -60,7 +61,7 @@ def _drop_torn_end(path: Path) -> None:
     """Remove what a killed process wrote of a line."""
     if not path.exists():
         return
-    with open(path, "rb+") as file:
+    with open_regular(path, "rb+") as file:
         data = file.read()
         end = data.rfind(b"\n") + 1
         if end < len(data):

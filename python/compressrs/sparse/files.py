@@ -6,13 +6,14 @@ import errno
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from compressrs._arrays import Array, bfloat16, is_half
 from compressrs._checks import file_path, flag
 from compressrs._files import write_atomically
+from compressrs._paths import open_regular
 from compressrs.sparse.bsr import BSRMatrix
 from compressrs.sparse.csr import CSRMatrix
 
@@ -90,14 +91,26 @@ def read_npz(
     ValueError
         If it is corrupt, of another format, or has no such arrays.
     """
+    # Opened here, since NumPy does not close a corrupt file.
+    with open_regular(path) as stream:
+        form, shape, parts = _members(path, stream, formats, names)
+    if form not in formats:
+        names = tuple(name for name in formats if not name.endswith(_BFLOAT16))
+        raise ValueError(f"{path} must hold a {' or '.join(names)} matrix, got {form!r}")
+    return form, shape, parts
+
+
+def _members(
+    path: Path, stream: BinaryIO, formats: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[str, tuple[int, ...], list[Array]]:
+    """Return what `read_npz` does, but neither shape nor arrays if the format is another."""
     try:
-        # Opened here, since NumPy does not close a corrupt file.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with np.load(stream, allow_pickle=False) as arrays:
             form = arrays["format"].item()
             form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
-            known = form in formats
-            shape = tuple(arrays["shape"].tolist()) if known else ()
-            parts = [arrays[name] for name in names] if known else []
+            if form not in formats:
+                return form, (), []
+            return form, tuple(arrays["shape"].tolist()), [arrays[name] for name in names]
     except OSError as error:
         # Offsets in a corrupt archive may lead before its start.
         if error.errno != errno.EINVAL:
@@ -105,10 +118,6 @@ def read_npz(
         raise ValueError(f"{path} is not a sparse matrix: {error}") from None
     except Exception as error:  # a corrupt archive can raise almost anything
         raise ValueError(f"{path} is not a sparse matrix: {error}") from None
-    if not known:
-        names = tuple(name for name in formats if not name.endswith(_BFLOAT16))
-        raise ValueError(f"{path} must hold a {' or '.join(names)} matrix, got {form!r}")
-    return form, shape, parts
 
 
 def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
