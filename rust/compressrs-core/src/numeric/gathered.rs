@@ -18,15 +18,14 @@ pub trait Sums<T>: Copy {
     /// element at each.
     unsafe fn add_all(self, values: *const T, indices: *const u16, x: *const T) -> Self;
 
-    /// Adds the products of `len` entries, fewer than `LANES`. The others count as zero times
-    /// zero.
+    /// Adds the products of `len` entries, fewer than `LANES`.
     ///
     /// # Safety
-    /// The caller guarantees that `len` values may be read, `readable` in all, that `LANES`
-    /// indices may be read, and that `x` has an element at each of the first `len` and at 0.
+    /// The caller guarantees that `len` values may be read and `LANES` indices, and that `x` has
+    /// an element at each of the first `len`.
     unsafe fn add_some(
         self,
-        values: (*const T, usize),
+        values: *const T,
         indices: *const u16,
         len: usize,
         x: *const T,
@@ -47,10 +46,12 @@ impl<T: Float> Sums<T> for [T; LANES] {
     unsafe fn add_all(mut self, values: *const T, indices: *const u16, x: *const T) -> Self {
         // SAFETY: as the caller guarantees.
         unsafe {
-            let x = gather(indices.cast::<[u64; 2]>().read_unaligned(), x);
+            // Four at once: as single ones LLVM would take them out of a vector.
+            let columns = indices.cast::<[u64; 2]>().read_unaligned();
             let a = values.cast::<[T; LANES]>().read_unaligned();
             for l in 0..LANES {
-                self[l] = a[l].mul_add(x[l], self[l]);
+                let column = (columns[l / 4] >> (16 * (l % 4))) as u16 as usize;
+                self[l] = a[l].mul_add(*x.add(column), self[l]);
             }
         }
         self
@@ -59,31 +60,19 @@ impl<T: Float> Sums<T> for [T; LANES] {
     #[inline(always)]
     unsafe fn add_some(
         mut self,
-        (values, readable): (*const T, usize),
+        values: *const T,
         indices: *const u16,
         len: usize,
         x: *const T,
     ) -> Self {
-        // SAFETY: as the caller guarantees.
-        unsafe {
-            let columns = indices.cast::<[u64; 2]>().read_unaligned();
-            let x = gather(
-                std::array::from_fn(|i| {
-                    let kept = len.saturating_sub(4 * i).min(4) as u32;
-                    columns[i] & (1_u64.checked_shl(16 * kept).unwrap_or(0).wrapping_sub(1))
-                }),
-                x,
-            );
-            let a = if LANES <= readable {
-                values.cast::<[T; LANES]>().read_unaligned()
-            } else {
-                let mut a = [T::zero(); LANES];
-                a[..len].copy_from_slice(std::slice::from_raw_parts(values, len));
-                a
-            };
-            for l in 0..LANES {
-                let (a, x) = if l < len { (a[l], x[l]) } else { (T::zero(), T::zero()) };
-                self[l] = a.mul_add(x, self[l]);
+        for l in 0..LANES - 1 {
+            if l >= len {
+                break;
+            }
+            // SAFETY: as the caller guarantees.
+            unsafe {
+                let column = usize::from(*indices.add(l));
+                self[l] = (*values.add(l)).mul_add(*x.add(column), self[l]);
             }
         }
         self
@@ -93,20 +82,6 @@ impl<T: Float> Sums<T> for [T; LANES] {
     fn total(self) -> T {
         sum_tree(self)
     }
-}
-
-/// The elements at some columns, of which four are in 64 bits: as single ones LLVM would take
-/// them out of a vector.
-///
-/// # Safety
-/// The caller guarantees that `x` has an element at each.
-#[inline(always)]
-unsafe fn gather<T: Float>(columns: [u64; 2], x: *const T) -> [T; LANES] {
-    std::array::from_fn(|l| {
-        let column = (columns[l / 4] >> (16 * (l % 4))) as u16 as usize;
-        // SAFETY: as the caller guarantees.
-        unsafe { *x.add(column) }
-    })
 }
 
 /// Sums with the gathers of AVX-512, which take less time than single elements do.
@@ -136,7 +111,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_some(
             self,
-            (values, _): (*const f32, usize),
+            values: *const f32,
             indices: *const u16,
             len: usize,
             x: *const f32,
@@ -148,7 +123,7 @@ mod x86 {
                 let columns = _mm256_cvtepu16_epi32(_mm_loadu_si128(indices.cast()));
                 let none = _mm256_setzero_ps();
                 let x = _mm256_mmask_i32gather_ps::<4>(none, some, columns, x);
-                _mm256_fmadd_ps(_mm256_maskz_loadu_ps(some, values), x, self)
+                _mm256_mask3_fmadd_ps(_mm256_maskz_loadu_ps(some, values), x, self, some)
             }
         }
 
@@ -184,7 +159,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_some(
             self,
-            (values, _): (*const f64, usize),
+            values: *const f64,
             indices: *const u16,
             len: usize,
             x: *const f64,
@@ -196,7 +171,7 @@ mod x86 {
                 let columns = _mm256_cvtepu16_epi32(_mm_loadu_si128(indices.cast()));
                 let none = _mm512_setzero_pd();
                 let x = _mm512_mask_i32gather_pd::<8>(none, some, columns, x);
-                _mm512_fmadd_pd(_mm512_maskz_loadu_pd(some, values), x, self)
+                _mm512_mask3_fmadd_pd(_mm512_maskz_loadu_pd(some, values), x, self, some)
             }
         }
 

@@ -188,12 +188,11 @@ pub(super) unsafe fn add_quarters<T: Float, V: Vector<T>>(
 /// Adds the products of a segment and one column to the sums of its row.
 ///
 /// # Safety
-/// The caller guarantees that `len` values may be read, `readable` in all, that
-/// `len + LANES` indices may be read, and that `x` has an element at each of the first `len`
-/// and at 0.
+/// The caller guarantees that `len` values may be read and `len + LANES` indices, and that `x`
+/// has an element at each of the first `len`.
 #[inline(always)]
 pub(super) unsafe fn add_lanes<T: Float, S: Sums<T>>(
-    (values, readable): (*const T, usize),
+    values: *const T,
     indices: *const u16,
     len: usize,
     x: *const T,
@@ -207,8 +206,7 @@ pub(super) unsafe fn add_lanes<T: Float, S: Sums<T>>(
             done += LANES;
         }
         if done < len {
-            let values = (values.add(done), readable - done);
-            sums = sums.add_some(values, indices.add(done), len - done, x);
+            sums = sums.add_some(values.add(done), indices.add(done), len - done, x);
         }
     }
     sums

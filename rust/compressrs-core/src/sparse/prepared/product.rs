@@ -407,7 +407,7 @@ impl<T: Float> Column<'_, T> {
                     let so_far = if alone { S::zero() } else { parts[row] };
                     // SAFETY: as in `Multiply`; there are more indices than values.
                     let added = unsafe {
-                        let values = (values.as_ptr().add(start), values.len() - start);
+                        let values = values.as_ptr().add(start);
                         add_lanes(values, indices, segment.len(), x.as_ptr(), so_far)
                     };
                     // SAFETY: the band has an index for each entry.
