@@ -1,10 +1,10 @@
-"""Draws docs/front.svg, the picture of the front page, from tables of measurements.
+"""Draws docs/front_*.svg, the pictures of the front page, from tables of measurements.
 
 python -m benches.picture
 
 The figures are read from README.md (`compressrs demo`), benches/results/ (`python -m benches.peers
-adam`) and docs/checkpoints.md (`python -m benches.quality.minilm`), so that the picture says what
-the pages say.
+adam`) and docs/checkpoints.md (`python -m benches.quality.minilm`), so that the pictures say what
+the pages say. They stand side by side where there is space for it.
 """
 
 from pathlib import Path
@@ -15,7 +15,10 @@ from benches.peers import report
 from benches.quality.report import save
 
 ROOT = Path(__file__).parents[1]
-OURS, OTHERS = "#1f5fbf", "#b4bac4"
+#: Readable on a light and on a dark page.
+OURS, OTHERS, TEXT = "#3d85c6", "#a0a6b0", "#767676"
+#: Where bars on a logarithmic scale begin, so that 1 is seen.
+LOG_START = 0.7
 
 
 def table(page, heading):
@@ -40,27 +43,25 @@ def number(text):
     return float(text.replace(",", "").rstrip("%"))
 
 
-def bars(axes, title, what, rows, log=False):
-    """Draw horizontal bars: name, value, what stands beside the bar, whether it is ours."""
-    names, values, labels, ours = zip(*rows)
-    places = [-i for i in range(len(rows))]
-    axes.barh(places, values, color=[OURS if o else OTHERS for o in ours], height=0.66)
-    axes.set_yticks(places, names, fontsize=9)
-    axes.set_ylim(-4.6, 0.6)
-    axes.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=20)
-    axes.text(0, 1.04, what, transform=axes.transAxes, fontsize=8.5, color="#555555")
-    axes.tick_params(length=0)
-    axes.set_xticks([])
-    axes.minorticks_off()
-    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
+def bars(name, title, what, rows, log=False):
+    """Draw horizontal bars: name, value, what stands behind the name, whether it is ours."""
+    figure = Figure(figsize=(2.4, 2.3), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    for place, (label, value, shown, is_ours) in enumerate(rows):
+        axes.barh(-place, value, color=OURS if is_ours else OTHERS, height=0.3)
+        style = {"xytext": (0, 6), "textcoords": "offset points", "fontsize": 8, "color": TEXT}
+        start = LOG_START if log else 0
+        axes.annotate(f"{label}: {shown}", (start, -place), **style)
     if log:
         axes.set_xscale("log")
-        axes.set_xticks([], [])
-        axes.minorticks_off()
-    axes.set_xlim(*((0.55, max(values) * 4) if log else (0, max(values) * 1.9)))
-    for place, value, label in zip(places, values, labels):
-        gap = value * 1.12 if log else value + max(values) * 0.03
-        axes.text(gap, place, label, va="center", fontsize=8.5)
+    axes.set_xlim(LOG_START if log else 0, max(value for _, value, _, _ in rows))
+    axes.set_ylim(-4.3, 0.8)
+    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", pad=16, color=TEXT)
+    axes.text(0, 1.02, what, transform=axes.transAxes, fontsize=8, color=TEXT)
+    axes.set_axis_off()
+    save(figure, ROOT / "docs" / f"front_{name}.svg")
 
 
 def step_times():
@@ -111,13 +112,9 @@ def checkpoints():
 
 
 def main():
-    figure = Figure(figsize=(11.5, 2.4), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.15)
-    train, prune, compress = figure.subplots(1, 3)
-    bars(train, "Train", "time of an Adam step, logarithmic", step_times(), log=True)
-    bars(prune, "Prune and distill", "a digit classifier: bytes on disk", digit_models())
-    bars(compress, "Compress", "all-MiniLM-L6-v2: bytes on disk", checkpoints())
-    save(figure, ROOT / "docs" / "front.svg")
+    bars("train", "Train", "time of an Adam step, log scale", step_times(), log=True)
+    bars("prune", "Prune and distill", "bytes of a digit classifier", digit_models())
+    bars("compress", "Compress", "bytes of all-MiniLM-L6-v2", checkpoints())
 
 
 if __name__ == "__main__":
