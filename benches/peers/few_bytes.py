@@ -78,7 +78,7 @@ def storages(n, theirs):
         if name == "8 bits":
             seconds |= {peer: times[peer] for peer in peers}
         record(
-            f"Adam, {n:,} elements: weights {weights}, state {state}",
+            f"{n:,} weights in {weights}, state in {state}",
             seconds,
             (moved(size * n), operations(OPERATIONS["Adam"] * n)),
             dot=f"Adam, {name}" if n == LARGE and name in ("8 bits", "bfloat16") else None,

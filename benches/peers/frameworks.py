@@ -24,12 +24,14 @@ def torch_optim():
         contenders = {
             "compressrs.torch": same.step,
             "compressrs, arrays": lambda: plain.step(grads),
-            "Torch fused": fused.step,
+            "Torch": fused.step,
         }
         small = count > 1
         targets = (Target("compressrs, arrays", 1.3 if small else 1.05),)
-        targets += (Target("Torch fused", 1 / 5),) if small else ()
-        compare(f"AdamW, {count} tensors of {size:,}, same gradients", contenders, targets)
+        targets += (Target("Torch", 1 / 5),) if small else ()
+        compare(
+            f"AdamW, {count} tensor{'s' * small} of {size:,}, same gradients", contenders, targets
+        )
         if not small:
             continue
         renewed = cr.torch.optim.AdamW(_parameters(arrays, grads))
@@ -37,10 +39,10 @@ def torch_optim():
         contenders = {
             "compressrs.torch": _renewing(renewed, grads),
             "compressrs, arrays": lambda: plain.step(grads),
-            "Torch fused": _renewing(fused, grads),
+            "Torch": _renewing(fused, grads),
             "new gradients alone": _renewing(None, grads, renewed.param_groups[0]["params"]),
         }
-        compare(f"AdamW, {count} tensors of {size:,}, new gradients", contenders)
+        compare(f"AdamW, {count} tensor{'s' * small} of {size:,}, new gradients", contenders)
 
 
 def _parameters(arrays, grads):
@@ -106,12 +108,12 @@ def torch_layers():
 
     contenders = {
         "compressrs.torch": training(layers, lambda p: cr.torch.optim.AdamW(p, lr=1e-6)),
-        "masked Torch": training(masked, lambda p: torch.optim.AdamW(p, lr=1e-6, fused=True)),
+        "Torch": training(masked, lambda p: torch.optim.AdamW(p, lr=1e-6, fused=True)),
     }
     compare(
-        f"training step, {n} x {n}, 95 % zeros, batch {batch}",
+        f"training step, {n} x {n}, 95 % zeros, batch {batch}, beside masked weights",
         contenders,
-        (Target("masked Torch", 1 / 4),),
+        (Target("Torch", 1 / 4),),
     )
 
 

@@ -20,7 +20,22 @@ def table(found, run):
         return markdown(products(results))
     if first == "codec":
         return markdown(coders(results))
-    return markdown(comparisons(results))
+    return "\n\n".join(markdown(comparisons(part)) for part in alike(results))
+
+
+def alike(results):
+    """Return the results in groups whose contenders overlap, so that no table is mostly empty."""
+    groups = []
+    for result in results:
+        peers = set(list(result["seconds"])[1:])
+        for known, group in groups:
+            if peers & known or not peers:
+                known |= peers
+                group.append(result)
+                break
+        else:
+            groups.append((peers, [result]))
+    return [group for _, group in groups]
 
 
 def comparisons(results):
