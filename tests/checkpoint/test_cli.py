@@ -83,7 +83,7 @@ def test_recipes_and_reports(plain, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["compress", "no.safetensors", "-o", "x"], 1, "No such file"),
-        (["compress", "PLAIN", "-o", "PLAIN"], 1, "is the source itself"),
+        (["compress", "PLAIN", "-o", "PLAIN"], 2, "--output must be another file than SRC"),
         (["compress", "PLAIN", "-o", "x", "--quantize", "int9"], 2, "quantize must be one of"),
         (["compress", "PLAIN", "-o", "x", "--lossless", "--prune", "0.5"], 2, "lossless keeps"),
         (["compress", "PLAIN", "-o", "x", "--prune", "nan"], 2, "prune must be"),
@@ -100,7 +100,7 @@ def test_recipes_and_reports(plain, tmp_path, capsys):
         (["compress", "PLAIN", "-o", "x", "--report", "PLAIN"], 2, "must be another file"),
         (["compress", "PLAIN", "-o", "x", "--save-recipe", "PLAIN"], 2, "must be another file"),
         (["compress", "PLAIN", "-o", "x", "--report", "x"], 2, "must be another file"),
-        (["compress", "PLAIN", "-o", "x", "--report", "x/y.html"], 2, "must be another file"),
+        (["compress", "PLAIN", "-o", "x", "--report", "x/y.html"], 2, "must not be in --output"),
         (["compress", "PLAIN", "-o", "x", "--recipe", "DEEP"], 2, "nested too deep"),
         (["export", "PLAIN", "-o", "x", "--to", "zip"], 2, "to must be one of"),
         (["compress", "PLAIN", "-o", "x", "--memory-limit", "much"], 2, "must be a size"),

@@ -197,7 +197,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(plain, sharded, tmp_p
     cases = [
         (lambda: checkpoint.compress(small, tmp_path / "x.safetensors"), ValueError, "already"),
         (lambda: checkpoint.compress(plain, tmp_path / "taken"), ValueError, "must not exist"),
-        (lambda: checkpoint.compress(plain, plain), ValueError, "is the source itself"),
+        (lambda: checkpoint.compress(plain, plain), ValueError, "dst must be another file"),
         (lambda: checkpoint.compress(plain, tmp_path / "no" / "x"), OSError, "does not exist"),
         (lambda: checkpoint.compress(tmp_path / "no", tmp_path / "x"), OSError, "No such file"),
         (lambda: checkpoint.compress(plain, tmp_path / "x", max_shard_size=0), ValueError, "max_"),

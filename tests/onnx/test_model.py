@@ -387,6 +387,17 @@ def test_more_than_2_gb(tmp_path):
     assert y[0, 3] == 7 and np.count_nonzero(y) == 1
 
 
+def test_a_model_does_not_replace_the_data_it_reads(tmp_path):
+    path = written(
+        mlp(), tmp_path / "a.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    model = conn.load(path)
+    before = (tmp_path / "w").read_bytes()
+    with pytest.raises(ValueError, match="path must be another file than"):
+        model.save(tmp_path / "w")
+    assert (tmp_path / "w").read_bytes() == before
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_pipes_and_folders_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")

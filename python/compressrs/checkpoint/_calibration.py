@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -73,6 +74,11 @@ class Calibration:
     def __reduce__(self) -> tuple[Any, ...]:
         given: Any = self._given if self._file is None else self._file.path.absolute()
         return Calibration, (given,)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file that they are read from, if there is one."""
+        return [] if self._file is None else [self._file.path]
 
     def find(self, tensor: str) -> str | None:
         """Return the name of the statistics of a weight's inputs, or None."""

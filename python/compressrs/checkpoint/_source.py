@@ -267,6 +267,12 @@ class Files:
         return [index.parent / shard for shard in sorted(set(weights.values()))], weights
 
     @property
+    def paths(self) -> list[Path]:
+        """The index, if there is one, and the files of tensors."""
+        index = [] if self.index is None else [self.index]
+        return [*index, *(file.path for file in self.files)]
+
+    @property
     def folder(self) -> Path | None:
         """The folder, if the checkpoint was given as a folder."""
         if self.path.is_dir():

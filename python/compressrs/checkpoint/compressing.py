@@ -7,7 +7,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from compressrs._checks import file_path, flag, function, whole
 from compressrs._files import write_atomically
+from compressrs._paths import require_distinct
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._calibration import Calibration, Given
 from compressrs.checkpoint._coding import PLAIN, Description
@@ -179,11 +180,11 @@ def compress(
             if container_info(file) is not None:
                 raise ValueError(f"{file.path} is compressed already; decompress it first")
         single = target.name.endswith(SUFFIX)
-        check_target(files, target, single)
-        if max_shard_size is not None and single:
-            raise ValueError(f"max_shard_size needs dst to be a folder, got {target.name}")
         given = recipe.calibration if calibration is None else calibration
         found = None if given is None else opened.enter_context(Calibration(given))
+        check_target(files, target, single, () if found is None else found.paths)
+        if max_shard_size is not None and single:
+            raise ValueError(f"max_shard_size needs dst to be a folder, got {target.name}")
         steps = plan(files, recipe, memory_limit, found)
         run = _Run(
             files, target, recipe, steps, single, max_shard_size, memory_limit, found, progress,
@@ -192,7 +193,9 @@ def compress(
         return run.predict() if dry_run else run.write(resume)
 
 
-def check_target(files: Files, target: Path, single: bool) -> None:
+def check_target(
+    files: Files, target: Path, single: bool, calibration: Sequence[Path] = ()
+) -> None:
     """Raise an error unless a file or a folder can be created at `target`."""
     if target.is_dir():
         raise ValueError(f"{target} must not exist, it is a folder")
@@ -200,8 +203,7 @@ def check_target(files: Files, target: Path, single: bool) -> None:
         raise ValueError(f"{target} exists; a folder is made there, a file ends in {SUFFIX}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} of the destination does not exist")
-    if any(target.exists() and os.path.samefile(target, file.path) for file in files.files):
-        raise ValueError(f"{target} is the source itself")
+    require_distinct({"dst": target}, {"src": files.paths, "calibration": calibration})
 
 
 class _Run:

@@ -14,7 +14,7 @@ from compressrs import __version__
 from compressrs._errors import WorkersKilledError
 from compressrs.checkpoint.recipe import RecipeError
 from compressrs.cli import compress, config, decompress, demo, diff, doctor, export, info, verify
-from compressrs.cli._options import Usage
+from compressrs.cli._options import Usage, require_other_files
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress.run,
@@ -72,10 +72,11 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
     """Convert errors that a user can fix into a message and an exit code."""
 
     @functools.wraps(command)
-    def reported(*args: Any, **kwargs: Any) -> None:
+    def reported(**kwargs: Any) -> None:
         code, message = 0, ""
         try:
-            command(*args, **kwargs)
+            require_other_files(command, kwargs)
+            command(**kwargs)
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
         except BrokenPipeError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -19,6 +20,21 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from typer.models import OptionInfo
+
+
+class Use(Enum):
+    """What a command does with the path that an option gives."""
+
+    #: A file that is read.
+    READ = "read"
+    #: A checkpoint that is read: a file, or an index or a folder, with what they consist of.
+    CHECKPOINT = "checkpoint"
+    #: A file or a folder that is made anew.
+    WRITTEN = "written"
+    #: A folder that files of names of their own are added to.
+    KEPT = "kept"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Source = Annotated[
@@ -27,6 +43,7 @@ Source = Annotated[
         metavar="SRC",
         help="A safetensors file, the index of a sharded checkpoint, or a folder with either.",
     ),
+    Use.CHECKPOINT,
 ]
 Destination = Annotated[
     Path,
@@ -37,6 +54,7 @@ Destination = Annotated[
         help="A file if it ends in .safetensors, which is replaced if it exists, else a folder, "
         "which must not exist.",
     ),
+    Use.WRITTEN,
 ]
 Threads = Annotated[int | None, typer.Option(help="Number of threads (default: all CPUs).", min=1)]
 
@@ -57,6 +75,57 @@ def arguments() -> Iterator[None]:
         yield
     except (TypeError, ValueError, OverflowError) as error:
         raise Usage(str(error)) from None
+
+
+def path_options(command: Callable[..., None]) -> dict[str, tuple[str, Use]]:
+    """Return how the options of a command that are paths are typed, and what is done with them."""
+    found = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        marks = getattr(hint, "__metadata__", ())
+        for use in marks:
+            if isinstance(use, Use):
+                typed = [n for m in marks for n in (getattr(m, "param_decls", None) or ())]
+                is_option = any(isinstance(m, OptionInfo) for m in marks)
+                plain = f"--{name.replace('_', '-')}" if is_option else name.upper()
+                found[name] = next((n for n in typed if n.startswith("--")), plain), use
+    return found
+
+
+def require_other_files(command: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Raise an error if a command would write a file that it reads, or one for two reasons.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a checkpoint that is read cannot be.
+    Usage
+        Which names both options.
+    """
+    from compressrs._paths import require_distinct
+
+    of_use: dict[Use, dict[str, Path]] = {use: {} for use in Use}
+    for name, (typed, use) in path_options(command).items():
+        if given.get(name) is not None:
+            of_use[use][typed] = Path(given[name])
+    if not (of_use[Use.WRITTEN] or of_use[Use.KEPT]):
+        return
+    read = {typed: [path] for typed, path in of_use[Use.READ].items()}
+    read |= {typed: _parts(path) for typed, path in of_use[Use.CHECKPOINT].items()}
+    with arguments():
+        require_distinct(of_use[Use.WRITTEN], read, of_use[Use.KEPT])
+
+
+#: Suffixes of what earlier runs may have written into the folder of a checkpoint.
+_OWN = (".html", ".toml")
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return a checkpoint's path and its files, those without tensors included."""
+    from compressrs.checkpoint._source import Files
+
+    with Files(path) as files:
+        others = [files.folder / name for name in files.side_files()] if files.folder else []
+        return [path, *files.paths, *(file for file in others if file.suffix not in _OWN)]
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from compressrs.cli._options import (
     Source,
     Threads,
     Usage,
+    Use,
     arguments,
     console,
     duration,
@@ -43,6 +43,7 @@ def run(
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Statistics of inputs, of prune.save_statistics."),
+        Use.READ,
     ] = None,
     entries: Annotated[
         int | None, typer.Option(help="Values of a codebook, 2 to 256 (default: 32).")
@@ -67,10 +68,14 @@ def run(
         typer.Option(metavar="PATTERN", help="Tensors to store without loss: a name or re:..."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read the options from a TOML file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Read the options from a TOML file."),
+        Use.READ,
     ] = None,
     save_recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the options to a TOML file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the options to a TOML file."),
+        Use.WRITTEN,
     ] = None,
     budget: Annotated[
         int | None,
@@ -90,6 +95,7 @@ def run(
     cache: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep what --budget and the like measure."),
+        Use.KEPT,
     ] = None,
     workers: Annotated[
         int, typer.Option(help="Processes of --budget and of --executor.", min=1)
@@ -113,7 +119,9 @@ def run(
         typer.Option(metavar="KIND", help="Encode in processes, mpi, dask://HOST:PORT or ray."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an HTML report with plots."),
+        Use.WRITTEN,
     ] = None,
     json: Json = False,
 ) -> None:
@@ -134,6 +142,7 @@ def run(
     """
     from compressrs import checkpoint
     from compressrs._files import write_atomically
+    from compressrs._paths import require_distinct, require_replaceable
     from compressrs.checkpoint._plan import tile_elements
     from compressrs.checkpoint.report import require_matplotlib, to_html
 
@@ -168,13 +177,18 @@ def run(
             raise ValueError("give max-shard-size and memory-limit without a budget")
         if executor is not None and (target.given or dry_run):
             raise ValueError("give executor without a budget and dry-run, which run here")
-        for file in (report, save_recipe):
-            _check_other(file, src, output)
+        files = {"--output": output, "--report": report, "--save-recipe": save_recipe}
+        written = {name: path for name, path in files.items() if path is not None}
+        if whole.calibration is not None:
+            require_distinct(written, {"calibration in the recipe": [whole.calibration]})
+    # Before hours of work.
     if report is not None:
-        # Before hours of work.
         require_matplotlib()
-        if not report.absolute().parent.is_dir():
-            raise FileNotFoundError(f"the folder {report.parent} of the report does not exist")
+    for name, path in written.items():
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} of {name} does not exist")
+        if name != "--output":
+            require_replaceable(path)
     if calibration is not None and not target.given:
         whole = replace(whole, calibration=str(calibration.absolute()))
     if save_recipe is not None and not target.given:
@@ -217,19 +231,6 @@ def _executor(kind: str | None, workers: int) -> Iterator[Any]:
         except (ValueError, ModuleNotFoundError) as error:
             raise Usage(f"--executor {kind}: {error}") from None
         yield pool
-
-
-def _check_other(file: Path | None, src: Path, output: Path) -> None:
-    """Raise a ValueError if a file to be written is the source, in it, or the result."""
-    if file is None:
-        return
-    path, source, target = (Path(os.path.realpath(p)) for p in (file, src, output))
-    kept = source if source.is_dir() else source.parent
-    weights = path.suffix in (".safetensors", ".json") and path.exists() and path.parent == kept
-    if weights or path in (source, target) or target in path.parents:
-        raise ValueError(
-            f"{file} must be another file than the source, its weights and the destination"
-        )
 
 
 def _show(done: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from compressrs.cli._options import Use
+
 
 def run(
     seed: Annotated[
@@ -24,6 +26,7 @@ def run(
     output: Annotated[
         Path,
         typer.Option(metavar="PATH", help="The report's file, or a folder to put report.html in."),
+        Use.WRITTEN,
     ] = Path("report.html"),
 ) -> None:
     """Train, prune, sparsify and distill a network on handwritten digits.

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from compressrs.cli._options import Json, console
+from compressrs.cli._options import Json, Use, console
 
 _HELP = "A checkpoint, compressed or not: a file, an index or a folder."
 
 
 def run(
-    a: Annotated[Path, typer.Argument(metavar="A", help=_HELP)],
-    b: Annotated[Path, typer.Argument(metavar="B", help=_HELP)],
+    a: Annotated[Path, typer.Argument(metavar="A", help=_HELP), Use.CHECKPOINT],
+    b: Annotated[Path, typer.Argument(metavar="B", help=_HELP), Use.CHECKPOINT],
     json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print nothing; exit with 1 on a difference.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressrs._checks import choice
-from compressrs.cli._options import Source, arguments, progress
+from compressrs.cli._options import Source, Use, arguments, progress
 
 
 def run(
@@ -22,6 +22,7 @@ def run(
             help="A file, which is replaced if it exists; for compressed-tensors a folder, and for "
             "safetensors as of decompress.",
         ),
+        Use.WRITTEN,
     ],
     to: Annotated[
         str,

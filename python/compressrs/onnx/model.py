@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from compressrs._arrays import Array, as_gradient, is_number
 from compressrs._checks import file_path, flag
 from compressrs._files import stream_atomically, write_atomically
-from compressrs._paths import open_regular
+from compressrs._paths import open_regular, require_distinct
 from compressrs.onnx._graph import Index, Scope, label, role, tensors, unknown_operators
 from compressrs.onnx._tensors import (
     External,
@@ -257,8 +257,9 @@ class Model(Mapping[str, Array]):
         OSError
             If a file cannot be read or written; an existing model is then unchanged.
         ValueError
-            If onnx finds the model to be invalid, which it was not before, or it is larger than
-            2 GB without external data. Nothing is written then.
+            If onnx finds the model to be invalid, which it was not before, it is larger than
+            2 GB without external data, or `path` is a file of data that it still reads. Nothing is
+            written then.
         """
         target = Path(os.path.realpath(file_path(path)))
         if external_data is None:
@@ -267,6 +268,8 @@ class Model(Mapping[str, Array]):
             external = flag(external_data, "external_data")
         if self._valid and (problem := self._problem()) is not None:
             raise ValueError(f"the model would not be valid: {problem}")
+        read = [own.external.path for own in self._stored.values() if own.external is not None]
+        require_distinct({"path": target}, {"the file that the model's data are read from": read})
         old = written_beside(target)
         if external:
             for own, place in self._write_external(target):

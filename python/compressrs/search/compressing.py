@@ -16,7 +16,7 @@ import numpy as np
 from compressrs._arrays import Array
 from compressrs._checks import count, file_path, function, number
 from compressrs._files import publish
-from compressrs._paths import require_replaceable
+from compressrs._paths import require_distinct, require_replaceable
 from compressrs.checkpoint import Recipe, Report, Rule
 from compressrs.checkpoint import compress as compress_checkpoint
 from compressrs.checkpoint import open as open_checkpoint
@@ -150,7 +150,8 @@ def compress(
     ------
     TypeError, ValueError
         If an argument is none of these, or as `measure`; if not even the smallest result has
-        such a loss; if `destination` exists as a folder.
+        such a loss; if `destination` exists as a folder, or is a file of
+        the checkpoint.
     InfeasibleError
         If no choice is within the budgets; the message says what the least is.
     OSError
@@ -341,6 +342,8 @@ class _OfCheckpoint(_Maker):
         if self.destination.is_dir():
             raise ValueError(f"destination must not exist as a folder: {destination}")
         require_replaceable(self.destination)
+        with open_checkpoint(path) as c:
+            require_distinct({"destination": self.destination}, {"model": c.files.paths})
         if not self.destination.parent.is_dir():
             raise FileNotFoundError(
                 f"the folder {self.destination.parent} of the destination does not exist"

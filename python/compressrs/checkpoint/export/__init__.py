@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compressrs._checks import choice, file_path, function
+from compressrs._paths import require_distinct
 from compressrs.checkpoint.export import compressed_tensors, gguf, npz, onnx
 from compressrs.checkpoint.reader import Checkpoint
 
@@ -64,7 +65,7 @@ def export(
     OSError
         If something cannot be read or written.
     ValueError
-        If `src` is damaged, or holds what the format cannot.
+        If `src` is damaged, or holds what the format cannot; if `dst` is one of its files.
     ModuleNotFoundError
         If the format needs a package that is not installed.
     """
@@ -78,5 +79,6 @@ def export(
         decompress(src, dst, progress=progress)
         return
     with Checkpoint(src) as c:
+        require_distinct({"dst": dst}, {"src": c.files.paths})
         _FORMATS[to](c, Path(os.path.realpath(dst)), progress or (lambda done, total: None))
         c.files.check_unchanged()
