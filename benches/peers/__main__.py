@@ -56,6 +56,7 @@ ALL = {
     "few_bytes": few_bytes.few_bytes,
     "mlp": optim.mlp,
     "csr": csr.csr,
+    "csr_training": csr.training,
     "csr_grid": csr.grid,
     "csr_real": csr_real.csr_real,
     "csr_crossover": csr_real.crossover,
@@ -84,7 +85,7 @@ ALL = {
 }
 
 #: Short ones, of several families.
-QUICK = ("overhead", "fused", "distill", "csr", "linear", "quantized_products_1536x384")
+QUICK = ("overhead", "fused", "distill", "csr_training", "linear", "quantized_products_1536x384")
 
 #: Variables of the environment that decide how fast contenders are.
 SETTINGS = (
@@ -131,8 +132,9 @@ def main():
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to this file")
     arguments = parser.parse_args()
-    # Those of single shapes are parts of another.
-    all_names = [n for n in ALL if not n.startswith(("csr_real_", "quantized_products_"))]
+    # The others are parts of these.
+    parts = ("csr_training", "csr_real_", "quantized_products_")
+    all_names = [n for n in ALL if not n.startswith(parts)]
     names = arguments.names or (QUICK if arguments.quick else all_names)
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ALL)}")
