@@ -320,6 +320,28 @@ def test_forked_children_work_after_the_parent_used_its_pool():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_children_of_a_process_whose_threads_look_for_work_have_threads_of_their_own():
+    """A fork right after a kernel, while threads are awake that the child does not have."""
+    code = (
+        "import os, threading, compressrs as c, numpy as np\n"
+        f"p, g = np.ones({N}, 'f4'), np.ones({N}, 'f4')\n"
+        "opt = c.optim.Adam(p)\n"
+        "def threads(): return len(os.listdir('/proc/self/task'))\n"
+        "for _ in range(30):\n"
+        "    opt.step(g)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        alone = threads() == 1\n"
+        "        for _ in range(3): opt.step(g)\n"
+        "        os._exit(not alone or threads() != 2)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "opt.step(g)\n"
+    )
+    child = in_child(code, COMPRESSRS_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1")
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_an_optimizer_that_another_thread_steps_at_the_fork_is_not_locked_in_the_child():
     p = np.ones(3_000_000, np.float32)
     opt = cr.optim.Adam(p)
@@ -342,6 +364,35 @@ def test_an_optimizer_that_another_thread_steps_at_the_fork_is_not_locked_in_the
     finally:
         stop.set()
         thread.join()
+
+
+def test_the_number_of_threads_changes_while_others_step():
+    """Pools end and begin while their threads work, look for work and sleep."""
+    before = cr.get_num_threads()
+    stop = threading.Event()
+    arrays = [np.ones(N, np.float32) for _ in range(3)]
+
+    def work(p):
+        opt, g = cr.optim.SGD(p, lr=1.0), np.ones_like(p)
+        while not stop.is_set():
+            opt.step(g)
+            np.testing.assert_array_equal(p, p[0])
+        results.append(opt.state[0]["step"] + p[0] == 1)
+
+    results: list[bool] = []
+    threads = [threading.Thread(target=work, args=(p,)) for p in arrays]
+    try:
+        for thread in threads:
+            thread.start()
+        for n in [1, 2, 3, 4] * 25:
+            cr.set_num_threads(n)
+            stop.wait(0.002)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=120)
+        cr.set_num_threads(before)
+    assert results == [True] * 3
 
 
 def test_eight_threads_with_their_own_optimizers():
@@ -412,9 +463,10 @@ def test_the_gil_is_released():
     assert ticks > 1
 
 
-def test_clean_exit_after_use():
+@pytest.mark.parametrize("threads", [2, 3])
+def test_clean_exit_after_use(threads):
     code = (
-        "import compressrs as c, numpy as np; c.set_num_threads(3)\n"
+        f"import compressrs as c, numpy as np; c.set_num_threads({threads})\n"
         f"c.optim.Adam(np.ones({N})).step(np.ones({N}))"
     )
     child = in_child(code)

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 #[cfg(loom)]
 use loom::{
@@ -18,9 +19,7 @@ use std::{
     thread::{self, Thread},
 };
 
-/// How often to look whether the last parts are finished before sleeping: some
-/// 20 microseconds, what it costs to be woken.
-const SPINS: usize = if cfg!(loom) { 0 } else { 500 };
+use super::affinity;
 
 /// A loop that several threads take parts from.
 pub struct Loop {
@@ -33,6 +32,8 @@ pub struct Loop {
     /// Parts not finished yet.
     left: AtomicUsize,
     caller: Thread,
+    /// Where the caller was when it began.
+    cpu: Option<usize>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -57,8 +58,15 @@ impl Loop {
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(parts),
             caller: thread::current(),
+            cpu: affinity::current(),
             panic: Mutex::new(None),
         }
+    }
+
+    /// As `work`, on a thread that keeps off the caller's CPU.
+    pub fn help(&self) {
+        affinity::leave(self.cpu);
+        self.work();
     }
 
     /// Runs parts until none is left to take. A panic of one is kept for `finish`.
@@ -79,18 +87,18 @@ impl Loop {
         }
     }
 
-    /// Waits on the caller's thread until all parts are finished.
+    /// Waits on the caller's thread until all parts are finished: looks for as long as `patience`,
+    /// and then sleeps.
     ///
     /// # Unwinds
     /// With the panic of a part.
-    pub fn finish(&self) {
-        let mut spins = SPINS;
+    pub fn finish(&self, patience: Duration) {
+        let start = Instant::now();
         while self.left.load(Ordering::Acquire) > 0 {
-            if spins > 0 {
-                spins -= 1;
-                std::hint::spin_loop();
-            } else {
+            if cfg!(loom) || start.elapsed() > patience {
                 thread::park();
+            } else {
+                std::hint::spin_loop();
             }
         }
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -112,7 +120,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| this.work());
             this.work();
-            let found = catch_unwind(AssertUnwindSafe(|| this.finish())).unwrap_err();
+            let found = catch_unwind(AssertUnwindSafe(|| this.finish(Duration::ZERO))).unwrap_err();
             assert!(found.downcast_ref::<String>().unwrap().contains("the third"));
         });
         assert_eq!(this.left.load(Ordering::Relaxed), 0);
@@ -151,7 +159,7 @@ mod model {
                     })
                     .collect();
                 this.work();
-                this.finish();
+                this.finish(Duration::ZERO);
                 for cell in &cells.0 {
                     // SAFETY: no part is running.
                     cell.with(|cell| assert_eq!(unsafe { *cell }, 1));

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod handshake;
+mod helpers;
 pub mod memory;
 pub mod parallel;
 pub mod scratch;

@@ -1,24 +1,25 @@
 //! Our own thread pool: lazy, resizable, safe after fork.
 //!
-//! The pool is not rayon's global one, since that cannot be resized and hangs in
-//! a forked child, whose threads are gone. Ours belongs to a process: the
-//! `Runtime` remembers the process id it was made in, and a child that finds
-//! its parent's makes a new one. The parent's is leaked there on purpose: its
-//! locks may be held by threads that do not exist in the child.
+//! The pool belongs to a process: the `Runtime` remembers the process id it was
+//! made in, and a forked child, which has none of its parent's threads, makes a
+//! new one. The parent's is leaked there on purpose: its locks may be held by
+//! threads that do not exist in the child. What the threads do between loops is
+//! in `helpers`.
 //!
 //! Splitting never decides a result: elementwise kernels do not care, and
 //! reductions use [`reduce`], whose tree depends on the length alone.
 
+use std::cell::Cell;
 use std::iter::successors;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::time::Instant;
 
 use super::handshake::Loop;
-use super::{affinity, memory};
+use super::helpers::{Helpers, LONGEST};
+use super::memory;
 
 /// Name of the environment variable that sets the number of threads.
 pub const ENV: &str = "COMPRESSRS_NUM_THREADS";
@@ -32,14 +33,14 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// The pool of one process.
 struct Runtime {
     pid: u32,
-    pool: Mutex<Option<Helpers>>,
+    pool: Mutex<Option<Pool>>,
 }
 
 /// The threads besides the caller's.
-struct Helpers {
+struct Pool {
     /// How many were asked for; there are fewer where memory did not suffice.
     wanted: usize,
-    pool: Arc<ThreadPool>,
+    helpers: Arc<Helpers>,
 }
 
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
@@ -124,38 +125,63 @@ pub fn shutdown() {
     drop(old);
 }
 
-/// The pool, or None where work should run on the caller's thread: for one
+/// The helpers, or None where work should run on the caller's thread: for one
 /// thread, or where threads cannot be started.
-fn pool() -> Option<Arc<ThreadPool>> {
+fn helpers() -> Option<Arc<Helpers>> {
     let wanted = num_threads().ok().filter(|&n| n > 1)? - 1;
     let mut slot = runtime().pool.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.as_ref().is_none_or(|helpers| helpers.wanted != wanted) {
+    if slot.as_ref().is_none_or(|pool| pool.wanted != wanted) {
         *slot = None;
-        let pool = successors(Some(wanted), |n| Some(n / 2)).take_while(|&n| n > 0).find_map(start);
-        *slot = pool.map(|pool| Helpers { wanted, pool: Arc::new(pool) });
+        let fewer = successors(Some(wanted), |n| Some(n / 2)).take_while(|&n| n > 0);
+        let helpers = { fewer }.find_map(Helpers::start);
+        *slot = helpers.map(|helpers| Pool { wanted, helpers: Arc::new(helpers) });
     }
-    slot.as_ref().map(|helpers| Arc::clone(&helpers.pool))
+    slot.as_ref().map(|pool| Arc::clone(&pool.helpers))
 }
 
-/// Address space that a thread takes until it works: its stack, of 2 MiB, and its thread-local
-/// data and first allocations.
-const MEMORY_OF_THREAD: usize = 4 << 20;
+/// As [`helpers`], but None unless one is awake and has nothing to do.
+fn lingering() -> Option<Arc<Helpers>> {
+    let slot = runtime().pool.lock().unwrap_or_else(PoisonError::into_inner);
+    slot.as_ref().map(|pool| &pool.helpers).filter(|helpers| helpers.lingering()).map(Arc::clone)
+}
 
-/// Starts so many threads; None where memory may not suffice.
-///
-/// The C library aborts the process if it cannot allocate a thread's thread-local data, which
-/// happens at their first use, on that thread. So memory is looked for first, and the
-/// threads have used theirs before other work can take it.
-fn start(threads: usize) -> Option<ThreadPool> {
-    // Reserved, never touched, and released again.
-    drop(memory::try_with_capacity::<u8>(threads.checked_mul(MEMORY_OF_THREAD)?)?);
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("compressrs-{i}"))
-        .build()
-        .ok()?;
-    pool.broadcast(|_| ());
-    Some(pool)
+/// Loops of a thread, of a grain or more, of which each began soon after the one before.
+#[derive(Clone, Copy)]
+struct Row {
+    loops: usize,
+    end: Option<Instant>,
+}
+
+thread_local! {
+    static ROW: Cell<Row> = const { Cell::new(Row { loops: 0, end: None }) };
+}
+
+impl Row {
+    /// Begins a loop of this thread.
+    fn next() -> Self {
+        let Row { loops, end } = ROW.get();
+        let follows = end.is_some_and(|end| end.elapsed() <= LONGEST);
+        Row { loops: if follows { loops.saturating_add(1) } else { 1 }, end }
+    }
+
+    /// The helpers for this loop.
+    ///
+    /// Waking them pays for a long loop, and for a shorter one if others follow, for which
+    /// they are awake then.
+    fn helpers(self, len: usize, grain: usize) -> Option<Arc<Helpers>> {
+        let pays = match len / grain.max(1) {
+            // Many grains may be a single item.
+            2.. if grain == 1 => true,
+            4.. => true,
+            2.. => self.loops >= 2,
+            _ => self.loops >= 4,
+        };
+        if pays { helpers() } else { lingering() }
+    }
+
+    fn end(self) {
+        ROW.set(Row { end: Some(Instant::now()), ..self });
+    }
 }
 
 /// Parts that a loop is divided into, for each thread: enough that a thread
@@ -163,11 +189,11 @@ fn start(threads: usize) -> Option<ThreadPool> {
 const PARTS: usize = 8;
 
 /// Calls `body` on parts of `range`, in parallel where the range is longer than
-/// two grains.
+/// a grain and helpers are awake, or worth waking.
 ///
 /// `grain` is the number of items that are worth a task of their own: about 20
-/// microseconds of work, twice what it takes to wake a sleeping thread. Parts
-/// start at multiples of `align` items from the start of the range.
+/// microseconds of work. Parts start at multiples of `align` items from the start
+/// of the range.
 ///
 /// The caller works too, and never waits for a thread that has not begun: on a
 /// machine whose CPUs are taken (another library's threads that spin while they
@@ -179,37 +205,34 @@ pub fn for_each(
     body: impl Fn(Range<usize>) + Sync,
 ) {
     let len = range.len();
-    if len < 2 * grain {
+    if len < grain {
         return body(range);
     }
-    let Some(pool) = pool() else { return body(range) };
-    let threads = pool.current_num_threads() + 1;
-    // Half a grain once threads are awake, so that few parts divide evenly.
-    let size = grain.div_ceil(2).max(len.div_ceil(PARTS * threads)).next_multiple_of(align);
-    let parts = len.div_ceil(size);
-    let of_part = |part: usize| {
-        let start = range.start + part * size;
-        body(start..range.end.min(start + size));
-    };
-    run(&pool, parts, &of_part);
+    let row = Row::next();
+    match row.helpers(len, grain) {
+        None => body(range),
+        Some(helpers) => {
+            // Half a grain once threads are awake, so that few parts divide evenly.
+            let size = len.div_ceil(PARTS * (helpers.threads() + 1));
+            let size = grain.div_ceil(2).max(size).next_multiple_of(align);
+            run(&helpers, len.div_ceil(size), &|part| {
+                let start = range.start + part * size;
+                body(start..range.end.min(start + size));
+            });
+        }
+    }
+    row.end();
 }
 
-/// Runs the parts of a loop on the pool and on this thread.
-fn run(pool: &ThreadPool, parts: usize, body: &(dyn Fn(usize) + Sync)) {
+/// Runs the parts of a loop on this thread and those of the helpers that come.
+fn run(helpers: &Helpers, parts: usize, body: &(dyn Fn(usize) + Sync)) {
     // SAFETY: `finish` returns after the last part, before `body` ends, and nothing
-    // before it returns from here: `work` hands on panics of the parts, and the pool
-    // catches those of a thread.
+    // before it returns from here or unwinds: `work` keeps panics of the parts for it.
     let shared = Arc::new(unsafe { Loop::new(parts, body) });
-    let cpu = affinity::current();
-    for _ in 0..pool.current_num_threads().min(parts - 1) {
-        let helper = Arc::clone(&shared);
-        pool.spawn(move || {
-            affinity::leave(cpu);
-            helper.work();
-        });
-    }
+    helpers.ask(parts.saturating_sub(1), &shared);
     shared.work();
-    shared.finish();
+    helpers.dismiss(&shared);
+    shared.finish(helpers.patience());
 }
 
 /// Maps blocks of `block` items (the last may be shorter) and combines the
@@ -334,6 +357,46 @@ mod tests {
             });
             assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{len}");
         }
+    }
+
+    #[test]
+    fn loops_of_several_callers_and_within_loops_are_complete() {
+        let before = num_threads().unwrap();
+        set_num_threads(3).unwrap();
+        let total = AtomicUsize::new(0);
+        let inner = |_| {
+            for_each(0..100, 1, 1, |part| {
+                total.fetch_add(part.len(), Ordering::Relaxed);
+            });
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| for_each(0..50, 1, 1, |part| part.for_each(inner)));
+            }
+        });
+        set_num_threads(before).unwrap();
+        assert_eq!(total.into_inner(), 4 * 50 * 100);
+    }
+
+    #[test]
+    fn the_pool_works_after_a_panic_of_a_part_and_while_it_is_resized() {
+        let before = num_threads().unwrap();
+        for n in (2..5).cycle().take(30) {
+            set_num_threads(n).unwrap();
+            let failed = std::panic::catch_unwind(|| {
+                for_each(0..64, 1, 1, |part| {
+                    // No message.
+                    std::panic::resume_unwind(Box::new(part.start));
+                });
+            });
+            assert!(failed.is_err_and(|payload| payload.is::<usize>()));
+            let total = AtomicUsize::new(0);
+            for_each(0..64, 1, 1, |part| {
+                total.fetch_add(part.len(), Ordering::Relaxed);
+            });
+            assert_eq!(total.into_inner(), 64);
+        }
+        set_num_threads(before).unwrap();
     }
 
     #[test]
