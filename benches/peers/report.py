@@ -1,4 +1,4 @@
-"""Writes the tables and the picture of docs/ from what runs of the benchmarks kept.
+"""Writes tables and pictures of docs/ from what runs of the benchmarks kept.
 
 python -m benches.peers.report              # after any run with --json benches/results/NAME.json
 python -m benches.peers.report --commands   # print the commands of the runs, to make them anew
@@ -9,46 +9,21 @@ that name, or of all that match it. All else is written by hand.
 """
 
 import argparse
-import json
 import re
-import statistics
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benches.peers import roofline, tables
+from benches.peers import front, roofline, tables
+from benches.peers.runs import RESULTS, load, settings
 
 ROOT = Path(__file__).parents[2]
-RESULTS, DOCS = ROOT / "benches" / "results", ROOT / "docs"
+DOCS = ROOT / "docs"
 #: The page that says where and how the runs were made.
 SPEED = DOCS / "speed.md"
 
 MARKS = re.compile(
     r"(?<=<!-- figures: )(?P<names>[^>]*)( -->\n).*?(?=<!-- end of figures -->)", re.DOTALL
 )
-
-
-def load(folder=RESULTS):
-    """Return the runs by name: files, and folders with the parts of a run."""
-    runs = {}
-    for path in sorted(folder.rglob("*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        name = path.stem if path.parent == folder else path.parent.name
-        runs.setdefault(name, []).append(run)
-    return {name: merged(name, parts) for name, parts in runs.items()}
-
-
-def merged(name, parts):
-    """Return the parts of a run as one, with the median of the peaks."""
-    first = parts[0]
-    if any((p["machine"], settings(p)) != (first["machine"], settings(first)) for p in parts):
-        raise ValueError(f"the files in benches/results/{name} are of several machines or settings")
-    results = {}
-    for part in parts:
-        for benchmark, found in part["results"].items():
-            results.setdefault(benchmark, []).extend(found)
-    peaks = {p: statistics.median(part["peaks"][p] for part in parts) for p in first["peaks"]}
-    commands = [part["command"] for part in parts]
-    return {**first, "commands": commands, "results": results, "peaks": peaks}
 
 
 def page(path, runs):
@@ -79,15 +54,6 @@ def figures(names, runs, link):
     if not parts:
         raise ValueError(f"no run in {RESULTS} has figures of {' or '.join(names)}")
     return "\n\n".join(parts)
-
-
-def settings(run):
-    """Return the instruction set and the threads of a run."""
-    level = run["configuration"]["instruction set"].split()[0]
-    threads = int(run["configuration"]["threads"])
-    if run["thread_time"]:
-        return f"{level}, CPU time of one thread"
-    return f"{level}, {threads} thread{'s' * (threads > 1)}"
 
 
 def about(runs):
@@ -132,6 +98,12 @@ def pages():
     return [p for p in sorted(DOCS.glob("*.md")) if MARKS.search(p.read_text(encoding="utf-8"))]
 
 
+def pictures(runs, folder):
+    """Write the pictures of the pages."""
+    roofline.draw(runs, folder / "roofline.svg")
+    front.draw(runs, folder)
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m benches.peers.report",
@@ -145,7 +117,7 @@ def main():
         return
     for path in pages():
         path.write_text(page(path, runs), encoding="utf-8")
-    roofline.draw(runs, DOCS / "roofline.svg")
+    pictures(runs, DOCS)
 
 
 if __name__ == "__main__":

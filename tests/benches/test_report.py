@@ -4,12 +4,13 @@ import json
 import re
 import shlex
 
+import matplotlib
 import pytest
 
-from benches.peers import measure, report, roofline
+from benches.peers import measure, report, roofline, runs
 from compressrs.doctor import Peaks
 
-RUNS = report.load()
+RUNS = runs.load()
 PAGES = report.pages()
 
 
@@ -48,13 +49,14 @@ def test_the_picture_is_of_the_same_figures():
         assert f">{dot.label}<" in text
 
 
-def test_the_picture_is_drawn_anew(tmp_path):
-    matplotlib = pytest.importorskip("matplotlib")
-    kept = (report.DOCS / "roofline.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["roofline", "front_train", "front_prune", "front_compress"])
+def test_pictures_are_drawn_anew(name, tmp_path):
+    """By the same version of matplotlib, to the byte."""
+    kept = (report.DOCS / f"{name}.svg").read_text(encoding="utf-8")
     if f"Matplotlib v{matplotlib.__version__}" not in kept:
         pytest.skip("drawn by another version of matplotlib")
-    roofline.draw(RUNS, tmp_path / "roofline.svg")
-    assert (tmp_path / "roofline.svg").read_text(encoding="utf-8") == kept
+    report.pictures(RUNS, tmp_path)
+    assert (tmp_path / f"{name}.svg").read_text(encoding="utf-8") == kept
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -75,9 +77,9 @@ def test_a_page_without_its_run_is_refused():
 
 def test_parts_of_a_run_are_of_one_machine():
     run = RUNS["optim"]
-    assert report.merged("both", [run, run])["results"]["adam"] == 2 * run["results"]["adam"]
+    assert runs.merged("both", [run, run])["results"]["adam"] == 2 * run["results"]["adam"]
     with pytest.raises(ValueError, match="benches/results/both are of several"):
-        report.merged("both", [run, {**run, "machine": "another"}])
+        runs.merged("both", [run, {**run, "machine": "another"}])
 
 
 def test_what_binds_takes_the_longest():
@@ -99,7 +101,7 @@ def test_a_run_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     peers.main()
     assert "Adam, 100 elements" in capsys.readouterr().out
-    run = report.load(kept.parent)["kept"]
+    run = runs.load(kept.parent)["kept"]
     assert run["commands"] == [
         f"OPENBLAS_NUM_THREADS=1 python -m benches.peers overhead --quick --json {kept}"
     ]

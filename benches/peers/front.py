@@ -1,20 +1,16 @@
-"""Draws docs/front_*.svg, the pictures of the front page, from tables of measurements.
+"""The pictures of the front page, which stand side by side where there is space for it.
 
-python -m benches.picture
-
-The figures are read from README.md (`compressrs demo`), benches/results/ (`python -m benches.peers
-adam`) and docs/checkpoints.md (`python -m benches.quality.minilm`), so that the pictures say what
-the pages say. They stand side by side where there is space for it.
+The figures are those of runs (`python -m benches.peers adam`), and of the tables of README.md
+(`compressrs demo`) and docs/checkpoints.md (`python -m benches.quality.minilm`).
 """
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benches.peers import report
 from benches.quality.report import save
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: Readable on a light and on a dark page.
 OURS, OTHERS, TEXT = "#3d85c6", "#a0a6b0", "#767676"
 #: Where bars on a logarithmic scale begin, so that 1 is seen.
@@ -43,7 +39,7 @@ def number(text):
     return float(text.replace(",", "").rstrip("%"))
 
 
-def bars(name, title, what, rows, log=False):
+def bars(path, title, what, rows, log=False):
     """Draw horizontal bars: name, value, what stands behind the name, whether it is ours."""
     figure = Figure(figsize=(2.4, 2.3), layout="constrained")
     figure.patch.set_alpha(0)
@@ -61,12 +57,12 @@ def bars(name, title, what, rows, log=False):
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", pad=16, color=TEXT)
     axes.text(0, 1.02, what, transform=axes.transAxes, fontsize=8, color=TEXT)
     axes.set_axis_off()
-    save(figure, ROOT / "docs" / f"front_{name}.svg")
+    save(figure, path)
 
 
-def step_times():
+def step_times(runs):
     """Return the times of an Adam step over ours, for many weights and for many tensors."""
-    found = [r for run in report.load().values() for r in run["results"].get("adam", ())]
+    found = [r for run in runs.values() for r in run["results"].get("adam", ())]
     seconds = {result["title"]: result["seconds"] for result in found}
     rows = [("compressrs", 1.0, "1", True)]
     for peer, short in (("Torch fused", "PyTorch"), ("NumPy", "NumPy")):
@@ -111,11 +107,11 @@ def checkpoints():
     return rows
 
 
-def main():
-    bars("train", "Train", "time of an Adam step, log scale", step_times(), log=True)
-    bars("prune", "Prune and distill", "bytes of a digit classifier", digit_models())
-    bars("compress", "Compress", "bytes of all-MiniLM-L6-v2", checkpoints())
-
-
-if __name__ == "__main__":
-    main()
+def draw(runs, folder):
+    """Write the pictures."""
+    steps = step_times(runs)
+    bars(folder / "front_train.svg", "Train", "time of an Adam step, log scale", steps, log=True)
+    models = digit_models()
+    bars(folder / "front_prune.svg", "Prune and distill", "bytes of a digit classifier", models)
+    files = checkpoints()
+    bars(folder / "front_compress.svg", "Compress", "bytes of all-MiniLM-L6-v2", files)
