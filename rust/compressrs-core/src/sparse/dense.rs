@@ -285,6 +285,11 @@ pub(super) struct SharedMatrix<'a, T> {
 }
 
 impl<T: Float> SharedMatrix<'_, T> {
+    /// Whether the elements of a row follow one another.
+    pub fn has_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+
     /// Where `height` rows of `width` elements begin, and elements from one to the next, if
     /// those of a row follow one another. They may be written while nothing else refers to
     /// them.
@@ -294,7 +299,7 @@ impl<T: Float> SharedMatrix<'_, T> {
         (top, left): (usize, usize),
         (height, width): (usize, usize),
     ) -> Option<(*mut T, usize)> {
-        if self.column_stride != 1 || height == 0 {
+        if !self.has_rows() || height == 0 {
             return None;
         }
         let start = top * self.row_stride + left;

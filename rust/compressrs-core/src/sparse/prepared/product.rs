@@ -23,6 +23,9 @@ const GRAIN: usize = 64 * 1024;
 /// Reads of each row of the dense matrix that pay for a copy of it which is aligned.
 const PACK: usize = 12;
 
+/// Elements of a dense matrix that stay in the second level of each thread's cache.
+const SHARED: usize = 256 * 1024;
+
 /// Bytes of a panel's rows, at most.
 const PANEL: usize = 256;
 
@@ -192,7 +195,11 @@ impl<T: Float> Product<'_, T> {
         let block = |panel: Panel| x.block(0..x.rows(), panel.left..panel.left + panel.width);
         let threads = parallel::num_threads().unwrap_or(1);
         let grain = GRAIN.div_ceil(cycles(panels[0].padded));
-        if panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads {
+        // Panels of one row of the result touch a line of the cache both, which threads then
+        // take from each other; but a large panel should stay in a thread's cache.
+        let by_bands = self.y.has_rows() && memory::product(x.rows(), x.columns()) <= SHARED;
+        let even = panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads;
+        if even && !by_bands {
             // Each task packs its panels, which are still in its cache then.
             parallel::for_each(0..panels.len(), grain.div_ceil(bands.max(1)), 1, |some| {
                 for panel in &panels[some] {
@@ -204,13 +211,14 @@ impl<T: Float> Product<'_, T> {
         }
         let rows =
             memory::collect(panels.iter().map(|panel| block(*panel).to_rows(panel.padded, align)));
-        parallel::for_each(0..panels.len() * bands, grain, 1, |mut some| {
-            while !some.is_empty() {
-                let panel = some.start / bands;
-                let end = some.end.min((panel + 1) * bands);
-                let part = some.start - panel * bands..end - panel * bands;
-                self.multiply(&rows[panel], panels[panel], part);
-                some.start = end;
+        parallel::for_each(0..panels.len() * bands, grain, 1, |some| {
+            for task in some {
+                let (panel, band) = if by_bands {
+                    (task % panels.len(), task / panels.len())
+                } else {
+                    (task / bands, task % bands)
+                };
+                self.multiply(&rows[panel], panels[panel], band..band + 1);
             }
         });
     }
