@@ -62,9 +62,8 @@ impl<T: Float> WithVector<T> for Dots<'_, '_, T> {
     #[inline(always)]
     fn run<V: Vector<T>, const R: usize, const Q: usize>(self) {
         let Dots { a, b, bias, columns, out } = self;
-        let inner = a.columns();
-        let row = |i: usize| &a.data()[i * a.row_stride()..][..inner];
-        let column = |j: usize| &b.data()[j * b.column_stride()..][..inner];
+        let row = |i: usize| a.line(i);
+        let column = |j: usize| b.transposed().line(j);
         for first in columns.clone().step_by(COLUMNS) {
             let last = columns.end - 1;
             // Columns beyond the last are computed once more, but not stored.
@@ -122,6 +121,42 @@ fn dots<T: Float, V: Vector<T>>(x: &[T], y: [&[T]; COLUMNS]) -> [T; COLUMNS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_without_rows_columns_or_inner_length() {
+        let data = [1.0f32; 4];
+        for (rows, inner, columns) in
+            (0..8).map(|i| [i & 1, i >> 1 & 1, i >> 2 & 1]).map(|[a, b, c]| (3 * a, 2 * b, 2 * c))
+        {
+            let all: [f32; 6] = [1.0; 6];
+            // However rows and columns lie.
+            let of = |rows: usize, columns: usize| {
+                let whole = Matrix::row_major(&all[..6], 3, 2);
+                [
+                    Matrix::row_major(&all[..rows * columns], rows, columns),
+                    Matrix::row_major(&all[..rows * columns], columns, rows).transposed(),
+                    if rows <= 3 && columns <= 2 {
+                        whole.block(0..rows, 0..columns)
+                    } else {
+                        whole.transposed().block(0..rows, 0..columns)
+                    },
+                ]
+            };
+            let bias = &data[..columns];
+            for a in of(rows, inner) {
+                for b in of(inner, columns) {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    super::super::gemm::affine(a, b, Some(bias), &mut out);
+                    assert!(out.iter().all(|y| *y == 1.0 + inner as f32), "{a:?} {b:?}");
+                    super::super::gemm::multiply(2.0, a, b, None, &mut out);
+                    assert!(out.iter().all(|y| *y == 2.0 * inner as f32), "{a:?} {b:?}");
+                }
+                let mut square = vec![f32::NAN; rows * rows];
+                super::super::gemm::multiply_by_transpose(1.0, a, None, &mut square);
+                assert!(square.iter().all(|y| *y == inner as f32), "{a:?}");
+            }
+        }
+    }
 
     #[test]
     fn few_rows_are_those_of_the_definition() {

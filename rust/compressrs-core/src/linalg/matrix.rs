@@ -80,6 +80,14 @@ impl<'a, T: Copy> Matrix<'a, T> {
         self.data
     }
 
+    /// Row `i` of a matrix whose columns are next to each other.
+    #[inline(always)]
+    pub(crate) fn line(&self, i: usize) -> &'a [T] {
+        debug_assert!(i < self.rows && (self.column_stride == 1 || self.columns <= 1));
+        // Without columns there is no element where a row would begin.
+        if self.columns == 0 { &[] } else { &self.data[i * self.row_stride..][..self.columns] }
+    }
+
     /// A part of the matrix.
     ///
     /// # Panics

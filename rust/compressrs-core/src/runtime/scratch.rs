@@ -13,6 +13,10 @@ use crate::numeric::element::Number;
 /// Bytes that a thread keeps at most.
 const LIMIT: usize = 32 << 20;
 
+/// Whether scratch memory begins as NaN, or -1, in builds with assertions: so that tests fail
+/// where a kernel reads what it has not written, which is otherwise 0 in a new process.
+const POISON: bool = cfg!(debug_assertions);
+
 /// A line of the cache, to which scratch memory is aligned.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -50,6 +54,9 @@ impl<T: Number> Scratch<T> {
             });
         } else if lines.len() < count {
             lines.resize(count, Line([0; 64]));
+        }
+        if POISON {
+            lines.fill(Line([0xff; 64]));
         }
         Scratch { lines, len, of: std::marker::PhantomData }
     }
@@ -115,6 +122,15 @@ mod tests {
         assert_eq!(second.len(), 1500);
         let third = Scratch::<f32>::new(0);
         assert!(third.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_written_is_not_a_number() {
+        for len in [1, 100, 40] {
+            let mut numbers = Scratch::<f64>::new(len);
+            assert!(!POISON || numbers.iter().all(|x| x.is_nan()));
+            numbers.fill(0.0);
+        }
     }
 
     #[test]

@@ -217,8 +217,7 @@ impl<T: Float> WithWidth<T> for CopyRows<'_, '_, T> {
                 }
             }
             for (i, out) in rows.zip(out.chunks_mut(width)) {
-                let line = &source.data()[i * source.row_stride()..][..source.columns()];
-                copy_short(line, &mut out[..source.columns()]);
+                copy_short(source.line(i), &mut out[..source.columns()]);
             }
             return;
         }
@@ -265,7 +264,7 @@ fn copy_short<T: Copy>(from: &[T], to: &mut [T]) {
 #[inline(always)]
 fn copy<T: Float, const W: usize>(source: &Matrix<'_, T>, rows: Range<usize>, out: &mut [T]) {
     for (i, out) in rows.zip(out.as_chunks_mut::<W>().0) {
-        *out = *source.data()[i * source.row_stride()..].first_chunk().expect("a whole row");
+        *out = *source.line(i).first_chunk().expect("a whole row");
     }
 }
 

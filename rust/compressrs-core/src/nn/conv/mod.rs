@@ -163,6 +163,10 @@ mod tests {
             (3, 1, 1, 13, side(1, 1, 1, 0, 1), side(40, 5, 1, 4, 2)),
             (1, 4, 1, 1, side(5, 3, 4, 5, 1), side(5, 1, 2, 0, 1)),
             (0, 1, 2, 2, side(5, 3, 1, 0, 1), side(5, 3, 1, 0, 1)),
+            // Nothing but padding.
+            (2, 1, 2, 3, side(0, 3, 1, 2, 1), side(5, 3, 1, 2, 1)),
+            (1, 2, 1, 40, side(4, 2, 2, 1, 1), side(0, 2, 1, 3, 2)),
+            (1, 1, 3, 1, side(0, 1, 1, 1, 1), side(0, 2, 3, 2, 1)),
             // Many filters, which the gradient of the kernel takes as lanes.
             (2, 2, 3, 37, side(5, 3, 1, 1, 1), side(70, 3, 2, 1, 1)),
             (1, 1, 2, 100, side(9, 2, 1, 0, 2), side(33, 3, 1, 2, 1)),

@@ -128,10 +128,11 @@ impl Layout {
         first: usize,
         out: &mut [T],
     ) {
-        let channels = source.chunks_exact((rows.source * columns.source).max(1));
+        let of_channel = rows.source * columns.source;
         let planes = out.chunks_exact_mut((self.plane * self.planes).max(1));
         let height = self.band + rows.reach;
-        for (channel, planes) in channels.zip(planes) {
+        for (c, planes) in planes.enumerate() {
+            let channel = &source[c * of_channel..(c + 1) * of_channel];
             let mut planes = planes.chunks_exact_mut(self.plane);
             for &y in &rows.phases {
                 for &x in &columns.phases {

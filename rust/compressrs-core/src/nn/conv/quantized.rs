@@ -239,7 +239,7 @@ impl Kernel for Encode<'_, '_> {
             if !inside || columns.padding > 0 {
                 to.fill(scaling.zero());
             }
-            if !inside {
+            if !inside || columns.input == 0 {
                 continue;
             }
             let scale = scales[plane / planes];
@@ -473,6 +473,8 @@ mod tests {
             (1, 4, 2, 1, side(5, 3, 4, 5, 1), side(5, 1, 2, 0, 1)),
             (70, 1, 9, 17, side(4, 2, 1, 0, 1), side(3, 2, 1, 1, 1)),
             (0, 1, 2, 2, side(5, 3, 1, 0, 1), side(5, 3, 1, 0, 1)),
+            (2, 1, 2, 3, side(5, 3, 1, 2, 1), side(0, 3, 1, 2, 1)),
+            (1, 2, 1, 3, side(0, 2, 1, 1, 1), side(4, 3, 1, 2, 1)),
         ] {
             let g = Geometry { images, groups, channels, filters, rows, columns };
             let [of_x, of_w, of_y] = g.lengths();
