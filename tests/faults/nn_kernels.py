@@ -64,8 +64,9 @@ def cases(size: int) -> Iterator[Case]:
 
 def _channels(n: int, norm: dict[str, np.ndarray]) -> Iterator[Case]:
     x, dy = (_numbers(2, n, 3, n, dtype=np.float32, seed=seed) for seed in range(2))
-    each = {"mean": np.empty(n, np.float32), "var": np.empty(n, np.float32)}
-    yield Case("channel_moments", _core.channel_moments, {"x": x, **each}, ("mean", "var"))
+    each = {name: np.empty(n, np.float32) for name in ("mean", "var", "inverse")}
+    moments = {"x": x, "eps": 1e-5, **each}
+    yield Case("channel_moments", _core.channel_moments, moments, tuple(each))
     shift = {"scale": norm["scale"], "shift": norm["mean"]}
     out = {"x": x, **shift, "out": np.empty_like(x)}
     yield Case("scale_channels", _core.scale_channels, out, ("out",))

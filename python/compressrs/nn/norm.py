@@ -119,7 +119,9 @@ class BatchNorm(Layer):
     .. math:: y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b
 
     In training, mean and variance are those of the batch; their running averages are used in
-    evaluation. Channels are the second axis, for images and for rows.
+    evaluation. Channels are the second axis, for images and for rows. Any finite input is
+    normalized, of numbers whose squares overflow, too; a variance beyond the largest number of
+    `dtype` becomes that number in the running average.
 
     Parameters
     ----------
@@ -192,21 +194,34 @@ class BatchNorm(Layer):
         count = x.size // channels
         if count < 2:
             raise ValueError(f"x must have at least 2 values of each channel, got shape {x.shape}")
-        mean, var = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
-        _core.channel_moments(x, mean, var)
-        inverse = (1 / np.sqrt(var + x.dtype.type(self.eps))).astype(x.dtype)
+        mean, var, inverse = (np.empty(channels, x.dtype) for _ in range(3))
+        _core.channel_moments(x, self.eps, mean, var, inverse)
         scale = self.weight * inverse
-        _core.scale_channels(x, scale, self.bias - mean * scale, y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            shift = self.bias - mean * scale
+            centered = np.isinf(shift) & np.isfinite(mean)
+        if centered.any():
+            # Channels of nearly equal, very large numbers: the mean is subtracted first.
+            x_scaled = x - np.where(centered, mean, 0).reshape(-1, *[1] * (x.ndim - 2))
+            _core.scale_channels(x_scaled, scale, np.where(centered, self.bias, shift), y)
+        else:
+            _core.scale_channels(x, scale, shift, y)
         batches = self.buffers["num_batches_tracked"]
         batches[...] += 1
         weight = 1 / int(batches) if self.momentum is None else self.momentum
-        for name, value in (("mean", mean), ("var", var * (count / (count - 1)))):
+        largest, ratio = np.finfo(x.dtype).max, count / (count - 1)
+        with np.errstate(over="ignore"):
+            # NaN and infinity stay.
+            unbiased = np.where(np.isfinite(var), np.minimum(var * ratio, largest), var)
+        for name, value in (("mean", mean), ("var", unbiased)):
             running = self.buffers[f"running_{name}"]
             if weight == 1:
                 # Whatever the average was, as in the first batch of a mean.
                 running[...] = value
             else:
-                running += x.dtype.type(weight) * (value.astype(x.dtype) - running)
+                # Of halves, whose difference does not overflow.
+                half = x.dtype.type(0.5)
+                running += x.dtype.type(2 * weight) * (half * value - half * running)
         self._keep(x, mean, inverse)
         return y
 

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod conv;
 pub mod embedding;
 pub mod norm;
+mod norm_scaled;
 pub mod pool;
 
 /// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].

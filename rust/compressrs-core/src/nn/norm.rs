@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::norm_scaled::{self, Scaled};
 use crate::numeric::element::Float;
 use crate::numeric::lanes::sum_tree;
 use crate::runtime::parallel::{self, SharedMut};
@@ -18,7 +19,7 @@ const PARTIAL_SUM_ROWS: usize = 64;
 
 /// The sums over `0..n` of the terms that `f` gives.
 #[inline(always)]
-fn sums<T: Float, const K: usize>(n: usize, f: impl Fn(usize) -> [T; K]) -> [T; K] {
+pub(super) fn sums<T: Float, const K: usize>(n: usize, f: impl Fn(usize) -> [T; K]) -> [T; K] {
     let mut lanes = [[T::zero(); LANES]; K];
     let whole = n / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
@@ -90,6 +91,16 @@ impl<T: Float> Kernel for Rows<'_, T> {
                 let d = x[i] - m;
                 [d * d]
             });
+            if !squares.is_finite()
+                && let Some(row) = norm_scaled::moments(width, self.eps, |i| x[i])
+            {
+                (*mean, *scale) = (row.mean, row.inverse);
+                for i in 0..width {
+                    let bias = self.bias.map_or(T::zero(), |bias| bias[i]);
+                    out[i] = row.normal(x[i]).mul_add(self.weight[i], bias);
+                }
+                continue;
+            }
             let s = T::one() / (squares * share + T::from_f64(self.eps)).sqrt();
             (*mean, *scale) = (m, s);
             match self.bias {
@@ -179,6 +190,17 @@ impl<T: Float> Kernel for RowsBackward<'_, T> {
                 let g = dy[i] * weight[i];
                 [g, g * ((x[i] - m) * s)]
             });
+            if !(sum.is_finite() && along.is_finite())
+                && let Some(row) =
+                    norm_scaled::backward(width, (m, s), |i| x[i], |i| dy[i], |i| weight[i])
+            {
+                for i in 0..width {
+                    dx[i] = row.gradient(x[i], dy[i], weight[i]);
+                    dw[i] = dy[i].mul_add(row.normalized(x[i]), dw[i]);
+                    db[i] += dy[i];
+                }
+                continue;
+            }
             let (sum, along) = (sum * share, along * share);
             for i in 0..width {
                 let normal = (x[i] - m) * s;
@@ -212,6 +234,11 @@ impl Channels {
     fn range(self, image: usize, channel: usize) -> Range<usize> {
         let start = (image * self.channels + channel) * self.places;
         start..start + self.places
+    }
+
+    /// Where element `i` of a channel is, counted through all images.
+    fn at(self, channel: usize, i: usize) -> usize {
+        self.range(i / self.places, channel).start + i % self.places
     }
 
     /// Runs a body for ranges of channels.
@@ -279,17 +306,36 @@ impl<T: Float, S: Fn(usize) -> T, F: Fn(usize, T) -> [T; K], const K: usize> Ker
 }
 
 /// Mean and variance (divided by the number, not one less) of each channel.
+#[derive(Debug)]
+pub struct ChannelMoments<'a, T> {
+    /// The mean.
+    pub mean: &'a mut [T],
+    /// The variance; the largest finite number where it is larger.
+    pub var: &'a mut [T],
+    /// `1 / sqrt(var + eps)`, of variances that are too large, too.
+    pub inverse: &'a mut [T],
+}
+
+/// The moments of each channel.
 ///
 /// # Panics
 /// If lengths disagree.
-pub fn channel_moments<T: Float>(shape: Channels, x: &[T], mean: &mut [T], var: &mut [T]) {
+pub fn channel_moments<T: Float>(
+    shape: Channels,
+    x: &[T],
+    eps: f64,
+    ChannelMoments { mean, var, inverse }: ChannelMoments<'_, T>,
+) {
     assert!(x.len() == shape.len());
-    assert!(mean.len() == shape.channels && var.len() == shape.channels);
-    let share = 1.0 / (shape.images * shape.places) as f64;
-    let (mean, var) = (SharedMut::new(mean), SharedMut::new(var));
+    assert!([&*mean, &*var, &*inverse].iter().all(|out| out.len() == shape.channels));
+    let n = shape.images * shape.places;
+    let share = 1.0 / n as f64;
+    let [mean, var, inverse] = [mean, var, inverse].map(SharedMut::new);
     shape.for_each(|part| {
         // SAFETY: parts do not overlap.
-        let (mean, var) = unsafe { (mean.slice(part.clone()), var.slice(part.clone())) };
+        let (mean, var, inverse) = unsafe {
+            (mean.slice(part.clone()), var.slice(part.clone()), inverse.slice(part.clone()))
+        };
         let zero = |_: usize| T::zero();
         let moments = Moments { shape, channels: part.clone(), shift: zero, f: |i, _| [x[i]] };
         for (mean, [sum]) in mean.iter_mut().zip(simd::dispatch(moments)) {
@@ -305,8 +351,14 @@ pub fn channel_moments<T: Float>(shape: Channels, x: &[T], mean: &mut [T], var: 
                 [d * d]
             },
         };
-        for (var, [sum]) in var.iter_mut().zip(simd::dispatch(squares)) {
-            *var = T::from_f64(sum * share);
+        for (k, [sum]) in simd::dispatch(squares).into_iter().enumerate() {
+            var[k] = T::from_f64(sum * share);
+            inverse[k] = T::one() / (var[k] + T::from_f64(eps)).sqrt();
+            if !var[k].is_finite()
+                && let Some(channel) = norm_scaled::moments(n, eps, |i| x[shape.at(first + k, i)])
+            {
+                Scaled { mean: mean[k], var: var[k], inverse: inverse[k], .. } = channel;
+            }
         }
     });
 }
@@ -392,6 +444,26 @@ pub fn batch_norm_backward<T: Float>(
         let totals = simd::dispatch(moments);
         for (k, c) in part.enumerate() {
             let [sum, along] = totals[k];
+            if !(sum.is_finite() && along.is_finite())
+                && let Some(channel) = norm_scaled::backward(
+                    shape.images * shape.places,
+                    (mean[c], scale[c]),
+                    |i| x[shape.at(c, i)],
+                    |i| dy[shape.at(c, i)],
+                    |_| T::one(),
+                )
+            {
+                [db[k], dw[k]] = channel.sums(shape.images * shape.places);
+                for image in 0..shape.images {
+                    let range = shape.range(image, c);
+                    // SAFETY: a channel belongs to one part.
+                    let dx = unsafe { dx.slice(range.clone()) };
+                    for (dx, i) in dx.iter_mut().zip(range) {
+                        *dx = channel.gradient(x[i], dy[i], T::one()) * weight[c];
+                    }
+                }
+                continue;
+            }
             let s = scale[c].to_f64();
             dw[k] = T::from_f64(along * s);
             db[k] = T::from_f64(sum);

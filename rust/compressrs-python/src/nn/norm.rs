@@ -114,23 +114,31 @@ fn channels(x: &Array<'_, '_>) -> PyResult<norm::Channels> {
     }
 }
 
-/// Writes mean and variance of each channel of `[images, channels, ...]`.
+/// Writes mean and variance of each channel of `[images, channels, ...]`, and the inverse of
+/// `sqrt(variance + eps)`.
 #[pyfunction]
 pub fn channel_moments(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
+    eps: f64,
     mean: &Bound<'_, PyAny>,
     var: &Bound<'_, PyAny>,
+    inverse: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let (x, dtype) = first(x, "x")?;
     let shape = channels(&x)?;
     let mut mean = written(mean, "mean", (dtype, "x"), &[shape.channels])?;
     let mut var = written(var, "var", (dtype, "x"), &[shape.channels])?;
-    require_disjoint(&mut [&mut mean, &mut var], [&x])?;
+    let mut inverse = written(inverse, "inverse", (dtype, "x"), &[shape.channels])?;
+    require_disjoint(&mut [&mut mean, &mut var, &mut inverse], [&x])?;
     with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to them here.
-        let (x, mean, var) = unsafe { (x.slice::<T>()?, mean.slice_mut::<T>()?, var.slice_mut::<T>()?) };
-        run(py, || norm::channel_moments(shape, x, mean, var))
+        let (x, moments) = unsafe {
+            let (mean, var) = (mean.slice_mut::<T>()?, var.slice_mut::<T>()?);
+            let inverse = inverse.slice_mut::<T>()?;
+            (x.slice::<T>()?, norm::ChannelMoments { mean, var, inverse })
+        };
+        run(py, || norm::channel_moments(shape, x, eps, moments))
     })
 }
 
