@@ -59,6 +59,8 @@ RULES = {
             {},
             {"warmup": 4, "weight_decay": 0.1},
             {"betas": (0.5, 0.9, 0.95), "alpha": 2, "maximize": True},
+            {"betas": (0.0, 0.9, 0.95), "warmup": 5},
+            {"betas": (0.9, 0.9, 0.0), "warmup": 5},
             {"cautious": True, "weight_decay": 0.1},
         ],
     ),

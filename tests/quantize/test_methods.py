@@ -249,6 +249,27 @@ def test_gradients_of_fake_quantization(scheme, dtype):
     np.testing.assert_allclose(scaled, ds * factor, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", [*INTEGERS, *OTHERS], ids=str)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+def test_fake_quantization_saturates_as_dequantize_does(scheme, kind):
+    if kind == "bfloat16":
+        dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+        top = float(pytest.importorskip("ml_dtypes").finfo(dtype).max)
+    else:
+        dtype, top = np.dtype(kind), float(np.finfo(kind).max)
+    shares = np.random.default_rng(0).uniform(-1, 1, (6, 40))
+    shares[:, ::7] = np.where(np.arange(6) % 2, 1, -1)[:, None]
+    x = (shares * top).astype(dtype)
+    q = quantize(x, scheme)
+    y = fake_quantize(x, scheme)
+    np.testing.assert_array_equal(y, q.dequantize())
+    assert np.isfinite(y.astype(float)).all()
+    if kind in ("float32", "float64") and scheme in INTEGERS:
+        dy = np.full_like(x, 1e-3)
+        dx, dscale = fake_quantize_backward(x, dy, scheme, q.scale, q.zero_point)
+        assert np.isfinite(dx).all() and np.isfinite(dscale).all()
+
+
 def test_fake_quantization_of_what_is_not_finite_or_not_like_it():
     x = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
     one = np.ones((1, 1), np.float32)

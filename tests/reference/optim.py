@@ -286,8 +286,8 @@ def ademamix(
     beta1, beta2, beta3 = betas
     if t < warmup:
         # The number of steps in which an average loses half grows linearly.
-        start, end = (np.log(0.5) / np.log(beta) for beta in (beta1, beta3))
-        beta3 = 0.5 ** (1 / (start + t / warmup * (end - start)))
+        start, end = (np.log(0.5) / np.log(beta) if beta else 0.0 for beta in (beta1, beta3))
+        beta3 = 0.5 ** (1 / (start + t / warmup * (end - start))) if beta3 else beta3
         alpha = alpha * t / warmup
     m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
     v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2

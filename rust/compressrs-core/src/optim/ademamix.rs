@@ -53,11 +53,15 @@ impl AdEmaMix {
             return (self.alpha, beta3);
         }
         let alpha = self.alpha * share;
-        // The half-life grows linearly. Of a decay rate of 0 it is 0.
-        if beta1 == 0.0 || beta3 == 0.0 {
+        if beta3 == 0.0 {
             return (alpha, beta3);
         }
+        // The half-life grows linearly.
         let (start, end) = (beta1.ln(), beta3.ln());
+        if beta1 == 0.0 {
+            // From 0; this is the limit of what follows.
+            return (alpha, (end / share).exp());
+        }
         (alpha, (start * end / ((1.0 - share) * end + share * start)).exp().min(beta3))
     }
 }

@@ -153,13 +153,19 @@ struct Decode;
 impl<E: Element> Step<E::Compute, u8, E> for Decode {
     #[inline(always)]
     fn run(self, coder: impl Coder<E::Compute>, codes: &[u8], x: &mut [E]) {
-        // The last code of a block with the largest finite number may stand for a larger one.
-        let infinity = E::store(num_traits::Float::infinity());
-        let largest = E::from_magnitude(infinity.magnitude() - 1).load();
         for (x, code) in x.iter_mut().zip(codes) {
-            *x = E::store(clamp(coder.decode(*code), -largest, largest));
+            *x = E::store(decoded::<E>(coder, *code));
         }
     }
+}
+
+/// What a code stands for, in an array of `E`: the last code of a block with the largest finite
+/// number may stand for a larger one, which becomes that number.
+#[inline(always)]
+pub(super) fn decoded<E: Element>(coder: impl Coder<E::Compute>, code: u8) -> E::Compute {
+    let infinity = E::store(num_traits::Float::infinity());
+    let largest = E::from_magnitude(infinity.magnitude() - 1).load();
+    clamp(coder.decode(code), -largest, largest)
 }
 
 /// Whether all codes stand for numbers.

@@ -4,6 +4,7 @@
 use num_traits::Float as _;
 
 use super::chunks::{Step, for_each_chunk, grain};
+use super::encode::decoded;
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
 use crate::numeric::element::{Element, Float};
@@ -38,7 +39,7 @@ impl<E: Element> Step<E::Compute, E, E> for RoundTrip {
     fn run(self, coder: impl Coder<E::Compute>, x: &[E], y: &mut [E]) {
         for (y, x) in y.iter_mut().zip(x) {
             let x = x.load();
-            let rounded = coder.decode(coder.encode(x));
+            let rounded = decoded::<E>(coder, coder.encode(x));
             *y = E::store(if x.is_nan() { x } else { rounded });
         }
     }
@@ -111,7 +112,7 @@ impl<E: Element, G: Grid<E::Compute>> Kernel for Backward<'_, E, G> {
             for start in (0..x.len()).step_by(LANES) {
                 for l in 0..LANES.min(x.len() - start) {
                     let (x, dy) = (x[start + l].load(), dy[start + l].load());
-                    let y = coder.decode(coder.encode(x));
+                    let y = decoded::<E>(coder, coder.encode(x));
                     let inside = coder.contains(x);
                     dx[start + l] = E::store(if inside { dy } else { none });
                     let change = (y - if inside { x } else { none }) / scale;

@@ -1,6 +1,7 @@
 //! Rounding in which later weights compensate for the errors of earlier ones:
 //! GPTQ (Frantar et al., arXiv 2210.17323), by the column loop of [`crate::linalg::obs`].
 
+use super::encode::decoded;
 use super::grid::{Coder, Grid};
 use super::layout::Layout;
 use super::range::{range, scale};
@@ -118,7 +119,7 @@ impl<C: Float, G: Grid<C>> Decide for Rounding<'_, C, G> {
         let at = i * self.layout.columns() + j;
         // SAFETY: see the type.
         unsafe { self.codes.slice(at..at + 1)[0] = code };
-        if pending.w[0].is_nan() { f64::NAN } else { coder.decode(code).to_f64() }
+        if pending.w[0].is_nan() { f64::NAN } else { decoded::<C>(coder, code).to_f64() }
     }
 }
 
