@@ -19,7 +19,7 @@ ArrayTree: TypeAlias = Any
 
 
 def as_array(x: object, name: str) -> Array:
-    """Return a view of `x` as an array, without copying.
+    """Return a view of `x` as an array, without copying; of a subclass, as a plain one.
 
     Accepts arrays, memory maps, and objects that support DLPack (CPU tensors of PyTorch and
     JAX) or the buffer protocol.
@@ -31,7 +31,8 @@ def as_array(x: object, name: str) -> Array:
     """
     require_unmasked(x, name)
     if isinstance(x, np.ndarray):
-        return x
+        # Subclasses, such as np.matrix, may have operators of their own.
+        return x if type(x) is np.ndarray else np.asarray(x)
     instead = getattr(type(x), "_instead_of_array", None)
     if isinstance(instead, str):  # a `RowGradient`, whose module imports this one
         raise TypeError(f"{name} must be an array here, got a {type(x).__name__}: {instead}")

@@ -67,6 +67,18 @@ def numbers(value: Any, name: str, length: int, low: float = -math.inf) -> list[
     return [number(x, f"{name}[{i}]", low) for i, x in enumerate(value)]
 
 
+def threshold_of(dtype: np.dtype[Any], value: Any, name: str = "threshold") -> float:
+    """Return `value`, finite and not negative, rounded to the dtype of what is compared with it.
+
+    As in NumPy, where ``np.abs(w) >= 0.1`` holds for the number that 0.1 becomes in `w`.
+    """
+    x = number(value, name, 0)
+    if dtype.itemsize >= 8 or dtype.kind in "biu":
+        return x
+    with np.errstate(over="ignore"):
+        return float(dtype.type(x))
+
+
 def positive(value: Any, name: str) -> float:
     """Return `value` as a float after checking that it is finite and greater than 0."""
     x = number(value, name)
@@ -242,12 +254,21 @@ def converted(value: Any, name: str, dtype: Any = None) -> np.ndarray[Any, Any]:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}") from None
 
 
-def length(value: Any, name: str) -> int:
-    """Return the number of rows of an array or a sequence."""
+def with_length(value: Any, name: str) -> tuple[Any, int]:
+    """Return an array or a sequence, and its number of rows.
+
+    An array of a subclass of `ndarray` is returned as a plain one.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or a masked array.
+    """
+    require_unmasked(value, name)
     try:
         if not hasattr(value, "__getitem__") or isinstance(value, dict):
             raise TypeError
-        return len(value)
+        return (np.asarray(value) if isinstance(value, np.ndarray) else value), len(value)
     except TypeError:
         raise TypeError(f"{name} must be an array or a sequence, got {value!r}") from None
 

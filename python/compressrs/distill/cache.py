@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, file_path, flag, length, positive, whole
+from compressrs._checks import choice, file_path, flag, positive, whole, with_length
 from compressrs._files import (
     map_tensors,
     parse_json,
@@ -185,7 +185,7 @@ class TeacherCache:
         batch_size = whole(batch_size, "batch_size", 1)
         shard_rows = whole(shard_rows, "shard_rows", 1)
         temperature = positive(temperature, "temperature")
-        rows = length(x, "x")
+        x, rows = with_length(x, "x")
         if rows == 0:
             raise ValueError("x must have at least one row, got none")
         ask = _Teacher(teacher, x, None if k is None else whole(k, "k", 1), temperature, dtype)

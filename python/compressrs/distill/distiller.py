@@ -20,12 +20,12 @@ from compressrs._checks import (
     converted,
     file_path,
     flag,
-    length,
     number,
     positive,
     require_unmasked,
     share,
     whole,
+    with_length,
 )
 from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
 from compressrs._progress import progress_bar
@@ -282,7 +282,7 @@ class Distiller(Described):
         as an uninterrupted run.
         """
         flag(progress, "progress")
-        n = length(x, "x")
+        x, n = with_length(x, "x")
         if n == 0:
             raise ValueError("x must have at least one row, got none")
         epochs, hard_epochs = whole(epochs, "epochs", 0), whole(hard_epochs, "hard_epochs", 0)
@@ -659,7 +659,7 @@ def _validation(given: Any) -> tuple[Any, Array]:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise TypeError(f"validation must be a pair (x, y), got {type(given).__name__}")
     x, y = given
-    rows, labels = length(x, "validation[0]"), converted(y, "validation[1]")
+    (x, rows), labels = with_length(x, "validation[0]"), converted(y, "validation[1]")
     if isinstance(x, (str, bytes)) or labels.shape != (rows,) or rows == 0:
         raise ValueError(
             f"validation must hold rows and one label for each, got {rows} rows and labels of "

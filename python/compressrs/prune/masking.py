@@ -8,7 +8,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, named_arrays, rebuild
-from compressrs._checks import flag, number
+from compressrs._checks import flag, number, threshold_of
 from compressrs.prune._weights import as_weight, named_weights
 from compressrs.prune.granularity import (
     NM,
@@ -85,7 +85,8 @@ def magnitude_mask(
         In [0, 1). Exactly ``round(sparsity * w.size)`` weights are removed; among equal
         magnitudes, the first in C order.
     threshold : float, optional
-        Weights with ``|w| < threshold`` are removed, those with ``|w| >= threshold`` kept.
+        Weights with ``|w| < threshold`` are removed, those with ``|w| >= threshold`` kept, the
+        threshold being rounded to the dtype of `w`, as NumPy does.
     allow_empty : bool, default False
         Whether all weights may be removed. Otherwise the largest is kept, with a warning.
 
@@ -122,7 +123,7 @@ def magnitude_mask(
     if sparsity is not None:
         return _one(w, sparsity, Granularity(), allow_empty)
     mask = np.empty(w.shape, np.bool_)
-    _core.mask_below(w, number(threshold, "threshold", 0), mask)
+    _core.mask_below(w, threshold_of(w.dtype, threshold), mask)
     if not flag(allow_empty, "allow_empty"):
         keep_one(mask, w, "w", by_value=False)
     return mask

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import number
+from compressrs._checks import threshold_of
 from compressrs._typing import ScipyBSR, ScipyBSRArray
 from compressrs.sparse.base import SparseMatrix, dense_weight, immutable, scipy_sparse
 
@@ -93,8 +93,8 @@ class BSRMatrix(SparseMatrix):
         block : pair of int
             (4, 4), (1, 16) or (16, 1).
         threshold : float, default 0.0
-            A block whose values are all ``|w| < threshold`` is left out; one with NaN
-            is stored.
+            A block whose values are all ``|w| < threshold`` is left out, the threshold being
+            rounded to the dtype of `w`, as NumPy does; one with NaN is stored.
         mask : array of bool, shape (rows, columns), optional
             Blocks in which any element is True are stored. Replaces `threshold`.
 
@@ -113,9 +113,9 @@ class BSRMatrix(SparseMatrix):
         block = block[0], block[1]
         if w.ndim != 2 or w.shape[0] % block[0] or w.shape[1] % block[1]:
             raise ValueError(f"w must have a shape that is a multiple of {block}, got {w.shape}")
-        threshold = number(threshold, "threshold", 0)
+        threshold = threshold_of(w.dtype, threshold)
         if mask is None:
-            kept = (w != 0) & ~(np.abs(w) < threshold)
+            kept = (w != 0) & ~(np.abs(w) < w.dtype.type(threshold))
         else:
             kept = as_array(mask, "mask")
             if kept.dtype != np.bool_:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, compute_dtype, is_half
-from compressrs._checks import choice, converted, number
+from compressrs._checks import choice, converted, number, threshold_of
 from compressrs._typing import ScipyCSR, ScipyCSRArray
 from compressrs.sparse.base import SparseMatrix, dense_weight, immutable, scipy_sparse
 from compressrs.sparse.patterns import FlatIndex, carried
@@ -87,7 +87,8 @@ class CSRMatrix(SparseMatrix):
         w : array, shape (rows, columns)
             float32, float64, float16 or bfloat16. Copied first if not C-contiguous.
         threshold : float, default 0.0
-            Entries with ``|w| < threshold`` are dropped. NaN is stored.
+            Entries with ``|w| < threshold`` are dropped, the threshold being rounded to the dtype
+            of `w`, as NumPy does. NaN is stored.
         mask : array of bool, shape (rows, columns), optional
             Entries where it is True are stored, zeros included: a pattern to train in.
             Replaces `threshold`.
@@ -109,20 +110,17 @@ class CSRMatrix(SparseMatrix):
             and a mask are given, or there are too many columns for the index dtype.
         """
         w = dense_weight(w)
-        threshold = number(threshold, "threshold", 0)
+        threshold = threshold_of(w.dtype, threshold)
         if mask is not None:
             mask = as_array(mask, "mask")
             if threshold:
                 raise ValueError("give either threshold or mask, not both")
         if index_dtype is not None:
             choice(index_dtype, "index_dtype", ("int16",))
-        if is_half(w.dtype):
-            wide = cls.from_dense(
-                w.astype(np.float32), threshold, mask=mask, index_dtype=index_dtype
-            )
-            return wide.astype(w.dtype)
-        parts = _core.csr_from_dense(w, threshold, mask, index_dtype is not None)
-        return cls(parts, w.shape)
+        wide = w.astype(np.float32) if is_half(w.dtype) else w
+        parts = _core.csr_from_dense(wide, threshold, mask, index_dtype is not None)
+        matrix = cls(parts, w.shape)
+        return matrix.astype(w.dtype) if is_half(w.dtype) else matrix
 
     @classmethod
     def from_scipy(cls, matrix: ScipyCSR) -> CSRMatrix:

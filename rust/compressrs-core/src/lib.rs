@@ -10,7 +10,8 @@
 //! These stand on [`numeric`] (element types, `exp` and `ln`, reductions in a fixed order),
 //! [`linalg`] (dense products and factors) and [`runtime`] (one body for every instruction
 //! set, the thread pool, scratch memory). Results have the same bits for every instruction
-//! set and every number of threads. [`peak`] shows what a machine can do at most.
+//! set and every number of threads, but for sign and payload of NaN, which Rust does not specify
+//! either. [`peak`] shows what a machine can do at most.
 
 pub mod codec;
 pub mod distill;

@@ -1,4 +1,7 @@
 //! Results have the same bits on every processor: a digest of kernels, recorded on x86-64.
+//!
+//! Inputs are finite, since of NaN neither sign nor payload are specified: they follow from the
+//! order of operands, which instruction sets and compilers choose.
 
 use compressrs_core::distill::{Axis, KdLoss, PerRow, SoftmaxOutput, Teacher, kd_loss, softmax};
 use compressrs_core::linalg::gemm::{multiply, multiply_by_transpose};

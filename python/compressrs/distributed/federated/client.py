@@ -13,10 +13,9 @@ from compressrs._checks import (
     choice,
     converted,
     count,
-    length,
     positive,
-    require_unmasked,
     whole,
+    with_length,
 )
 from compressrs._state import (
     Stateful,
@@ -121,8 +120,7 @@ class Client(Stateful):
         rng: int = 0,
     ) -> None:
         require_model(model, optimizer)
-        require_unmasked(x, "x")
-        rows = length(x, "x")
+        x, rows = with_length(x, "x")
         if rows == 0:
             raise ValueError("x must have at least one row, got none")
         y = converted(y, "y")
