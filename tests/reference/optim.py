@@ -8,6 +8,11 @@ import functools
 import numpy as np
 
 
+def _average(old, new, keep):
+    """Return a moving average; where nothing is kept, the new value, whatever the old one was."""
+    return new if keep == 0 else keep * old + (1 - keep) * new
+
+
 def sgd(
     theta,
     g,
@@ -117,8 +122,8 @@ def adamw(
 
 def _adam_step(g, state, t, lr, betas, eps, amsgrad):
     beta1, beta2 = betas
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
+    v = state["v"] = _average(state.get("v", 0), g**2, beta2)
     if amsgrad:
         v = state["v_max"] = np.maximum(state.get("v_max", 0), v)
     return lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
@@ -161,9 +166,9 @@ def rmsprop(
     if maximize:
         g = -g
     g = g + weight_decay * theta
-    variance = state["s"] = alpha * state.get("s", 0) + (1 - alpha) * g**2
+    variance = state["s"] = _average(state.get("s", 0), g**2, alpha)
     if centered:
-        state["mean"] = alpha * state.get("mean", 0) + (1 - alpha) * g
+        state["mean"] = _average(state.get("mean", 0), g, alpha)
         variance = np.maximum(variance - state["mean"] ** 2, 0)
     d = g / (np.sqrt(variance) + eps)
     if momentum > 0:
@@ -175,9 +180,9 @@ def adadelta(theta, g, state, t, *, lr, rho=0.9, eps=1e-6, weight_decay=0, maxim
     if maximize:
         g = -g
     g = g + weight_decay * theta
-    s = state["s"] = rho * state.get("s", 0) + (1 - rho) * g**2
+    s = state["s"] = _average(state.get("s", 0), g**2, rho)
     delta = np.sqrt(state.get("a", 0) + eps) / np.sqrt(s + eps) * g
-    state["a"] = rho * state.get("a", 0) + (1 - rho) * delta**2
+    state["a"] = _average(state.get("a", 0), delta**2, rho)
     return theta - lr * delta
 
 
@@ -186,7 +191,7 @@ def adamax(theta, g, state, t, *, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay
         g = -g
     g = g + weight_decay * theta
     beta1, beta2 = betas
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
     u = state["u"] = np.maximum(beta2 * state.get("u", 0), np.abs(g) + eps)
     return theta - lr / (1 - beta1**t) * m / u
 
@@ -221,8 +226,8 @@ def nadam(
     # PyTorch keeps the product in single precision.
     product = state["product"] = state.get("product", np.float32(1)) * np.float32(mu)
     product = float(product)
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
+    v = state["v"] = _average(state.get("v", 0), g**2, beta2)
     m_hat = mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)
     return theta - lr * m_hat / (np.sqrt(v / (1 - beta2**t)) + eps)
 
@@ -245,8 +250,8 @@ def radam(
         g = -g
     theta, g = _decayed(theta, g, lr, weight_decay, decoupled_weight_decay)
     beta1, beta2 = betas
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
+    v = state["v"] = _average(state.get("v", 0), g**2, beta2)
     m_hat = m / (1 - beta1**t)
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
@@ -262,8 +267,8 @@ def lion(theta, g, state, t, *, lr, betas=(0.9, 0.99), weight_decay=1e-3, maximi
         g = -g
     beta1, beta2 = betas
     m = state.get("m", 0)
-    state["m"] = beta2 * m + (1 - beta2) * g
-    return theta - lr * (np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * theta)
+    state["m"] = _average(m, g, beta2)
+    return theta - lr * (np.sign(_average(m, g, beta1)) + weight_decay * theta)
 
 
 @_may_be_cautious(0, True)
@@ -289,9 +294,9 @@ def ademamix(
         start, end = (np.log(0.5) / np.log(beta) if beta else 0.0 for beta in (beta1, beta3))
         beta3 = 0.5 ** (1 / (start + t / warmup * (end - start))) if beta3 else beta3
         alpha = alpha * t / warmup
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
-    slow = state["slow"] = beta3 * state.get("slow", 0) + (1 - beta3) * g
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
+    v = state["v"] = _average(state.get("v", 0), g**2, beta2)
+    slow = state["slow"] = _average(state.get("slow", 0), g, beta3)
     d = (m / (1 - beta1**t) + alpha * slow) / (np.sqrt(v / (1 - beta2**t)) + eps)
     return theta - lr * (d + weight_decay * theta)
 
@@ -326,8 +331,8 @@ def prodigy(
         g = g + weight_decay * theta
     r = beta3 * state.get("r", 0) + d / d0 * rate * np.sum(g * (start - theta))
     s = beta3 * state.get("s", 0) + d / d0 * (d if safeguard_warmup else rate) * g
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * d * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * (d * g) ** 2
+    m = state["m"] = _average(state.get("m", 0), d * g, beta1)
+    v = state["v"] = _average(state.get("v", 0), (d * g) ** 2, beta2)
     state["s"] = s
     if not np.abs(s).sum():
         return theta
@@ -357,8 +362,8 @@ def lamb(
     if maximize:
         g = -g
     beta1, beta2 = betas
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
-    v = state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g**2
+    m = state["m"] = _average(state.get("m", 0), g, beta1)
+    v = state["v"] = _average(state.get("v", 0), g**2, beta2)
     u = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t) + eps_root) + eps)
     u = u + weight_decay * theta
     norms = np.linalg.norm(theta), np.linalg.norm(u)
@@ -425,8 +430,7 @@ def adafactor(
     theta = (1 - lr * weight_decay) * theta
 
     def average(name, new):
-        old = state.get(name, 0)
-        state[name] = old + b * (new - old)
+        state[name] = _average(state.get(name, 0), new, 1 - b)
         return state[name]
 
     if theta.ndim > 1:
@@ -438,7 +442,7 @@ def adafactor(
     u = g / np.sqrt(np.maximum(v, eps1**2))
     u = alpha / max(1, np.sqrt(np.mean(u**2)) / d) * u
     if beta1 is not None:
-        u = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * u
+        u = state["m"] = _average(state.get("m", 0), u, beta1)
     return theta - u
 
 
@@ -462,7 +466,7 @@ def muon(
         return theta
     if maximize:
         g = -g
-    buf = state["buf"] = momentum * state.get("buf", 0) + (1 - momentum) * g
+    buf = state["buf"] = _average(state.get("buf", 0), g, momentum)
     u = momentum * buf + (1 - momentum) * g if nesterov else buf
     rows, columns = u.shape
     x = u.T if rows > columns else u
@@ -556,7 +560,7 @@ def shampoo(
                 y *= norm(a[block] if grafting == "adam" else x) / norm(y)
             u[block] = y
         u = u.reshape(theta.shape)
-    m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * u
+    m = state["m"] = _average(state.get("m", 0), u, beta1)
     return (1 - lr * weight_decay) * theta - lr / (1 - beta1**t) * m
 
 
@@ -584,7 +588,7 @@ def soap(
     s = t - 1
     g = g.reshape(len(g), -1) if g.ndim > 1 else g
     if s > 0:
-        m = state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+        m = state["m"] = _average(state.get("m", 0), g, beta1)
         v = state.setdefault("v", np.zeros(g.shape))
     u = np.zeros(g.shape)
     for block in blocks(g.shape, block_size) if g.ndim > 1 else [...]:
@@ -597,12 +601,12 @@ def soap(
             return left @ x @ right.T if back else left.T @ x @ right
 
         if s > 0:
-            v[block] = beta2 * v[block] + (1 - beta2) * rotated(x) ** 2
+            v[block] = _average(v[block], rotated(x) ** 2, beta2)
             u[block] = rotated(rotated(m[block]) / (np.sqrt(v[block]) + eps), back=True)
         if g.ndim < 2:
             continue
         for side, square in (("left", x @ x.T), ("right", x.T @ x)):
-            own[side] = beta * own.get(side, 0) + (1 - beta) * square
+            own[side] = _average(own.get(side, 0), square, beta)
             if s == 0:
                 own[side + "_basis"] = np.linalg.eigh(own[side])[1][:, ::-1]
             elif s % precondition_frequency == 0:

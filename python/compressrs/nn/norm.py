@@ -208,7 +208,7 @@ class BatchNorm(Layer):
             _core.scale_channels(x, scale, shift, y)
         batches = self.buffers["num_batches_tracked"]
         batches[...] += 1
-        weight = 1 / int(batches) if self.momentum is None else self.momentum
+        weight = x.dtype.type(1 / int(batches) if self.momentum is None else self.momentum)
         largest, ratio = np.finfo(x.dtype).max, count / (count - 1)
         with np.errstate(over="ignore"):
             # NaN and infinity stay.
@@ -221,7 +221,7 @@ class BatchNorm(Layer):
             else:
                 # Of halves, whose difference does not overflow.
                 half = x.dtype.type(0.5)
-                running += x.dtype.type(2 * weight) * (half * value - half * running)
+                running += (weight + weight) * (half * value - half * running)
         self._keep(x, mean, inverse)
         return y
 

@@ -43,10 +43,21 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
 }
 
 /// `start + weight (end - start)` for a weight from 0 to 1, which is finite where both ends are.
+/// With a weight of 1 this is `end` for a start of 0 alone: another start can be so much larger
+/// that the difference loses digits of `end`.
+#[inline(always)]
+pub fn lerp<C: Float>(start: C, end: C, weight: C) -> C {
+    // Without halves, which would round the smallest numbers. One choice for all elements.
+    let part = if weight == C::one() { weight } else { C::from_f64(0.5) };
+    let times = if weight == C::one() { weight } else { weight + weight };
+    times.mul_add(part.mul_add(end, -(part * start)), start)
+}
+
+/// [`lerp`] for a weight below 1: several between the same ends share half of the difference.
 ///
 /// The difference of two large numbers can overflow, half of it cannot.
 #[inline(always)]
-pub fn lerp<C: Float>(start: C, end: C, weight: C) -> C {
+pub fn lerp_below_one<C: Float>(start: C, end: C, weight: C) -> C {
     let half = C::from_f64(0.5);
     (weight + weight).mul_add(half.mul_add(end, -(half * start)), start)
 }

@@ -55,6 +55,11 @@ impl<C: Float> Formula<C, 2> for Deltas<C> {
     const DIVISORS: [bool; 2] = [true, true];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        [self.rho == C::zero(); 2]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, acc]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);
         *sq = self.rho.mul_add(*sq, self.one_minus_rho * g * g);

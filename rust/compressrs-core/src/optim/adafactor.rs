@@ -99,6 +99,11 @@ coefficients! {
 
 impl<C: Float> Formula<C, 1> for SecondMoment<C> {
     #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.blend == C::one()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
         *v = self.blend.mul_add(g * g - *v, *v);
         theta
@@ -134,6 +139,11 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 2> for Averaged<C> {
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        [false, self.one_minus_beta1 == C::one()]
+    }
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [v, m]: &mut [C; 2]) -> C {
         let v = if *v < self.floor { self.floor } else { *v };
@@ -292,7 +302,8 @@ impl Factored {
                         quotient(rate * t.gradient(i).to_f64(), variance(row, column).sqrt());
                     if let Some((weight, average)) = &mut average {
                         let m = &mut average[column];
-                        step = lerp(m.to_f64(), step, *weight);
+                        let old = if *weight == 1.0 { 0.0 } else { m.to_f64() };
+                        step = lerp(old, step, *weight);
                         *m = C::from_f64(if kept { step } else { 0.0 });
                     }
                     let new = theta.to_f64() * self.shrink - step;
@@ -305,6 +316,7 @@ impl Factored {
 
 /// Moves a mean towards a new value.
 fn blend<C: Float>(mean: &mut C, new: f64, weight: f64) {
-    let old = mean.to_f64();
+    // As states that a formula replaces.
+    let old = if weight == 1.0 { 0.0 } else { mean.to_f64() };
     *mean = C::from_f64((new - old).mul_add(weight, old));
 }

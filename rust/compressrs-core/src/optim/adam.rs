@@ -87,6 +87,12 @@ pub(super) fn moments<C: Float>(
     *v = beta2.mul_add(*v, one_minus_beta2 * g * g);
 }
 
+/// Which of [`moments`] are replaced.
+#[inline(always)]
+pub(super) fn replaced_moments<C: Float>(one_minus_beta1: C, beta2: C) -> [bool; 2] {
+    [one_minus_beta1 == C::one(), beta2 == C::zero()]
+}
+
 coefficients! {
     /// One step of Adam.
     Moments {
@@ -152,6 +158,11 @@ impl<C: Float> Formula<C, 2> for Moments<C> {
     const IN_TWO: bool = true;
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        replaced_moments(self.one_minus_beta1, self.beta2)
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {
         self.advance(theta, g, state);
         self.step(theta, g, state)
@@ -192,6 +203,12 @@ variant! {
 impl<C: Float> Formula<C, 3> for LargestMoments<C> {
     const DIVISORS: [bool; 3] = [false, true, true];
     const IN_TWO: bool = true;
+
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 3] {
+        let [m, v] = self.0.replaces();
+        [m, v, false]
+    }
 
     #[inline(always)]
     fn apply(&self, theta: C, g: C, state: &mut [C; 3]) -> C {

@@ -55,6 +55,11 @@ impl<C: Float> Formula<C, 2> for InfinityNorm<C> {
     const DIVISORS: [bool; 2] = [false, true];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        [self.one_minus_beta1 == C::one(), self.beta2 == C::zero()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, u]: &mut [C; 2]) -> C {
         let g = self.weight_decay.mul_add(theta, g);
         *m = lerp(*m, g, self.one_minus_beta1);

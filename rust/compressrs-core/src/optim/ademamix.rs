@@ -1,6 +1,6 @@
 //! AdEMAMix: Adam with a second, slow moving average of the gradient.
 
-use super::adam::moments;
+use super::adam::{moments, replaced_moments};
 use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
@@ -122,6 +122,12 @@ impl<C: Float> Mixed<C> {
 
 impl<C: Float> Formula<C, 3> for Mixed<C> {
     const DIVISORS: [bool; 3] = [false, true, false];
+
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 3] {
+        let [m, v] = replaced_moments(self.one_minus_beta1, self.beta2);
+        [m, v, self.one_minus_beta3 == C::one()]
+    }
 
     #[inline(always)]
     fn apply(&self, theta: C, g: C, state: &mut [C; 3]) -> C {

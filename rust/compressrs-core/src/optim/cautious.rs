@@ -56,6 +56,8 @@ pub enum Cautious {
     RAdam(radam::Rectified<f64>),
     /// Of [`lion::Lion`].
     Lion(lion::Signs<f64>),
+    /// Of [`lion::Lion`] with a decay rate of 0.
+    LionReplacing(lion::Replacing<f64>),
     /// Of [`ademamix::AdEmaMix`].
     AdEmaMix(ademamix::Mixed<f64>),
 }
@@ -68,12 +70,22 @@ impl Cautious {
             Cautious::NAdam(formula) => step(formula.cast(), t),
             Cautious::RAdam(formula) => step(formula.cast(), t),
             Cautious::Lion(formula) => step(formula.cast(), t),
+            Cautious::LionReplacing(formula) => step(formula.cast(), t),
             Cautious::AdEmaMix(formula) => step(formula.cast(), t),
         }
     }
 }
 
 fn step<C: Float, const S: usize>(formula: impl Directed<C, S>, t: &FullTensor<'_, C>) {
+    for (state, is_replaced) in t.states.iter().zip(formula.replaces()) {
+        if is_replaced {
+            // The steps that are counted are those that are then taken.
+            parallel::for_each(0..t.grad.len(), GRAIN_ELEMENTS, ALIGN, |part| {
+                // SAFETY: parts do not overlap, and nothing else uses the tensor.
+                unsafe { state.slice(part) }.fill(C::zero());
+            });
+        }
+    }
     let count = |part: std::ops::Range<usize>| {
         let mask = t.mask.map(|mask| &mask[part.start / 8..mask_bytes(part.end)]);
         // SAFETY: nothing writes to the tensor before the counts are known.

@@ -336,6 +336,9 @@ pub(super) unsafe fn update<C: Float, F: Formula<C, S>, const S: usize>(
     block: &Range<usize>,
     rounding: StochasticRounding,
 ) -> bool {
+    if formula.replaces().contains(&true) {
+        return false;
+    }
     let number = block.start / BLOCK;
     let thresholds = rounding.thresholds(Of::States, number);
     let common = Common { formula, scale, thresholds };

@@ -133,14 +133,15 @@ impl<C: Float> Square<'_, C> {
         self.elements.chunks_exact_mut(self.stride.max(1)).map(move |row| &mut row[..n])
     }
 
-    /// `s <- keep s + add x x'`, symmetric to the last bit.
+    /// `s <- keep s + add x x'`, symmetric to the last bit; if nothing is kept, whatever `s` was.
     pub fn accumulate(&mut self, keep: C, add: C, x: Matrix<'_, C>) {
         let n = self.n;
         let [mut old, mut new] = [(); 2].map(|()| Scratch::<C>::new(n * n));
         for (old, row) in old.chunks_exact_mut(n.max(1)).zip(self.rows()) {
             old.copy_from_slice(row);
         }
-        multiply_by_transpose(add, x, Some((keep, &old)), &mut new);
+        let kept = (keep != C::zero()).then_some((keep, &*old));
+        multiply_by_transpose(add, x, kept, &mut new);
         for (row, new) in self.rows().zip(new.chunks_exact(n.max(1))) {
             row.copy_from_slice(new);
         }

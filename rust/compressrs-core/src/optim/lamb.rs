@@ -1,6 +1,6 @@
 //! Lamb: Adam's direction, scaled for each tensor to the norm of its weights.
 
-use super::adam::moments;
+use super::adam::{moments, replaced_moments};
 use super::hyperparameters::hyperparameters;
 use super::norm::unit_of_squares;
 use super::rule::quotient;
@@ -78,6 +78,11 @@ struct MomentsOf<C>(Layerwise<C>);
 
 impl<C: Float> Formula<C, 2> for MomentsOf<C> {
     const DIVISORS: [bool; 2] = [false, true];
+
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        replaced_moments(self.0.one_minus_beta1, self.0.beta2)
+    }
 
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {

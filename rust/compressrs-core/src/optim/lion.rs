@@ -3,10 +3,10 @@
 use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::{
-    Formula, Rule, Scalars, State, Update, coefficients, sign, variant_of, weight_decay,
+    Formula, Rule, Scalars, State, Update, coefficients, sign, variant, variant_of, weight_decay,
 };
 use crate::numeric::element::Float;
-use crate::numeric::elementwise::lerp;
+use crate::numeric::elementwise::lerp_below_one;
 
 hyperparameters! {
     /// Hyperparameters of Lion.
@@ -43,6 +43,10 @@ impl Rule for Lion {
             one_minus_beta1: 1.0 - self.betas[0],
             one_minus_beta2: 1.0 - self.betas[1],
         };
+        // Or one that is lost in single precision.
+        if self.betas.iter().any(|beta| (1.0 - beta) as f32 == 1.0) {
+            return variant_of!(self.cautious, LionReplacing, Replacing(update));
+        }
         variant_of!(self.cautious, Lion, update)
     }
 }
@@ -53,25 +57,61 @@ coefficients! {
 }
 
 impl<C: Float> Signs<C> {
-    /// The direction; the momentum is updated.
+    /// The direction, by this kind of average; the momentum is updated.
     #[inline(always)]
-    fn direction(&self, g: C, m: &mut C) -> C {
-        let direction = lerp(*m, g, self.one_minus_beta1);
-        *m = lerp(*m, g, self.one_minus_beta2);
+    fn direction(&self, g: C, m: &mut C, average: impl Fn(C, C, C) -> C) -> C {
+        let direction = average(*m, g, self.one_minus_beta1);
+        *m = average(*m, g, self.one_minus_beta2);
         sign(direction)
+    }
+
+    #[inline(always)]
+    fn along(&self, theta: C, direction: C) -> C {
+        (-self.lr).mul_add(direction, theta * self.shrink)
+    }
+
+    #[inline(always)]
+    fn apart(&self, theta: C, g: C, direction: C) -> Step<C> {
+        Step { base: theta * self.shrink, step: self.lr * direction, gradient: g }
     }
 }
 
 impl<C: Float> Formula<C, 1> for Signs<C> {
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [m]: &mut [C; 1]) -> C {
-        (-self.lr).mul_add(self.direction(g, m), theta * self.shrink)
+        self.along(theta, self.direction(g, m, lerp_below_one))
     }
 }
 
 impl<C: Float> Directed<C, 1> for Signs<C> {
     #[inline(always)]
     fn directed(&self, theta: C, g: C, [m]: &mut [C; 1]) -> Step<C> {
-        Step { base: theta * self.shrink, step: self.lr * self.direction(g, m), gradient: g }
+        self.apart(theta, g, self.direction(g, m, lerp_below_one))
+    }
+}
+
+variant! {
+    /// One step with a decay rate of 0. The momentum cannot be cleared first, as other states
+    /// that are replaced: only one of the two averages keeps nothing of it.
+    Replacing(Signs)
+}
+
+/// [`lerp_below_one`], which is the gradient with a weight of 1.
+#[inline(always)]
+fn replacing<C: Float>(m: C, g: C, weight: C) -> C {
+    if weight == C::one() { g } else { lerp_below_one(m, g, weight) }
+}
+
+impl<C: Float> Formula<C, 1> for Replacing<C> {
+    #[inline(always)]
+    fn apply(&self, theta: C, g: C, [m]: &mut [C; 1]) -> C {
+        self.0.along(theta, self.0.direction(g, m, replacing))
+    }
+}
+
+impl<C: Float> Directed<C, 1> for Replacing<C> {
+    #[inline(always)]
+    fn directed(&self, theta: C, g: C, [m]: &mut [C; 1]) -> Step<C> {
+        self.0.apart(theta, g, self.0.direction(g, m, replacing))
     }
 }

@@ -51,6 +51,11 @@ coefficients! {
 
 impl<C: Float> Formula<C, 1> for Classical<C> {
     #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.momentum == C::zero()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [v]: &mut [C; 1]) -> C {
         let pull = -self.lr * self.weight_decay.mul_add(theta, g);
         *v = self.momentum.mul_add(*v, pull);

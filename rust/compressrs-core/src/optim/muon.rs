@@ -125,6 +125,11 @@ coefficients! {
 
 impl<C: Float> Formula<C, 1> for Buffer<C> {
     #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.one_minus_momentum == C::one()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [buf]: &mut [C; 1]) -> C {
         *buf = lerp(*buf, g, self.one_minus_momentum);
         theta
@@ -174,7 +179,8 @@ impl Orthogonal {
         let momentum = C::from_f64(self.momentum);
         let direction = |i: usize| {
             let g = t.gradient(i);
-            if self.nesterov { lerp(g, buf[i], momentum) } else { buf[i] }
+            // A decay rate near 1 may be that once it is rounded.
+            if self.nesterov && momentum < C::one() { lerp(g, buf[i], momentum) } else { buf[i] }
         };
         let (root, unit) = root_of_squares(|unit| {
             let share = unit.recip();

@@ -1,6 +1,6 @@
 //! NAdam: Adam with Nesterov momentum.
 
-use super::adam::moments;
+use super::adam::{moments, replaced_moments};
 use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
@@ -107,6 +107,11 @@ impl<C: Float> Nesterov<C> {
 
 impl<C: Float> Formula<C, 2> for Nesterov<C> {
     const DIVISORS: [bool; 2] = [false, true];
+
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        replaced_moments(self.one_minus_beta1, self.beta2)
+    }
 
     #[inline(always)]
     fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {

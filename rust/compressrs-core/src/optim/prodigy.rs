@@ -246,6 +246,9 @@ impl<C: Float> Kernel for Measure<'_, C> {
         if self.first {
             starts.copy_from_slice(param);
         }
+        if self.keep == C::zero() {
+            sums.fill(C::zero());
+        }
         for i in 0..n {
             grad[i] = self.penalty.mul_add(param[i], grad[i] * self.scale);
             sums[i] = self.gain.mul_add(grad[i], self.keep * sums[i]);

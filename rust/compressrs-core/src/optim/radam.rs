@@ -1,6 +1,6 @@
 //! RAdam: Adam with a rectified adaptive rate.
 
-use super::adam::moments;
+use super::adam::{moments, replaced_moments};
 use super::cautious::{Directed, Step};
 use super::hyperparameters::hyperparameters;
 use super::rule::quotient;
@@ -100,6 +100,11 @@ impl<C: Float> Rectified<C> {
 
 impl<C: Float> Formula<C, 2> for Rectified<C> {
     const DIVISORS: [bool; 2] = [false, true];
+
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        replaced_moments(self.one_minus_beta1, self.beta2)
+    }
 
     #[inline(always)]
     fn apply(&self, theta: C, g: C, state: &mut [C; 2]) -> C {

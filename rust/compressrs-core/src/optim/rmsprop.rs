@@ -105,6 +105,12 @@ impl<C: Float> Scaled<C> {
         quotient(g, variance.sqrt() + self.eps)
     }
 
+    /// Whether nothing is kept of the mean of squares, and of that of gradients.
+    #[inline(always)]
+    fn replaces_means(&self) -> [bool; 2] {
+        [self.alpha == C::zero(), self.one_minus_alpha == C::one()]
+    }
+
     /// The step along the momentum buffer.
     #[inline(always)]
     fn along(&self, theta: C, d: C, buf: &mut C) -> C {
@@ -117,6 +123,11 @@ impl<C: Float> Formula<C, 1> for Scaled<C> {
     const DIVISORS: [bool; 1] = [true];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.replaces_means()[0]]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq]: &mut [C; 1]) -> C {
         (-self.lr).mul_add(self.scaled(theta, g, sq, None), theta)
     }
@@ -126,6 +137,11 @@ impl<C: Float> Formula<C, 2> for WithMomentum<C> {
     const DIVISORS: [bool; 2] = [true, false];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        [self.0.replaces_means()[0], false]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, buf]: &mut [C; 2]) -> C {
         self.0.along(theta, self.0.scaled(theta, g, sq, None), buf)
     }
@@ -133,12 +149,23 @@ impl<C: Float> Formula<C, 2> for WithMomentum<C> {
 
 impl<C: Float> Formula<C, 2> for Centered<C> {
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        self.0.replaces_means()
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, mean]: &mut [C; 2]) -> C {
         (-self.0.lr).mul_add(self.0.scaled(theta, g, sq, Some(mean)), theta)
     }
 }
 
 impl<C: Float> Formula<C, 3> for CenteredMomentum<C> {
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 3] {
+        let [sq, mean] = self.0.replaces_means();
+        [sq, false, mean]
+    }
+
     #[inline(always)]
     fn apply(&self, theta: C, g: C, [sq, buf, mean]: &mut [C; 3]) -> C {
         self.0.along(theta, self.0.scaled(theta, g, sq, Some(mean)), buf)

@@ -20,6 +20,14 @@ pub trait Formula<C: Float, const S: usize>: Copy + Sync {
     /// waited for while the states are stored.
     const IN_TWO: bool = false;
 
+    /// Which states this step replaces: those of which it keeps nothing, as a moving average
+    /// with a decay rate of 0. The loops clear them first, so that [`apply`](Self::apply) adds to
+    /// 0: a larger old value would cost the new one digits, an infinite one make it NaN.
+    #[inline(always)]
+    fn replaces(&self) -> [bool; S] {
+        [false; S]
+    }
+
     /// The new value of the parameter `theta` whose gradient is `g`; `state`
     /// holds the rule's state of this element and is updated.
     fn apply(&self, theta: C, g: C, state: &mut [C; S]) -> C;
@@ -286,6 +294,8 @@ updates! {
     RAdam(radam::Rectified<f64>),
     /// Of [`lion::Lion`].
     Lion(lion::Signs<f64>),
+    /// Of [`lion::Lion`] with a decay rate of 0.
+    LionReplacing(lion::Replacing<f64>),
     /// Of [`rprop::Rprop`].
     Rprop(rprop::StepSizes<f64>),
     /// Of [`ademamix::AdEmaMix`].

@@ -152,6 +152,11 @@ impl<C: Float> Formula<C, 2> for Squares<C> {
     const DIVISORS: [bool; 2] = [false, true];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        [false, self.beta2 == C::zero()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [_, v]: &mut [C; 2]) -> C {
         *v = self.beta2.mul_add(*v, self.weight * g * g);
         theta
@@ -164,6 +169,11 @@ coefficients! {
 }
 
 impl<C: Float> Formula<C, 1> for Along<C> {
+    #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.one_minus_beta1 == C::one()]
+    }
+
     #[inline(always)]
     fn apply(&self, theta: C, u: C, [m]: &mut [C; 1]) -> C {
         *m = lerp(*m, u, self.one_minus_beta1);

@@ -1,5 +1,6 @@
 //! SOAP: Adam in the basis of the eigenvectors of Shampoo's second moments.
 
+use super::adam::{moments, replaced_moments};
 use super::full_tensor::FullTensor;
 use super::hyperparameters::hyperparameters;
 use super::kronecker::{Block, Blocks, Square, between, filled, sides, unit};
@@ -117,6 +118,11 @@ coefficients! {
 
 impl<C: Float> Formula<C, 1> for Average<C> {
     #[inline(always)]
+    fn replaces(&self) -> [bool; 1] {
+        [self.one_minus_beta1 == C::one()]
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [m]: &mut [C; 1]) -> C {
         *m = lerp(*m, g, self.one_minus_beta1);
         theta
@@ -151,9 +157,13 @@ impl<C: Float> Formula<C, 2> for Plain<C> {
     const DIVISORS: [bool; 2] = [false, true];
 
     #[inline(always)]
+    fn replaces(&self) -> [bool; 2] {
+        replaced_moments(self.one_minus_beta1, self.beta2)
+    }
+
+    #[inline(always)]
     fn apply(&self, theta: C, g: C, [m, v]: &mut [C; 2]) -> C {
-        *m = lerp(*m, g, self.one_minus_beta1);
-        *v = self.beta2.mul_add(*v, self.one_minus_beta2 * g * g);
+        moments(g, m, v, self.one_minus_beta1, self.beta2, self.one_minus_beta2);
         (-self.rate).mul_add(quotient(*m, v.sqrt() + self.eps), theta) * self.shrink
     }
 }
@@ -263,7 +273,8 @@ impl Rotated {
             let v = unsafe { t.states[1].slice(start..start + width) };
             for ((u, g), v) in u.iter_mut().zip(g).zip(v) {
                 let g = *g * units[0];
-                *v = beta2.mul_add(*v, add * g * g);
+                let old = if beta2 == C::zero() { beta2 } else { *v };
+                *v = beta2.mul_add(old, add * g * g);
                 *u = quotient(*u, v.sqrt() + eps) * units[1];
             }
         }

@@ -232,7 +232,12 @@ impl<C: Float, F: Formula<C, S>, const S: usize> Kernel for Elementwise<'_, C, F
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(mut self) {
+        for (state, is_replaced) in self.states.iter_mut().zip(self.formula.replaces()) {
+            if is_replaced {
+                state.fill(C::zero());
+            }
+        }
         match self.mask {
             None => self.update(),
             Some(mask) => self.update_masked(mask),
