@@ -116,11 +116,10 @@ class RowGradient:
         rows, position = np.unique(self._rows, return_inverse=True)
         dtype, shape = compute_dtype(self._values.dtype), self._values.shape[1:]
         sums, width = np.zeros((len(rows), *shape), dtype), math.prod(shape)
-        if sums.size:
-            values = np.ascontiguousarray(self._values, dtype).reshape(len(self._rows), width)
-            _core.add_rows(
-                position.reshape(-1).astype(np.int64), values, sums.reshape(len(rows), width)
-            )
+        values = np.ascontiguousarray(self._values, dtype).reshape(len(self._rows), width)
+        _core.add_rows(
+            position.reshape(-1).astype(np.int64), values, sums.reshape(len(rows), width)
+        )
         return RowGradient(rows, sums)
 
     def dense(self, n: int) -> Array:

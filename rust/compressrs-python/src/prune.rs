@@ -24,6 +24,9 @@ struct Weights<'py, 'n> {
 impl<'py, 'n> Weights<'py, 'n> {
     /// Checks `arrays`; `names` are their names in messages.
     fn new(arrays: &[Bound<'py, PyAny>], names: &'n [String]) -> PyResult<Self> {
+        if arrays.len() != names.len() {
+            return Err(PyValueError::new_err("names must be as many as arrays"));
+        }
         let arrays = arrays
             .iter()
             .zip(names)
@@ -92,6 +95,14 @@ pub fn refuse_nan(py: Python<'_>, w: Bound<'_, PyAny>, name: String) -> PyResult
     weights.find_nan(py)?.map_or(Ok(()), |place| Err(weights.nan_at(place)))
 }
 
+/// Requires that there are `k` values of `n`.
+fn require_at_most(k: usize, n: usize, what: &str) -> PyResult<()> {
+    if k <= n {
+        return Ok(());
+    }
+    Err(Name("k", "").value_error(format_args!("be at most {n}, the number of {what}"), k))
+}
+
 /// Calls a kernel by the order of magnitudes, or of values.
 macro_rules! by_order {
     ($by_value:expr, $O:ident => $call:expr) => {
@@ -140,6 +151,7 @@ pub fn mask_smallest(
         return Err(PyValueError::new_err("masks must have the shapes of the arrays"));
     }
     require_disjoint(&mut masks.iter_mut().collect::<Vec<_>>(), &weights.arrays)?;
+    require_at_most(k, weights.arrays.iter().map(|a| a.array.len()).sum(), "values")?;
     with_dtype!(weights.dtype, T => {
         // SAFETY: the GIL is held; nothing else of this call uses the masks.
         let (arrays, mut slices) = unsafe {
@@ -186,6 +198,7 @@ pub fn mask_rows(
     let weights = Weights::new(&[w], &names)?;
     weights.arrays[0].require_ndim(2)?;
     let columns = weights.arrays[0].array.shape()[1];
+    require_at_most(k, columns, "columns")?;
     let mut mask = mask_of(mask, &weights)?;
     with_dtype!(weights.dtype, T => {
         // SAFETY: as in `mask_smallest`.
@@ -209,6 +222,14 @@ pub fn mask_n_of_m(
     let names = [name];
     let weights = Weights::new(&[w], &names)?;
     let mut mask = mask_of(mask, &weights)?;
+    if n > m || m == 0 {
+        return Err(Name("n", "").value_error("be at most m, which is at least 1", n));
+    }
+    let len = weights.arrays[0].array.len();
+    if !len.is_multiple_of(m) {
+        let need = format_args!("hold a multiple of {m} elements");
+        return Err(weights.arrays[0].name.value_error(need, len));
+    }
     with_dtype!(weights.dtype, T => {
         // SAFETY: as in `mask_smallest`.
         let (w, mask) = unsafe { (weights.slice::<T>()?, mask.slice_mut()?) };
@@ -400,21 +421,28 @@ pub fn reconstruct(
     let columns = w.array.shape()[1];
     let u = check::<f64>(u, "u", &[columns * columns])?;
     let mut mask = check::<bool>(mask, "mask", w.array.shape())?;
-    let target = removal(target);
     if block == 0 {
         return Err(PyValueError::new_err("block must be at least 1, got 0"));
     }
+    let target = removal(target, columns, block)?;
     require_disjoint(&mut [&mut w, &mut mask], [&u])?;
     // SAFETY: as in `mask_smallest`.
     let (w, u, mask) = unsafe { (w.slice_mut::<f64>()?, u.slice::<f64>()?, mask.slice_mut()?) };
     run(py, || core::reconstruct(w, columns, u, target, block, mask, &mut core::Unchanged).is_ok())
 }
 
-/// How many weights are removed: `k`, or all but `n` of `m`.
-pub fn removal(target: (usize, Option<usize>)) -> Target {
+/// How many weights are removed: `k`, or all but `n` of `m`, of so many columns, of which a block
+/// is decided at a time.
+pub fn removal(target: (usize, Option<usize>), columns: usize, block: usize) -> PyResult<Target> {
     match target {
-        (k, None) => Target::Total(k),
-        (n, Some(m)) => Target::NOfM { n, m },
+        (k, None) => Ok(Target::Total(k)),
+        (n, Some(m)) if n <= m && columns.is_multiple_of(m) && block.is_multiple_of(m) => {
+            Ok(Target::NOfM { n, m })
+        }
+        (n, Some(m)) => Err(PyValueError::new_err(format!(
+            "columns and block must be multiples of m, of which n are kept, got {columns} columns, \
+             block {block}, n {n} and m {m}"
+        ))),
     }
 }
 

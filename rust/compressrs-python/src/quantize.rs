@@ -423,6 +423,13 @@ pub fn gptq(
     if step == 0 {
         return Err(PyValueError::new_err("block must be at least 1, got 0"));
     }
+    let (height, width) = layout.block();
+    if find && (height != 1 || !(step.is_multiple_of(width) || step >= columns)) {
+        return Err(PyValueError::new_err(format!(
+            "block must be a multiple of the {width} columns that share a scale, in one row, to \
+             find scales, got {step}"
+        )));
+    }
     let mut mask = match &removal {
         None => None,
         Some((target, mask)) => {
@@ -430,7 +437,7 @@ pub fn gptq(
             mask.require_element::<bool>()?;
             mask.require_in_place()?;
             mask.require_shape(w.array.shape(), w.name)?;
-            Some((crate::prune::removal(*target), mask))
+            Some((crate::prune::removal(*target, columns, step)?, mask))
         }
     };
     let grid = Grid::new(&kind, dtype, layout)?;

@@ -107,7 +107,8 @@ impl Heads {
     /// Nothing else uses the head's places in `out` meanwhile.
     unsafe fn put<T: Float>(&self, rows: &[T], length: usize, head: usize, out: &SharedMut<'_, T>) {
         let (batch, head) = (head / self.heads, head % self.heads);
-        for (i, row) in rows.chunks_exact(self.width).enumerate() {
+        // Of heads without elements there are no rows to copy.
+        for (i, row) in rows.chunks_exact(self.width.max(1)).enumerate() {
             let at = ((batch * length + i) * self.heads + head) * self.width;
             // SAFETY: the caller guarantees that the places are this head's alone.
             unsafe { out.slice(at..at + self.width) }.copy_from_slice(row);

@@ -6,10 +6,14 @@ use crate::runtime::parallel::{self, SharedMut};
 /// Adds each row of `dy` to the row of `out` that its id names, in the order of the ids.
 ///
 /// # Panics
-/// If lengths disagree, or an id names no row.
+/// If lengths disagree, or an id names no row, unless rows are empty.
 pub fn add_rows<T: Float>(ids: &[usize], dy: &[T], width: usize, out: &mut [T]) {
     assert_eq!(dy.len(), ids.len() * width);
-    let rows = out.len() / width.max(1);
+    if width == 0 {
+        assert!(out.is_empty());
+        return;
+    }
+    let rows = out.len() / width;
     assert!(ids.iter().all(|&id| id < rows) && out.len() == rows * width);
     let out = SharedMut::new(out);
     // Parts are columns, so that no two threads meet in a row.

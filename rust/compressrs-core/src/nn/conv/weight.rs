@@ -43,6 +43,9 @@ pub fn weight_gradient<T: Float>(
     dw: &mut [T],
 ) -> Result<(), OutOfMemory> {
     assert_eq!([x.len(), dw.len(), dy.len()], geometry.lengths());
+    if dw.is_empty() {
+        return Ok(());
+    }
     let line = |side: &super::Side| {
         let taps =
             (0..side.kernel).map(|k| (k, (k * side.dilation) as isize - side.padding as isize));
