@@ -1,6 +1,7 @@
 """Sharded optimizers against the same rule in one process: the same bits on any ranks."""
 
 import copy
+import functools
 import pickle
 
 import ml_dtypes
@@ -313,6 +314,55 @@ def test_groups_and_frozen_groups():
         for params, other in run_local(work, size):
             assert same([g["params"] for g in params], [g["params"] for g in own])
             assert same(other, state)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_mean_is_finite_where_the_sum_is_not(dtype, stage):
+    large = np.array([0.9, -0.9, 0.3]) * np.finfo(dtype).max
+    for microbatches in (1, 2, 3, 4, 7):
+
+        def work(comm, microbatches=microbatches):
+            w = np.zeros(3, dtype)
+            opt = ShardedOptimizer(
+                cr.optim.SGD, w, comm, microbatches=microbatches, stage=stage, lr=1.0
+            )
+            for i in opt.indices:
+                opt.accumulate(i, large.astype(dtype))
+            norm = opt.step(max_grad_norm=np.inf, nonfinite="raise")
+            return w, norm, opt._mean_over_ranks(float(large[0]))
+
+        results = run_local(work, 1) + (run_local(work, 2) if microbatches % 2 == 0 else [])
+        for w, norm, mean in results:
+            np.testing.assert_allclose(w, -large.astype(dtype), rtol=4 * np.finfo(dtype).eps)
+            assert norm == np.inf or np.isclose(norm, np.linalg.norm(large / 2) * 2)
+            assert mean == large[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "gradient", "error", "message"),
+    [
+        ({"frozen": "no"}, np.ones(3), TypeError, "frozen must be True or False"),
+        ({"frozen": 1}, np.ones(3), TypeError, "frozen must be True or False"),
+        ({}, np.ones(4), ValueError, "grads.* must have the shape"),
+        ({}, np.ones(3, int), TypeError, "grads.* dtype"),
+        ({"lr": -1.0}, np.ones(3), ValueError, "lr must be"),
+    ],
+)
+def test_frozen_groups_are_checked_as_in_one_process(change, gradient, error, message):
+    def optimizers():
+        for make in (cr.optim.SGD, functools.partial(ShardedOptimizer, cr.optim.SGD)):
+            yield make([{"params": np.ones(2)}, {"params": np.ones(3), "frozen": True}], lr=0.1)
+        yield cr.optim.SAM(next(optimizers()))
+
+    for opt in optimizers():
+        own = opt.optimizer if isinstance(opt, cr.optim.SAM) else opt
+        own.param_groups[1].update(change)
+        grads = [np.ones(2), gradient]
+        step = opt.step if own is opt else functools.partial(opt.step, lambda g=grads: (1.0, g))
+        with pytest.raises(error, match=message):
+            step(*([grads] if own is opt else []))
+        assert (own.param_groups[0]["params"][0] == 1).all()
 
 
 def test_groups_are_added():

@@ -19,7 +19,7 @@ from compressrs._arrays import (
 )
 from compressrs._checks import count
 from compressrs._state import Stateful, Take, Undo, require_keys
-from compressrs.distributed.communicator import Communicator, together
+from compressrs.distributed.communicator import Communicator, prepared, together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.partition import shares
 from compressrs.distributed.pieces import gather_arrays
@@ -178,7 +178,8 @@ def mean_in_place(comm: Communicator, arrays: Sequence[Array]) -> None:
     """Replace arrays by the means of those of all ranks."""
     for dtype in sorted({a.dtype for a in arrays}, key=str):
         own = [a for a in arrays if a.dtype == dtype]
-        flat = np.concatenate([a.reshape(-1) for a in own])
+        with prepared(comm, "mean"):
+            flat = np.concatenate([a.reshape(-1) for a in own])
         _mean_of_flat(comm, flat)
         start = 0
         for array in own:
@@ -192,12 +193,15 @@ def _mean_of_flat(comm: Communicator, flat: Array) -> None:
     parts = [slice(r.start, r.stop) for r in shares(flat.size, comm.size)]
     own = parts[comm.rank]
     others = [r for r in range(comm.size) if r != comm.rank]
-    values = [flat[own] if r == comm.rank else np.empty_like(flat[own]) for r in range(comm.size)]
+    with prepared(comm, "mean"):
+        received = {r: np.empty_like(flat[own]) for r in others}
+        values = [received.get(r, flat[own]) for r in range(comm.size)]
     comm.start_exchange(
         [[flat[parts[r]]] if r in others else [] for r in range(comm.size)],
         [[values[r]] if r in others else [] for r in range(comm.size)],
     )()
-    flat[own] = mean_of(values)
+    with prepared(comm, "mean"):
+        flat[own] = mean_of(values)
     gather_arrays(comm, [(r, flat[part]) for r, part in enumerate(parts)])
 
 

@@ -105,11 +105,9 @@ class Communicator(abc.ABC):
         RankError
             If another rank fails, or does something else.
         """
-        before = self.bytes
-        with together(self, "exchange"):
+        with prepared(self, "exchange"):
             self._bytes(send, "send")
             self._bytes(receive, "receive")
-        self.bytes = before
         self.start_exchange(send, receive)()
 
     def start_exchange(
@@ -321,6 +319,18 @@ def array_descriptions(names: Sequence[str], arrays: Sequence[Array]) -> dict[st
 
 def _nothing() -> None:
     """Wait for no message."""
+
+
+@contextmanager
+def prepared(comm: Communicator, what: str) -> Iterator[None]:
+    """As `together`, for what an exchange needs, memory above all; `bytes` stays as it is.
+
+    A rank that failed between the messages of an exchange would leave the others waiting.
+    """
+    before = comm.bytes
+    with together(comm, what):
+        yield
+    comm.bytes = before
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from compressrs.distributed.averaging import (
     mean_of,
     saturated,
 )
-from compressrs.distributed.communicator import Communicator, array_descriptions
+from compressrs.distributed.communicator import array_descriptions, prepared
 from compressrs.distributed.partition import shares
 from compressrs.distributed.pieces import gather_arrays
 
@@ -73,48 +73,51 @@ class RoundedMean(GradientMean):
     def _mean(self, arrays: list[Array]) -> list[Array]:
         comm = self.comm
         dtype = self._dtype(arrays)
-        flat = np.concatenate([a.reshape(-1).astype(dtype) for a in arrays])
-        residual, of_mean = self._errors(flat.size, dtype)
-        # Parts of whole blocks.
-        blocks = shares(-(-flat.size // BLOCK), comm.size)
-        parts = [slice(b.start * BLOCK, min(b.stop * BLOCK, flat.size)) for b in blocks]
-        own = parts[comm.rank]
-        random = np.random.default_rng([self.rng, self.step_count, comm.rank])
-        flat = _plus_error(flat, residual)
-        sent = [self._round(flat[part], random) for part in parts]
-        with np.errstate(invalid="ignore"):
-            for part, codes in zip(parts, sent, strict=True):
-                residual[part] = flat[part] - self._decode(codes, part.stop - part.start, dtype)
-        received = [sent[comm.rank]] * comm.size
         others = [r for r in range(comm.size) if r != comm.rank]
-        for r in others:
-            received[r] = self._empty(own.stop - own.start, dtype)
+        with prepared(comm, "mean"):
+            flat = np.concatenate([a.reshape(-1).astype(dtype) for a in arrays])
+            residual, of_mean = self._errors(flat.size, dtype)
+            # Parts of whole blocks.
+            blocks = shares(-(-flat.size // BLOCK), comm.size)
+            parts = [slice(b.start * BLOCK, min(b.stop * BLOCK, flat.size)) for b in blocks]
+            own = parts[comm.rank]
+            random = np.random.default_rng([self.rng, self.step_count, comm.rank])
+            flat = _plus_error(flat, residual)
+            sent = [self._round(flat[part], random) for part in parts]
+            with np.errstate(invalid="ignore"):
+                for part, codes in zip(parts, sent, strict=True):
+                    residual[part] = flat[part] - self._decode(codes, part.stop - part.start, dtype)
+            received = [sent[comm.rank]] * comm.size
+            for r in others:
+                received[r] = self._empty(own.stop - own.start, dtype)
         comm.start_exchange(
             [sent[r] if r in others else [] for r in range(comm.size)],
             [received[r] if r in others else [] for r in range(comm.size)],
         )()
-        decoded = [self._decode(codes, own.stop - own.start, dtype) for codes in received]
-        mean = _plus_error(mean_of(decoded), of_mean[own])
-        codes = self._round(mean, random)
-        with np.errstate(invalid="ignore"):
-            of_mean[own] = mean - self._decode(codes, mean.size, dtype)
-        for errors in (residual, of_mean):
-            # What was not finite is in the mean, and shall not stay.
-            errors[~np.isfinite(errors)] = 0
-        all_codes = [
-            codes if r == comm.rank else self._empty(part.stop - part.start, dtype)
-            for r, part in enumerate(parts)
-        ]
+        with prepared(comm, "mean"):
+            decoded = [self._decode(codes, own.stop - own.start, dtype) for codes in received]
+            mean = _plus_error(mean_of(decoded), of_mean[own])
+            codes = self._round(mean, random)
+            with np.errstate(invalid="ignore"):
+                of_mean[own] = mean - self._decode(codes, mean.size, dtype)
+            for errors in (residual, of_mean):
+                # What was not finite is in the mean, and shall not stay.
+                errors[~np.isfinite(errors)] = 0
+            all_codes = [
+                codes if r == comm.rank else self._empty(part.stop - part.start, dtype)
+                for r, part in enumerate(parts)
+            ]
         gather_arrays(comm, [(r, a) for r, each in enumerate(all_codes) for a in each])
-        for part, each in zip(parts, all_codes, strict=True):
-            flat[part] = self._decode(each, part.stop - part.start, dtype)
         means, start = [], 0
-        for array in arrays:
-            values = flat[start : start + array.size].reshape(array.shape)
-            with np.errstate(over="ignore"):
-                narrowed = values.astype(array.dtype)
-            means.append(saturated(narrowed, np.isfinite(values)))
-            start += array.size
+        with prepared(comm, "mean"):
+            for part, each in zip(parts, all_codes, strict=True):
+                flat[part] = self._decode(each, part.stop - part.start, dtype)
+            for array in arrays:
+                values = flat[start : start + array.size].reshape(array.shape)
+                with np.errstate(over="ignore"):
+                    narrowed = values.astype(array.dtype)
+                means.append(saturated(narrowed, np.isfinite(values)))
+                start += array.size
         return means
 
     @staticmethod
@@ -226,16 +229,20 @@ class TopKMean(GradientMean):
 
     def _mean(self, arrays: list[Array]) -> list[Array]:
         comm, means = self.comm, []
-        for array, residual in zip(arrays, self._residuals(arrays), strict=True):
-            residual[...] = _plus_error(array, residual)
-            values = residual.reshape(-1)
-            kept = max(1, round(self.density * values.size)) if values.size else 0
-            chosen = _largest(values, kept)
-            own = values[chosen]
-            indices = [chosen if r == comm.rank else np.empty_like(chosen) for r in _ranks(comm)]
-            sent = [own if r == comm.rank else np.empty_like(own) for r in _ranks(comm)]
-            gather_arrays(comm, [(r, a) for r in _ranks(comm) for a in (indices[r], sent[r])])
-            mean = finite_mean(functools.partial(_scattered, values, indices, sent), comm.size)
+        with prepared(comm, "mean"):
+            residuals = self._residuals(arrays)
+        for array, residual in zip(arrays, residuals, strict=True):
+            with prepared(comm, "mean"):
+                residual[...] = _plus_error(array, residual)
+                values = residual.reshape(-1)
+                kept = max(1, round(self.density * values.size)) if values.size else 0
+                chosen = _largest(values, kept)
+                own, ranks = values[chosen], range(comm.size)
+                indices = [chosen if r == comm.rank else np.empty_like(chosen) for r in ranks]
+                sent = [own if r == comm.rank else np.empty_like(own) for r in ranks]
+            gather_arrays(comm, [(r, a) for r in ranks for a in (indices[r], sent[r])])
+            with prepared(comm, "mean"):
+                mean = finite_mean(functools.partial(_scattered, values, indices, sent), comm.size)
             values[chosen] = 0
             means.append(mean.reshape(array.shape))
         return means
@@ -249,10 +256,6 @@ def _scattered(
     for places, values in zip(indices, sent, strict=True):
         total[places] += values * values.dtype.type(factor)
     return total
-
-
-def _ranks(comm: Communicator) -> range:
-    return range(comm.size)
 
 
 def _largest(values: Array, kept: int) -> Array:
@@ -320,31 +323,34 @@ class PowerSGD(GradientMean):
     def _mean(self, arrays: list[Array]) -> list[Array]:
         low = [i for i, a in enumerate(arrays) if self._is_low(a.shape)]
         exact = [a for i, a in enumerate(arrays) if i not in low]
-        residuals = self._residuals(arrays)
-        if "q" not in self._kept:
-            self._kept["q"] = [
-                np.random.default_rng([self.rng, i])
-                .standard_normal((arrays[i].size // arrays[i].shape[0], self.rank))
-                .astype(arrays[i].dtype)
-                for i in low
-            ]
-        matrices = []
-        for i in low:
-            residuals[i] += arrays[i]
-            matrices.append(residuals[i].reshape(residuals[i].shape[0], -1))
-        before = self._kept["q"]
-        left = [m @ q for m, q in zip(matrices, before, strict=True)]
+        with prepared(self.comm, "mean"):
+            residuals = self._residuals(arrays)
+            if "q" not in self._kept:
+                self._kept["q"] = [
+                    np.random.default_rng([self.rng, i])
+                    .standard_normal((arrays[i].size // arrays[i].shape[0], self.rank))
+                    .astype(arrays[i].dtype)
+                    for i in low
+                ]
+            matrices = []
+            for i in low:
+                residuals[i] += arrays[i]
+                matrices.append(residuals[i].reshape(residuals[i].shape[0], -1))
+            before = self._kept["q"]
+            left = [m @ q for m, q in zip(matrices, before, strict=True)]
         mean_in_place(self.comm, [*left, *exact])
-        left = [np.linalg.qr(p)[0] for p in left]
-        right = [m.T @ p for m, p in zip(matrices, left, strict=True)]
+        with prepared(self.comm, "mean"):
+            left = [np.linalg.qr(p)[0] for p in left]
+            right = [m.T @ p for m, p in zip(matrices, left, strict=True)]
         mean_in_place(self.comm, right)
-        for i, m, p, q in zip(low, matrices, left, right, strict=True):
-            approximation = p @ q.T
-            m -= approximation
-            m[~np.isfinite(m)] = 0
-            arrays[i] = approximation.reshape(arrays[i].shape)
-        # A factor that is not finite would never be again.
-        finite = [np.isfinite(q).all() for q in right]
+        with prepared(self.comm, "mean"):
+            for i, m, p, q in zip(low, matrices, left, right, strict=True):
+                approximation = p @ q.T
+                m -= approximation
+                m[~np.isfinite(m)] = 0
+                arrays[i] = approximation.reshape(arrays[i].shape)
+            # A factor that is not finite would never be again.
+            finite = [np.isfinite(q).all() for q in right]
         self._kept["q"] = [q if ok else b for q, b, ok in zip(right, before, finite, strict=True)]
         return arrays
 

@@ -41,6 +41,9 @@ class _Sum(NamedTuple):
     own: bool
 
 
+#: Elements that are scaled at a time before they are added, which the cache holds.
+_FEW = 1 << 14
+
 #: Where the gradients of a node are.
 Source: TypeAlias = Flat | Given
 
@@ -67,21 +70,25 @@ class GradientSums:
             if stage == 2
             else shares(microbatches, comm.size)
         )
+        #: What gradients are multiplied by before they are added, so that a sum is finite where
+        #: the mean is: a power of two, which changes no other digit.
+        self.scale = 0.5 ** (microbatches - 1).bit_length()
         self._free: list[Flat] = []
         #: Two for each node of each other rank: one is received while the other is added.
         self._received: dict[tuple[int, int, int], Flat] = {}
         #: What pieces of `Given` are copied to where they have several parts.
         self._copies: list[Flat] = []
+        #: Whether a micro-batch gave a gradient, by tensor.
+        self.given = np.zeros(len(layout.dtypes), np.bool_)
         self.reset()
         comm.drop_on_errors(self)
 
     def reset(self) -> None:
-        """Forget what has been accumulated."""
+        """Forget what has been accumulated. Allocates nothing, since memory may have run out."""
         self.tree: TreeSum[Any] = TreeSum(self.total, self._add)
         self.done: set[int] = set()
         self.rounds = 0
-        #: Whether a micro-batch gave a gradient, by tensor.
-        self.given = np.zeros(len(self.layout.dtypes), np.bool_)
+        self.given[:] = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_free": [], "_received": {}, "_copies": []}
@@ -101,14 +108,12 @@ class GradientSums:
         rows = [None if grad is None else grad.reshape(-1) for grad in grads]
         for part, view in zip(self.layout.parts, self.layout.views(flat), strict=True):
             row = rows[part.tensor]
-            values: Any = 0
-            if row is not None:
-                # Converted first: a sum must not depend on where a leaf is added to it.
-                values = row[part.start : part.stop].astype(view.dtype, copy=False)
-            if left is None:
-                view[...] = values
-            else:
-                np.add(view, values, out=view)
+            if row is None and left is None:
+                view[...] = 0
+            elif row is not None and left is None:
+                np.multiply(row[part.start : part.stop], self.scale, out=view, dtype=view.dtype)
+            elif row is not None:
+                _add_times(row[part.start : part.stop], self.scale, view)
         self.tree.insert(node, flat)
         self._note(index, grads)
 
@@ -180,8 +185,13 @@ class GradientSums:
         if given is not None:
             self._note(leaves[rank][0][0], given.rows)
 
+    @property
+    def count(self) -> float:
+        """What the sums are divided by to become means: from 1/2 to 1."""
+        return self.total * self.scale
+
     def pieces(self) -> Iterator[tuple[int, list[Array | None]]]:
-        """Yield the pieces of this rank's parts of the sum over all micro-batches.
+        """Yield the pieces of this rank's parts of the sum over all micro-batches, times `scale`.
 
         The next piece is on its way meanwhile. With stage 1 and several ranks the arrays are
         overwritten after the piece that follows.
@@ -273,13 +283,23 @@ class GradientSums:
         for number, view in zip(numbers, views, strict=True):
             part = layout.parts[number]
             row = source.rows[part.tensor]
-            if row is not None and len(view) == len(copied[view.dtype]):
-                copied[view.dtype] = row[part.start : part.stop]  # alone in its array
-            elif row is not None:
-                view[...] = row[part.start : part.stop]
-            else:
+            if row is None:
                 view[...] = 0
+            elif self.scale == 1 and len(view) == len(copied[view.dtype]):
+                copied[view.dtype] = row[part.start : part.stop]  # alone in its array
+            else:
+                np.multiply(row[part.start : part.stop], self.scale, out=view)
         return copied
+
+
+def _add_times(values: Array, scale: float, total: Array) -> None:
+    """Add values times `scale`, rounded as where it is not added: a sum is of the same bits."""
+    few = np.empty(min(values.size, _FEW), total.dtype)
+    for low in range(0, values.size, _FEW):
+        some = values[low : low + _FEW]
+        np.multiply(some, scale, out=few[: some.size], dtype=total.dtype)
+        target = total[low : low + _FEW]
+        np.add(target, few[: some.size], out=target)
 
 
 def _added(left: _Sum, right: _Sum) -> _Sum:

@@ -42,6 +42,8 @@ class Layout:
     ) -> None:
         self.parts, self.pieces, self.count = parts, pieces, count
         self.dtypes = [compute_dtype(dtype) for dtype in dtypes]
+        #: An empty array of the dtype of each tensor's gradient.
+        self.examples = [np.empty(0, dtype) for dtype in self.dtypes]
         self.totals: dict[np.dtype[Any], int] = dict.fromkeys(self.dtypes, 0)
         #: Numbers of the parts of each piece of each rank.
         self.numbers: list[list[list[int]]] = [[[] for _ in range(count)] for _ in range(ranks)]
@@ -56,6 +58,10 @@ class Layout:
             self.numbers[part.owner][k].append(number)
             for own in (self._of_rank[part.owner], self._of_piece[part.owner][k]):
                 own[dtype] = slice(own[dtype].start if dtype in own else start, stop)
+
+    def parts_of(self, k: int) -> list[Part]:
+        """Return the parts of piece `k` of all ranks, in the order of their owners."""
+        return [self.parts[number] for numbers in self.numbers for number in numbers[k]]
 
     def empty(self) -> Flat:
         """Return new arrays for all parts, with values that are not defined."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -113,6 +114,8 @@ class PartitionedOptimizer(Optimizer):
         self._inner.__init__(groups, **self._arguments)  # type: ignore[misc]
         self._offload()
         self._grads: Flat | None = None
+        #: What small arrays of each piece are packed into, by its owner.
+        self._packed: list[list[Array]] | None = None
         #: Places of each piece's parts among this rank's.
         places = {part: place for place, part in enumerate(self._own)}
         self._pieces = [
@@ -244,7 +247,10 @@ class PartitionedOptimizer(Optimizer):
         return self.comm.together(what)
 
     def _mean_over_ranks(self, value: float) -> float:
-        return float(sum(self.comm.allgather(value)) / self.comm.size)
+        values = self.comm.allgather(value)
+        mean = sum(values) / self.comm.size
+        # A sum can overflow where the mean does not.
+        return float(mean if math.isfinite(mean) else sum(v / self.comm.size for v in values))
 
     def _configure(self, changes: list[dict[str, Any]], what: str) -> None:
         with self._changing(what), self._transaction(), self._inner._transaction():
@@ -417,7 +423,8 @@ class PartitionedOptimizer(Optimizer):
         self._require_own_process()
         # The optimizer of the parts refers to views of the parameters, which copies divide anew.
         inner = [dict(buffers) for buffers in self._inner._state.values()]
-        state = {k: v for k, v in super().__getstate__().items() if k not in ("_inner", "_grads")}
+        without = ("_inner", "_grads", "_packed")
+        state = {k: v for k, v in super().__getstate__().items() if k not in without}
         return {**state, "_inner_buffers": copy.deepcopy(inner)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array
-from compressrs.distributed.communicator import Communicator
+from compressrs.distributed.communicator import Communicator, prepared
 from compressrs.distributed.partition import Part
 from compressrs.optim._moments import SCALE
 
@@ -25,13 +25,30 @@ def gather_arrays(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> No
     arrays : sequence of (int, array)
         The owner, and the C-contiguous array, of the same size on all ranks.
     """
-    start_gather(comm, arrays)()
+    with prepared(comm, "gathering arrays"):
+        buffers = gather_buffers(comm, arrays)
+    start_gather(comm, arrays, buffers)()
 
 
-def start_gather(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> Callable[[], object]:
+def gather_buffers(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> list[Array]:
+    """Return memory for `start_gather` of any of these arrays.
+
+    It is allocated before the ranks agree to exchange anything: a rank that runs out of memory
+    in the middle of an exchange would leave the others waiting.
+    """
+    sizes = [0] * comm.size
+    for owner, array in arrays:
+        sizes[owner] += array.nbytes if array.nbytes < _SMALL else 0
+    return [np.empty(size if comm.size > 1 else 0, np.uint8) for size in sizes]
+
+
+def start_gather(
+    comm: Communicator, arrays: Sequence[tuple[int, Array]], buffers: Sequence[Array]
+) -> Callable[[], object]:
     """Start to gather arrays, and return a function that ends it; see `gather_arrays`.
 
-    All ranks start and end in the same order. The arrays are not used in between.
+    All ranks start and end in the same order. The arrays are not used in between, nor are the
+    buffers, which `gather_buffers` returned.
     """
     if comm.size == 1:
         return lambda: None
@@ -40,12 +57,10 @@ def start_gather(comm: Communicator, arrays: Sequence[tuple[int, Array]]) -> Cal
     for owner, array in arrays:
         values = array.reshape(-1).view(np.uint8)
         (small if values.size < _SMALL else large)[owner].append(values)
-    packed = [
-        np.concatenate(values)
-        if owner == comm.rank and values
-        else np.empty(sum(a.size for a in values), np.uint8)
-        for owner, values in enumerate(small)
-    ]
+    sizes = [sum(array.size for array in values) for values in small]
+    packed = [buffer[:size] for buffer, size in zip(buffers, sizes, strict=True)]
+    if small[comm.rank]:
+        np.concatenate(small[comm.rank], out=packed[comm.rank])
     own = [*large[comm.rank], packed[comm.rank]]
     others = [owner != comm.rank for owner in range(comm.size)]
     send = [own if other else [] for other in others]

@@ -13,13 +13,14 @@ from compressrs import _core
 from compressrs._arrays import Array, ArrayTree
 from compressrs._checks import file_path, whole
 from compressrs._warnings import warn
-from compressrs.distributed.communicator import together
+from compressrs.distributed.communicator import prepared, together
 from compressrs.distributed.gradients import Given, checked_gradients, overlap
 from compressrs.distributed.layout import Flat
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.offload import checked_folder
-from compressrs.distributed.pieces import gather_arrays, start_gather
+from compressrs.distributed.pieces import gather_arrays, gather_buffers, start_gather
 from compressrs.distributed.stored import StoredOptimizer
+from compressrs.optim._dicts import frozen_parameters
 from compressrs.optim._parameters import Parameters
 from compressrs.optim.base import Optimizer
 
@@ -310,14 +311,20 @@ class ShardedOptimizer(StoredOptimizer):
                 f"nonfinite must be 'raise', 'skip' or 'ignore', got {type(nonfinite).__name__}"
             )
         _core.gradient_scale(lambda unit: [], [], [], max_grad_norm, grad_scale, nonfinite)
+        layout = self._layout
         self._sync()
         self._sums.allocate()
         if self._grads is None:
             self._grads = self._layout.empty_of(self.comm.rank)
+        if self._packed is None:
+            self._packed = [
+                gather_buffers(self.comm, [(p.owner, self._view(p)) for p in layout.parts_of(k)])
+                for k in range(layout.count)
+            ]
         views = [
             view
-            for k in range(self._layout.count)
-            for view in self._views_of(k, self._layout.of_own_piece(self.comm.rank, k, self._grads))
+            for k in range(layout.count)
+            for view in self._views_of(k, layout.of_own_piece(self.comm.rank, k, self._grads))
         ]
         self._inner._stepper.step(views or [None], self._inner._groups, None, 1.0, "ignore", True)
 
@@ -346,7 +353,7 @@ class ShardedOptimizer(StoredOptimizer):
     def _reduce_and_step(
         self, max_grad_norm: float | None, grad_scale: float, nonfinite: str
     ) -> float | None:
-        frozen = [bool(g.get("frozen")) for g in self._groups for _ in g["params"]]
+        frozen = frozen_parameters(self._groups)
         given = [bool(x) and not f for x, f in zip(self._sums.given, frozen, strict=True)]
         active = [i for i, one in enumerate(given) if one]
         means = self._means(given)
@@ -363,8 +370,7 @@ class ShardedOptimizer(StoredOptimizer):
             found, norm = _core.gradient_scale(
                 lambda unit: self._partials(unit, grads, active),
                 [self._paths[i] for i in active],
-                # Of half precision parameters the gradients are float32.
-                [np.empty(0, self._layout.dtypes[i]) for i in active],
+                [self._layout.examples[i] for i in active],
                 max_grad_norm,
                 grad_scale,
                 nonfinite,
@@ -380,9 +386,9 @@ class ShardedOptimizer(StoredOptimizer):
         """Yield the pieces of the mean over all micro-batches, None where there is none."""
         for k, views in self._sums.pieces():
             tensors = [self._own[place].tensor for place in self._pieces[k]]
-            if self.microbatches > 1:
+            if self._sums.count != 1:
                 for view in views:
-                    np.divide(view, self.microbatches, out=view)  # type: ignore[arg-type]
+                    np.divide(view, self._sums.count, out=view)  # type: ignore[arg-type]
             pairs = zip(views, tensors, strict=True)
             yield k, self._shaped(k, [view if given[i] else None for view, i in pairs])
 
@@ -406,19 +412,22 @@ class ShardedOptimizer(StoredOptimizer):
     ) -> None:
         """Step each piece, and send its parameters while the next one is reduced and stepped."""
         layout = self._layout
+        assert self._packed is not None
         ends = []
         for k, views in pieces:
             grads: list[Array | None] = [None] * max(1, len(self._own))
             for place, view in zip(self._pieces[k], views, strict=True):
-                # What NaN times a gradient is; the step itself takes finite factors.
-                nan = view is not None and np.isnan(factor)
-                grads[place] = np.full_like(view, np.nan) if nan else view
+                grads[place] = view
+                if view is not None and np.isnan(factor):
+                    # What NaN times a gradient is; the step itself takes finite factors. Of
+                    # several ranks the gradients are in memory of their own by now, see `_kept`.
+                    grads[place] = nan = np.empty_like(view) if self.comm.size == 1 else view
+                    nan[...] = np.nan
             if self._pieces[k]:
                 scale = 1.0 if np.isnan(factor) else factor
                 self._inner._stepper.step(grads, self._inner._groups, None, scale, "ignore")
-            parts = [layout.parts[n] for numbers in layout.numbers for n in numbers[k]]
-            changed = [(part.owner, self._view(part)) for part in parts if given[part.tensor]]
-            ends.append(start_gather(self.comm, changed))
+            changed = [(p.owner, self._view(p)) for p in layout.parts_of(k) if given[p.tensor]]
+            ends.append(start_gather(self.comm, changed, self._packed[k]))
         for end in ends:
             end()
 
@@ -429,13 +438,14 @@ class ShardedOptimizer(StoredOptimizer):
         block = _core.NORM_BLOCK
         chosen = set(active)
         parts = [part for part in self._layout.parts if part.tensor in chosen]
-        sums = [np.empty(-(-(part.stop - part.start) // block)) for part in parts]
-        own = iter(zip(grads, self._inner._masks, strict=True))
-        owned = {part: next(own) for part in self._own}
-        for part, partial in zip(parts, sums, strict=True):
-            if part in owned:
-                grad, mask = owned[part]
-                partial[...] = _core.partial_norms(grad, "grads", mask, unit)  # type: ignore[arg-type]
+        with prepared(self.comm, "the norm"):
+            sums = [np.empty(-(-(part.stop - part.start) // block)) for part in parts]
+            own = iter(zip(grads, self._inner._masks, strict=True))
+            owned = {part: next(own) for part in self._own}
+            for part, partial in zip(parts, sums, strict=True):
+                if part in owned:
+                    grad, mask = owned[part]
+                    partial[...] = _core.partial_norms(grad, "grads", mask, unit)  # type: ignore[arg-type]
         gather_arrays(self.comm, [(p.owner, s) for p, s in zip(parts, sums, strict=True)])
         # A tensor's parts are in order, since their owners are.
         found: dict[int, list[float]] = {i: [] for i in active}

@@ -9,10 +9,24 @@ import numpy as np
 
 from compressrs._arrays import Array, FixedList, Views, is_number
 from compressrs._assignment import CheckedDict
-from compressrs._checks import require_unmasked
+from compressrs._checks import flag, require_unmasked
 
 #: Keys of a group that are not hyperparameters of the rule.
 OF_GROUPS = frozenset(("params", "frozen", "initial_lr"))
+
+
+def frozen_parameters(groups: Iterable[Mapping[str, Any]]) -> list[bool]:
+    """Return for each parameter whether its group is frozen.
+
+    Raises
+    ------
+    TypeError
+        If the ``"frozen"`` of a group is neither True nor False.
+    """
+    frozen: list[bool] = []
+    for group in groups:
+        frozen += [flag(group.get("frozen", False), "frozen")] * len(group["params"])
+    return frozen
 
 
 def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None:

@@ -13,6 +13,7 @@ from compressrs._arrays import Array, ArrayTree, compute_dtype, flatten_like
 from compressrs._checks import flag, function, positive
 from compressrs._state import Stateful, Take, Undo, require_keys, restoring
 from compressrs.optim._closure import Closure, evaluated, gradient_of
+from compressrs.optim._dicts import frozen_parameters
 from compressrs.optim._guard import Guarded
 from compressrs.optim._weights import unpacked
 from compressrs.optim.base import Optimizer
@@ -111,9 +112,7 @@ class SAM(Guarded, Stateful):
         """Move the parameters to where the loss is largest nearby, to first order."""
         optimizer = self.optimizer
         flat = flatten_like(optimizer._structure, grads, "grads")
-        frozen = [
-            group.get("frozen", False) for group in optimizer.param_groups for _ in group["params"]
-        ]
+        frozen = frozen_parameters(optimizer.param_groups)
         scaled: dict[int, Array] = {}
         for i, (w, leaf) in enumerate(zip(arrays, flat, strict=True)):
             if leaf is None or frozen[i]:
