@@ -1,7 +1,7 @@
 """Stubs of the Rust extension module, which is private; use the package's functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,8 @@ def rule_is_elementwise(kind: str, group: dict[str, Any]) -> bool: ...
 def rule_scalars(kind: str, group: dict[str, Any]) -> list[str]: ...
 def rules() -> dict[str, dict[str, Any]]: ...
 
-class NonFiniteGradientError(ValueError): ...
+class NonFiniteGradientError(ValueError):
+    reason: Literal["nonfinite", "sum", "scale"]
 
 @final
 class Stepper:

@@ -15,7 +15,6 @@ from compressrs._arrays import ArrayTree, flatten_like
 from compressrs._checks import file_path
 from compressrs._state import Stateful, Take, Undo, all_or_nothing
 from compressrs.optim import storage as files
-from compressrs.optim._gradients import explained, require_fitting
 from compressrs.optim._loading import plan
 from compressrs.optim._moments import CODES, has_codes
 from compressrs.optim._parameters import Parameters
@@ -187,10 +186,7 @@ class Optimizer(Parameters, Stateful):
                 self._doing = "step"
                 if self._complex:
                     flat = list(map(self._gradient, range(len(flat)), flat, self._arrays()))
-                require_fitting(self._groups, flat, self._paths)
                 return self._stepper.step(flat, self._groups, max_grad_norm, grad_scale, nonfinite)
-            except _core.NonFiniteGradientError as error:
-                raise explained(error, flat, self._paths) from None
             finally:
                 self._doing = None
 

@@ -4,16 +4,54 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use compressrs_core::optim::Fault;
 use compressrs_core::runtime::memory::OutOfMemory;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::dtype::Dtype;
 
 pyo3::create_exception!(
     compressrs.optim,
     NonFiniteGradientError,
     PyValueError,
-    "A gradient holds NaN or infinity; the message names it. Nothing was changed."
+    "A gradient holds NaN or infinity; the message names it. Nothing was changed.
+
+Attributes
+----------
+reason : {'nonfinite', 'sum', 'scale'}
+    What is beyond the range of its type: a number of the gradient, the sum of finite gradients
+    of the same row, or a finite number after scaling and clipping."
 );
+
+/// Gives the class the reason of errors that are raised without one.
+pub fn set_default_reason(py: Python<'_>) -> PyResult<()> {
+    py.get_type::<NonFiniteGradientError>().setattr("reason", reason(Fault::NonFinite))
+}
+
+fn reason(fault: Fault) -> &'static str {
+    match fault {
+        Fault::NonFinite => "nonfinite",
+        Fault::RowSum => "sum",
+        Fault::Scaled => "scale",
+    }
+}
+
+/// The error of a gradient whose numbers, sums or products are of the type `dtype`.
+pub fn non_finite(py: Python<'_>, path: &str, fault: Fault, dtype: Dtype) -> PyResult<PyErr> {
+    let what = match fault {
+        Fault::NonFinite => String::from("NaN or infinity"),
+        Fault::RowSum => {
+            format!("finite gradients of the same row whose sum is beyond the range of {dtype}")
+        }
+        Fault::Scaled => format!("numbers that are beyond the range of {dtype} as scaled"),
+    };
+    let error = NonFiniteGradientError::new_err(format!(
+        "grads{path} holds {what}; nothing was changed (nonfinite=\"skip\" leaves such steps out)"
+    ));
+    error.value(py).setattr("reason", reason(fault))?;
+    Ok(error)
+}
 
 /// Runs a kernel without the GIL.
 ///

@@ -95,6 +95,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         compressrs_core::runtime::simd::level().map_err(PyImportError::new_err)?;
         compressrs_core::runtime::parallel::num_threads().map_err(PyImportError::new_err)?;
+        crate::errors::set_default_reason(module.py())?;
         module.add("CODE_BLOCK", compressrs_core::optim::BLOCK)?;
         module.add("CODE_VERSION", compressrs_core::optim::CODE_VERSION)?;
         module.add("MAX_SCALARS", compressrs_core::optim::MAX_SCALARS)?;

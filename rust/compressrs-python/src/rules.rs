@@ -1,6 +1,7 @@
 //! From a parameter group, a dict, to the rule that it describes.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use compressrs_core::optim::{self as core, Rule, Value};
 use numpy::PyUntypedArrayMethods;
@@ -31,9 +32,34 @@ impl From<core::OutOfRange> for Refused {
     }
 }
 
+/// FNV-1a: of names in the program, which nobody chooses so that they collide.
+#[derive(Clone)]
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Names as Python strings.
+type Names = HashMap<&'static str, Py<PyString>, BuildHasherDefault<Fnv>>;
+
 /// The names of all hyperparameters as Python strings: every step reads them.
 fn interned<'py>(py: Python<'py>, name: &'static str) -> Bound<'py, PyString> {
-    static NAMES: PyOnceLock<HashMap<&'static str, Py<PyString>>> = PyOnceLock::new();
+    static NAMES: PyOnceLock<Names> = PyOnceLock::new();
     let names = NAMES.get_or_init(py, || {
         let of_rules = core::rules().into_iter().flat_map(|(_, values)| values);
         let names = of_rules.map(|(name, _)| name).chain(["seed", "frozen"]);
@@ -99,6 +125,23 @@ impl core::Source for Group<'_, '_> {
         optional: [bool; N],
     ) -> Result<[Option<f64>; N], Refused> {
         let value = self.get(name)?;
+        // The usual case, without what finds out what is wrong.
+        if let Ok(tuple) = value.cast_exact::<PyTuple>()
+            && tuple.len() == N
+        {
+            let mut numbers = [None; N];
+            let mut known = true;
+            for (i, number) in numbers.iter_mut().enumerate() {
+                let item = tuple.get_borrowed_item(i)?;
+                if !(optional[i] && item.is_none()) {
+                    *number = item.extract().ok();
+                    known &= number.is_some();
+                }
+            }
+            if known {
+                return Ok(numbers);
+            }
+        }
         // One more than needed, since an iterable may be endless.
         let items: Option<Vec<_>> =
             value.try_iter().ok().and_then(|items| items.take(N + 1).collect::<PyResult<_>>().ok());

@@ -62,13 +62,15 @@ enum Kept {
 impl StorageFormat {
     pub fn new(group: &Bound<'_, PyDict>) -> PyResult<Self> {
         let py = group.py();
-        let state_dtype = match choice(group, intern!(py, "state_dtype"))?.as_str() {
+        let state_dtype = choice(group, intern!(py, "state_dtype"))?;
+        let state_dtype = match text(&state_dtype, "state_dtype")? {
             "float32" => StateDtype::Full,
             "bfloat16" => StateDtype::Bf16,
             "int8" => StateDtype::Int8,
             other => return Err(refused("state_dtype", "'float32', 'bfloat16' or 'int8'", other)),
         };
-        let precision = match choice(group, intern!(py, "precision"))?.as_str() {
+        let precision = choice(group, intern!(py, "precision"))?;
+        let precision = match text(&precision, "precision")? {
             "nearest" => Precision::Nearest,
             "stochastic" => Precision::Stochastic,
             "kahan" => Precision::Kahan,
@@ -234,13 +236,19 @@ impl StorageFormat {
     }
 }
 
-fn choice(group: &Bound<'_, PyDict>, name: &Bound<'_, PyString>) -> PyResult<String> {
-    let value = group.get_item(name)?.ok_or_else(|| {
+fn choice<'py>(
+    group: &Bound<'py, PyDict>,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Bound<'py, PyAny>> {
+    group.get_item(name)?.ok_or_else(|| {
         PyValueError::new_err(format!("the parameter group has no setting {name:?}"))
-    })?;
+    })
+}
+
+fn text<'a>(value: &'a Bound<'_, PyAny>, name: &str) -> PyResult<&'a str> {
     value.extract().or_else(|_| {
         let got = value.get_type().name()?;
-        Err(Name(&name.to_string(), "").type_error("be a string", got))
+        Err(Name(name, "").type_error("be a string", got))
     })
 }
 

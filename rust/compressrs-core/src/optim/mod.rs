@@ -58,7 +58,7 @@ pub use momentum::Momentum;
 pub use muon::{AdjustLr, Muon};
 pub use nadam::NAdam;
 pub use norm::{
-    Gradient, Norm, PARTIAL_SUM_ELEMENTS, Reduction, combine, find_beyond, norm, norm_by,
+    Fault, Gradient, Norm, PARTIAL_SUM_ELEMENTS, Reduction, combine, find_beyond, norm, norm_by,
     partial_reductions,
 };
 pub use prodigy::{Prodigy, estimate};

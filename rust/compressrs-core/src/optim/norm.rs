@@ -27,6 +27,25 @@ pub struct Gradient<'a> {
     pub mask: Option<&'a [u8]>,
 }
 
+/// What is wrong with a gradient that a step is not taken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It holds NaN or infinity.
+    NonFinite,
+    /// It holds finite gradients of the same row, whose sum is beyond the range of its type.
+    RowSum,
+    /// As scaled, it holds numbers beyond the range of the type that its parameter is computed in.
+    Scaled,
+}
+
+impl Fault {
+    /// What is wrong with sums that are not finite, by what was added up.
+    pub fn of_sums(addends: Values<'_>) -> Self {
+        let all = [Gradient { values: addends, mask: None }];
+        if find_beyond(&all, |_| f64::MAX).is_none() { Fault::RowSum } else { Fault::NonFinite }
+    }
+}
+
 /// A norm: `value * unit`, which may be beyond the range of `f64` where both are finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {

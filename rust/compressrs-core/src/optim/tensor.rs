@@ -53,6 +53,7 @@ impl<'a, C: Float> Tensor<'a, C> {
     ///
     /// # Panics
     /// If the shape or the gradient is not of the parameter's length.
+    #[inline]
     pub fn new(
         update: Update,
         shape: &[usize],
@@ -86,8 +87,10 @@ impl<'a, C: Float> Tensor<'a, C> {
     }
 
     /// Multiplies the gradient by `scale` first.
-    pub fn scaled(self, scale: f64) -> Self {
-        Tensor { scale, ..self }
+    #[inline]
+    pub fn scaled(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
     }
 
     /// `mask` holds a bit for each element, the lowest of a byte first: where it is
@@ -95,14 +98,18 @@ impl<'a, C: Float> Tensor<'a, C> {
     ///
     /// # Panics
     /// If the mask is not of the parameter's length.
-    pub fn masked(self, mask: Option<&'a [u8]>) -> Self {
+    #[inline]
+    pub fn masked(mut self, mask: Option<&'a [u8]>) -> Self {
         assert!(mask.is_none_or(|m| m.len() == mask_bytes(self.len())), "length of a mask");
-        Tensor { mask, ..self }
+        self.mask = mask;
+        self
     }
 
     /// What rounding that is not to nearest decides by.
-    pub fn rounded_stochastically(self, rounding: StochasticRounding) -> Self {
-        Tensor { rounding, ..self }
+    #[inline]
+    pub fn rounded_stochastically(mut self, rounding: StochasticRounding) -> Self {
+        self.rounding = rounding;
+        self
     }
 
     pub(super) fn len(&self) -> usize {

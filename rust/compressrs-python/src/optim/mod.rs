@@ -168,8 +168,14 @@ impl Stepper {
         // found below still holds then.
         let mut views = Vec::with_capacity(self.slots.len());
         for (slot, grad) in self.slots.iter().zip(&grads) {
-            let active = grad.as_ref().filter(|_| rules[slot.group].is_some());
-            views.push(active.map(|grad| slot.view(grad)).transpose()?);
+            views.push(match grad {
+                Some(grad) if rules[slot.group].is_some() => Some(slot.view(grad)?),
+                Some(grad) => {
+                    slot.require_gradient(grad)?;
+                    None
+                }
+                None => None,
+            });
         }
         if !self.steps.is_unchanged(py) || !self.scalars.is_unchanged(py) {
             return Err(PyValueError::new_err("the optimizer's counts of steps were reshaped"));
@@ -196,7 +202,7 @@ impl Stepper {
                     JobGradient::Dense(grad)
                 }
                 // Gives up the GIL.
-                Given::Rows(rows) => JobGradient::Rows(RowStep::new(py, slot, &rows, &**rule)?),
+                Given::Rows(rows) => JobGradient::Rows(RowStep::new(py, slot, rows, &**rule)?),
             };
             let t = u64::try_from(steps[i]).unwrap_or(0) + 1;
             let mut numbers = scalars[i];

@@ -5,10 +5,10 @@ use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::scaling::{GradientScale, Scaling};
+use super::scaling::{GradientScale, Largest, Scaling};
 use crate::arguments::Name;
 use crate::buffers::Array;
-use crate::errors::run;
+use crate::errors::{non_finite, run};
 use crate::overlap::new_array;
 use crate::storage::values;
 
@@ -87,7 +87,7 @@ pub fn gradient_scale<'py>(
         run(py, || core::combine(&slices, reduction))
     };
     let norm = core::norm_by(2.0, |reduction| combined(&reduced(reduction)?, reduction))?;
-    let outcome = scaling.decide(norm, &computed, &|i| paths[i].as_str(), |largest| {
+    let find_beyond = |largest: Largest<'_>| {
         let tensors = reduced(Reduction::Largest)?;
         for (i, tensor) in tensors.into_iter().enumerate() {
             let within = combined(&[tensor], Reduction::Largest)? <= largest(i);
@@ -96,8 +96,9 @@ pub fn gradient_scale<'py>(
             }
         }
         Ok(None)
-    })?;
-    Ok(match outcome {
+    };
+    let refuse = |i: usize, fault| non_finite(py, &paths[i], fault, computed[i].into());
+    Ok(match scaling.decide(norm, &computed, find_beyond, refuse)? {
         GradientScale::Skip(norm) => (None, Some(norm)),
         GradientScale::Apply(factor, norm) => (Some(factor), norm),
     })

@@ -1,6 +1,6 @@
 //! Gradients of some rows of a parameter.
 
-use compressrs_core::optim::{BLOCK, Gradient, RowSums, Rows, Rule};
+use compressrs_core::optim::{BLOCK, Fault, Gradient, RowSums, Rows, Rule};
 use compressrs_core::runtime::memory;
 use compressrs_core::runtime::parallel::SharedMut;
 use numpy::PyUntypedArrayMethods;
@@ -13,7 +13,8 @@ use pyo3::types::PyType;
 use super::slot::{Checked, Slot, slice_mut};
 use crate::arguments::Name;
 use crate::buffers::Array;
-use crate::errors::run;
+use crate::dtype::Dtype;
+use crate::errors::{guard, run};
 use crate::storage::{RawBuffer, values};
 
 /// A `RowGradient` of Python: rows and their gradients, in C order.
@@ -36,6 +37,45 @@ impl<'py, 's> GivenRows<'py, 's> {
         let (rows, values) = (part(intern!(py, "rows"))?, part(intern!(py, "values"))?);
         Ok(Some(GivenRows { rows, values }))
     }
+
+    /// Requires that these are gradients of rows of a parameter. May give up the GIL.
+    pub fn require_fit(&self, slot: &Slot) -> PyResult<()> {
+        self.require_shape(slot)?;
+        // SAFETY: the GIL is held and nothing runs between this and the kernel.
+        let indices = unsafe { self.rows.slice::<i64>()? };
+        let of = slot.shape()[0];
+        let made = run(self.rows.array.py(), || Rows::new(indices, of).map(drop))?;
+        made.map_err(|wrong| out_of_range(slot, wrong))
+    }
+
+    /// Requires the dtypes and shapes of gradients of rows.
+    fn require_shape(&self, slot: &Slot) -> PyResult<()> {
+        let GivenRows { rows, values } = self;
+        let param = Name("params", &slot.path);
+        let [_, rest @ ..] = slot.shape() else {
+            return Err(PyValueError::new_err(format!(
+                "{} has the gradients of rows, but {param} has no rows: its shape is ()",
+                values.name
+            )));
+        };
+        rows.require_ndim(1)?;
+        rows.require_element::<i64>()?;
+        rows.require_contiguous()?;
+        values.float_dtype()?;
+        values.require_contiguous()?;
+        let shape: Vec<_> = std::iter::once(rows.array.len()).chain(rest.iter().copied()).collect();
+        values.require_shape(&shape, format_args!("rows and {param}"))
+    }
+}
+
+/// The error of the first row that the parameter does not have, at this position.
+fn out_of_range(slot: &Slot, (position, row): (usize, i64)) -> PyErr {
+    PyValueError::new_err(format!(
+        "grads{0}.rows[{position}] must be a row of params{0}, from 0 to {1} (negative rows do not \
+         count from the end), got {row}",
+        slot.path,
+        slot.shape()[0].saturating_sub(1)
+    ))
 }
 
 /// Memory for copies of rows, aligned for every number.
@@ -69,7 +109,9 @@ unsafe impl Send for Scratch {}
 
 /// The rows of a parameter that are updated, with the sums of their gradients and memory for
 /// copies of them.
-pub(super) struct RowStep {
+pub(super) struct RowStep<'py, 's> {
+    /// What was added up.
+    given: GivenRows<'py, 's>,
     rows: Rows,
     sums: RowSums,
     mask: Option<Vec<u8>>,
@@ -79,22 +121,18 @@ pub(super) struct RowStep {
     buffers: Vec<Scratch>,
 }
 
-impl RowStep {
+impl<'py, 's> RowStep<'py, 's> {
     /// Checks rows and their gradients, and adds up those of the same row. Gives up the GIL.
     pub fn new(
         py: Python<'_>,
         slot: &Slot,
-        given: &GivenRows<'_, '_>,
+        given: GivenRows<'py, 's>,
         rule: &dyn Rule,
     ) -> PyResult<Self> {
-        let GivenRows { rows, values: grads } = given;
+        let GivenRows { rows, values: grads } = &given;
         let param = Name("params", &slot.path);
-        let [of, rest @ ..] = slot.shape() else {
-            return Err(PyValueError::new_err(format!(
-                "{} has the gradients of rows, but {param} has no rows: its shape is ()",
-                grads.name
-            )));
-        };
+        given.require_shape(slot)?;
+        let (of, rest) = (slot.shape()[0], &slot.shape()[1..]);
         rule.accepts_rows().map_err(|what| {
             PyValueError::new_err(format!(
                 "{} must be a dense gradient, since the rule of {param} {what}; got a RowGradient",
@@ -118,13 +156,6 @@ impl RowStep {
                 grads.name
             )));
         }
-        rows.require_ndim(1)?;
-        rows.require_element::<i64>()?;
-        rows.require_contiguous()?;
-        grads.float_dtype()?;
-        grads.require_contiguous()?;
-        let shape: Vec<_> = std::iter::once(rows.array.len()).chain(rest.iter().copied()).collect();
-        grads.require_shape(&shape, format_args!("rows and {param}"))?;
         // SAFETY: the GIL is held and nothing runs between this and the kernel, which writes
         // to neither; `new` checked the mask, which is the optimizer's own.
         let (indices, grads, mask) = unsafe {
@@ -132,30 +163,32 @@ impl RowStep {
             (rows.slice::<i64>()?, values(grads)?, mask)
         };
         let made = run(py, || {
-            let rows = Rows::new(indices, *of)?;
-            let bytes = |array: &Checked| array.bytes.checked_div(*of).unwrap_or(0) * rows.len();
+            let rows = Rows::new(indices, of)?;
+            let bytes = |array: &Checked| array.bytes.checked_div(of).unwrap_or(0) * rows.len();
             let scratch = |array: &Checked| Scratch::new(bytes(array));
-            Ok(RowStep {
-                sums: rows.sums(grads, width),
-                mask: mask.map(|mask| rows.gather_bits(mask, width)),
-                shape: std::iter::once(rows.len()).chain(rest.iter().copied()).collect(),
-                param: scratch(&slot.param),
-                buffers: slot.buffers.iter().map(scratch).collect(),
-                rows,
-            })
+            let sums = rows.sums(grads, width);
+            let mask = mask.map(|mask| rows.gather_bits(mask, width));
+            let buffers = slot.buffers.iter().map(scratch).collect();
+            Ok((sums, mask, scratch(&slot.param), buffers, rows))
         })?;
-        made.map_err(|(position, row)| {
-            PyValueError::new_err(format!(
-                "grads{}.rows[{position}] must be a row of {param}, from 0 to {} (negative rows do \
-                 not count from the end), got {row}",
-                slot.path,
-                of.saturating_sub(1)
-            ))
-        })
+        let (sums, mask, param, buffers, rows) = made.map_err(|wrong| out_of_range(slot, wrong))?;
+        let shape = std::iter::once(rows.len()).chain(rest.iter().copied()).collect();
+        Ok(RowStep { given, rows, sums, mask, shape, param, buffers })
     }
 
     pub fn gradient(&self) -> Gradient<'_> {
         Gradient { values: self.sums.values(), mask: self.mask.as_deref() }
+    }
+
+    /// What is wrong with sums that are not finite, and the type that they are of.
+    pub fn explain(&self) -> PyResult<(Fault, Dtype)> {
+        // SAFETY: the GIL is held, and nothing runs meanwhile.
+        let addends = unsafe { values(&self.given.values)? };
+        let dtype = match self.sums {
+            RowSums::F64(_) => Dtype::F64,
+            RowSums::F32(_) => Dtype::F32,
+        };
+        Ok((guard(|| Fault::of_sums(addends))?, dtype))
     }
 
     /// Shape of the copied rows, and the memory of those of the parameter and its buffers.

@@ -1,12 +1,12 @@
 //! What gradients are multiplied by: their scale, clipping, and steps that are left out.
 
-use compressrs_core::optim::{self as core};
+use compressrs_core::optim::{self as core, Fault};
 use pyo3::prelude::*;
 
 use super::job::Job;
 use crate::arguments::{Name, number};
 use crate::dtype::Compute;
-use crate::errors::{NonFiniteGradientError, run};
+use crate::errors::{non_finite, run};
 
 /// What to do about gradients that are not finite.
 #[derive(Clone, Copy, PartialEq)]
@@ -22,6 +22,9 @@ pub(super) struct Scaling {
     pub scale: f64,
     pub nonfinite: NonFinite,
 }
+
+/// The largest magnitude that is finite, or in range, for each gradient.
+pub(super) type Largest<'a> = &'a (dyn Fn(usize) -> f64 + Sync);
 
 /// The outcome of [`Scaling::factor`].
 pub(super) enum GradientScale {
@@ -48,7 +51,7 @@ impl Scaling {
             return Err(Name("max_grad_norm", "").value_error(need, norm));
         }
         // A string with a surrogate has no UTF-8.
-        let nonfinite = match nonfinite.extract::<String>().as_deref() {
+        let nonfinite = match nonfinite.extract::<&str>() {
             Ok("raise") => NonFinite::Raise,
             Ok("skip") => NonFinite::Skip,
             Ok("ignore") => NonFinite::Ignore,
@@ -72,9 +75,12 @@ impl Scaling {
             .collect::<PyResult<Vec<_>>>()?;
         let norm = run(py, || core::norm(&gradients, 2.0))?;
         let limits = jobs.iter().map(|job| job.slot.dtype.compute()).collect::<Vec<_>>();
-        self.decide(norm, &limits, &|i| &jobs[i].slot.path, |largest| {
-            run(py, || core::find_beyond(&gradients, largest))
-        })
+        let find_beyond = |largest: Largest<'_>| run(py, || core::find_beyond(&gradients, largest));
+        let refuse = |i: usize, fault| {
+            let (fault, dtype) = jobs[i].explain(fault)?;
+            non_finite(py, &jobs[i].slot.path, fault, dtype)
+        };
+        self.decide(norm, &limits, find_beyond, refuse)
     }
 
     /// Whether the factor depends on the gradients.
@@ -83,14 +89,14 @@ impl Scaling {
     }
 
     /// The factor for gradients with this norm. Of each there is the type that its parameter
-    /// is computed in and its path; `find_beyond` gives the first with an element whose
-    /// magnitude is not at most that for its index.
-    pub fn decide<'p>(
+    /// is computed in; `find_beyond` gives the first with an element whose magnitude is not at
+    /// most that for its index, and `refuse` the error about it.
+    pub fn decide(
         &self,
         norm: core::Norm,
         computed: &[Compute],
-        path: &dyn Fn(usize) -> &'p str,
-        mut find_beyond: impl FnMut(&(dyn Fn(usize) -> f64 + Sync)) -> PyResult<Option<usize>>,
+        mut find_beyond: impl FnMut(Largest<'_>) -> PyResult<Option<usize>>,
+        refuse: impl FnOnce(usize, Fault) -> PyResult<PyErr>,
     ) -> PyResult<GradientScale> {
         let clip = self.max_norm.map_or(1.0, |max| norm.clip(self.scale, max));
         let factor = self.scale * clip;
@@ -111,16 +117,8 @@ impl Scaling {
         if let Some(bad) = bad {
             match self.nonfinite {
                 NonFinite::Raise => {
-                    let what = match computed[bad] {
-                        _ if !too_large => "NaN or infinity",
-                        Compute::F32 => "numbers that are beyond the range of float32 as scaled",
-                        Compute::F64 => "numbers that are beyond the range of float64 as scaled",
-                    };
-                    return Err(NonFiniteGradientError::new_err(format!(
-                        "grads{} holds {what}; nothing was changed \
-                         (nonfinite=\"skip\" leaves such steps out)",
-                        path(bad)
-                    )));
+                    let fault = if too_large { Fault::Scaled } else { Fault::NonFinite };
+                    return Err(refuse(bad, fault)?);
                 }
                 NonFinite::Skip if too_large => return Ok(GradientScale::Skip(f64::INFINITY)),
                 NonFinite::Skip => return Ok(GradientScale::Skip(norm.get())),

@@ -182,6 +182,15 @@ impl Slot {
         .map(Given::Dense)
     }
 
+    /// Requires a gradient that a step could be taken with. This may run Python code, and give
+    /// up the GIL.
+    pub fn require_gradient(&self, grad: &Bound<'_, PyAny>) -> PyResult<()> {
+        match self.view(grad)? {
+            Given::Dense(grad) => self.require_fit(&grad),
+            Given::Rows(rows) => rows.require_fit(self),
+        }
+    }
+
     /// Requires that a gradient in C order has a floating-point dtype and the parameter's
     /// shape.
     pub fn require_fit(&self, grad: &Array<'_, '_>) -> PyResult<()> {
@@ -198,6 +207,9 @@ impl Slot {
     /// Requires that the rule's states are those that this slot has, stored so.
     pub fn require_states_of(&self, rule: &dyn Rule, storage: StorageFormat) -> PyResult<()> {
         let needed = rule.states(self.shape().len());
+        if needed == self.states && storage == self.storage {
+            return Ok(());
+        }
         let names = |states: &[State]| states.iter().map(|s| s.name).collect::<Vec<_>>();
         let shapes = |states: &[State]| states.iter().map(|s| s.shape).collect::<Vec<_>>();
         if names(&needed) == names(&self.states) && shapes(&needed) != shapes(&self.states) {
