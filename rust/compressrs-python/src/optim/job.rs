@@ -27,7 +27,7 @@ pub(super) enum JobGradient<'py, 's> {
     /// Of the whole parameter.
     Dense(Array<'py, 's>),
     /// Of some of its rows, to be updated in copies.
-    Rows(RowStep<'py, 's>),
+    Rows(Box<RowStep<'py, 's>>),
 }
 
 /// The tensors of the jobs that are computed in a type.

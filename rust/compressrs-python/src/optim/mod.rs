@@ -202,7 +202,9 @@ impl Stepper {
                     JobGradient::Dense(grad)
                 }
                 // Gives up the GIL.
-                Given::Rows(rows) => JobGradient::Rows(RowStep::new(py, slot, rows, &**rule)?),
+                Given::Rows(rows) => {
+                    JobGradient::Rows(Box::new(RowStep::new(py, slot, rows, &**rule)?))
+                }
             };
             let t = u64::try_from(steps[i]).unwrap_or(0) + 1;
             let mut numbers = scalars[i];
