@@ -20,6 +20,13 @@ Subpackages are imported on first use, so that ``import compressrs`` takes littl
 """
 
 import sys
+
+from compressrs._startup import end_when_interrupted, is_command
+
+# Before anything that takes time to be imported.
+if is_command(sys.argv[:1], sys.orig_argv):
+    end_when_interrupted()
+
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -30,8 +37,6 @@ try:
 except ImportError as error:
     # The command imports this package before any code of its own: it, too, has to say in a line
     # what is wrong with a setting of the environment.
-    from compressrs._startup import is_command
-
     if not is_command(sys.argv[:1], sys.orig_argv):
         raise
     print(f"compressrs: {error}", file=sys.stderr)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import io
 import string
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from compressrs import __version__
+from compressrs._text import figure_text, html_text
 from compressrs.checkpoint.compressing import Report
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def to_html(report: Report) -> str:
         for row in report.rows
     ]
     return _PAGE.substitute(
-        source=html.escape(report.source),
+        source=html_text(report.source),
         before=f"{report.before:,}",
         after=f"{report.after:,}",
         became="would become" if report.dry_run else "became",
@@ -88,7 +88,7 @@ def to_html(report: Report) -> str:
         version=__version__,
         headings="".join(f"<th>{heading}</th>" for heading in _HEADINGS),
         rows="\n".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>"
             for row in cells
         ),
         figures="".join(f"<figure>{_svg(figure)}</figure>" for figure in _figures(report)),
@@ -107,7 +107,7 @@ def _figures(report: Report) -> list[Figure]:
     largest = sorted(report.rows, key=lambda row: -row.before)[:_SHOWN]
     rows = [row for row in report.rows if row in largest][::-1]
     at = range(len(rows))
-    names = [row.name for row in rows]
+    names = [figure_text(row.name) for row in rows]
     size = Figure(figsize=(10, 1.5 + 0.22 * len(rows)), layout="constrained")
     axes = size.subplots()
     axes.barh(at, [row.before / 1e6 for row in rows], color="#ccc", label="before")
@@ -121,7 +121,7 @@ def _figures(report: Report) -> list[Figure]:
     error = Figure(figsize=(10, 1.5 + 0.22 * len(lossy)), layout="constrained")
     axes = error.subplots()
     axes.barh(range(len(lossy)), [row.error or 0.0 for row in lossy])
-    axes.set_yticks(range(len(lossy)), [row.name for row in lossy], fontsize=7)
+    axes.set_yticks(range(len(lossy)), [figure_text(row.name) for row in lossy], fontsize=7)
     axes.set(xlabel="|w - decoded| / |w|", title="Error of each tensor")
     return [size, error]
 

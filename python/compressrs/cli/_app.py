@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,9 +12,11 @@ import typer
 
 from compressrs import __version__
 from compressrs._errors import WorkersKilledError
+from compressrs._startup import interruptible
 from compressrs.checkpoint.recipe import RecipeError
 from compressrs.cli import compress, config, decompress, demo, diff, doctor, export, info, verify
 from compressrs.cli._options import Usage, require_other_files
+from compressrs.cli._output import OutputError, complain, give_up_streams, require_streams, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress.run,
@@ -31,6 +33,24 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def run(arguments: list[str]) -> int:
     """Run the command with these arguments and return its exit code."""
+    require_streams()
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except (OutputError, OSError) as error:
+        # Help is printed by the library of the command line.
+        cause = error.__cause__ or error
+        if isinstance(cause, BrokenPipeError):
+            # Such as `head`, which has read enough.
+            return 141
+        complain(f"standard output cannot be written: {cause}")
+        return 1
+    finally:
+        give_up_streams()
+
+
+def _run(arguments: list[str]) -> int:
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -49,7 +69,7 @@ def run(arguments: list[str]) -> int:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"compressrs {__version__}")
+        say(f"compressrs {__version__}")
         raise typer.Exit
 
 
@@ -75,21 +95,22 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
     def reported(**kwargs: Any) -> None:
         code, message = 0, ""
         try:
-            require_other_files(command, kwargs)
-            command(**kwargs)
+            with interruptible(), warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                require_other_files(command, kwargs)
+                command(**kwargs)
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
-        except BrokenPipeError:
-            # Such as `head`, which has read enough; nothing is written when Python ends.
-            with open(os.devnull, "ab") as nothing:
-                os.dup2(nothing.fileno(), sys.stdout.fileno())
-            raise typer.Exit(141) from None
         except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
         except _FAILURES as error:
             code, message = 1, str(error) or type(error).__name__
         if code:
-            print(f"compressrs: {message}", file=sys.stderr)
+            complain(message)
             raise typer.Exit(code)
 
     return reported
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    complain(f"warning: {message}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -165,11 +164,6 @@ def shown(n: float) -> str:
             return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.2f} {unit}"
         n /= 1000
     raise AssertionError
-
-
-def console() -> Console:
-    """Return the console for tables, wide enough for them if it is not a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @contextmanager

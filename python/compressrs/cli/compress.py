@@ -20,13 +20,13 @@ from compressrs.cli._options import (
     Usage,
     Use,
     arguments,
-    console,
     duration,
     progress,
     set_threads,
     shown,
     size,
 )
+from compressrs.cli._output import console, write
 
 
 def run(
@@ -210,7 +210,7 @@ def run(
     if report is not None:
         write_atomically(report, to_html(done).encode())
     if json:
-        print(done.to_json())
+        write(f"{done.to_json()}\n")
     else:
         _show(done)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from compressrs.cli._output import say
+
 
 def run() -> None:
     """Print versions, instruction set and threads."""
-    from compressrs import show_config
+    from compressrs._threads import configuration
 
-    show_config()
+    for name, value in configuration().items():
+        say(f"{name:16} {value}")

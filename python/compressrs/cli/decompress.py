@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressrs.cli._options import Destination, Source, Threads, progress, set_threads, shown
+from compressrs.cli._output import say
 
 
 def run(src: Source, output: Destination, threads: Threads = None) -> None:
@@ -15,4 +16,4 @@ def run(src: Source, output: Destination, threads: Threads = None) -> None:
     set_threads(threads)
     with progress("decompressing") as bar:
         n = checkpoint.decompress(src, output, progress=bar)
-    print(f"{output}: {shown(n)}")
+    say(f"{output}: {shown(n)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compressrs.cli._options import Use
+from compressrs.cli._output import console, say
 
 
 def run(
@@ -47,6 +48,8 @@ def run(
             "install what it needs with: pip install 'compressrs[demo]'"
         ) from None
     try:
-        demo.main(seed=seed, epochs=epochs, output=output)
+        table, written = demo.main(seed=seed, epochs=epochs, output=output)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("no report was written") from None
+    console().print(table)
+    say(f"Report: {written}")

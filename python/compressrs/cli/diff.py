@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from compressrs.cli._options import Json, Use, console
+from compressrs.cli._options import Json, Use
+from compressrs.cli._output import console, write
 
 _HELP = "A checkpoint, compressed or not: a file, an index or a folder."
 
@@ -30,7 +31,7 @@ def run(
 
     rows = checkpoint.diff(a, b)
     if json:
-        print(js.dumps(rows, indent=2))
+        write(f"{js.dumps(rows, indent=2)}\n")
     elif not quiet:
         table = Table()
         table.add_column("tensor")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json as js
-import sys
 from typing import Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from compressrs.cli._options import Json, console
+from compressrs.cli._options import Json
+from compressrs.cli._output import complain, console, write
 
 _UNITS = {"copy": "GB/s", "multiply_adds": "G/s", "dot_products": "G/s"}
 _PEAKS = {
@@ -33,7 +32,7 @@ def run(json: Json = False) -> None:
     try:
         digests = doctor.check()
     except RuntimeError as error:
-        print(f"compressrs: {error}", file=sys.stderr)
+        complain(str(error))
         raise typer.Exit(1) from None
     reference = next(iter(digests.values()))
     differing = sorted(
@@ -57,7 +56,7 @@ def run(json: Json = False) -> None:
         "kernels": [kernel._asdict() for kernel in doctor.kernels(ceilings)],
     }
     if json:
-        print(js.dumps(report, indent=2))
+        write(f"{js.dumps(report, indent=2)}\n")
     else:
         _print(report)
     if differing:
@@ -74,14 +73,14 @@ def _print(report: dict[str, Any]) -> None:
         )
         for package in report["packages"]:
             there = package["installed"] or f"- (pip install 'compressrs[{package['extra']}]')"
-            table.add_row(package["extra"], package["name"], package["needed"], escape(there))
+            table.add_row(package["extra"], package["name"], package["needed"], there)
         out.print(table)
     messages = report["mpi"]
     if messages is None:
-        out.print("MPI              - (pip install 'compressrs[mpi]')", markup=False)
+        out.print("MPI              - (pip install 'compressrs[mpi]')")
     else:
         verdict = "two processes agree" if messages["works"] else "does not work"
-        out.print(f"MPI              {verdict}: {messages['said']}", markup=False, highlight=False)
+        out.print(f"MPI              {verdict}: {messages['said']}", highlight=False)
     for level in report["levels"]:
         families = [family for where, family in report["differing"] if where == level]
         verdict = f"other bits: {', '.join(families)}" if families else "the same bits"

@@ -9,6 +9,7 @@ import typer
 
 from compressrs._checks import choice
 from compressrs.cli._options import Source, Use, arguments, progress
+from compressrs.cli._output import say
 
 
 def run(
@@ -40,4 +41,4 @@ def run(
         choice(to, "to", FORMATS)
     with progress("exporting") as bar:
         checkpoint.export(src, output, to, progress=bar)
-    print(output)
+    say(str(output))

@@ -6,7 +6,8 @@ import json as js
 
 from rich.table import Table
 
-from compressrs.cli._options import Json, Source, console, shown
+from compressrs.cli._options import Json, Source, shown
+from compressrs.cli._output import console, write
 
 
 def run(src: Source, json: Json = False) -> None:
@@ -18,7 +19,7 @@ def run(src: Source, json: Json = False) -> None:
 
     rows = checkpoint.info(src)
     if json:
-        print(js.dumps(rows, indent=2))
+        write(f"{js.dumps(rows, indent=2)}\n")
         return
     table = Table()
     for column in ("tensor", "dtype", "shape", "coding"):

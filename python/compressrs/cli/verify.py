@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressrs.cli._options import Source, progress
+from compressrs.cli._output import say
 
 
 def run(src: Source) -> None:
@@ -17,8 +18,6 @@ def run(src: Source) -> None:
     with checkpoint.open(src) as c:
         compressed = c.compressed
     if compressed:
-        print(f"{src}: {n} tensors are intact")
+        say(f"{src}: {n} tensors are intact")
     else:
-        print(
-            f"{src}: {n} tensors can be read; a checkpoint that is not compressed has no checksums"
-        )
+        say(f"{src}: {n} tensors can be read; a checkpoint that is not compressed has no checksums")

@@ -331,8 +331,8 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def main(seed: int, epochs: int, output: Path) -> None:
-    """Run the job, print its table, and write its report.
+def main(seed: int, epochs: int, output: Path) -> tuple[Table, Path]:
+    """Run the job and write its report; return its table and the report's path.
 
     Raises
     ------
@@ -354,6 +354,5 @@ def main(seed: int, epochs: int, output: Path) -> None:
         )
     for row in result.rows:
         table.add_row(*row.cells())
-    Console().print(table)
     report.write(output, result.html())
-    print(f"Report: {output}")
+    return table, output

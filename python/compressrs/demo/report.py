@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import string
 import tempfile
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from compressrs import __version__
 from compressrs._files import write_atomically
+from compressrs._text import html_text
 
 HEADINGS = (
     "Model",
@@ -111,11 +111,11 @@ class Report:
             version=__version__,
             headings="".join(f"<th>{heading}</th>" for heading in HEADINGS),
             rows="".join(
-                "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row.cells()) + "</tr>"
+                "<tr>" + "".join(f"<td>{html_text(c)}</td>" for c in row.cells()) + "</tr>"
                 for row in self.rows
             ),
             figures="".join(
-                f"<figure>{_svg(figure)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+                f"<figure>{_svg(figure)}<figcaption>{html_text(caption)}</figcaption></figure>"
                 for figure, caption in figures
             ),
         )

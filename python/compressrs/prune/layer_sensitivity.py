@@ -16,6 +16,7 @@ from compressrs._checks import flag, number, sequence
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._state import restoring
+from compressrs._text import figure_text, markdown_table
 from compressrs._typing import Figure
 from compressrs.prune._weights import named_weights
 from compressrs.prune.granularity import Granularity, as_granularity
@@ -50,13 +51,12 @@ class Sensitivity:
         """Return the values as a Markdown table, one row per layer."""
         lines = [
             ["Layer", *(f"{s:.4g}" for s in self.sparsities)],
-            ["---", *("---:" for _ in self.sparsities)],
             *(
                 [name, *(f"{value:.4f}" for value in row)]
                 for name, row in zip(self.names, self.values, strict=True)
             ),
         ]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(lines)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Plot the metric over sparsity, one line per layer, and save it if a path is given.
@@ -71,7 +71,13 @@ class Sensitivity:
         figure = new_figure()
         axes = figure.subplots()
         for name, row in zip(self.names, self.values, strict=True):
-            axes.plot(100 * np.array(self.sparsities), row, marker="o", markersize=3, label=name)
+            axes.plot(
+                100 * np.array(self.sparsities),
+                row,
+                marker="o",
+                markersize=3,
+                label=figure_text(name),
+            )
         axes.axhline(self.baseline, color="gray", linestyle="--", label="nothing pruned")
         axes.set(xlabel="zeros in one layer, %", ylabel="value")
         axes.legend()

@@ -17,6 +17,7 @@ from compressrs._arrays import Array
 from compressrs._checks import count, file_path, function, number
 from compressrs._files import publish
 from compressrs._paths import require_distinct, require_replaceable
+from compressrs._text import markdown_table
 from compressrs.checkpoint import Recipe, Report, Rule
 from compressrs.checkpoint import compress as compress_checkpoint
 from compressrs.checkpoint import open as open_checkpoint
@@ -71,17 +72,14 @@ class Compressed:
     def table(self) -> str:
         """Return what became of each layer, with its costs, as a Markdown table."""
         costs = list(self.measurements.costs)
-        lines = [
-            ["Layer", "Option", "error", *costs],
-            ["---", "---", *("---:" for _ in ("error", *costs))],
-        ]
+        lines = [["Layer", "Option", "error", *costs]]
         found = self.measurements
         for i, (name, k) in enumerate(zip(found.names, self.allocation.choice, strict=True)):
             option = found.options[i][k]
             label = option.label if isinstance(option, Option) else rule_label(option)
             numbers = [found.errors[i][k], *(found.costs[c][i][k] for c in costs)]
             lines.append([name, label, *(f"{x:.6g}" for x in numbers)])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(lines, 2)
 
 
 def compress(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressrs._checks import count, function, generator
+from compressrs._text import markdown_table
 from compressrs.nn.layer import RandomState
 from compressrs.search._tables import Floats
 from compressrs.search.allocation import Allocation
@@ -59,9 +60,9 @@ class Correction:
 
     def table(self) -> str:
         """Return predicted errors and losses of the whole model as a Markdown table."""
-        lines = ["| Trial | predicted error | loss |", "| ---: | ---: | ---: |"]
-        lines += [f"| {i} | {t.predicted:.6g} | {t.loss:.6g} |" for i, t in enumerate(self.trials)]
-        return "\n".join(lines)
+        trials = enumerate(self.trials)
+        rows = ((str(i), f"{t.predicted:.6g}", f"{t.loss:.6g}") for i, t in trials)
+        return markdown_table([("Trial", "predicted error", "loss"), *rows], 0)
 
 
 def correct(

@@ -12,6 +12,7 @@ import numpy as np
 from compressrs._arrays import Array
 from compressrs._checks import choice as checked_choice
 from compressrs._checks import converted, number, sequence, whole
+from compressrs._text import markdown_table
 from compressrs.search._tables import Floats
 from compressrs.search.allocation import Allocation, allocate
 from compressrs.search.frontier import POINTS, Frontier, pareto
@@ -174,16 +175,13 @@ class Measurements:
     def table(self) -> str:
         """Return all numbers as a Markdown table."""
         costs = list(self.costs)
-        lines = [
-            ["Layer", "Option", "error", *costs],
-            ["---", "---", *("---:" for _ in ("error", *costs))],
-        ]
+        lines = [["Layer", "Option", "error", *costs]]
         for i, name in enumerate(self.names):
             for k, option in enumerate(self.options[i]):
                 label = option.label if isinstance(option, Option) else rule_label(option)
                 numbers = [self.errors[i][k], *(self.costs[c][i][k] for c in costs)]
                 lines.append([name, label, *(f"{x:.6g}" for x in numbers)])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(lines, 2)
 
     def with_errors(self, errors: Sequence[Array]) -> Measurements:
         """Return the same costs with other errors.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ import optuna
 
 from compressrs._checks import file_path
 from compressrs._files import write_atomically
+from compressrs._text import html_text
 from compressrs.search import sampling
-from compressrs.search.results import Study
+from compressrs.search.results import ALONE, Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -101,14 +101,14 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
         raise ModuleNotFoundError(
             "reports of searches need plotly: pip install 'compressrs[search]'", name="plotly"
         ) from None
-    parts = [_table(study.table()), f"<script>{get_plotlyjs()}</script>"]
+    parts = [_table(study), f"<script>{get_plotlyjs()}</script>"]
     if study.complete:
         for title, figure in _figures(study):
             plot = figure.to_html(full_html=False, include_plotlyjs=False)
-            parts.append(f"<h2>{html.escape(title)}</h2>\n{plot}")
+            parts.append(f"<h2>{html_text(title)}</h2>\n{plot}")
     parts.append(f"<h2>Trials</h2>\n{_trials(study)}")
     title = f"Search over {', '.join(study.space.parameters)}"
-    page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    page = _PAGE.format(title=html_text(title), body="\n".join(parts))
     write_atomically(target, page.encode("utf-8", "replace"))
 
 
@@ -184,15 +184,11 @@ def _scatter(study: Study, x: str, y: str) -> go.Figure:
     return figure
 
 
-def _table(markdown: str) -> str:
-    """Return a Markdown table, with what follows it, as HTML."""
-    table, _, after = markdown.partition("\n\n")
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    # The heading of the first column is empty.
-    rows = [["", *rows[0]], *rows[2:]]
-    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+def _table(study: Study) -> str:
+    cells = ["".join(f"<td>{html_text(c)}</td>" for c in row) for row in study._comparison()]
     body = "\n".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table>{body}</table>\n<p>{html.escape(after)}</p>"
+    alone = study.random is None and study.sampler != "random"
+    return f"<table>{body}</table>\n<p>{ALONE if alone else ''}</p>"
 
 
 def _trials(study: Study) -> str:
@@ -200,7 +196,7 @@ def _trials(study: Study) -> str:
     costs = sorted({name for trial in study.trials for name in trial.costs})
     costs = [name for name in costs if name not in study.directions]
     heads = ["trial", "state", *study.directions, *costs, *names, "seconds", "error"]
-    rows = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
+    rows = ["".join(f"<th>{html_text(head)}</th>" for head in heads)]
     for trial in study.trials:
         numbers = [trial.values.get(n) for n in study.directions]
         numbers += [trial.costs.get(n) for n in costs]
@@ -212,5 +208,5 @@ def _trials(study: Study) -> str:
             f"{trial.seconds:.2f}",
             trial.error or "",
         ]
-        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        rows.append("".join(f"<td>{html_text(cell)}</td>" for cell in cells))
     return "<table>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table>"

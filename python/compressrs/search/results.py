@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from compressrs._text import markdown_table
 from compressrs.search.candidates import Evaluation
 from compressrs.search.space import Space
 
 #: Shares of the trials after which tables show the best so far.
 SHARES = (0.25, 0.5, 1.0)
+
+#: What tables say where there is nothing to compare with.
+ALONE = "Random search was not run."
 
 
 def nondominated(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -111,9 +115,16 @@ class Study:
 
     def table(self) -> str:
         """Return the search beside random search as a Markdown table."""
+        text = markdown_table(self._comparison())
+        if self.random is None and self.sampler != "random":
+            text += f"\n\n{ALONE}"
+        return text
+
+    def _comparison(self) -> list[list[str]]:
+        """Return the cells of `table`."""
         studies = [self] if self.random is None else [self, self.random]
         heads = ["search (" + self.sampler + ")", "random search"][: len(studies)]
-        rows = [["", *heads], ["---", *("---:" for _ in studies)]]
+        rows = [["", *heads]]
         for label, states in (
             ("trials", ("complete", "pruned", "failed")),
             ("pruned", ("pruned",)),
@@ -134,10 +145,7 @@ class Study:
             if self.random is not None:
                 beaten = self._dominated_by(self.random), self.random._dominated_by(self)
                 rows.append(["of these dominated by the other", *map(str, beaten)])
-        text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        if self.random is None and self.sampler != "random":
-            text += "\n\nRandom search was not run."
-        return text
+        return rows
 
     def _best_after(self, name: str, share: float) -> str:
         first = self.trials[: round(share * len(self.trials))]
