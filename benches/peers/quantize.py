@@ -121,7 +121,7 @@ def _keep(name, shape, rows, times):
             Work("dot_products" if of_codes else "multiply_adds", rows * outputs * inputs),
             moved(outputs * inputs * bits / 8 + 4 * rows * (inputs + outputs)),
         ),
-        dot=label if shape == DRAWN and rows in (1, 512) else None,
+        dot=label if shape == DRAWN and rows in (1, 512)[: 1 + of_codes] else None,
         case={"kernel": name, "shape": shape, "rows": rows},
     )
 

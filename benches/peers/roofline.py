@@ -7,6 +7,7 @@ import statistics
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from benches.peers import csr_tables
@@ -15,7 +16,7 @@ from benches.peers import csr_tables
 GREY, COLORS = "#767676", {"multiply_adds": "#3d85c6", "dot_products": "#d1711f"}
 NAMES = {"multiply_adds": "float32", "dot_products": "int8"}
 #: Inches, so that a screen of 400 pixels shows it at three quarters of this.
-SIZE = (5.4, 6.4)
+SIZE = (5.4, 7.2)
 FONT = 8.5
 
 
@@ -132,77 +133,84 @@ def roof(axes, peaks):
     axes.annotate(f"copy: {bandwidth:.1f} GB/s", (knee / 2, peak / 2), **beside)
 
 
-#: Where a label may begin, in points from its dot, nearest first.
-OFFSETS = sorted(
-    ((dx, dy) for dx in range(-200, 201, 5) for dy in range(-200, 201, 5) if abs(dx) > 5),
-    key=lambda offset: (offset[0] ** 2 + 2 * offset[1] ** 2, -offset[0]),
+#: Where a label may begin, in points from its dot.
+OFFSETS = np.array(
+    [(x, y) for x in range(-160, 161, 5) for y in range(-160, 161, 5) if abs(x) > 5], float
 )
 #: Above this distance a line joins both.
 NEAR = 10
+#: What covering or crossing a label, a dot, or a line costs, in points of distance.
+LABEL, DOT, LINE = 2000, 500, 60
+#: How many of the best places are looked at more closely.
+CANDIDATES = 300
 
 
 def place_labels(figure, axes, found):
-    """Write each kernel's name where it covers nothing, near its dot or with a line to it."""
+    """Write each kernel's name near its dot, where it covers as little as possible."""
     scale = 72 / figure.dpi
-
-    def points(x, y):
-        return axes.transData.transform((x, y)) * scale
-
-    centres = {each: points(each.intensity, each.rate / 1e9) for each in found}
-    # What labels keep off, and what lines to labels do, which may cross the roof.
-    taken, crossed = [], [box(*centre, 6, 6) for centre in centres.values()]
-    for line in axes.lines:
-        if len(ends := line.get_xydata()) == 2:
-            taken += along(points(*ends[0]), points(*ends[1]))
     low, high = axes.bbox.get_points() * scale
-    for each in sorted(found, key=lambda d: -d.rate):
-        centre = centres[each]
-        width = 0.56 * FONT * len(each.label)
-        for offset in OFFSETS:
-            x, y = centre + offset
-            place = box(x + math.copysign(width / 2, offset[0]), y, width, FONT + 1)
-            line = along(centre, (x, y))[4:] if is_far(offset) else []
-            inside = all(low < place[:2]) and all(place[2:] < high)
-            free = not any(overlap(place, other) for other in taken + crossed)
-            if inside and free and not any(overlap(a, b) for a in line for b in crossed):
-                break
-        else:
-            raise ValueError(f"no place for the label of {each.label}")
-        taken += line
-        crossed.append(place)
-        style = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(
-            each.label,
-            (each.intensity, each.rate / 1e9),
-            offset,
-            textcoords="offset points",
-            ha="left" if offset[0] > 0 else "right",
-            va="center",
-            arrowprops={**style, "relpos": (0 if offset[0] > 0 else 1, 0.5)}
-            if is_far(offset)
-            else None,
-        )
+
+    def points(ends):
+        return axes.transData.transform(ends) * scale
+
+    centres = points([(each.intensity, each.rate / 1e9) for each in found])
+    dots = boxes(centres, 7, 7)
+    # Of the roof, to begin with.
+    labels = np.array(
+        [text.get_window_extent().get_points().ravel() * scale for text in axes.texts]
+    )
+    roof = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 2]
+    lines = np.concatenate([along(*points(ends)) for ends in roof])
+    for i in sorted(range(len(found)), key=lambda i: -centres[i, 1]):
+        width = 0.58 * FONT * len(found[i].label)
+        starts = centres[i] + OFFSETS
+        places = boxes(starts + np.sign(OFFSETS) * (width / 2, 0), width, FONT + 2)
+        cost = np.hypot(*(OFFSETS * (1, 1.4)).T)
+        cost += LABEL * covered(places, labels) + DOT * covered(places, dots)
+        cost += LINE * (covered(places, lines) > 0)
+        cost[(places[:, :2] < low).any(axis=1) | (places[:, 2:] > high).any(axis=1)] = np.inf
+        # What a line to the label would cross, of the best places.
+        some = np.argsort(cost, kind="stable")[:CANDIDATES]
+        for j in some[abs(OFFSETS[some]).max(axis=1) > NEAR]:
+            # The dot's own box is left out.
+            join = along(centres[i], starts[j])[4:]
+            cost[j] += LABEL * covered(join, labels).any() + DOT * covered(join, dots).any()
+        best = some[np.argmin(cost[some])]
+        is_far = abs(OFFSETS[best]).max() > NEAR
+        labels = np.concatenate([labels, places[best : best + 1]])
+        if is_far:
+            lines = np.concatenate([lines, along(centres[i], starts[best])])
+        label(axes, found[i], OFFSETS[best], is_far)
 
 
-def is_far(offset):
-    """Return whether a label needs a line to its dot."""
-    return max(map(abs, offset)) > NEAR
+def label(axes, each, offset, is_far):
+    """Write a kernel's name at an offset from its dot, with a line between if it is far."""
+    left = offset[0] > 0
+    line = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+    axes.annotate(
+        each.label,
+        (each.intensity, each.rate / 1e9),
+        offset,
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="center",
+        arrowprops={**line, "relpos": (0 if left else 1, 0.5)} if is_far else None,
+    )
 
 
 def along(start, end):
     """Return small boxes along a line."""
     count = max(2, round(math.dist(start, end) / 2))
-    return [
-        box(*(a + (b - a) * i / count for a, b in zip(start, end, strict=True)), 2, 2)
-        for i in range(count)
-    ]
+    return boxes(start + np.linspace(0, 1, count)[:, None] * (end - start), 2, 2)
 
 
-def box(x, y, width, height):
-    """Return the corners of a box around a point."""
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+def boxes(centres, width, height):
+    """Return the corners of boxes of one size."""
+    half = np.array([width / 2, height / 2])
+    return np.concatenate([centres - half, centres + half], axis=1)
 
 
-def overlap(a, b):
-    """Return whether two boxes overlap."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def covered(some, others):
+    """Return how many of the other boxes each of some overlaps."""
+    a, b = some[:, None], others[None]
+    return ((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:])).all(axis=2).sum(axis=1)
