@@ -32,7 +32,7 @@ class Dot(NamedTuple):
 def drawn(runs):
     """Return the runs in the picture: the best instruction set of all, all threads."""
     found = [run for run in runs.values() if not run["thread_time"] and is_best(run)]
-    threads = max(run["configuration"]["threads"] for run in found)
+    threads = max((run["configuration"]["threads"] for run in found), key=int)
     return [run for run in found if run["configuration"]["threads"] == threads]
 
 
