@@ -10,7 +10,7 @@ import pytest
 
 from compressrs import _core, doctor
 from compressrs.cli import main
-from compressrs.doctor import bits, messages
+from compressrs.doctor import bits, extras, messages
 
 
 def run(capsys, *arguments):
@@ -27,6 +27,7 @@ def quick(monkeypatch):
     }
     monkeypatch.setattr(doctor, "check", lambda: same)
     monkeypatch.setattr(doctor, "mpi", lambda: None)
+    monkeypatch.setattr(doctor, "tried", list)
     monkeypatch.setattr(doctor, "peaks", lambda: doctor.Peaks(1e9, 2e9, 3e9))
     monkeypatch.setattr(
         doctor, "kernels", lambda _: [doctor.Kernel("step", 1e-3, "copy", 5e5, 0.5)]
@@ -93,6 +94,44 @@ def test_the_table_says_how_to_install_what_is_missing(capsys, quick, monkeypatc
     monkeypatch.setattr(doctor, "packages", lambda: found)
     printed = run(capsys)[1].out
     assert "14.0" in printed and "- (pip install 'compressrs[mpi]')" in printed
+
+
+def test_packages_that_cannot_be_imported_are_reported(capsys, quick, monkeypatch, tmp_path):
+    for name, line in {
+        "whole": "x = 1",
+        "sklearn": "x = 1",
+        "damaged": "raise ImportError('libmpi.so: cannot open shared object file')",
+        "silent": "import sys; sys.exit(3)",
+        "crashing": "import os, signal; os.kill(os.getpid(), signal.SIGABRT)",
+        "slow": "import time; time.sleep(60)",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["whole", "scikit-learn", "damaged", "silent", "crashing"]
+    found = [doctor.Package("x", name, ">=1", "1.5") for name in names]
+    found.append(doctor.Package("x", "missing", ">=1", None))
+    tried = extras.tried(found)
+    errors = {package.name: package.error for package in tried}
+    assert [package._replace(error=None) for package in tried] == found
+    assert errors["whole"] is errors["scikit-learn"] is errors["missing"] is None
+    assert errors["damaged"] == "ImportError: libmpi.so: cannot open shared object file"
+    assert errors["silent"] == "import silent ended with 3"
+    if sys.platform != "win32":
+        assert errors["crashing"] == "import crashing was ended by SIGABRT"
+    slow = doctor.Package("x", "slow", ">=1", "1.5")
+    assert extras.tried([slow], timeout=0.2)[0].error == "import slow did not end in 0.2 s"
+    monkeypatch.setattr(doctor, "packages", lambda: tried)
+    printed = " ".join(run(capsys)[1].out.split())
+    assert "1.5, cannot be imported" in printed
+    assert "damaged 1.5 cannot be imported: ImportError: libmpi.so" in printed
+    assert "pip install --force-reinstall damaged" in printed
+
+
+def test_modules_of_all_packages_are_known():
+    found = [package for package in doctor.packages() if package.installed is not None]
+    for package in found:
+        module = extras._MODULES.get(package.name, package.name.replace("-", "_"))
+        assert importlib.util.find_spec(module) is not None, package.name
 
 
 def test_without_metadata_nothing_is_listed(monkeypatch):

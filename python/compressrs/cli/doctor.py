@@ -47,7 +47,7 @@ def run(json: Json = False) -> None:
     ceilings = doctor.peaks()
     report: dict[str, Any] = {
         "configuration": configuration(),
-        "packages": [package._asdict() for package in doctor.packages()],
+        "packages": [package._asdict() for package in doctor.tried(doctor.packages())],
         "mpi": None if messages is None else messages._asdict(),
         "levels": sorted({level for level, _ in digests}),
         "digests": reference,
@@ -73,8 +73,17 @@ def _print(report: dict[str, Any]) -> None:
         )
         for package in report["packages"]:
             there = package["installed"] or f"- (pip install 'compressrs[{package['extra']}]')"
+            if package["error"] is not None:
+                there += ", cannot be imported"
             table.add_row(package["extra"], package["name"], package["needed"], there)
         out.print(table)
+        for package in report["packages"]:
+            if package["error"] is not None:
+                out.print(
+                    f"{package['name']} {package['installed']} cannot be imported: "
+                    f"{package['error']} (pip install --force-reinstall {package['name']})",
+                    highlight=False,
+                )
     messages = report["mpi"]
     if messages is None:
         out.print("MPI              - (pip install 'compressrs[mpi]')")

@@ -4,7 +4,7 @@ Each module returns plain values; `compressrs.cli.doctor` prints them.
 """
 
 from compressrs.doctor.bits import Digests, check, digests
-from compressrs.doctor.extras import Package, packages
+from compressrs.doctor.extras import Package, packages, tried
 from compressrs.doctor.messages import Mpi, mpi
 from compressrs.doctor.peaks import Peaks, peaks
 from compressrs.doctor.speed import Kernel, kernels
@@ -21,4 +21,5 @@ __all__ = [
     "mpi",
     "packages",
     "peaks",
+    "tried",
 ]
