@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -151,7 +152,13 @@ def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tu
     if p.size == 0:
         raise ValueError("prediction must not be empty, got no elements")
     share = 1 / p.size if reduction == "mean" else 1.0
-    difference = p - t
-    loss = float(np.sum(np.square(difference), dtype=np.float64)) * share
-    difference *= p.dtype.type(2 * share)
-    return loss, difference
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = p - t
+        loss = float(np.sum(np.square(difference), dtype=np.float64)) * share
+        if np.isfinite(loss):
+            difference *= p.dtype.type(2 * share)
+            return loss, difference
+        # Of half the difference, which does not overflow, and in double precision.
+        half = p.dtype.type(0.5) * p - p.dtype.type(0.5) * t
+        loss = float(np.sum(np.square(half.astype(np.float64) * (2 * math.sqrt(share)))))
+        return loss, half * p.dtype.type(4 * share)

@@ -63,7 +63,7 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
             let Some(label) = self.label(r) else { continue };
             let weight = self.weights.hard * self.weight(r);
             let own = own * class_weights.map_or(1.0, |w| w[label]);
-            let distance = (self.s[Self::at(label, r)] - self.top[r]).to_f64();
+            let distance = self.distance(label, r);
             let mut loss = own * (logs[r] - distance);
             if label_smoothing != 0.0 {
                 loss += each * (self.per_class.total * logs[r] - weighted[r]);
@@ -76,6 +76,14 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
         hard
     }
 
+    /// A logit less the largest of its row; in double precision where that of the type overflows.
+    #[inline(always)]
+    fn distance(&self, class: usize, row: usize) -> f64 {
+        let (logit, top) = (self.s[Self::at(class, row)], self.top[row]);
+        let distance = (logit - top).to_f64();
+        if distance.is_infinite() { logit.to_f64() - top.to_f64() } else { distance }
+    }
+
     /// The sum of the classes' weights times the logits less the largest.
     #[inline(always)]
     fn weighted_logits(&self) -> [f64; R] {
@@ -85,12 +93,19 @@ impl<C: Float, const R: usize> Tile<'_, C, R> {
         let top = broadcast(self.top);
         let inputs = [self.s, &self.per_class.weights];
         // The last line is filled with weights of 0.
-        let [sums] = map_reduce::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[s, w], [sum], []| {
+        let [mut sums] = map_reduce::<C, R, 2, 0, 1>(inputs, [], C::zero(), |[s, w], [sum], []| {
             for l in 0..LANES {
                 let term = w[l] * (s[l] - top[l]);
                 sum[l] += if w[l] == C::zero() { C::zero() } else { term };
             }
         });
+        for (r, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_infinite()) {
+            let term = |class: usize| {
+                let weight = self.per_class.weights[Self::at(class, r)].to_f64();
+                if weight == 0.0 { 0.0 } else { weight * self.distance(class, r) }
+            };
+            *sum = (0..self.what.classes).map(term).sum();
+        }
         sums
     }
 
