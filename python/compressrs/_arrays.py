@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
@@ -55,6 +56,14 @@ def as_array(x: object, name: str) -> Array:
             f"{name} must be a NumPy array or export a view of its memory "
             f"(DLPack on the CPU, buffer protocol), got {type(x).__name__}"
         ) from error
+
+
+def as_matrix(x: Array, leading: int) -> Array:
+    """Return `x` with two axes: its first ones, `leading` of them, and the others, both joined.
+
+    ``x.reshape(-1, n)`` is an error where `n` is 0, which says nothing of `x`.
+    """
+    return x.reshape(math.prod(x.shape[:leading]), math.prod(x.shape[leading:]))
 
 
 def gradient_like(x: Array, out: object, name: str) -> Array:

@@ -298,7 +298,7 @@ class _Teacher:
 
     def __call__(self, start: int, end: int) -> dict[str, Array]:
         z = as_array(self._teacher(self._x[start:end]), "teacher(x)")
-        if z.ndim != 2 or len(z) != end - start or z.shape[1] != (self._classes or z.shape[1]):
+        if z.ndim != 2 or len(z) != end - start or z.shape[1] != (self._classes or z.shape[1] or 1):
             classes = "classes" if self._classes is None else self._classes
             raise ValueError(
                 f"teacher(x) must have shape ({end - start}, {classes}), got {z.shape}"

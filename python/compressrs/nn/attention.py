@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, as_matrix
 from compressrs._checks import converted, dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
@@ -138,7 +138,7 @@ class MultiHeadAttention(SelfAttention):
         weight = self.params["in_proj_weight"]
         x, checked = check_sequences(x, self.features, weight.dtype, lengths)
         batch, length, features = x.shape
-        rows = x.reshape(-1, features)
+        rows = as_matrix(x, -1)
         q, k, v = parts = [np.empty((batch, length, features), x.dtype) for _ in range(3)]
         biases = self.params.get("in_proj_bias")
         for i, part in enumerate(parts):

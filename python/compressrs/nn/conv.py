@@ -94,7 +94,7 @@ class Conv2d(Layer):
         dtype = floating(dtype, "dtype")
         draw = generator(rng)
         shape = (out_channels, in_channels // self.groups, *kernel)
-        bound = float(np.prod(shape[1:])) ** -0.5
+        bound = float(math.prod(shape[1:])) ** -0.5
         weight = uniform(draw, bound, shape, dtype)
         has_bias = flag(bias, "bias")
         self._add(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, compute_dtype, read_only
+from compressrs._arrays import Array, as_array, as_matrix, compute_dtype, read_only
 from compressrs._checks import dimensions, flag, floating, generator, whole
 from compressrs._state import Take, Undo
 from compressrs.nn.layer import (
@@ -44,7 +44,7 @@ class Affine(Layer):
         x = check_input(x, "x", dtype, reason)
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
-        rows = x.reshape(-1, features)
+        rows = as_matrix(x, -1)
         y = self._affine(rows)
         self._keep(rows, (*x.shape[:-1], y.shape[1]))
         return y.reshape(*x.shape[:-1], y.shape[1])
@@ -53,7 +53,7 @@ class Affine(Layer):
         """Fill `grads` and return ``dy @ weight``; `dy` is of the output's shape."""
         x, shape = self._kept()[:2]
         dy = check_gradient(dy, shape, x.dtype)
-        rows = dy.reshape(-1, shape[-1])
+        rows = as_matrix(dy, -1)
         self._saved = x, shape, rows
         dx = self._gradients(rows, x, self.grads["weight"])
         if self.bias is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array
+from compressrs._arrays import Array, as_array, as_matrix
 from compressrs._checks import dimensions, flag, floating, positive, share, whole
 from compressrs._state import all_or_nothing, restoring
 from compressrs.nn.container import Residual, Sequential
@@ -79,7 +79,7 @@ class LayerNorm(Layer):
         features = self.weight.size
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, ..., {features}), got {x.shape}")
-        rows = x.reshape(-1, features)
+        rows = as_matrix(x, -1)
         y = np.empty(rows.shape, x.dtype)
         mean, scale = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)
         _core.layer_norm(rows, self.weight, self.bias, self.eps, y, mean, scale)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, as_matrix
 from compressrs._checks import dimensions
 from compressrs.nn._quantized import (
     FakeQuantized,
@@ -63,8 +63,7 @@ class _Affine(Layer):
         features = self.weight.shape[1]
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"x must have shape (batch, {features}), got {x.shape}")
-        rows: npt.NDArray[Any] = x.reshape(-1, features)
-        return rows
+        return as_matrix(x, -1)
 
 
 class QuantizedLinear(Quantized, _Affine):
@@ -208,12 +207,12 @@ class QuantizedLinear(Quantized, _Affine):
         (shape,) = self._kept()
         dy = check_gradient(dy, shape, self.weight.dtype)
         if self.bias is not None:
-            np.sum(dy.reshape(-1, shape[-1]), axis=0, out=self.grads["bias"])
+            np.sum(as_matrix(dy, -1), axis=0, out=self.grads["bias"])
         return self._input_gradient(dy)
 
     def _input_gradient(self, dy: Array) -> Array:
         """Return the gradient of the input for that of the output."""
-        dx: npt.NDArray[Any] = dy.reshape(-1, dy.shape[-1]) @ self._weights()
+        dx: npt.NDArray[Any] = as_matrix(dy, -1) @ self._weights()
         if self.input_scale is not None:
             dx /= self.input_scale
         return dx.reshape(*dy.shape[:-1], self.weight.shape[1])
@@ -287,7 +286,7 @@ class FakeQuantizedLinear(FakeQuantized, _Affine):
     def backward(self, dy: Array) -> Array:
         """Fill `grads` and return the gradient of the input."""
         x, rounded, shape = self._kept()
-        rows = check_gradient(dy, shape, self.weight.dtype).reshape(-1, shape[-1])
+        rows = as_matrix(check_gradient(dy, shape, self.weight.dtype), -1)
         _, dscale = fake_quantize_backward(
             self.weight,
             np.ascontiguousarray(rows.T @ x),

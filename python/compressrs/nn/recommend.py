@@ -10,6 +10,7 @@ import numpy as np
 from compressrs._arrays import Array
 from compressrs._checks import number, whole
 from compressrs._state import restoring
+from compressrs.nn.layer import uniform
 from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 
@@ -102,8 +103,7 @@ def recommend(
     layers["csr"] = sparse
     for name, weight in _blocks(sparse.weight).items():
         layers[name] = SparseLinear(weight, sparse.bias)
-    x = np.random.default_rng(0).standard_normal((batch, layer.weight.shape[1]))
-    x = x.astype(layer.weight.dtype)
+    x = uniform(0, 1, (batch, layer.weight.shape[1]), layer.weight.dtype)
     times: dict[str, list[float]] = {name: [] for name in layers}
     turn = seconds / (_ROUNDS * len(layers))
     with restoring() as undo:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, as_matrix
 from compressrs._checks import number, whole
 from compressrs.prune.selection import Mask, Selection
 
@@ -147,7 +147,7 @@ class Neurons(_Groups):
         if array.ndim == 2 and axes == (1,):
             return block_norms(array, name, (array.shape[0], 1), norm).reshape(lengths)
         # Make each slice a row; for axis 0 no move is needed.
-        rows = np.moveaxis(array, axes, range(len(axes))).reshape(math.prod(lengths), -1)
+        rows = as_matrix(np.moveaxis(array, axes, range(len(axes))), len(axes))
         return block_norms(rows, name, (1, rows.shape[1]), norm).reshape(lengths)
 
     def _expand(self, mask: Mask, shape: tuple[int, ...]) -> Mask:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, as_matrix
 from compressrs._checks import choice, number
 from compressrs._warnings import warn
 
@@ -160,7 +160,7 @@ class Selection:
 
     def _rows(self, array: Array, name: str, sparsity: float) -> Mask:
         """Return a mask that removes exactly a fraction of each row, that is, per output."""
-        rows = array.reshape(len(array) if array.ndim else 1, -1)
+        rows = as_matrix(array, 1)
         mask = np.empty(rows.shape, np.bool_)
         _core.mask_rows(rows, name, round(sparsity * rows.shape[1]), self.by_value, mask)
         if not self.allow_empty:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, is_number
+from compressrs._arrays import Array, as_array, as_matrix, is_number
 from compressrs._checks import file_path, flag, whole
 from compressrs._files import load_tensors, parse_json, save_tensors
 from compressrs.nn import Affine, Layer, Sequential
@@ -83,7 +83,7 @@ class InputStatistics:
         x = as_array(x, "x")
         if x.ndim < 1 or x.shape[-1] != self.features:
             raise ValueError(f"x must have shape (..., {self.features}), got {x.shape}")
-        rows = x.reshape(-1, self.features)
+        rows = as_matrix(x, -1)
         if is_number(x.dtype) and not np.isfinite(rows).all():
             raise ValueError("x must be finite, got NaN or infinity")
         _core.accumulate_inputs(rows, self._sums)

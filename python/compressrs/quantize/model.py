@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array
+from compressrs._arrays import Array, as_matrix
 from compressrs._checks import choice, flag
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Residual, Sequential
@@ -311,7 +311,7 @@ class _Weights:
 
 def _mean(batches: _Batches) -> npt.NDArray[np.float64]:
     """Return the mean row of inputs with any number of axes."""
-    rows = [x.reshape(-1, x.shape[-1]) for x in batches]
+    rows = [as_matrix(x, -1) for x in batches]
     total = np.sum([x.sum(axis=0, dtype=np.float64) for x in rows], axis=0)
     mean: npt.NDArray[np.float64] = total / sum(map(len, rows))
     return mean
@@ -331,7 +331,7 @@ def _bias(
     and `scale` is that of the inputs.
     """
     wide = w.astype(np.float64)
-    matrix = wide.reshape(len(wide), -1)
+    matrix = as_matrix(wide, 1)
     total = (0 if bias is None else bias) + np.sum(matrix * (before - after), axis=1)
     if scale is not None:
         wide, after = wide * scale, after / scale

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array, as_array, is_number
+from compressrs._arrays import Array, as_array, as_matrix, is_number
 from compressrs._checks import number, whole
 from compressrs.quantize.rounding import parameters
 from compressrs.quantize.scheme import Scheme
@@ -64,7 +64,7 @@ class Observer:
         if x.ndim < 1 or self.channels not in (None, x.shape[-1]):
             need = "..., features" if self.channels is None else f"..., {self.channels}"
             raise ValueError(f"x must have shape ({need}), got {x.shape}")
-        rows = x.reshape(-1, x.shape[-1])
+        rows = as_matrix(x, -1)
         if mask is not None:
             kept = as_array(mask, "mask")
             if kept.dtype != np.bool_:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressrs._arrays import Array, as_array, is_number
+from compressrs._arrays import Array, as_array, as_matrix, is_number
 from compressrs._checks import share, whole
 from compressrs.prune.statistics import InputStatistics
 from compressrs.quantize.rounding import checked_weight, quantize
@@ -254,7 +254,7 @@ def equalize(first: Array, bias: Array | None, second: Array) -> npt.NDArray[np.
     pairs = [(a, b)] if c is None else [(a, b), (a, c), (b, c)]
     if any(np.may_share_memory(*pair) for pair in pairs):
         raise ValueError("first, bias and second must not share memory")
-    rows = np.abs(a.reshape(len(a), -1)).max(axis=1, initial=0).astype(np.float64)
+    rows = np.abs(as_matrix(a, 1)).max(axis=1, initial=0).astype(np.float64)
     columns = np.abs(b).max(axis=(0, *range(2, b.ndim)), initial=0).astype(np.float64)
     usable = (rows > 0) & (columns > 0)
     scale: npt.NDArray[np.float64] = np.ones(len(a))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class QuantizedTensor:
         zero = None if self.zero_point is None else self.zero_point[blocks]
         shape = codes.shape
         rows = self._decode(
-            codes.reshape(-1, *self.shape[1:]),
+            codes.reshape(len(blocks), *self.shape[1:]),
             self.scale[blocks],
             zero,
             None if out is None else self._rows_out(out, shape),
@@ -211,7 +212,7 @@ class QuantizedTensor:
         given = as_array(out, "out")
         if given.shape != shape or not given.flags.c_contiguous:
             raise ValueError(f"out must be C-contiguous and have shape {shape}, got {given.shape}")
-        return given.reshape(-1, *self.shape[1:])
+        return given.reshape(math.prod(shape[: len(shape) - len(self.shape) + 1]), *self.shape[1:])
 
     def _decode(
         self,
