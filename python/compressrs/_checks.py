@@ -50,6 +50,20 @@ def number(
     return x
 
 
+def returned_number(value: Any, name: str, need: str = "a number") -> float:
+    """Return what the function `name` of the user's returned as a float, which may be NaN.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    """
+    try:
+        return number(value, name, finite=False)
+    except TypeError:
+        raise TypeError(f"{name} must return {need}, got {value!r}") from None
+
+
 def numbers(value: Any, name: str, length: int, low: float = -math.inf) -> list[float]:
     """Return a list of finite numbers of at least `low` as floats.
 

@@ -146,7 +146,7 @@ def test_after_an_exception_parameters_are_as_before(search):
 
     with pytest.raises(KeyboardInterrupt):
         run(interrupted)
-    with pytest.raises(TypeError, match=r"(loss|train) must return a number, got str"):
+    with pytest.raises(TypeError, match=r"(loss|train) must return a number, got 'x'"):
         run(lambda: "x")
     with pytest.raises(ValueError, match=r"(loss|train) must .*finite"):
         run(lambda: np.nan)

@@ -10,7 +10,8 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from contextlib import AbstractContextManager
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,9 @@ from compressrs.train_state import TrainState, pack, unpack
 FORMAT = "compressrs.distiller"
 VERSION = "2"
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
 #: Distillers in an epoch. Not an attribute, which copies would have as well.
 _in_epoch: weakref.WeakSet[Distiller] = weakref.WeakSet()
 
@@ -70,6 +74,19 @@ class _Backward:
     def __call__(self, gradient: Array) -> Any:
         self.layer.backward(gradient)
         return self.layer.grads
+
+
+def _on_all_ranks(
+    method: Callable[Concatenate[Distiller, _Arguments], _Result],
+) -> Callable[Concatenate[Distiller, _Arguments], _Result]:
+    """Have a method raise on all ranks that train together if it raises on one."""
+
+    @functools.wraps(method)
+    def wrapped(self: Distiller, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with self._together(method.__name__):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Distiller(Described):
@@ -219,6 +236,11 @@ class Distiller(Described):
         self._best: tuple[float, dict[str, Array]] | None = None
         self._waited = 0
 
+    def _together(self, what: str) -> AbstractContextManager[None]:
+        """Have the block raise on all ranks that train together if it raises on one."""
+        return contextlib.nullcontext()
+
+    @_on_all_ranks
     def fit(
         self,
         x: Array,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy.typing as npt
 from compressrs._arrays import Array, rebuild
 from compressrs._checks import flag
 from compressrs.distill import Distiller, TeacherCache, kd_loss
-from compressrs.distill.distiller import Epoch
 from compressrs.distributed.communicator import array_descriptions, together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.sharded import ShardedOptimizer
@@ -114,8 +113,9 @@ class DataParallelDistiller(Distiller):
 
     Notes
     -----
-    With ``fit(checkpoint=)`` all ranks write the same file; an epoch that fails on one rank is
-    reverted on all.
+    `fit` is given the same on all ranks; it raises a ValueError on all if it is not, and a
+    `RankError` where another rank fails: the epoch is then reverted on all. With
+    ``fit(checkpoint=)`` all ranks write the same file.
 
     Examples
     --------
@@ -152,40 +152,8 @@ class DataParallelDistiller(Distiller):
     def _names(self) -> list[str]:
         return self._optimizer._names
 
-    def fit(
-        self,
-        x: Array,
-        y: Array | None = None,
-        *,
-        epochs: int,
-        hard_epochs: int = 0,
-        sample_weight: Array | None = None,
-        validation: tuple[Array, Array] | None = None,
-        patience: int | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = False,
-    ) -> list[Epoch]:
-        """Train on all ranks, which are given the same; see `distill.Distiller.fit`.
-
-        Raises
-        ------
-        ValueError
-            On all ranks, if one was given other numbers of epochs, labels, weights or options.
-        RankError
-            If another rank fails; the epoch is reverted on all.
-        """
-        with self._sharded.comm.together("fit"):
-            return super().fit(
-                x,
-                y,
-                epochs=epochs,
-                hard_epochs=hard_epochs,
-                sample_weight=sample_weight,
-                validation=validation,
-                patience=patience,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
+    def _together(self, what: str) -> AbstractContextManager[None]:
+        return self._sharded.comm.together(what)
 
     def _begin(
         self, x: Any, y: Array | None, weight: Array | None, settings: tuple[Any, ...]

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from compressrs._arrays import Array, ArrayTree, as_gradient
+from compressrs._checks import returned_number
 from compressrs.optim._complex import gradient_pairs
 
 #: Returns the loss and its gradients at the current parameters.
@@ -36,26 +37,7 @@ def evaluated(
         raise TypeError(
             f"closure must return a loss and its gradients, got {type(result).__name__}"
         )
-    try:
-        return float(result[0]), result[1]
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"closure must return a number as the loss, got {type(result[0]).__name__}"
-        ) from None
-
-
-def returned_number(value: object, name: str) -> float:
-    """Return what the function `name` of the user's returned as a number.
-
-    Raises
-    ------
-    TypeError
-        If it is none.
-    """
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must return a number, got {type(value).__name__}") from None
+    return returned_number(result[0], "closure", "a number as the loss"), result[1]
 
 
 def gradient_of(parameter: Array, leaf: object, name: str, *, is_complex: bool = False) -> Array:

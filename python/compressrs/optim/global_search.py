@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compressrs._arrays import Array, ArrayTree, flatten_like, require_in_place
-from compressrs._checks import function, number, positive, whole
+from compressrs._checks import function, number, positive, returned_number, whole
 from compressrs._state import all_or_nothing
-from compressrs.optim._closure import returned_number
 from compressrs.optim._complex import ParameterViews, gradient_pairs, named_parameters
 from compressrs.optim._vectors import joined, parts_of
 from compressrs.optim.base import Optimizer

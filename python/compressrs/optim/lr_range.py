@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compressrs._checks import flag, function, positive, whole
+from compressrs._checks import flag, function, positive, returned_number, whole
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._state import restoring
 from compressrs._typing import Figure
-from compressrs.optim._closure import returned_number
 from compressrs.optim.base import Optimizer
 
 #: Weight of the mean so far in the smoothed loss.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import ArrayTree, require_in_place
-from compressrs._checks import flag, number, sequence
+from compressrs._checks import flag, number, returned_number, sequence
 from compressrs._plots import new_figure, save_figure
 from compressrs._progress import progress_bar
 from compressrs._state import restoring
@@ -161,7 +161,7 @@ def sensitivity(
         # Changes nothing; rejects arrays that cannot be updated in place.
         _core.apply_mask(w, np.ones(w.shape, np.bool_), name)
     require_in_place(weights, names)
-    baseline = _value(evaluate)
+    baseline = returned_number(evaluate(), "evaluate")
     values = np.empty((len(weights), len(shares)))
     with progress_bar("layers", values.size, progress) as advance:
         for i, (name, w, found) in enumerate(zip(names, weights, scores, strict=True)):
@@ -173,18 +173,9 @@ def sensitivity(
                     selection = Selection([array], [name], share, by_value=not by_magnitude)
                     (mask,) = chosen._select(selection)
                     _core.apply_mask(w, mask, name)
-                    values[i, j] = _value(evaluate)
+                    values[i, j] = returned_number(evaluate(), "evaluate")
                     w[...] = whole
                     advance()
     # The path in the tree, such as "0.weight".
     labels = [".".join(re.findall(r"[^\[\]']+", name)[1:]) or name for name in names]
     return Sensitivity(labels, shares, values, baseline)
-
-
-def _value(evaluate: Callable[[], float]) -> float:
-    """Return the number that `evaluate` returns, which may be NaN."""
-    value = evaluate()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"evaluate must return a number, got {value!r}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressrs._checks import count, function, generator
+from compressrs._checks import count, function, generator, returned_number
 from compressrs._text import markdown_table
 from compressrs.nn.layer import RandomState
 from compressrs.search._tables import Floats
@@ -146,10 +146,7 @@ def correct(
 
 
 def _loss(value: object) -> float:
-    try:
-        loss = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"evaluate must return a number, got {value!r}") from None
+    loss = returned_number(value, "evaluate")
     return loss if math.isfinite(loss) else math.inf
 
 

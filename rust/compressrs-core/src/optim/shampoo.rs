@@ -182,9 +182,9 @@ impl<C: Float> Formula<C, 1> for Along<C> {
 }
 
 impl Preconditioned {
-    /// How many numbers a step computes on the side for a matrix of this shape, at most.
-    pub(super) fn scratch_len(&self, shape: (usize, usize)) -> usize {
-        Blocks::new(shape, self.block_size).scratch_len()
+    /// The blocks of a matrix of this shape.
+    pub(super) fn blocks(&self, shape: (usize, usize)) -> Blocks {
+        Blocks::new(shape, self.block_size)
     }
 
     pub(super) fn step<C: Float>(self, t: &FullTensor<'_, C>) {
@@ -217,7 +217,7 @@ impl Preconditioned {
     ) -> Scratch<C> {
         let mut direction = Scratch::<C>::new(grad.len());
         let shared = SharedMut::new(&mut direction);
-        let blocks = Blocks::new(shape, self.block_size);
+        let blocks = self.blocks(shape);
         // Of the direction, grafting leaves the size to another step.
         let unit = unit(grad);
         let scaled = (unit != C::one()).then(|| filled(grad.len(), |i| grad[i] / unit));

@@ -169,9 +169,9 @@ impl<C: Float> Formula<C, 2> for Plain<C> {
 }
 
 impl Rotated {
-    /// How many numbers a step computes on the side for a matrix of this shape, at most.
-    pub(super) fn scratch_len(&self, shape: (usize, usize)) -> usize {
-        Blocks::new(shape, self.block_size).scratch_len()
+    /// The blocks of a matrix of this shape.
+    pub(super) fn blocks(&self, shape: (usize, usize)) -> Blocks {
+        Blocks::new(shape, self.block_size)
     }
 
     pub(super) fn step<C: Float>(self, t: &FullTensor<'_, C>) {
@@ -204,7 +204,7 @@ impl Rotated {
         let (grad, average) = (matrix(0, &grad), matrix(1, average));
         let mut direction = Scratch::<C>::new(if self.is_first { 0 } else { n });
         let shared = SharedMut::new(&mut direction);
-        let blocks = Blocks::new(shape, self.block_size);
+        let blocks = self.blocks(shape);
         let keep = C::from_f64(self.shampoo_beta);
         let add = C::from_f64(1.0 - self.shampoo_beta) * units[0] * units[0];
         blocks.for_each(|block| {

@@ -139,9 +139,12 @@ impl<'a, C: Float> Tensor<'a, C> {
                 self.matrix.map_or(0, |matrix| orthogonal.scratch_len(matrix))
             }
             Update::Shampoo(preconditioned) => {
-                self.unfolded.map_or(2 * self.len(), |shape| preconditioned.scratch_len(shape))
+                let of_blocks = |shape| preconditioned.blocks(shape).scratch_len();
+                self.unfolded.map_or(2 * self.len(), of_blocks)
             }
-            Update::Soap(rotated) => self.unfolded.map_or(0, |shape| rotated.scratch_len(shape)),
+            Update::Soap(rotated) => {
+                self.unfolded.map_or(0, |shape| rotated.blocks(shape).scratch_len())
+            }
             Update::Adafactor(_) | Update::Cautious(_) => 0,
             _ => return 0,
         };
