@@ -127,7 +127,7 @@ def test_statistics_of_batch_norms_are_means_over_batches():
         cr.nn.update_batch_norm(model, [batches[0], batches[0][:, :2]])
     with pytest.raises(ValueError, match="at least one"):
         cr.nn.update_batch_norm(model, [])
-    for bad in (np.nan, np.inf, np.finfo(batches[0].dtype).max):
+    for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match=r"batches\[1\] must give finite statistics"):
             cr.nn.update_batch_norm(model, [batches[0], np.full_like(batches[0], bad)])
     for name, value in model.state_dict().items():
