@@ -205,7 +205,7 @@ pub fn for_each(
     body: impl Fn(Range<usize>) + Sync,
 ) {
     let len = range.len();
-    if len < grain {
+    if len < grain || len <= align || num_threads() == Ok(1) {
         return body(range);
     }
     let row = Row::next();
