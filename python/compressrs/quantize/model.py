@@ -16,7 +16,7 @@ from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Residual, Sequential
 from compressrs.nn.conv import Conv2d
 from compressrs.nn.layer import Layer
-from compressrs.nn.linear import Linear
+from compressrs.nn.linear import Linear, SparseLinear
 from compressrs.prune.statistics import InputStatistics, batches_of
 from compressrs.quantize.codebook import kmeans
 from compressrs.quantize.observers import MinMax, Observer
@@ -387,14 +387,25 @@ def _schemes(
         ):
             raise ValueError(
                 f"scheme[{pattern!r}] must match a layer that can be quantized, of which there "
-                f"are {names or 'none that is in float'}"
+                f"are {names or 'none that is in float'}{_sparse_layers(model)}"
             )
     if not any(found.values()):
         raise ValueError(
             f"scheme must quantize at least one layer, of which there are {names or 'none'}, got "
-            f"{list(rules)}"
+            f"{list(rules)}{_sparse_layers(model)}"
         )
     return found
+
+
+def _sparse_layers(model: Sequential) -> str:
+    """Return what an error says about sparse layers, which are not quantized."""
+    sparse = [name for name, layer in model.named_layers() if isinstance(layer, SparseLinear)]
+    if not sparse:
+        return ""
+    return (
+        f"; {sparse} of SparseLinear stay in float: quantize the pruned Linear instead, whose "
+        "zeros stay zeros, or the weight alone by QuantizedCSRMatrix"
+    )
 
 
 def _is_layer(model: Sequential, pattern: str) -> bool:
