@@ -12,6 +12,7 @@ from compressrs import nn
 from compressrs._arrays import Array
 from compressrs.quantize import Scheme
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
+from compressrs.torch._autograd import anchor, once_differentiable
 from compressrs.torch._tensors import array_of, data_of, tensor_of, weight_of
 
 
@@ -41,7 +42,7 @@ class _SparseAffine(torch.autograd.Function):  # type: ignore[misc]
         return tensor_of(y)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Any) -> Any:
         x, _ = ctx.saved_tensors
         matrix, dy = ctx.matrix, array_of(upstream, "dy")
@@ -196,11 +197,13 @@ class _QuantizedAffine(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: Any, layer: nn.QuantizedLinear) -> Any:
+        y = tensor_of(layer.forward(array_of(x, "x")))
+        ctx.save_for_backward(anchor(x))
         ctx.layer = layer
-        return tensor_of(layer.forward(array_of(x, "x")))
+        return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Any) -> Any:
         return tensor_of(ctx.layer._input_gradient(array_of(upstream, "dy"))), None
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compressrs import distill, nn
+from compressrs.torch._autograd import anchor, once_differentiable
 from compressrs.torch._tensors import array_of, data_of, tensor_of
 
 
@@ -28,6 +29,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, student: Any, function: Callable[..., Any], name: str, *rest: Any) -> Any:
         arguments, options = rest
         loss, gradient = function(array_of(student, name), *arguments, **options)
+        ctx.save_for_backward(anchor(student))
         # Not saved by `save_for_backward`, which would keep a reference until the whole pass is
         # done, so that autograd copied the gradient instead of taking it over.
         ctx.gradient = tensor_of(gradient)
@@ -36,7 +38,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         return torch.as_tensor(loss, dtype=dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Any) -> Any:
         gradient = ctx.gradient
         if gradient is None:
@@ -53,6 +55,9 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         elif upstream.item() != 1:
             # The usual loss.backward() needs no pass over the gradient.
             gradient = gradient.mul_(upstream) if own else gradient * upstream
+        elif not own:
+            # The caller may write into what torch.autograd.grad returns.
+            gradient = gradient.clone()
         return gradient, None, None, None, None
 
 
@@ -84,12 +89,14 @@ _DOC = """Return `{full}` as a differentiable tensor.
     -------
     Tensor
         float64 if `{first}` is, else float32. Its backward pass can be run once or, with
-        ``retain_graph=True``, several times, but not differentiated itself.
+        ``retain_graph=True``, several times. Its gradient cannot be differentiated.
 
     Raises
     ------
     TypeError, ValueError
         As `{full}`, or if a tensor is on another device, or is data that requires gradients.
+    RuntimeError
+        When a gradient that was computed with ``create_graph=True`` is differentiated.
 
     Examples
     --------
