@@ -41,6 +41,13 @@ def as_array(x: object, name: str) -> Array:
     detach = getattr(x, "detach", None)
     if detach is not None:
         x = detach()
+        is_neg = getattr(x, "is_neg", None)
+        if is_neg is not None and is_neg():
+            # DLPack exports the memory, whose values are the negated ones.
+            raise TypeError(
+                f"{name} must have its values in memory, got a tensor that is a negated view "
+                "(as z.conj().imag is); call .resolve_neg()"
+            )
     try:
         if str(getattr(x, "dtype", "")) == "torch.bfloat16":
             # DLPack supports bfloat16, but NumPy's implementation does not.

@@ -150,6 +150,8 @@ def test_after_an_exception_parameters_are_as_before(search):
         run(lambda: "x")
     with pytest.raises(ValueError, match=r"(loss|train) must .*finite"):
         run(lambda: np.nan)
+    with pytest.raises(ValueError, match=r"(loss|train) must .*above -inf"):
+        run(iter([1.0, -np.inf, *[0.5] * 100]).__next__)
     for own, start in zip(leaves(params), leaves(tree()), strict=True):
         np.testing.assert_array_equal(own, start)
 

@@ -5,6 +5,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -516,7 +517,7 @@ SHARED = torch.ones(6)
     ("make", "error", "match"),
     [
         (lambda: [torch.nn.Parameter(torch.ones(2, device="meta"))], ValueError, "meta tensor"),
-        (lambda: [channels_last()], ValueError, "torch.contiguous_format"),
+        (lambda: [channels_last()], ValueError, r"p.data = p.data.contiguous\(\)"),
         (lambda: [torch.nn.Parameter(torch.ones(3, 2).t())], ValueError, "must be contiguous"),
         (lambda: [torch.ones(2, dtype=torch.int64)], TypeError, "int64"),
         (lambda: [torch.ones(2, dtype=torch.complex64)], TypeError, "complex64"),
@@ -532,13 +533,63 @@ def test_parameters_that_cannot_be_updated_are_named(make, error, match):
         ctorch.optim.AdamW(make())
 
 
-def test_the_advice_for_channels_last_works():
+def transposed():
+    module = torch.nn.Linear(3, 4)
+    module.weight = torch.nn.Parameter(torch.ones(3, 4).t())
+    return module, torch.ones(2, 3)
+
+
+def in_channels_last():
     module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match=r"params.0..0. must be contiguous"):
+    return module, torch.ones(2, 3, 5, 5)
+
+
+def in_channels_last_3d():
+    module = torch.nn.Conv3d(3, 4, 3).to(memory_format=torch.channels_last_3d)
+    return module, torch.ones(2, 3, 5, 5, 5)
+
+
+def expanded():
+    module = torch.nn.LayerNorm(3)
+    module.weight = torch.nn.Parameter(torch.ones(1).expand(3))
+    return module, torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("make", [transposed, in_channels_last, in_channels_last_3d, expanded])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_advice_for_weights_that_are_not_contiguous_works(make, when):
+    module, x = make()
+    strided = dict(module.named_parameters())
+    with pytest.raises(ValueError, match=r"params.0..0. must be contiguous") as raised:
         ctorch.optim.AdamW(module.parameters())
-    module.to(memory_format=torch.contiguous_format)
+    (advice,) = re.findall(
+        r"call (\S+ = \S+) first, for each p in module.parameters", str(raised.value)
+    )
+    values = {name: p.detach().clone() for name, p in strided.items()}
+    if when == "after":  # an optimizer that was made before the memory was replaced
+        kept = {name: p.data for name, p in strided.items()}
+        for p in module.parameters():
+            p.data = p.data.contiguous()
+        opt = ctorch.optim.SGD(module.parameters(), lr=0.5)
+        for name, p in strided.items():
+            p.data = kept[name]
+        module(x).sum().backward()
+        with pytest.raises(ValueError, match="must be contiguous"):
+            opt.step()
+    for p in module.parameters():
+        exec(advice, {"p": p})
+    if when == "before":
+        opt = ctorch.optim.SGD(module.parameters(), lr=0.5)
+        module(x).sum().backward()
+    opt.step()
+    for name, p in module.named_parameters():
+        assert p is strided[name]
+        torch.testing.assert_close(p.detach(), values[name] - 0.5 * p.grad)
+
+
+def test_gradients_in_channels_last_are_taken():
+    module = torch.nn.Conv2d(3, 4, 3)
     opt = ctorch.optim.AdamW(module.parameters(), lr=0.1)
-    # Inputs, and so gradients, in channels_last are fine.
     x = torch.ones(2, 3, 5, 5).to(memory_format=torch.channels_last)
     module(x).sum().backward()
     module.weight.grad = module.weight.grad.to(memory_format=torch.channels_last)

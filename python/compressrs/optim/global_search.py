@@ -235,8 +235,8 @@ def cma_es(
     ModuleNotFoundError
         If cmaes is not installed (``pip install 'compressrs[cmaes]'``).
     TypeError, ValueError
-        If an argument is of a wrong type or out of range, or no loss is finite. After any
-        exception, also of `loss`, parameters are as before.
+        If an argument is of a wrong type or out of range, a loss is -inf, or no loss is finite.
+        After any exception, also of `loss`, parameters are as before.
 
     References
     ----------
@@ -317,8 +317,8 @@ def restarts(
     Raises
     ------
     TypeError, ValueError
-        If an argument is of a wrong type, there is no seed, or no loss is finite. After any
-        exception, also of `train`, parameters are as before.
+        If an argument is of a wrong type, there is no seed, a loss is -inf, or no loss is finite.
+        After any exception, also of `train`, parameters are as before.
 
     Examples
     --------
@@ -389,5 +389,16 @@ def _write(arrays: list[Array], x: Array) -> None:
 
 
 def _number(value: object, name: str) -> float:
+    """Return a loss that is to be compared, NaN as infinite.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is -inf, which no other would be less than: it comes of an overflow.
+    """
     found = returned_number(value, name)
+    if found == -math.inf:
+        raise ValueError(f"{name} must return a number above -inf, got -inf")
     return math.inf if math.isnan(found) else found

@@ -60,7 +60,9 @@ class Products:
             Of the matrix's dtype, or float32 if that is float16 or bfloat16, in any memory
             order. Copied first if a stride is negative.
         out : array, shape (rows, n) or (rows,), optional
-            Where to write the result, in any memory order. Of the dtype of `x`.
+            Where to write the result, in any memory order. Of the dtype of `x`. Strides must not
+            be negative: kernels count on from the first element, and a copy, as is made of such
+            an `x`, would not be `out`.
         bias : array, shape (rows,), optional
             Of the dtype of `x`.
         relu : bool, default False
@@ -79,8 +81,8 @@ class Products:
             If `x`, `out` or `bias` is not an array of such a dtype.
         ValueError
             If shapes do not match, `out` is read-only or shares memory with an input,
-            `accumulate` is set without `out`, or the matrix's arrays have become
-            invalid.
+            `accumulate` is set without `out`, a stride of `out` is negative, or the matrix's
+            arrays have become invalid.
 
         Notes
         -----
@@ -141,6 +143,7 @@ class Products:
         ----------
         y : array, shape (n, rows) or (rows,)
         out : array, shape (n, columns) or (columns,), optional
+            In any memory order, but without negative strides.
         bias : array, shape (columns,), optional
         relu, accumulate : bool, default False
         """

@@ -16,7 +16,7 @@ def require_cpu(tensor: object, name: str) -> Any:
     Raises
     ------
     TypeError
-        If it is not a tensor, or a sparse one.
+        If it is not a tensor, or one of another layout: sparse, nested or mkldnn.
     ValueError
         If it is on another device.
     """
@@ -29,6 +29,10 @@ def require_cpu(tensor: object, name: str) -> Any:
         )
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} must be on the CPU, got {tensor.device}; move it by .cpu()")
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one; use .to_padded_tensor(0)"
+        )
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}; use .to_dense()")
     return tensor
@@ -57,8 +61,8 @@ def weight_of(tensor: object, name: str) -> Array:
     if not array.flags.c_contiguous:
         raise ValueError(
             f"{name} must be contiguous, got strides {tuple(require_cpu(tensor, name).stride())}; "
-            "call module.to(memory_format=torch.contiguous_format) first (channels_last weights "
-            "cannot be changed in place), or tensor.data = tensor.data.contiguous()"
+            "call p.data = p.data.contiguous() first, for each p in module.parameters() "
+            "(transposed and channels_last weights cannot be changed in place)"
         )
     return array
 

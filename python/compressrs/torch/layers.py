@@ -13,7 +13,7 @@ from compressrs._arrays import Array
 from compressrs.quantize import Scheme
 from compressrs.sparse import CSRMatrix, SparseMatrix, sddmm
 from compressrs.torch._autograd import anchor, once_differentiable
-from compressrs.torch._tensors import array_of, data_of, tensor_of, weight_of
+from compressrs.torch._tensors import array_of, data_of, require_cpu, tensor_of, weight_of
 
 
 def require_linear(module: object, name: str) -> Any:
@@ -156,9 +156,10 @@ class SparseLinear(torch.nn.Module):  # type: ignore[misc]
         TypeError, ValueError
             If `x` has another shape, dtype or device.
         """
-        if not isinstance(x, torch.Tensor) or x.ndim < 1 or x.shape[-1] != self.in_features:
-            got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(f"x must have shape (..., {self.in_features}), got {got}")
+        x = require_cpu(x, "x")
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            need = f"(..., {self.in_features})"
+            raise ValueError(f"x must have shape {need}, got {tuple(x.shape)}")
         rows = x.reshape(-1, self.in_features)
         y = _SparseAffine.apply(rows, self.weight, self.bias, self.matrix)
         return y.reshape(*x.shape[:-1], self.out_features)

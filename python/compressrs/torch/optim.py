@@ -221,10 +221,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         index = {p: i for i, p in enumerate(self._params)}
         if any(p not in index for p in masks):
             raise ValueError("masks must be of parameters of the optimizer, got another tensor")
+        given = {index[p]: _plain(m, f"masks[{index[p]}]") for p, m in masks.items()}
         inner = self._own
         self._synchronize()
         with all_or_nothing() as undo:
-            inner._set_masks({index[p]: mask for p, mask in masks.items()}, undo)
+            inner._set_masks(given, undo)
         changed(*masks)
 
     def convert_state(self, state_dtype: Any = None, precision: Any = None) -> None:
