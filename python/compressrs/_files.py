@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from compressrs._arrays import Array, dtype_of
+from compressrs._json import parse_json
 from compressrs._paths import open_regular, read_regular, require_replaceable
 
 try:
@@ -416,20 +417,6 @@ def header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
     if not isinstance(content, dict):
         raise ValueError("the header is not an object")
     return content, end
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text.
-
-    Raises
-    ------
-    ValueError
-        If it is not valid JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
 
 
 def _metadata(content: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from compressrs._arrays import Array, dtype_of, flatten
 from compressrs._checks import count, file_path, whole
 from compressrs._files import load_tensors, save_tensors
+from compressrs._json import parse_json
 from compressrs._state import Undo, checked_generator
 from compressrs.optim import EMA, Optimizer
 from compressrs.optim._weights import changes_undone
@@ -98,7 +99,7 @@ class TrainState:
             raise ValueError(f"state_dict must be one that state_dict() returns: {error}") from None
         if states.keys() != self.parts.keys():
             raise ValueError(
-                f"state_dict must have the parts {sorted(self.parts)}, got {sorted(states)}"
+                f"state_dict must have the parts {sorted(self.parts)}, got {list(states)}"
             )
         before = copy.deepcopy(self.state_dict()["parts"])
         done: list[str] = []
@@ -159,9 +160,9 @@ class TrainState:
             file = found[-1][1]
         arrays, metadata = load_tensors(file, {"format": FORMAT, "version": VERSION})
         try:
-            kinds, structure = json.loads(metadata["parts"]), json.loads(metadata["state"])
+            kinds, structure = (parse_json(metadata[key]) for key in ("parts", "state"))
             state = unpack(structure, arrays)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no state of a run: {error!r}") from None
         own = {name: type(part).__name__ for name, part in self.parts.items()}
         if kinds != own:
@@ -321,16 +322,28 @@ def _key(key: Any, path: str) -> Any:
 
 
 def unpack(value: Any, arrays: Mapping[str, Array]) -> Any:
-    """Return the state that `pack` was given."""
+    """Return the state that `pack` was given.
+
+    Raises
+    ------
+    KeyError, OverflowError, TypeError, ValueError
+        If it is none that `pack` returned.
+    """
     if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise ValueError("a list must say whether it is one")
         return value
-    if "array" in value:
+    if value.keys() == {"array", "dtype", "shape"}:
         dtype, array = dtype_of(value["dtype"]), arrays[value["array"]]
         if array.dtype != dtype:
             array = np.frombuffer(array.tobytes(), dtype)
         return array.reshape(value["shape"]).copy()
-    if "dict" in value:
-        return {key: unpack(item, arrays) for key, item in value["dict"]}
-    kind, items = next(iter(value.items()))
+    if len(value) != 1 or not value.keys() <= {"dict", "list", "tuple"}:
+        raise ValueError(f"{list(value)} is no kind of value")
+    ((kind, items),) = value.items()
+    if not isinstance(items, list):
+        raise TypeError(f"a {kind} must have a list of items, got {items!r}")
+    if kind == "dict":
+        return {_key(key, "dict"): unpack(item, arrays) for key, item in items}
     unpacked = [unpack(item, arrays) for item in items]
     return tuple(unpacked) if kind == "tuple" else unpacked

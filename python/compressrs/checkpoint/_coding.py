@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressrs import _core
+from compressrs._json import parse_json
 from compressrs.checkpoint._format import DTYPES, FLOATS, Entry
 
 Bytes = NDArray[np.uint8]
@@ -110,8 +111,8 @@ class Description:
             If the text is no description, or one that contradicts itself.
         """
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"its description is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise ValueError("its description is not a map")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressrs._files import other_format
+from compressrs._json import parse_json
 
 #: Maximum size of a header's JSON, as in the safetensors library.
 MAX_HEADER = 100_000_000
@@ -149,42 +150,18 @@ def parse_header(path: str | os.PathLike[str], data: bytes) -> Header:
     if data[8:9] != b"{":
         raise _wrong(path, "its header does not begin with {")
     try:
-        content = json.loads(data[8:].decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError:
-        raise _wrong(path, "its header is nested too deep") from None
+        content = parse_json(data[8:])
     except ValueError as error:
         raise _wrong(path, f"its header is not JSON: {error}") from None
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _wrong(path, "its __metadata__ is not a map of strings")
     try:
-        for text in (*content, *metadata, *metadata.values()):
-            text.encode()
-    except UnicodeEncodeError:
-        # JSON can escape halves of characters, which no file can hold otherwise.
-        raise _wrong(path, f"{text!r} is not Unicode") from None
-    try:
         entries = tuple(_entry(name, value) for name, value in content.items())
         _check_layout(entries)
     except ValueError as error:
         raise _wrong(path, str(error)) from None
     return Header(entries, metadata, len(data))
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object with these members, for json.loads.
-
-    Raises
-    ------
-    ValueError
-        If a name occurs twice; JSON parsers would silently keep the last.
-    """
-    members: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in members:
-            raise ValueError(f"it names {name!r} twice")
-        members[name] = value
-    return members
 
 
 def _whole(value: Any) -> bool:

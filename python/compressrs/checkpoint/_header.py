@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compressrs import _core
+from compressrs._json import parse_json
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._format import Entry
 from compressrs.checkpoint._source import File
@@ -37,8 +38,8 @@ def container_info(file: File) -> dict[str, Any] | None:
             raise ValueError(f"{file.path} is damaged: it describes tensors, but not itself")
         return None
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        about = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{file.path} says of itself what is not JSON: {error}") from None
     version = about.get("version") if isinstance(about, dict) else None
     if version != VERSION:

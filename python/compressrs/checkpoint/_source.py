@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressrs._checks import file_path
+from compressrs._json import parse_json
 from compressrs._paths import descriptor_of, open_regular
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._format import Entry, Header
@@ -248,9 +248,7 @@ class Files:
                 raise ValueError(f"{index} is longer than {MAX_INDEX} bytes")
             data = file.read(size)
         try:
-            content = json.loads(data.decode("utf-8"), object_pairs_hook=_format.unique)
-        except RecursionError:
-            raise ValueError(f"{index} is nested too deep") from None
+            content = parse_json(data)
         except ValueError as error:
             raise ValueError(f"{index} is not JSON: {error}") from None
         weights = content.get("weight_map") if isinstance(content, dict) else None

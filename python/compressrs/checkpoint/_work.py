@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressrs import _files
+from compressrs._json import parse_json
 from compressrs._paths import descriptor_of, read_regular, require_replaceable
 
 #: Bytes of a file's name at most.
@@ -94,7 +95,7 @@ class Work:
         # The last line may be truncated; its operation then did not complete.
         for line in lines[1:-1]:
             try:
-                records.append(json.loads(line))
+                records.append(parse_json(line))
             except ValueError:
                 break
             length += len(line) + 1

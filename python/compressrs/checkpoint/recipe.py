@@ -372,7 +372,10 @@ def _rule(given: Mapping[str, Any], what: str) -> Rule:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"{what} has {', '.join(known)}, got {', '.join(unknown)}")
-    return Rule(**given)
+    try:
+        return Rule(**given)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def _assignments(rule: Rule) -> list[str]:

@@ -15,12 +15,12 @@ from compressrs._arrays import Array, as_array
 from compressrs._checks import choice, file_path, flag, positive, whole, with_length
 from compressrs._files import (
     map_tensors,
-    parse_json,
     require,
     require_safetensors,
     save_tensors,
     write_atomically,
 )
+from compressrs._json import parse_json
 from compressrs._paths import read_regular
 from compressrs._progress import progress_bar
 from compressrs.distill.teachers import TopK, indices_of, top_k

@@ -28,7 +28,8 @@ from compressrs._checks import (
     whole,
     with_length,
 )
-from compressrs._files import load_tensors, parse_json, require_safetensors, save_tensors
+from compressrs._files import load_tensors, require_safetensors, save_tensors
+from compressrs._json import parse_json
 from compressrs._progress import progress_bar
 from compressrs._state import Described
 from compressrs.distill.cache import TeacherCache
@@ -424,6 +425,8 @@ class Distiller(Described):
         for given in [values, *([] if best is None else [best[1]])]:
             for name, p in self._arrays().items():
                 value = given[name]
+                if not isinstance(value, np.ndarray):
+                    raise ValueError(f"{file} must have an array for {name}, got {value!r}")
                 if p.shape != value.shape or p.dtype != value.dtype:
                     raise ValueError(
                         f"{file} must have {name} of {p.dtype} with shape {p.shape}, got "

@@ -15,7 +15,8 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import Array
 from compressrs._checks import file_path
-from compressrs._files import load_tensors, parse_json, save_tensors, write_atomically
+from compressrs._files import load_tensors, save_tensors, write_atomically
+from compressrs._json import parse_json
 from compressrs._paths import read_regular
 from compressrs.distributed.communicator import Communicator, together
 from compressrs.distributed.partition import Part
@@ -144,7 +145,7 @@ def read(folder: Path) -> Manifest:
             [str(name) for name in content["files"]],
             [Part(*map(int, part)) for part in content["parts"]],
             [tuple(map(int, shape)) for shape in content["shapes"]],
-            [dict(group) for group in content["param_groups"]],
+            [_group(group, len(content["shapes"])) for group in content["param_groups"]],
             content.get("codes"),
             bool(content["weights"]),
             int(content["microbatches"]) if "microbatches" in content else None,
@@ -155,6 +156,16 @@ def read(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is not the manifest of a checkpoint: {error!r}") from None
     return manifest
+
+
+def _group(group: Any, count: int) -> dict[str, Any]:
+    """Return a group of a manifest, whose parameters must be among so many."""
+    numbers, names = group["params"], group["param_names"]
+    if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < count for i in numbers):
+        raise ValueError(f"a group has the parameters {numbers!r}")
+    if not isinstance(names, list) or list(map(type, names)) != [str] * len(numbers):
+        raise ValueError(f"a group has the names {names!r}")
+    return dict(group)
 
 
 def _require_whole(manifest: Manifest) -> None:

@@ -138,11 +138,14 @@ class StoredOptimizer(PartitionedOptimizer):
         saved_masks = reader.masks()
         masks = [saved_masks.get(i) for i in order]
         self._sync()
-        updates = [
-            group_update(group, self.defaults, self._fixed, self._kind)
-            for group in manifest.param_groups
-        ]
-        take = self._inner._checked(self._inner_state(manifest, found, masks))
+        try:
+            updates = [
+                group_update(group, self.defaults, self._fixed, self._kind)
+                for group in manifest.param_groups
+            ]
+            take = self._inner._checked(self._inner_state(manifest, found, masks))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{manifest.folder}: {error}") from error
         undo.remember(*arrays)
         take(undo)
         self._take(updates, masks, undo)

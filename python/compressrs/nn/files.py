@@ -14,6 +14,7 @@ import numpy as np
 from compressrs._arrays import Array, compute_dtype
 from compressrs._checks import file_path
 from compressrs._files import load_tensors, require, save_tensors
+from compressrs._json import parse_json
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Flatten, Residual, Sequential
@@ -48,6 +49,20 @@ _LAYERS: dict[str, Callable[..., Layer]] = {
         SiLU,
         Softmax,
     )
+}
+
+#: For each layer with arrays, the name of the largest, and its shape by the `config`. It is
+#: compared with what the file holds before the layer is made: memory is in proportion to the file.
+_SHAPES: dict[str, tuple[str, Callable[[Mapping[str, Any]], tuple[int, ...]]]] = {
+    "BatchNorm": ("weight", lambda c: (c["channels"],)),
+    "Conv2d": (
+        "weight",
+        lambda c: (c["out_channels"], c["in_channels"] // c["groups"], *c["kernel_size"]),
+    ),
+    "Embedding": ("weight", lambda c: (c["num_embeddings"], c["features"])),
+    "LayerNorm": ("weight", lambda c: (c["features"],)),
+    "Linear": ("weight", lambda c: (c["out_features"], c["in_features"])),
+    "MultiHeadAttention": ("out_proj.weight", lambda c: (c["features"], c["features"])),
 }
 
 _MATRICES: dict[str, Any] = {matrix.__name__: matrix for matrix in FORMATS.values()}
@@ -117,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> Layer:
             made: list[str] = []
             model = _make(description, arrays, "", _linears(compressed, made))
             model.load_state_dict(_state(model, arrays, made))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no model that can be made here: {error}") from None
     return model
 
@@ -175,6 +190,12 @@ def _state(model: Layer, arrays: Mapping[str, Array], made: list[str]) -> Mappin
     }
 
 
+def _shape(arrays: Mapping[str, Array], name: str) -> tuple[int, ...]:
+    """Return the shape of an array, which is not read from a checkpoint for it."""
+    shape = getattr(arrays, "shape", None)
+    return tuple(arrays[name].shape if shape is None else shape(name))
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION})
     return _described(path, metadata), arrays
@@ -183,7 +204,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     require(path, metadata, {"format": FORMAT, "version": VERSION})
     try:
-        description: dict[str, Any] = json.loads(metadata["model"])
+        description: dict[str, Any] = parse_json(metadata["model"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say what its model is made of: {error!r}") from None
     return description
@@ -199,7 +220,8 @@ def _difference(own: Any, other: Any, path: str = "") -> str | None:
         return f"{name} has {own['config']} here, and {other.get('config')} there"
     layers = other.get("layers")
     if not isinstance(layers, dict) or own["layers"].keys() != layers.keys():
-        return f"{name} has layers {list(own['layers'])} here, and {list(layers or ())} there"
+        got = list(layers) if isinstance(layers, dict) else layers
+        return f"{name} has layers {list(own['layers'])} here, and {got} there"
     for key, child in own["layers"].items():
         found = _difference(child, layers[key], f"{path}.{key}" if path else key)
         if found is not None:
@@ -254,5 +276,10 @@ def _make(
     if kind not in _LAYERS:
         at = f"layer {prefix[:-1]}" if prefix else "the model"
         raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")
+    if kind in _SHAPES:
+        array, shape_of = _SHAPES[kind]
+        shape, found_shape = shape_of(config), _shape(arrays, prefix + array)
+        if shape != found_shape:
+            raise ValueError(f"{prefix}{array} has the shape {found_shape}, not {shape}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     return _LAYERS[kind](**arguments)

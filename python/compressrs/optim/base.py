@@ -380,7 +380,12 @@ class Optimizer(Parameters, Stateful):
             If it is corrupt, of another format, rule or version, or does not match the
             parameters; nothing is changed in that case.
         """
-        self.load_state_dict(files.load(file_path(path), self._kind))
+        file = file_path(path)
+        state = files.load(file, self._kind)
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     def __repr__(self) -> str:
         groups = "; ".join(

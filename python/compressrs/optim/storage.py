@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array
-from compressrs._files import load_tensors, parse_json, save_tensors
+from compressrs._files import load_tensors, save_tensors
+from compressrs._json import parse_json
 
 FORMAT = "compressrs.optim"
 #: Version of the file format. Version 1 had no names, masks or checksum and is rejected.

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from compressrs import _core
 from compressrs._arrays import Array, as_array, as_matrix, is_number
 from compressrs._checks import file_path, flag, whole
-from compressrs._files import load_tensors, parse_json, save_tensors
+from compressrs._files import load_tensors, save_tensors
+from compressrs._json import parse_json
 from compressrs.nn import Affine, Layer, Sequential
 from compressrs.nn.container import forward_seen
 
@@ -281,14 +282,18 @@ def described(
     ValueError
         If the metadata are not those of the arrays `stored`.
     """
-    names, counts = (parse_json(metadata.get(key, "")) for key in ("names", "counts"))
+    try:
+        names, counts = (parse_json(metadata[key]) for key in ("names", "counts"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged: {error!r}") from None
     known = set(stored)
     valid = (
         isinstance(names, dict)
         and isinstance(counts, dict)
         and set(counts) == known
         and all(type(count) is int and count >= 0 for count in counts.values())
-        and set(map(str, names.values())) == known
+        and all(isinstance(name, str) for name in names.values())
+        and set(names.values()) == known
     )
     if not valid:
         raise ValueError(f"{os.fspath(path)} is damaged: it describes other statistics")

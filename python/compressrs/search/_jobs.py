@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compressrs._errors import WorkersKilledError
-from compressrs._files import parse_json, write_atomically
+from compressrs._files import write_atomically
+from compressrs._json import parse_json
 from compressrs._paths import read_regular
 
 #: How often jobs are given to new processes after one was killed.

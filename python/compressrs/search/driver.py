@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from compressrs._checks import number
+from compressrs._checks import number, whole
 from compressrs.search import sampling, storage
 from compressrs.search._workers import Here, Processes
 from compressrs.search.allocation import InfeasibleError
@@ -69,11 +69,30 @@ class Driver:
             kept, key, self.directions, self.sampler, self.pruner, made_with
         )
         trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            self._require_whole(trial)
         self._seen = {_key(self.space.check(t.params)) for t in trials if t.state in _STATES}
         self._interrupted = [t for t in trials if t.state == TrialState.RUNNING]
         #: Steps that interrupted trials have reported.
         self._before = {t.number: set(t.intermediate_values) for t in self._interrupted}
         self._total = len(trials)
+
+    def _require_whole(self, trial: FrozenTrial) -> None:
+        """Raise a ValueError unless a trial of a journal is one that a search recorded."""
+        asked = trial.user_attrs.get(sampling.ASKED)
+        try:
+            if trial.state in _STATES:
+                self._evaluation(trial)
+            elif asked is not None:
+                self.space.check(asked["design"])
+                whole(asked["refused"], "refused", 0)
+                if asked["parent"] is not None:
+                    whole(asked["parent"], "parent", 0)
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
+            where = "" if self.folder is None else f"folder {self.folder.parent} has "
+            raise ValueError(
+                f"{where}a damaged journal: of trial {trial.number}, {error!r}"
+            ) from None
 
     def run(
         self, pool: Here | Processes, trials: int, workers: int, advance: Callable[[], None]

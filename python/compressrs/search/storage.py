@@ -98,6 +98,8 @@ def study_of(
     before = study.user_attrs.get("made_with")
     if before is None:
         study.set_user_attr("made_with", dict(made_with))
+    elif not isinstance(before, Mapping):
+        raise ValueError(f"folder has a damaged journal: a search made with {before!r}")
     else:
         for key, value in made_with.items():
             if before.get(key) != value:

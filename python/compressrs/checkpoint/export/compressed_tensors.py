@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressrs._json import parse_json
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import Bytes, Description
 from compressrs.checkpoint._format import DTYPES, Entry
@@ -146,7 +147,7 @@ def _bytes(x: NDArray[Any]) -> Bytes:
 def _amend_config(
     path: Path, form: str, bits: int, group: int | None, c: Checkpoint, packed: set[str]
 ) -> None:
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = parse_json(path.read_bytes()) if path.exists() else {}
     weights = {
         "num_bits": bits,
         "type": "int",

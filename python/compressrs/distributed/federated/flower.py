@@ -12,6 +12,7 @@ import numpy as np
 
 from compressrs._arrays import Array, dtype_of
 from compressrs._checks import function, positive, sequence, whole
+from compressrs._json import parse_json
 from compressrs.distributed.federated.client import ACTIONS, Client
 from compressrs.distributed.federated.exchange import Reply, Strategy
 from compressrs.distributed.federated.rounds import checked_least, finish_round
@@ -243,5 +244,5 @@ def _keep(flwr: Any, client: Client, context: Any) -> None:
 def _restore(client: Client, context: Any) -> None:
     """Load the state that an earlier round left."""
     if _STATE in context.state:
-        structure = json.loads(str(context.state[f"{_STATE}-structure"]["json"]))
+        structure = parse_json(str(context.state[f"{_STATE}-structure"]["json"]))
         client.load_state_dict(unpack(structure, _arrays(context.state, _STATE)))
