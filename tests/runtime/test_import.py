@@ -22,6 +22,7 @@ def test_the_import_loads_no_subpackage_and_no_other_package():
     assert {m for m in new if m.startswith("compressrs")} == {
         "compressrs",
         "compressrs._core",
+        "compressrs._startup",
         "compressrs._threads",
     }
     # threadpoolctl, if installed, is imported to register the thread pool.

@@ -48,8 +48,7 @@ def run(
             "install what it needs with: pip install 'compressrs[demo]'"
         ) from None
     try:
-        table, written = demo.main(seed=seed, epochs=epochs, output=output)
+        written = demo.main(seed, epochs, output, show=console().print)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("no report was written") from None
-    console().print(table)
     say(f"Report: {written}")

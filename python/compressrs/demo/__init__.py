@@ -331,8 +331,10 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def main(seed: int, epochs: int, output: Path) -> tuple[Table, Path]:
-    """Run the job and write its report; return its table and the report's path.
+def main(seed: int, epochs: int, output: Path, show: Callable[[Table], None]) -> Path:
+    """Run the job, show its table, and write its report; return the report's path.
+
+    The table comes first, since a disk may be full after all.
 
     Raises
     ------
@@ -354,5 +356,6 @@ def main(seed: int, epochs: int, output: Path) -> tuple[Table, Path]:
         )
     for row in result.rows:
         table.add_row(*row.cells())
+    show(table)
     report.write(output, result.html())
-    return table, output
+    return output
