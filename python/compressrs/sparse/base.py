@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, Shared, as_array, compute_dtype, dtype_of, is_half
+from compressrs._arrays import (
+    Array, Shared, as_array, compute_dtype, dtype_of, empty_aligned, is_half,
+)  # fmt: skip
 from compressrs._checks import flag
 
 _M = TypeVar("_M", bound="SparseMatrix")
@@ -113,7 +115,7 @@ class Products:
                 raise ValueError("accumulate=True needs out, the array to add to")
             # In the memory order of `x`, so that transposes have the same order too.
             order: Literal["F", "C"] = "F" if x.flags.fnc else "C"
-            out = np.empty((self.shape[0], *x.shape[1:]), x.dtype, order=order)
+            out = empty_aligned((self.shape[0], *x.shape[1:]), x.dtype, order)
         if bias is not None:
             bias = as_array(bias, "bias")
         x2, out2 = (x, out) if x.ndim == 2 else (x[:, None], out[:, None])

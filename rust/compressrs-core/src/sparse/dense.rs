@@ -284,9 +284,12 @@ pub(super) struct SharedMatrix<'a, T> {
 }
 
 impl<T: Float> SharedMatrix<'_, T> {
-    /// Whether the elements of a row follow one another.
-    pub fn has_rows(&self) -> bool {
-        self.column_stride == 1
+    /// Whether lines of the cache hold elements of several panels of a row: those follow one
+    /// another, and do not begin with a line.
+    pub fn shares_lines(&self) -> bool {
+        let begins = self.data.as_ptr().addr().is_multiple_of(LINE)
+            && (self.row_stride * size_of::<T>()).is_multiple_of(LINE);
+        self.column_stride == 1 && !begins
     }
 
     /// Where `height` rows of `width` elements begin, and elements from one to the next, if
@@ -298,7 +301,7 @@ impl<T: Float> SharedMatrix<'_, T> {
         (top, left): (usize, usize),
         (height, width): (usize, usize),
     ) -> Option<(*mut T, usize)> {
-        if !self.has_rows() || height == 0 {
+        if self.column_stride != 1 || height == 0 {
             return None;
         }
         let start = top * self.row_stride + left;

@@ -195,9 +195,9 @@ impl<T: Float> Product<'_, T> {
         let block = |panel: Panel| x.block(0..x.rows(), panel.left..panel.left + panel.width);
         let threads = parallel::num_threads().unwrap_or(1);
         let grain = GRAIN.div_ceil(cycles(panels[0].padded));
-        // Panels of one row of the result touch a line of the cache both, which threads then
-        // take from each other; but a large panel should stay in a thread's cache.
-        let by_bands = self.y.has_rows() && memory::product(x.rows(), x.columns()) <= SHARED;
+        // Threads would take lines that hold parts of two panels from each other; but a large
+        // panel should stay in a thread's cache.
+        let by_bands = self.y.shares_lines() && memory::product(x.rows(), x.columns()) <= SHARED;
         let even = panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads;
         if even && !by_bands {
             // Each task packs its panels, which are still in its cache then.
