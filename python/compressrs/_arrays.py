@@ -132,8 +132,9 @@ def empty_aligned(
     if size < _LARGE:
         return np.empty(shape, dtype, order)
     buffer = np.empty(size + _LINE, np.uint8)
-    start = -buffer.__array_interface__["data"][0] % _LINE
-    return np.ndarray(shape, dtype, buffer, start, order=order)
+    start: int = -buffer.__array_interface__["data"][0] % _LINE
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer, start, order=order)
+    return array
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

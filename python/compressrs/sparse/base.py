@@ -10,8 +10,14 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import (
-    Array, Shared, as_array, compute_dtype, dtype_of, empty_aligned, is_half,
-)  # fmt: skip
+    Array,
+    Shared,
+    as_array,
+    compute_dtype,
+    dtype_of,
+    empty_aligned,
+    is_half,
+)
 from compressrs._checks import flag
 
 _M = TypeVar("_M", bound="SparseMatrix")
