@@ -6,9 +6,9 @@ use std::sync::Mutex;
 
 use compressrs_core::numeric::element::Element;
 use compressrs_core::optim::{
-    Adam, BLOCK, Codes, Gradient, Halves, Lamb, Lion, MAX_STATES, Moments, RmsProp, Rounding, Rule,
-    Scalars, Sgd, StochasticRounding, Tensor, Values, Weights, accumulate, clamp, find_beyond,
-    lerp, mask_bytes, norm, scale, step,
+    Adafactor, Adam, BLOCK, Codes, Gradient, Halves, Lamb, Lion, MAX_STATES, Moments, RmsProp,
+    Rounding, Rule, Scalars, Sgd, Shampoo, StochasticRounding, Tensor, Values, Weights, accumulate,
+    clamp, find_beyond, lerp, mask_bytes, norm, scale, step,
 };
 use compressrs_core::runtime::parallel::{self, SharedMut};
 use half::{bf16, f16};
@@ -170,7 +170,14 @@ fn half_precision_needs_no_formula() {
         for<'a> &'a [H]: Into<Values<'a>>,
     {
         let lamb = Lamb { lr: 0.1, betas: [0.9, 0.99], weight_decay: 0.1, ..Default::default() };
-        for rule in rules().into_iter().chain([Box::new(lamb) as Box<dyn Rule>]) {
+        let cautious = Adam { lr: 0.1, cautious: true, ..Default::default() };
+        let of_tensors: [Box<dyn Rule>; 4] = [
+            Box::new(lamb),
+            Box::new(Adafactor { lr: 0.1, ..Default::default() }),
+            Box::new(Shampoo { lr: 0.1, ..Default::default() }),
+            Box::new(cautious),
+        ];
+        for rule in rules().into_iter().chain(of_tensors) {
             let rule = &*rule;
             // More than a block, and not a whole number of them.
             let mut single = Owned::new(rule, 2 * BLOCK + 3, |i| H::store(value(i)).load());
@@ -193,6 +200,61 @@ fn half_precision_needs_no_formula() {
     }
     check::<f16>(|halves| Weights::F16(halves));
     check::<bf16>(|halves| Weights::Bf16(halves));
+}
+
+/// What is cut off a weight is kept, and so are weights in single precision; a weight that was
+/// written to meanwhile counts.
+#[test]
+fn small_steps_are_not_lost() {
+    let rule = Sgd { lr: 1.0, ..Default::default() };
+    let (before, grad) = ([1.0f32, -3.0], [1e-4f32, -1e-4]);
+    for kahan in [false, true] {
+        let mut param = before.map(bf16::from_f32);
+        let (mut rest, mut master) = ([bf16::ZERO; 2], before);
+        let mut stepped = |param: &mut [bf16; 2], t| {
+            let rounding = match kahan {
+                true => Rounding::Kahan(SharedMut::new(&mut rest)),
+                false => Rounding::Master(SharedMut::new(&mut master)),
+            };
+            let halves = Halves { values: SharedMut::new(param), rounding };
+            let weights = Weights::<f32>::Bf16(halves);
+            let update = rule.at(t, &mut Scalars::default());
+            let tensor = Tensor::new(update, &[2], weights, &grad[..], Default::default());
+            step(&mut [tensor.rounded_stochastically(StochasticRounding::new(1, 2, t))]);
+        };
+        for t in 1..=200 {
+            stepped(&mut param, t);
+        }
+        // Each step is far below half of the last place; all of them are not.
+        let close = |x: bf16, wanted: f32| {
+            assert!((x.to_f32() - wanted).abs() < 0.006 * wanted.abs(), "{x} {wanted} {kahan}");
+        };
+        close(param[0], 0.98);
+        close(param[1], -2.98);
+        assert!(param[0] != bf16::ONE);
+        param[0] = bf16::from_f32(7.0);
+        (0..2).for_each(|t| stepped(&mut param, 300 + t));
+        close(param[0], 7.0);
+        if !kahan {
+            assert!((master[0] - (7.0 - 2e-4)).abs() < 1e-5);
+            assert!((master[1] - (-3.0 + 202.0 * 1e-4)).abs() < 1e-4);
+        }
+    }
+    // What overflows has no rest.
+    let (mut param, mut rest) = ([f16::MAX], [f16::ZERO]);
+    let weights = Halves {
+        values: SharedMut::new(&mut param),
+        rounding: Rounding::Kahan(SharedMut::new(&mut rest)),
+    };
+    let update = rule.at(1, &mut Scalars::default());
+    step(&mut [Tensor::new(
+        update,
+        &[1],
+        Weights::<f32>::F16(weights),
+        &[-1e6f32][..],
+        Default::default(),
+    )]);
+    assert_eq!((param, rest), ([f16::INFINITY], [f16::ZERO]));
 }
 
 fn coded<'a>(codes: &'a mut [u8], scales: &'a mut [f32], divisor: bool) -> Codes<'a> {

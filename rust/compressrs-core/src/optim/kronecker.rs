@@ -178,8 +178,8 @@ pub(super) fn between<C: Float>(
     whole
 }
 
-/// What the numbers are divided by so that products of them are in range: 1, unless the largest
-/// one's square is not, and then a power of 2.
+/// What the numbers are divided by so that sums of products of them are in range: 1, unless the
+/// sum of as many squares of the largest one is not, and then a power of 2.
 pub(super) fn unit<C: Float>(numbers: &[C]) -> C {
     let largest = |part: Range<usize>| {
         numbers[part].iter().fold(C::zero(), |largest, x| {
@@ -190,8 +190,9 @@ pub(super) fn unit<C: Float>(numbers: &[C]) -> C {
     let larger = |a, b| if a > b { a } else { b };
     let largest = parallel::reduce(numbers.len(), GRAIN_ELEMENTS, largest, larger);
     let largest = largest.unwrap_or(C::zero()).to_f64();
-    // For sums of products with orthogonal matrices and with what rounds them.
-    if largest < C::max_value().to_f64().sqrt() || !largest.is_finite() {
+    // Also for sums of products with orthogonal matrices and with what rounds them.
+    let most = C::max_value().to_f64() / numbers.len() as f64;
+    if largest < most.sqrt() || !largest.is_finite() {
         return C::one();
     }
     // Half of it, whose logarithm is not rounded up to that of infinity.

@@ -1,11 +1,11 @@
 //! Rules each of whose elements depends on itself alone, and their cautious variants.
 
 use compressrs_core::optim::{
-    AdEmaMix, Adadelta, Adagrad, Adam, Adamax, Asgd, Lion, Momentum, NAdam, RAdam, RmsProp, Rprop,
-    Rule, Sgd, StateKind, StateShape,
+    AdEmaMix, Adadelta, Adagrad, Adam, Adamax, Asgd, Lion, MAX_STATES, Moments, Momentum, NAdam,
+    RAdam, RmsProp, Rprop, Rule, Scalars, Sgd, StateKind, StateShape, Tensor, Values, step,
 };
 
-use crate::Run;
+use crate::{Run, first_weights, gradient};
 
 /// State of an element, 0 at first.
 type State = [f64; 4];
@@ -13,8 +13,8 @@ type State = [f64; 4];
 /// Compares a rule with the formula of an element: step, weight, gradient, state.
 #[track_caller]
 fn check(rule: impl Rule, formula: impl Fn(i32, f64, f64, &mut State) -> f64) {
-    let plain = Run::of(&[37]);
-    for run in [plain, Run { kept: |i| i % 3 != 1, ..plain }, Run { scale: 0.25, ..plain }] {
+    // Not a whole number of bytes of a mask, nor of the elements that a masked loop takes.
+    for run in Run::of(&[45]).variants() {
         let mut states = vec![State::default(); run.len()];
         run.compare(&rule, |t, weights, grad| {
             for (i, weight) in weights.iter_mut().enumerate() {
@@ -40,21 +40,29 @@ fn check_both(
         let (base, step, _) = formula(t, weight, grad, state);
         base - step
     });
-    for kept in [|_| true, |i| i % 3 != 1] {
-        let run = Run { kept, ..Run::of(&[37]) };
-        let mut states = vec![State::default(); run.len()];
-        run.compare(&cautious, |t, weights, grad| {
-            let of = |i: usize, state| formula(t as i32, weights[i], grad[i], state);
-            let parts: Vec<Parts> = states.iter_mut().enumerate().map(|(i, s)| of(i, s)).collect();
-            let counted = parts.iter().enumerate().filter(|(i, _)| kept(*i));
-            let all = counted.clone().count() as f64;
-            let agree = counted.filter(|(_, (_, step, grad))| step * grad > 0.0).count() as f64;
-            for (weight, (base, step, grad)) in weights.iter_mut().zip(parts) {
-                let moves = if step * grad > 0.0 { step } else { 0.0 };
-                *weight = base - all / (agree + 1.0) * moves;
-            }
-        });
+    for run in Run::of(&[45]).variants() {
+        check_cautious(&cautious, run, &formula);
     }
+}
+
+#[track_caller]
+fn check_cautious(
+    rule: &dyn Rule,
+    run: Run<'_>,
+    formula: impl Fn(i32, f64, f64, &mut State) -> Parts,
+) {
+    let mut states = vec![State::default(); run.len()];
+    run.compare(rule, |t, weights, grad| {
+        let of = |i: usize, state| formula(t as i32, weights[i], grad[i], state);
+        let parts: Vec<Parts> = states.iter_mut().enumerate().map(|(i, s)| of(i, s)).collect();
+        let counted = parts.iter().enumerate().filter(|(i, _)| (run.kept)(*i));
+        let all = counted.clone().count() as f64;
+        let agree = counted.filter(|(_, (_, step, grad))| step * grad > 0.0).count() as f64;
+        for (weight, (base, step, grad)) in weights.iter_mut().zip(parts) {
+            let moves = if step * grad > 0.0 { step } else { 0.0 };
+            *weight = base - all / (agree + 1.0) * moves;
+        }
+    });
 }
 
 #[test]
@@ -266,7 +274,6 @@ fn asgd() {
 
 #[test]
 fn the_average_of_asgd() {
-    use compressrs_core::optim::{MAX_STATES, Moments, Scalars, Tensor, step};
     let rule = Asgd { lr: 0.1, t0: 2.0, ..Default::default() };
     let (mut weight, mut average, mut scalars) = ([1.0f64], [5.0], Scalars::default());
     let mut expected = 0.0;
@@ -293,32 +300,25 @@ fn ademamix() {
         weight_decay: 0.2,
         ..Default::default()
     };
-    for warmup in [0.0, 5.0, 50.0] {
-        let rule = AdEmaMix { warmup, ..rule };
-        check_both(rule, AdEmaMix { cautious: true, ..rule }, |t, w, g, [m, v, slow, _]| {
-            let share = if warmup > f64::from(t) { f64::from(t) / warmup } else { 1.0 };
-            // Steps in which the average loses half, which grow linearly.
-            let half = |beta: f64| 0.5f64.ln() / beta.ln();
-            let beta3 = 0.5f64.powf(1.0 / ((1.0 - share) * half(0.7) + share * half(0.95)));
-            *m = 0.7 * *m + 0.3 * g;
-            *v = 0.6 * *v + 0.4 * g * g;
-            *slow = beta3 * *slow + (1.0 - beta3) * g;
-            let mixed = *m / (1.0 - 0.7f64.powi(t)) + share * 3.0 * *slow;
-            let step = 0.1 * mixed / ((*v / (1.0 - 0.6f64.powi(t))).sqrt() + 0.01);
-            (w - 0.1 * 0.2 * w, step, g)
-        });
-    }
-    // A decay rate of 0 keeps nothing, and has no logarithm.
-    for betas in [[0.0, 0.6, 0.95], [0.7, 0.6, 0.0]] {
-        let rule = AdEmaMix { warmup: 5.0, betas, weight_decay: 0.0, ..rule };
-        check(rule, |t, w, g, [m, v, slow, _]| {
-            *m = betas[0] * *m + (1.0 - betas[0]) * g;
-            *v = 0.6 * *v + 0.4 * g * g;
-            *slow = betas[2] * *slow + (1.0 - betas[2]) * g;
-            let share = f64::from(t).min(5.0) / 5.0;
-            let mixed = *m / (1.0 - betas[0].powi(t)) + share * 3.0 * *slow;
-            w - 0.1 * mixed / ((*v / (1.0 - 0.6f64.powi(t))).sqrt() + 0.01)
-        });
+    // A decay rate of 0 has no logarithm, and keeps nothing.
+    for betas in [rule.betas, [0.0, 0.6, 0.95], [0.7, 0.6, 0.0]] {
+        for warmup in [0.0, 5.0, 50.0] {
+            let rule = AdEmaMix { warmup, betas, ..rule };
+            let [beta1, _, last] = betas;
+            check_both(rule, AdEmaMix { cautious: true, ..rule }, |t, w, g, [m, v, slow, _]| {
+                let share = if warmup > f64::from(t) { f64::from(t) / warmup } else { 1.0 };
+                // Steps in which the average loses half, which grow linearly.
+                let half = |beta: f64| if beta > 0.0 { 0.5f64.ln() / beta.ln() } else { 0.0 };
+                let steps = (1.0 - share) * half(beta1) + share * half(last);
+                let beta3 = if last > 0.0 { 0.5f64.powf(1.0 / steps) } else { 0.0 };
+                *m = beta1 * *m + (1.0 - beta1) * g;
+                *v = 0.6 * *v + 0.4 * g * g;
+                *slow = beta3 * *slow + (1.0 - beta3) * g;
+                let mixed = *m / (1.0 - beta1.powi(t)) + share * 3.0 * *slow;
+                let step = 0.1 * mixed / ((*v / (1.0 - 0.6f64.powi(t))).sqrt() + 0.01);
+                (w - 0.1 * 0.2 * w, step, g)
+            });
+        }
     }
 }
 
@@ -336,7 +336,6 @@ fn zeros_and_nan() {
         Box::new(Lion { weight_decay: 0.0, ..Default::default() }),
     ];
     for rule in rules {
-        use compressrs_core::optim::{MAX_STATES, Moments, Scalars, Tensor, step};
         for (grad, unchanged) in [(0.0f64, true), (-0.0, true), (f64::NAN, false)] {
             let mut weight = [1.5f64];
             let mut buffers = [[0.0]; MAX_STATES];
@@ -352,7 +351,6 @@ fn zeros_and_nan() {
 #[test]
 fn agreement_is_of_signs() {
     let tiny = f64::MIN_POSITIVE;
-    use compressrs_core::optim::{MAX_STATES, Moments, Scalars, Tensor, step};
     let rule = Rprop { lr: 0.1, ..Default::default() };
     let (mut weight, mut buffers) = ([0.0], [[0.0]; MAX_STATES]);
     for t in 1..3 {
@@ -361,6 +359,82 @@ fn agreement_is_of_signs() {
         step(&mut [Tensor::new(update, &[1], &mut weight[..], &[tiny][..], states)]);
     }
     assert_eq!(weight, [-0.1 - 0.1 * 1.2]);
+}
+
+/// Counts over more elements than a task has.
+#[test]
+fn many_cautious_elements() {
+    let rule = Lion { lr: 0.1, betas: [0.7, 0.6], weight_decay: 0.2, ..Default::default() };
+    for run in Run::of(&[70_001]).variants() {
+        check_cautious(&Lion { cautious: true, ..rule }, run, |_, w, g, [m, ..]| {
+            let direction = 0.7 * *m + 0.3 * g;
+            *m = 0.6 * *m + 0.4 * g;
+            let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
+            (w - 0.1 * 0.2 * w, 0.1 * sign, g)
+        });
+    }
+}
+
+/// A variance of gradients that are all the same is 0, not below it by what rounding leaves.
+#[test]
+fn no_variance() {
+    let rule = RmsProp { alpha: 0.7, centered: true, eps: 0.01, ..Default::default() };
+    let grad: Vec<f64> = (1..40).map(|i| f64::from(i) / 7.0).collect();
+    let mut weights = vec![0.0; grad.len()];
+    let mut buffers: [Vec<f64>; MAX_STATES] = std::array::from_fn(|_| vec![0.0; grad.len()]);
+    for t in 1..60 {
+        let states = buffers.each_mut().map(|x| Moments::from(x.as_mut_slice()));
+        let update = rule.at(t, &mut Scalars::default());
+        step(&mut [Tensor::new(update, &[grad.len()], &mut weights[..], &grad[..], states)]);
+        assert!(weights.iter().all(|w| w.is_finite()), "step {t}");
+    }
+}
+
+/// Gradients and factors beyond the range of the type, whose product is not.
+#[test]
+fn factors_on_gradients() {
+    let rule = Sgd { lr: 1.0, ..Default::default() };
+    let stepped = |grad: Values<'_>, scale: f64| {
+        let mut weight = [0.0f32];
+        let update = rule.at(1, &mut Scalars::default());
+        let states: [Moments<'_, f32>; MAX_STATES] = Default::default();
+        step(&mut [Tensor::new(update, &[1], &mut weight[..], grad, states).scaled(scale)]);
+        weight[0]
+    };
+    assert_eq!(stepped(Values::F64(&[3e200]), 1e-200), -3.0);
+    assert_eq!(stepped(Values::F32(&[3e30]), 1e-45), -3e-15);
+    assert_eq!(stepped(Values::F32(&[3e-30]), 1e45), -3e15);
+    assert_eq!(stepped(Values::F32(&[3e38]), 0.0), 0.0);
+    // In the type of the gradient, and then rounded.
+    assert_eq!(stepped(Values::F32(&[3.0]), 0.1), -3.0 * 0.1f32);
+    assert_eq!(stepped(Values::F64(&[3.0]), 0.1), -(3.0 * 0.1f64) as f32);
+}
+
+/// Large tensors beside small ones are tensors one by one.
+#[test]
+fn tensors_of_several_tasks() {
+    let rule = Adam { lr: 0.1, ..Default::default() };
+    let lens = [50_001, 7, 0, 70_000];
+    let new = |len| (first_weights(len), std::array::from_fn(|_| vec![0.0; len]));
+    let mut together: Vec<(Vec<f64>, [Vec<f64>; MAX_STATES])> = lens.map(new).into();
+    let mut alone = together.clone();
+    let grads = lens.map(|len| gradient(1, len));
+    fn tensor<'a>(
+        rule: &Adam,
+        (weights, buffers): &'a mut (Vec<f64>, [Vec<f64>; MAX_STATES]),
+        grad: &'a [f64],
+    ) -> Tensor<'a, f64> {
+        let states = buffers.each_mut().map(|x| Moments::from(x.as_mut_slice()));
+        let update = rule.at(1, &mut Scalars::default());
+        Tensor::new(update, &[grad.len()], &mut weights[..], grad, states)
+    }
+    let all = together.iter_mut().zip(&grads);
+    step(&mut all.map(|(owned, grad)| tensor(&rule, owned, grad)).collect::<Vec<_>>());
+    for (owned, grad) in alone.iter_mut().zip(&grads) {
+        step(&mut [tensor(&rule, owned, grad)]);
+    }
+    assert!(together == alone);
+    assert!(alone[3].0.iter().zip(first_weights(70_000)).all(|(a, b)| *a != b));
 }
 
 #[test]

@@ -74,9 +74,18 @@ impl<'a> Run<'a> {
         self.shape.iter().product()
     }
 
-    /// The gradient of step `t`.
+    /// The gradient of step `t`, which is 0 in some steps at two places.
     fn gradient(&self, t: u64) -> Vec<f64> {
-        gradient(t, self.len()).iter().map(|g| g + self.drift).collect()
+        let mut grad: Vec<f64> = gradient(t, self.len()).iter().map(|g| g + self.drift).collect();
+        if let Some(place) = grad.get_mut(5 + (t % 2) as usize) {
+            *place = 0.0;
+        }
+        grad
+    }
+
+    /// This one, with elements that are not kept, and with a factor on the gradients.
+    fn variants(self) -> [Self; 3] {
+        [self, Run { kept: |i| i % 3 != 1, ..self }, Run { scale: 0.25, ..self }]
     }
 
     /// The weights after each step of the rule.

@@ -51,6 +51,9 @@ fn of_any_order_and_size() {
             }
         }
     }
+    // Below this sum, smaller squares would lose their digits.
+    assert_eq!(norm(&[gradient(&[1e-140], None)], 2.0).unit, 1.0);
+    assert_ne!(norm(&[gradient(&[1e-150], None)], 2.0).unit, 1.0);
     for order in [1.0, 2.0, 5.0] {
         assert_eq!(norm(&[gradient(&[0.0; 3], None)], order).get(), 0.0);
         assert_eq!(norm(&[gradient(&[f64::INFINITY, 1.0], None)], order).get(), f64::INFINITY);
@@ -115,6 +118,9 @@ fn partial_reductions_combine_to_the_whole() {
         let gradient = gradient(&x, mask);
         for order in [1.0, 2.0, 3.0, f64::INFINITY] {
             let whole = norm(&[gradient], order);
+            let counted = x.iter().enumerate().filter(|(i, _)| mask.is_none() || i % 3 != 1);
+            let truth = naive(counted.map(|(_, x)| *x), order);
+            assert!((whole.get() / truth - 1.0).abs() < 1e-10);
             let parts = norm_by(order, |reduction| {
                 let mut parts = vec![f64::NAN; 3];
                 partial_reductions(&gradient, reduction, &mut parts);
@@ -148,6 +154,13 @@ fn factors_beyond_the_range_of_the_type() {
     assert_eq!(x, [1e-30, -2e30]);
     scale(&mut x, 0.0);
     assert_eq!(x, [0.0, 0.0]);
+    // In the type itself where it can be.
+    let (mut x, before) = (values(7, 50), values(7, 50));
+    scale(&mut x, 0.1);
+    assert!(x.iter().zip(&before).all(|(x, before)| *x == 0.1 * before));
+    let mut single: Vec<f32> = before.iter().map(|x| *x as f32).collect();
+    scale(&mut single, 0.1);
+    assert!(single.iter().zip(&before).all(|(x, before)| *x == 0.1f32 * *before as f32));
     let mut x = [f32::MAX];
     scale(&mut x, 1e-44);
     assert!((f64::from(x[0]) / (f64::from(f32::MAX) * 1e-44) - 1.0).abs() < 1e-6);

@@ -25,8 +25,8 @@ fn lamb() {
         weight_decay: 0.2,
         ..Default::default()
     };
-    for kept in [|_| true, |i| i % 3 != 1] {
-        let run = Run { kept, ..Run::of(&[37]) };
+    for run in Run::of(&[45]).variants() {
+        let kept = run.kept;
         let mut moments = vec![(0.0, 0.0); run.len()];
         run.compare(&rule, |t, weights, grad| {
             let corrections = (1.0 - 0.7f64.powi(t as i32), 1.0 - 0.6f64.powi(t as i32));
@@ -42,6 +42,29 @@ fn lamb() {
             weights.iter_mut().zip(direction).for_each(|(w, u)| *w -= 0.1 * ratio * u);
         });
     }
+}
+
+/// Directions that are far below the range of squares.
+#[test]
+fn the_ratio_of_lamb_for_tiny_directions() {
+    let rule = Lamb { lr: 0.1, eps: 1e200, ..Default::default() };
+    let got = stepped(&rule, &[3.0, 4.0], &[2.0, -3.0]);
+    let rate = 0.1 * 5.0 / 13f64.sqrt();
+    for (got, wanted) in got.iter().zip([3.0 - 2.0 * rate, 4.0 + 3.0 * rate]) {
+        assert!((got - wanted).abs() < 1e-12, "{got} instead of {wanted}");
+    }
+}
+
+/// More elements than one task sums up.
+#[test]
+fn a_large_matrix_of_adafactor() {
+    let rule = Adafactor { lr: 0.4, eps: (Some(0.3), 1e-3), ..Default::default() };
+    let mut memory = FactoredMemory::new(2 * 300 * 260, Some((300, 260)));
+    Run::of(&[2, 300, 260]).compare(&rule, |t, weights, grad| {
+        let mut u = memory.direction(t, grad, -0.8, 0.3);
+        scaled(&mut u, weights, t, 0.4, (1e-3, 1.0));
+        weights.iter_mut().zip(u).for_each(|(w, u)| *w -= u);
+    });
 }
 
 /// One step of a rule on its own weights and gradient.
@@ -82,7 +105,7 @@ fn adafactor() {
     let rule = Adafactor {
         lr: 0.4,
         beta2_decay: -0.6,
-        eps: (Some(0.05), 1e-3),
+        eps: (Some(0.3), 1e-3),
         d: 1.05,
         weight_decay: 0.2,
         ..Default::default()
@@ -91,13 +114,14 @@ fn adafactor() {
     for (lr, eps2) in [(0.4, 1e-3), (0.3, 2.0), (2.0, 1e-3)] {
         for beta1 in [None, Some(0.7)] {
             for shape in [&[24][..], &[4, 6], &[2, 3, 4]] {
-                for kept in [|_| true, |i| i % 3 != 1] {
-                    let rule = Adafactor { lr, beta1, eps: (Some(0.05), eps2), ..rule };
+                for run in Run::of(shape).variants() {
+                    let kept = run.kept;
+                    let rule = Adafactor { lr, beta1, eps: (Some(0.3), eps2), ..rule };
                     let matrix =
                         (shape.len() > 1).then(|| (shape[shape.len() - 2], shape[shape.len() - 1]));
                     let mut memory = FactoredMemory::new(24, matrix);
-                    Run { kept, ..Run::of(shape) }.compare(&rule, |t, weights, grad| {
-                        let mut u = memory.direction(t, grad, -0.6, 0.05);
+                    run.compare(&rule, |t, weights, grad| {
+                        let mut u = memory.direction(t, grad, -0.6, 0.3);
                         if t > 1 {
                             // Masked weights become 0 in the first step.
                             let of = |i| if kept(i) { weights[i] } else { 0.0 };
@@ -195,7 +219,9 @@ fn matrices_of_adafactor_beyond_the_range_of_products() {
         let mut weights = vec![0.0; 6];
         let mut buffers: [Vec<f64>; MAX_STATES] = std::array::from_fn(|_| vec![0.0; 6]);
         let states = buffers.each_mut().map(|x| Moments::from(x.as_mut_slice()));
-        let grad = [-size; 6];
+        // Factors of rows and of columns, whose second moment is of rank one.
+        let grad: Vec<f64> =
+            (0..6).map(|i| -size * [1.0, 4.0][i / 3] * [1.0, 2.0, 3.0][i % 3]).collect();
         let update = rule.at(1, &mut Scalars::default());
         step(&mut [Tensor::new(update, &[2, 3], &mut weights[..], &grad[..], states)]);
         assert!(weights.iter().all(|w| (w - 0.1).abs() < 1e-12), "{weights:?} at {size}");
@@ -242,7 +268,9 @@ fn prodigy() {
         [(true, false, false), (false, true, false), (true, true, true), (false, false, true)]
     {
         for growth_rate in [1.2, f64::INFINITY] {
-            for kept in [|_| true, |i| i % 3 != 1] {
+            let plain = Run { drift: 0.8, ..Run::of(&[45]) };
+            // Of one direction mostly, so that the estimate grows.
+            for run in plain.variants() {
                 let rule = Prodigy {
                     decoupled_weight_decay: decoupled,
                     use_bias_correction: correct,
@@ -250,16 +278,14 @@ fn prodigy() {
                     growth_rate,
                     ..rule
                 };
-                compare_prodigy(rule, kept);
+                compare_prodigy(rule, run);
             }
         }
     }
 }
 
-fn compare_prodigy(rule: Prodigy, kept: fn(usize) -> bool) {
-    // Of one direction mostly, so that the estimate grows.
-    let run = Run { kept, drift: 0.8, ..Run::of(&[37]) };
-    let n = run.len();
+fn compare_prodigy(rule: Prodigy, run: Run<'_>) {
+    let (n, kept) = (run.len(), run.kept);
     let start: Vec<f64> = first_weights(n);
     let (mut s, mut m, mut v) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let (mut d, mut largest, mut r) = (rule.d0, rule.d0, 0.0);
@@ -313,6 +339,7 @@ fn the_estimate_of_prodigy_is_of_all_tensors() {
             1 => vec![0.0; 12],
             _ => gradient(t, 12).iter().map(|x| f64::from((x + 0.8) as f32)).collect(),
         };
+        let before = whole.weights.clone();
         let found = {
             let mut tensors = [whole.tensor(&rule, t, known, &grad)];
             let found = estimate(&mut [], &mut tensors);
@@ -322,6 +349,13 @@ fn the_estimate_of_prodigy_is_of_all_tensors() {
         if t == 1 {
             assert_eq!(found, [0.01, 0.01, 0.0]);
             assert_eq!(whole.weights, both);
+        }
+        if t == 3 {
+            // The last step was the first to move, so that nothing is left of earlier products.
+            let way = before.iter().zip(&both).map(|(now, start)| start - now);
+            let product: f64 = way.zip(&grad).map(|(way, g)| way * g).sum();
+            let wanted = known[0] / 0.01 * known[0] * product;
+            assert!((found[2] / wanted - 1.0).abs() < 1e-12, "{} instead of {wanted}", found[2]);
         }
         known = found;
         let single_grad: Vec<f32> = grad[..5].iter().map(|&x| x as f32).collect();
