@@ -1,9 +1,57 @@
-"""Progress bars, which require rich."""
+"""Progress: bars, which require rich, and lines where no terminal shows bars."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+#: Seconds between two lines of a task.
+_INTERVAL = 5.0
+
+
+class Lines:
+    """Progress as lines on standard error, with the methods of `rich.progress.Progress`."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._done: list[int] = []
+        self._totals: list[int | None] = []
+        self._written: list[float] = []
+
+    def add_task(self, name: str, total: int | None) -> TaskID:
+        """Write that a task begins, if its length is known, and return its number."""
+        self._names.append(name)
+        self._done.append(0)
+        self._totals.append(total)
+        self._written.append(time.monotonic())
+        task = len(self._names) - 1
+        if total is not None:
+            self._write(task)
+        return cast("TaskID", task)
+
+    def advance(self, task: TaskID) -> None:
+        """Add one to what is done."""
+        self.update(task, completed=self._done[task] + 1, total=self._totals[task])
+
+    def update(self, task: TaskID, *, completed: int, total: int | None) -> None:
+        """Set what is done, and write it if the task's last line is some seconds old."""
+        self._done[task], self._totals[task] = completed, total
+        if time.monotonic() - self._written[task] >= _INTERVAL:
+            self._write(task)
+
+    def _write(self, task: int) -> None:
+        self._written[task] = time.monotonic()
+        # A closed pipe ends the lines, not the work.
+        with contextlib.suppress(OSError):
+            done, total = self._done[task], self._totals[task]
+            print(f"{self._names[task]}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -19,11 +67,13 @@ def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[], Non
         yield lambda: None
         return
     try:
+        from rich.console import Console
         from rich.progress import Progress
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "a progress bar needs rich: pip install 'compressrs[demo]'"
         ) from None
-    with Progress() as bars:
+    console = Console(stderr=True)
+    with Progress(console=console) if console.is_terminal else nullcontext(Lines()) as bars:
         task = bars.add_task(name, total=total)
         yield lambda: bars.advance(task)

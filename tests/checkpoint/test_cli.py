@@ -179,15 +179,49 @@ def test_differences_are_shown_by_tensor(tmp_path, capsys):
     save_file({"same": same, "changed": changed, "shape": same, "gone": same}, first)
     save_file({"same": same, "changed": changed + last, "shape": same[:1], "new": same}, second)
     assert run("diff", first, second) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1].startswith("1 of 5 tensors are the same, largest relative error 0.")
     rows = {
         cells[1]: cells[2:-1]
-        for line in capsys.readouterr().out.splitlines()
+        for line in shown
         if len(cells := [cell.strip() for cell in line.split("│")]) > 2
     }
     assert rows["same"][0] == "0.0%" and rows["changed"][:2] == ["33.3%", "1"]
     assert rows["shape"][0] == "another shape"
     assert rows["gone"][0].startswith("only in") and rows["new"][0].startswith("only in")
     assert run("diff", first, second, "--quiet") == 1
+
+
+def test_a_missing_file_is_named_without_the_number_of_the_error(tmp_path):
+    missing = tmp_path / "missing.safetensors"
+    for arguments in (
+        ("info", missing),
+        ("verify", missing),
+        ("diff", missing, missing),
+        ("compress", missing, "-o", tmp_path / "small.safetensors"),
+        ("compress", missing, "-o", tmp_path / "small.safetensors", "--budget", "1MB"),
+        ("export", missing, "-o", tmp_path / "a.npz", "--to", "npz"),
+    ):
+        child = subprocess.run(
+            [sys.executable, "-m", "compressrs", *map(str, arguments)],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert child.returncode == 1 and not child.stdout
+        assert "Errno" not in child.stderr and str(missing) in child.stderr
+
+
+def test_a_search_without_a_terminal_writes_lines(tmp_path):
+    path = tmp_path / "a.safetensors"
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    save_file({"weight": weight}, path)
+    child = subprocess.run(
+        [sys.executable, "-m", "compressrs", "compress", path, "-o", tmp_path / "b.safetensors",
+         "--budget", "9KB", "--json"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout)
+    assert re.search(r"^measuring: 0 of \d+$", child.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

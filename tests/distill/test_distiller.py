@@ -442,9 +442,9 @@ def test_progress_is_shown(capsys, tmp_path, data):
     x, y, logits, _ = task()
     model, opt = student()
     cr.distill.Distiller(model, logits, opt).fit(x, y, epochs=2, progress=True)
-    assert "soft" in capsys.readouterr().out
+    assert "soft" in capsys.readouterr().err
     write(tmp_path / "t", data, progress=True)
-    assert "teacher" in capsys.readouterr().out
+    assert "teacher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])

@@ -104,12 +104,20 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
         except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
         except _FAILURES as error:
-            code, message = 1, str(error) or type(error).__name__
+            code, message = 1, _said(error)
         if code:
             complain(message)
             raise typer.Exit(code)
 
     return reported
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says, without the number that the system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [repr(n) for n in (error.filename, error.filename2) if n is not None]
+        return ": ".join([error.strerror, " -> ".join(names)] if names else [error.strerror])
+    return str(error) or type(error).__name__
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -61,7 +61,7 @@ class Target:
         found = search.compress(
             src, limits or None, seen, destination=output, options=rules, max_drop=self.max_drop,
             evaluate=None if self.evaluate is None else _Command(self.evaluate),
-            cache=self.cache, workers=self.workers,
+            cache=self.cache, workers=self.workers, progress=True,
         )  # fmt: skip
         assert found.report is not None and found.recipe is not None
         return found.report, found.recipe

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from typer.models import OptionInfo
 
+from compressrs._progress import Lines
+
 
 class Use(Enum):
     """What a command does with the path that an option gives."""
@@ -168,10 +170,12 @@ def shown(n: float) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that updates a progress bar, shown if standard error is a terminal."""
+    """Yield a function that updates a progress bar, or writes lines if there is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, total: None
+        lines = Lines()
+        line = lines.add_task(f"{what}, bytes", total=None)
+        yield lambda done, total: lines.update(line, completed=done, total=total)
         return
     columns = (
         TextColumn("{task.description}"),

@@ -50,6 +50,11 @@ def run(
                     *("-" if n is None else f"{n:.4g}" for n in numbers[:2]),
                     "-" if numbers[2] is None else f"{numbers[2]:.6f}",
                 )
-        console().print(table)
+        out = console()
+        out.print(table)
+        same = sum(row["changed"] == 0 for row in rows)
+        errors = [row["relative_error"] for row in rows if row["relative_error"] is not None]
+        worst = f", largest relative error {max(errors):.4g}" if errors else ""
+        out.print(f"{same} of {len(rows)} tensors are the same{worst}", highlight=False)
     if quiet and any(row["changed"] != 0 for row in rows):
         raise typer.Exit(1)

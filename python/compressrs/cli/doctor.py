@@ -20,7 +20,9 @@ _PEAKS = {
 
 
 def run(json: Json = False) -> None:
-    """Examine this installation: packages, MPI, instruction sets, bits and speed, in ten seconds.
+    """Examine this installation: packages, MPI, instruction sets, bits and speed.
+
+    Takes about ten seconds of CPU time.
 
     Ends with 1 if an instruction set or a number of threads gives other bits.
 
@@ -105,6 +107,8 @@ def _print(report: dict[str, Any]) -> None:
             kernel["name"],
             f"{kernel['seconds'] * 1e3:.2f}",
             f"{speed:.1f} {_UNITS[kernel['binds']]}",
-            f"{kernel['fraction']:.2f}",
+            f"{kernel['fraction']:.2f}{' *' if kernel['fraction'] > 1 else ''}",
         )
     out.print(table)
+    if any(kernel["fraction"] > 1 for kernel in report["kernels"]):
+        out.print("* above the peak: the machine was busy when that was measured; run again")

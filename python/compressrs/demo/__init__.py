@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from compressrs._arrays import flatten
+from compressrs._progress import Lines
 from compressrs.demo import report
 from compressrs.demo.report import Report, Row
 from compressrs.distill import kd_loss
@@ -104,7 +105,7 @@ class Training:
 
     data: Data
     rng: np.random.Generator
-    progress: Progress
+    progress: Progress | Lines
     losses: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -231,7 +232,7 @@ def latency(model: Sequential, rows: Floats) -> float:
     return float(np.median(times)) * 1e3
 
 
-def run(seed: int, epochs: int, progress: Progress) -> Report:
+def run(seed: int, epochs: int, progress: Progress | Lines) -> Report:
     """Do the whole job and return its figures."""
     data = Data.digits(seed)
     rng = np.random.default_rng(seed)
@@ -318,8 +319,11 @@ def run(seed: int, epochs: int, progress: Progress) -> Report:
 
 
 @contextmanager
-def progress_bars(console: Console) -> Iterator[Progress]:
-    """Show a bar for each phase."""
+def progress_bars(console: Console) -> Iterator[Progress | Lines]:
+    """Show a bar for each phase, or write lines if there is no terminal."""
+    if not console.is_terminal:
+        yield Lines()
+        return
     columns = (
         TextColumn("{task.description:20}"),
         BarColumn(),
