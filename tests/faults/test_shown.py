@@ -209,6 +209,8 @@ def test_interrupts_while_the_command_is_imported():
     for module in ("numpy", "compressrs._core", "typer", "compressrs.cli._app"):
         code = (
             "import os, signal, sys\n"
+            # Programs in the background ignore it, and so do those that they start.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "class Finder:\n"
             "    def find_spec(self, name, path=None, target=None):\n"
             f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
@@ -223,7 +225,10 @@ def test_interrupts_while_the_command_is_imported():
 
 
 def test_another_program_keeps_its_own_handler():
-    code = "import signal, compressrs.cli; print(signal.getsignal(signal.SIGINT).__name__)"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import compressrs.cli; print(signal.getsignal(signal.SIGINT).__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           timeout=300, check=True)  # fmt: skip
     assert done.stdout == "default_int_handler\n"
