@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 
+from compressrs import _core
 from compressrs._arrays import Array, FixedList, Views, is_number
 from compressrs._assignment import CheckedDict
 from compressrs._checks import flag, require_unmasked
@@ -35,11 +36,35 @@ def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None
         raise ValueError(f"{name} must have keys among {sorted(known)}, got {unknown[0]!r}")
 
 
+#: Hyperparameters that are numbers, or several numbers.
+_NUMBERS = frozenset(
+    name
+    for defaults in _core.rules().values()
+    for name, value in defaults.items()
+    if not isinstance(value, (bool, str))
+) | {"seed"}
+
+
+def require_numbers(values: Mapping[str, Any]) -> None:
+    """Raise a TypeError if a hyperparameter is of a type that only converts to numbers.
+
+    Such as True, or a dict of two numbers as a pair; their range is checked with the rule.
+    """
+    for name in values.keys() & _NUMBERS:
+        value = values[name]
+        if isinstance(value, (Mapping, Set, Iterator)):
+            raise TypeError(f"{name} must be a number or a tuple, got {type(value).__name__}")
+        for x in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b":
+                raise TypeError(f"{name} must not hold a bool, but numbers, got {value!r}")
+
+
 class ParamGroup(CheckedDict):
     """Parameters with their hyperparameters."""
 
     def __init__(self, values: Mapping[str, Any], known: frozenset[str]) -> None:
         require_known(values, known, "a group")
+        require_numbers(values)
         super().__init__(values)
         self._known = known
 
@@ -50,6 +75,7 @@ class ParamGroup(CheckedDict):
                 "add_param_group, prune.neurons or prune.shrink"
             )
         require_known((key,), self._known, "a group")
+        require_numbers({key: value})
         super().__setitem__(key, value)
 
     def replace(self, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,14 @@ from compressrs._arrays import Array, ArrayTree, flatten, same_memory
 from compressrs._checks import converted
 from compressrs._state import Undo, all_or_nothing
 from compressrs.optim._complex import ParameterViews, gradient_pairs, repeated
-from compressrs.optim._dicts import OF_GROUPS, ParameterState, ParamGroup, ParamGroups, State
+from compressrs.optim._dicts import (
+    OF_GROUPS,
+    ParameterState,
+    ParamGroup,
+    ParamGroups,
+    State,
+    require_numbers,
+)
 from compressrs.optim._guard import Guarded
 from compressrs.optim._moments import Buffer, narrowed, widened
 from compressrs.optim._weights import (
@@ -60,6 +67,7 @@ class Parameters(Guarded):
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         super().__init__()
         self.defaults = defaults
+        require_numbers(defaults)
         self._scalar_names = _core.rule_scalars(self._rule, defaults)
         self._known = frozenset(defaults) | frozenset(self._fixed) | OF_GROUPS
         self._groups = ParamGroups()
@@ -122,6 +130,7 @@ class Parameters(Guarded):
                     f"{name} must be real for {type(self).__name__}, {self._only_real}; got "
                     "complex numbers"
                 )
+        require_numbers(group)
         # Copied, since the caller may change a list of betas later.
         given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
         own = copy.deepcopy(self.defaults)
