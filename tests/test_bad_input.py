@@ -106,7 +106,7 @@ def test_hyperparameters(value, cls, data):
     name = data.draw(st.sampled_from(sorted(cls(np.ones((1, 1))).defaults)))
     check(lambda: cls(p, **{name: value}), p)
     opt = cls(p)
-    opt.param_groups[0][name] = value
+    check(lambda: opt.param_groups[0].update({name: value}), p)
     state = list(opt.state[0].values())
     check(lambda: opt.step(np.ones((3, 2))), p, *state)
 
