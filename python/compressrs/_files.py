@@ -137,7 +137,9 @@ def _temporary(folder: Path, prefix: str) -> Iterator[tuple[Path, BinaryIO]]:
             try:
                 yield name, file
             except BaseException:
-                file.close()
+                # Closing writes what is left, which a full disk refuses once more.
+                with contextlib.suppress(OSError):
+                    file.close()
                 with contextlib.suppress(OSError):
                     os.unlink(name)
                 raise

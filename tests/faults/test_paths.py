@@ -227,6 +227,29 @@ def test_writers_replace_regular_files_alone(tmp_path, plain, name, kind):
     assert link.is_symlink()
 
 
+@pytest.mark.parametrize("most", [0, 50])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_disk_that_is_full_leaves_nothing(tmp_path, plain, name, most):
+    resource = pytest.importorskip("resource")
+    suffix, write = WRITERS[name]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path = folder / f"a{suffix}"
+    path.write_bytes(b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal of this limit: writes fail as those to a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write(path, plain)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"before"
+    # What is complete of a compression is kept, to be resumed.
+    assert set(os.listdir(folder)) <= {path.name, f".{path.name}.compressrs"}
+    assert name == "compress" or os.listdir(folder) == [path.name]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_link_to_itself_is_not_written_to(tmp_path, plain, name):
     suffix, write = WRITERS[name]
