@@ -2,7 +2,9 @@
 
 import json
 
-from benches.peers.csr_means import PEERS, Cell, mean
+import numpy as np
+
+from benches.peers.csr_means import PEERS, Cell
 
 PRODUCTS = ("A @ X", "X @ A.T", "A.T @ X", "sddmm")
 #: The product and the layer in the roofline picture, and the numbers of columns.
@@ -19,8 +21,8 @@ def dot(result):
     return f"CSR, {n} column{'s' * (n > 1)}" if n in COLUMNS else None
 
 
-def means(results, peaks):
-    """Return geometric means over shapes, sparsities and columns, a column for each product."""
+def medians(results, peaks):
+    """Return medians over shapes, sparsities and columns, a column for each product."""
     cells = [Cell.of(result, peaks) for result in results]
     many = [c for c in cells if c.columns >= 32]
     rows = []
@@ -41,9 +43,12 @@ def means(results, peaks):
 
 
 def _by_product(cells, value):
-    """Return the geometric mean for each product, or nothing where there are no cells."""
+    """Return the median for each product, or nothing where there are no cells.
+
+    A mean would show the few cells in which another process had a CPU while threads spun for it.
+    """
     found = ([value(c) for c in cells if c.product == product] for product in PRODUCTS)
-    return [f"{mean(values):.2f}" if values else "" for values in found]
+    return [f"{np.median(values):.2f}" if values else "" for values in found]
 
 
 def crossover(results):

@@ -13,7 +13,7 @@ def table(found, run):
     """Return the table of the comparisons of some benchmarks, by name."""
     first, results = next(iter(found)), list(chain(*found.values()))
     if first.startswith("csr_real"):
-        return markdown(csr_tables.means(results, run["peaks"]))
+        return markdown(csr_tables.medians(results, run["peaks"]))
     if first == "csr_crossover":
         return markdown(csr_tables.crossover(results))
     if first.startswith("quantized_products"):
