@@ -328,9 +328,11 @@ def test_batch_normalization_after_flattening():
 def between(operate, rank=2):
     """Return two products, or convolutions for rank 4, and what some nodes make between them."""
     b = Builder()
-    if rank == 2:
-        h = b.node("MatMul", b.input("x", ["n", 6]), b.array("w1", normal(6, 8)))
-        return b.model(b.node("MatMul", operate(b, b.node("Relu", h)), b.array("w2", normal(8, 3))))
+    if rank < 4:
+        shape = ["n", 6] if rank == 2 else ["n", 4, 6]
+        h = b.node("MatMul", b.input("x", shape), b.array("w1", normal(6, 8)))
+        h = operate(b, b.node("Relu", h))
+        return b.model(b.node("MatMul", h, b.array("w2", normal(8, 3))), rank=rank)
     h = b.node("Conv", b.input("x", ["n", 3, 8, 8]), b.array("w1", normal(8, 3, 1, 1)))
     h = operate(b, b.node("Relu", h))
     return b.model(b.node("Conv", h, b.array("w2", normal(3, 8, 1, 1))), rank=4)
@@ -359,6 +361,16 @@ THROUGH = {
         2,
         lambda b, h: b.node("Transpose", b.node("Transpose", h), perm=[1, 0]),
     ),
+    "clipped": (
+        2,
+        lambda b, h: b.node(
+            "Clip",
+            b.node("Clip", h, constant(b, value_float=-0.5), constant(b, value_float=0.5)),
+            "",
+            constant(b, value_float=0.25),
+        ),
+    ),
+    "columns": (4, lambda b, h: b.node("Mul", h, b.array("columns", normal(8)))),
     "padded": (4, lambda b, h: b.node("Pad", h, integers(b, "pads", 0, 0, 1, 1, 0, 0, 1, 1))),
     "slopes": (4, lambda b, h: b.node("PRelu", h, b.array("slopes", normal(8, 1, 1)))),
 }
@@ -368,6 +380,11 @@ THROUGH = {
 def test_units_pass_through(name):
     rank, operate = THROUGH[name]
     check(between(operate, rank), X["mlp" if rank == 2 else "cnn"], ["w1"])
+
+
+def _first(b):
+    """Return the inputs by which ``Slice`` leaves out all behind the first 8 units."""
+    return [integers(b, name, value) for name, value in (("s", 0), ("e", 8), ("along", 1))]
 
 
 STAY = {
@@ -422,6 +439,40 @@ STAY = {
         "gives them another shape",
     ),
     "flattened": (2, lambda b, h: b.node("Flatten", h, axis=0), "flattens them in another way"),
+    "more units": (
+        2,
+        lambda b, h: b.node("Slice", b.node("Pad", h, integers(b, "p", 0, 0, 0, 1)), *_first(b)),
+        "adds to them",
+    ),
+    "ones around": (
+        2,
+        lambda b, h: b.node("Pad", h, integers(b, "p", 1, 0, 0, 0), b.array("one", np.float32(1))),
+        "does not keep 0",
+    ),
+    "power of 0": (2, lambda b, h: b.node("Pow", h, constant(b, value_float=0.0)), "not keep 0"),
+    "more axes": (2, lambda b, h: b.node("Add", h, b.array("c", normal(1, 1, 8))), "adds axes"),
+    "another input": (
+        2,
+        lambda b, h: b.node("Add", h, b.input("y", ["n", 8])),
+        "combines them with others",
+    ),
+    "pooled along the units": (
+        3,
+        lambda b, h: b.node("MaxPool", h, kernel_shape=[1]),
+        "combines them",
+    ),
+    "normalized along places": (
+        3,
+        lambda b, h: b.node(
+            "BatchNormalization", h, *(b.array(n, np.ones(4, np.float32)) for n in "cdef")
+        ),
+        "normalizes over them",
+    ),
+    "running sums": (
+        2,
+        lambda b, h: b.node("CumSum", h, integers(b, "axis", 1)),
+        "is none whose units can be followed",
+    ),
 }
 
 
@@ -435,3 +486,12 @@ def test_units_stay_where_they_do_not_pass_through(name):
     assert not conn.groups(model)
     for key, array in model.items():
         np.testing.assert_array_equal(array, before[key])
+
+
+def test_units_stay_where_images_are_of_unknown_size():
+    b = Builder()
+    x = b.input("x", ["n", 3, "h", "w"])
+    h = b.node("Flatten", b.node("Conv", x, b.array("w1", normal(6, 3, 3, 3))))
+    model = conn.load(b.model(b.node("MatMul", h, b.array("w2", normal(6, 3)))))
+    with pytest.raises(ValueError, match=r"w1 makes units that .*flattens feature maps of unknown"):
+        conn.shrink(model, {"w1": np.arange(6) % 2 == 0})
