@@ -251,9 +251,11 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_only_the_needed_elements_of_an_iterable_are_read(name: str) -> None:
     for kind in PAIRS[name]:
-        for wrong in (itertools.count(1), range(10**12), [0.9] * 1000):
+        for wrong in (range(10**12), [0.9] * 1000):
             with pytest.raises(TypeError, match=f"{name} must be . numbers"):
                 kind(np.ones((2, 2)), **{name: wrong})
+        with pytest.raises(TypeError, match=f"{name} must be a number or a tuple, got count"):
+            kind(np.ones((2, 2)), **{name: itertools.count(1)})
 
 
 def test_numbers_beyond_float64_are_values_not_types() -> None:
