@@ -57,11 +57,32 @@ def test_export(plain, tmp_path, capsys):
     small, arrays = tmp_path / "small.safetensors", tmp_path / "arrays.npz"
     assert run("compress", plain, "-o", small) == 0
     assert run("export", small, "-o", arrays, "--to", "npz") == 0
-    assert str(arrays) in capsys.readouterr().out
+    assert str(arrays) in capsys.readouterr().out.splitlines()[-1]
     with np.load(arrays) as found:
         np.testing.assert_array_equal(found["dense"], load_file(plain)["dense"])
     assert run("export", small, "-o", tmp_path / "x", "--to", "zip") == 2
     assert "compressed-tensors" in capsys.readouterr().err
+
+
+def test_an_export_says_what_it_wrote(plain, tmp_path, capsys):
+    small, arrays = tmp_path / "small.safetensors", tmp_path / "arrays.npz"
+    options = ["--prune", "0.5", "--set", "dense=int8", "--ignore", "extremes"]
+    assert run("compress", plain, "-o", small, *options) == 0
+    capsys.readouterr()
+    assert run("export", small, "-o", arrays, "--to", "npz") == 0
+    shown = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]
+    rows = {row[1]: row for row in cells if len(row) > 2}
+    assert rows["dense"][4:7] == ["quantized", "float32", "quantized"]
+    assert rows["bias"][6] == "-"
+    assert "npz has no form for what " in shown and "1 quantized" in shown
+    assert re.search(rf"{re.escape(str(arrays))}: .* -> .*: .* times larger", shown)
+    assert run("export", small, "-o", arrays, "--to", "npz", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["before"] == small.stat().st_size and report["after"] == arrays.stat().st_size
+    lost = {row["name"]: row["lost"] for row in report["rows"]}
+    assert lost["dense"] == ["quantized"] and lost["bias"] == []
+    assert sum(kinds == ["sparse"] for kinds in lost.values()) > 0
 
 
 def test_recipes_and_reports(plain, tmp_path, capsys):

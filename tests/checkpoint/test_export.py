@@ -149,6 +149,66 @@ def test_onnx(folder, weights, tmp_path):
         assert set(names) == set(c)
 
 
+#: What is lost of a tensor quantized to int8, one in nf4, one in int8 and pruned, and a codebook.
+LOST = {
+    "npz": [("quantized",), ("quantized",), ("quantized", "sparse"), ("codebook",)],
+    "safetensors": [("quantized",), ("quantized",), ("quantized", "sparse"), ("codebook",)],
+    "compressed-tensors": [(), ("quantized",), ("sparse",), ("codebook",)],
+    "gguf-tensors": [(), (), ("sparse",), ("codebook",)],
+    "onnx": [(), ("quantized",), ("sparse",), ("codebook",)],
+}
+
+
+@pytest.mark.parametrize("to", LOST)
+def test_the_report_has_the_sizes_and_what_the_format_has_no_form_for(to, tmp_path):
+    if to == "onnx":
+        pytest.importorskip("onnx")
+    rng = np.random.default_rng(0)
+    names = ["int8", "nf4", "pruned", "shared"]
+    weights = {f"{name}.weight": rng.normal(0, 0.02, (64, 96)).astype(np.float32) for name in names}
+    weights |= {"bias": np.ones(7, np.float32), "half.weight": np.zeros(0, np.float16)}
+    source = tmp_path / "source.safetensors"
+    save_file(weights | {"z.weight": weights["int8.weight"]}, source)
+    rules = {
+        "nf4.weight": Rule("nf4"),
+        "pruned.weight": Rule("int8", prune=0.5),
+        "shared.weight": Rule("codebook"),
+    }
+    recipe = Recipe(Rule("int8"), rules=rules)
+    small, out = tmp_path / "small.safetensors", tmp_path / "out"
+    compressed = checkpoint.compress(source, small, recipe)
+    target = out / "model.safetensors" if to == "compressed-tensors" else out
+    if to == "safetensors":
+        out = target = tmp_path / "out.safetensors"
+    report = checkpoint.export(small, out, to)
+    assert (report.source, report.destination, report.to) == (str(small), str(out), to)
+    assert report.before == small.stat().st_size == compressed.after
+    assert report.after == target.stat().st_size
+    assert report.ratio == report.before / report.after
+    rows = {row.name: row for row in report.rows}
+    with checkpoint.open(small) as c:
+        assert [*rows] == [*c]
+        assert all(row.before == c.nbytes(name) for name, row in rows.items())
+    # Headers, alignment, and the archive's own are the rest.
+    assert report.after - 200 * len(rows) - 600 < sum(row.after for row in report.rows)
+    assert sum(row.after for row in report.rows) < report.after
+    assert [rows[f"{name}.weight"].lost for name in names] == LOST[to]
+    # The one of the two with the same bytes that has no streams of its own.
+    assert rows["z.weight"].lost == rows["int8.weight"].lost
+    assert {rows["z.weight"].coding, rows["int8.weight"].coding} == {"quantized", "shared"}
+    assert [rows[name].lost for name in ("bias", "half.weight")] == [(), ()]
+    assert report.lost == [row for row in report.rows if row.lost]
+    for row in report.rows:
+        dense = {"F16": 2, "F32": 4}[row.dtype] * int(np.prod(row.shape))
+        kept = "quantized" not in row.lost and row.coding in ("quantized", "shared")
+        assert row.after < dense / 3.5 if kept else row.after == dense
+    parsed = json.loads(report.to_json())
+    assert parsed["after"] == report.after and parsed["ratio"] == report.ratio
+    assert {row["name"]: tuple(row["lost"]) for row in parsed["rows"]} == {
+        name: row.lost for name, row in rows.items()
+    }
+
+
 def test_what_a_format_cannot_hold_is_said(plain, folder, tmp_path):
     for source, to, message in [
         (plain, "zip", "to must be one of"),

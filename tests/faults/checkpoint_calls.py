@@ -85,4 +85,4 @@ METHODS: dict[str, Method] = {
 }
 
 #: What functions return.
-LEFT_OUT = {"checkpoint.Report"}
+LEFT_OUT = {"checkpoint.Report", "checkpoint.ExportReport"}

@@ -672,6 +672,9 @@ EXAMPLES: dict[str, Example] = {
     "checkpoint.Checkpoint": Example(weights_file, lambda found: [found["w"], list(found)]),
     "checkpoint.Recipe": Example(checkpoint.Recipe, lambda found: found),
     "checkpoint.Rule": Example(lambda: checkpoint.Rule(prune=0.5), lambda found: found),
+    "checkpoint.ExportReport": Example(
+        lambda: checkpoint.ExportReport("a", "b", "npz"), lambda found: found
+    ),
     "checkpoint.Report": Example(lambda: checkpoint.Report("a", "b"), lambda found: found),
     "search.Allocation": Example(
         lambda: search.allocate([[0.0, 1.0]], [[2, 1]], 1), lambda found: [found, found.gap]

@@ -7,13 +7,14 @@ byte-identical after lossless compression.
 
 from compressrs.checkpoint.compressing import Report, compress
 from compressrs.checkpoint.decompressing import decompress, verify
-from compressrs.checkpoint.export import export
+from compressrs.checkpoint.export import ExportReport, export
 from compressrs.checkpoint.inspecting import diff, info
 from compressrs.checkpoint.reader import Checkpoint, open
 from compressrs.checkpoint.recipe import Recipe, Rule
 
 __all__ = [
     "Checkpoint",
+    "ExportReport",
     "Recipe",
     "Report",
     "Rule",

@@ -73,6 +73,11 @@ class File:
         return state.st_size, state.st_mtime_ns, state.st_ino
 
     @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self._state[0]
+
+    @property
     def fingerprint(self) -> list[int]:
         """Size and modification time, which identify the file's version."""
         return list(self._state[:2])

@@ -19,6 +19,7 @@ from compressrs._json import parse_json
 from compressrs.checkpoint import _format
 from compressrs.checkpoint._coding import Bytes, Description
 from compressrs.checkpoint._format import DTYPES, Entry
+from compressrs.checkpoint.export._report import Written
 from compressrs.checkpoint.export._staging import staged
 from compressrs.checkpoint.reader import Checkpoint
 
@@ -52,7 +53,9 @@ def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
     return words.view(np.int32)
 
 
-def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> None:
+def write(
+    c: Checkpoint, target: Path, progress: Callable[[int, int], None]
+) -> tuple[int, dict[str, Written]]:
     """Write a folder: model.safetensors, and config.json with how its matrices are quantized.
 
     Embeddings are written dense: only linear layers are loaded quantized. Which matrices
@@ -75,11 +78,14 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
     (bits, group), *_ = schemes
     form = "int-quantized" if bits == 8 and group is None else "pack-quantized"
     entries: list[Entry] = []
+    written: dict[str, Written] = {}
     for name in c:
         shape, dtype = c.shape(name), c.dtype(name)
         if name not in packed:
             entries.append(_entry(name, dtype, shape))
+            written[name] = Written(dtype, entries[-1].nbytes)
             continue
+        first = len(entries)
         scales = (shape[0], 1 if group is None else -(-shape[1] // group))
         if form == "int-quantized":
             entries.append(_entry(name, "I8", shape))
@@ -88,6 +94,8 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
             entries.append(_entry(f"{name}_packed", "I32", (shape[0], words)))
             entries.append(_entry(f"{name}_shape", "I64", (2,)))
         entries.append(_entry(f"{name}_scale", dtype, scales))
+        nbytes = sum(entry.nbytes for entry in entries[first:])
+        written[name] = Written(f"int{bits}", nbytes, quantized=True)
     header = _format.serialize(*_placed(entries))
     total = sum(entry.nbytes for entry in entries)
     with staged(target, total, folder=True) as folder:
@@ -101,6 +109,7 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
                     progress(done, total)
         c.files.copy_side_files(folder)
         _amend_config(folder / "config.json", form, bits, group, c, packed)
+    return len(header) + total, written
 
 
 def _is_embedding(name: str) -> bool:

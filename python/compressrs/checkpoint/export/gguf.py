@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compressrs.checkpoint._coding import QUANTIZED, Bytes
 from compressrs.checkpoint._format import FLOATS
+from compressrs.checkpoint.export._report import Written
 from compressrs.checkpoint.export._staging import staged
 from compressrs.checkpoint.reader import Checkpoint
 
@@ -24,8 +25,12 @@ _ALIGNMENT = 32
 _BLOCK = 32
 #: Numbers of types in ggml, and the bytes of a number or a block.
 _F32, _F16, _Q4_0, _Q8_0 = 0, 1, 2, 8
+_QUANTIZED = _Q4_0, _Q8_0
 _INTEGERS = {"I8": 24, "I16": 25, "I32": 26, "I64": 27, "F64": 28}
 _BYTES = {_F32: 4, _F16: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8}
+_FORMS = {_F32: "F32", _F16: "F16", _Q4_0: "Q4_0", _Q8_0: "Q8_0"} | {
+    kind: dtype for dtype, kind in _INTEGERS.items()
+}
 
 
 def q8_0(x: NDArray[np.float32]) -> Bytes:
@@ -67,12 +72,14 @@ def _type(c: Checkpoint, name: str) -> int:
 
 
 def _nbytes(kind: int, size: int) -> int:
-    if kind in (_Q4_0, _Q8_0):
+    if kind in _QUANTIZED:
         return size // _BLOCK * (18 if kind == _Q4_0 else 34)
     return size * _BYTES[kind]
 
 
-def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> None:
+def write(
+    c: Checkpoint, target: Path, progress: Callable[[int, int], None]
+) -> tuple[int, dict[str, Written]]:
     """Write all tensors to one file, those that are quantized in blocks of 32.
 
     Blocks are made from the decoded numbers, since GGUF's scales are others.
@@ -112,13 +119,19 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
                 progress(done + written, offset)
             file.write(b"\0" * (_aligned(written) - written))
             done += _aligned(written)
+        size = file.tell()
+    found = {
+        name: Written(_FORMS[kind], _nbytes(kind, c.description(name).size), kind in _QUANTIZED)
+        for name, kind in types.items()
+    }
+    return size, found
 
 
 def _data(c: Checkpoint, name: str, kind: int) -> Any:
     dtype = c.numpy_dtype(name)
     rest = np.empty(0, np.float32)
     for _, data in c.tiles(name):
-        if kind in (_Q4_0, _Q8_0):
+        if kind in _QUANTIZED:
             # Tiles are whole rows, and those whole blocks.
             rest = data.view(dtype).astype(np.float32)
             yield q8_0(rest) if kind == _Q8_0 else q4_0(rest)

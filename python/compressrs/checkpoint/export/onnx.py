@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compressrs.checkpoint.export._report import Written
 from compressrs.checkpoint.export._staging import staged
 from compressrs.checkpoint.reader import Checkpoint
 
@@ -15,7 +16,9 @@ from compressrs.checkpoint.reader import Checkpoint
 _MOST = 2**31 - 2**20
 
 
-def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> None:
+def write(
+    c: Checkpoint, target: Path, progress: Callable[[int, int], None]
+) -> tuple[int, dict[str, Written]]:
     """Write a model without inputs, each of whose outputs is a tensor, under its name.
 
     Raises
@@ -33,6 +36,7 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
     nodes: list[Any] = []
     initializers: list[Any] = []
     outputs: list[Any] = []
+    written: dict[str, Written] = {}
     done = held = 0
     for name in c:
         d = c.description(name)
@@ -53,7 +57,9 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
         nodes.append(node)
         initializers += [numpy_helper.from_array(x, n) for n, x in parts.items()]
         outputs.append(helper.make_tensor_value_info(name, kind, d.shape))
-        held += sum(x.nbytes for x in parts.values())
+        nbytes = sum(x.nbytes for x in parts.values())
+        written[name] = Written("int8" if rows else dtype.name, nbytes, quantized=rows)
+        held += nbytes
         if held > _MOST:
             raise ValueError("ONNX holds 2 GB in a file, which the checkpoint exceeds")
         done += c.nbytes(name)
@@ -62,4 +68,5 @@ def write(c: Checkpoint, target: Path, progress: Callable[[int, int], None]) -> 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     with staged(target, held) as path:
-        path.write_bytes(model.SerializeToString())
+        size = path.write_bytes(model.SerializeToString())
+    return size, written
