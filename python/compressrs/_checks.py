@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 
 
+def is_bool(value: Any) -> bool:
+    """Whether a value is a bool of Python, NumPy or another framework, which is no number."""
+    if isinstance(value, bool):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and str(dtype).rpartition(".")[2] == "bool"
+
+
 def number(
     value: Any,
     name: str,
@@ -28,13 +36,15 @@ def number(
     Raises
     ------
     TypeError
-        If it is not a number.
+        If it is not a number; a bool is none.
     ValueError
         If it is out of range; the message gives the range.
     """
     try:
         dtype = getattr(value, "dtype", None)
         if isinstance(value, (str, bytes)) or getattr(dtype, "kind", "f") in "cSUO":
+            raise TypeError
+        if is_bool(value):
             raise TypeError
         x = float(value)
     except OverflowError:
@@ -111,21 +121,34 @@ def share(value: Any, name: str) -> float:
 
 def whole(value: Any, name: str, low: int, high: int = 2**63 - 1) -> int:
     """Return `value` as an int after checking its type and that it is in [`low`, `high`]."""
+    found = integer(value, name)
+    if found < low:
+        raise ValueError(f"{name} must be at least {low}, got {_shown(found)}")
+    if found > high:
+        raise ValueError(f"{name} must be at most {high}, got {_shown(found)}")
+    return found
+
+
+def integer(value: Any, name: str, need: str = "an integer") -> int:
+    """Return `value` as an int.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer; a bool is none.
+    """
     try:
-        integer = operator.index(value)
+        if is_bool(value):
+            raise TypeError
+        return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if integer < low:
-        raise ValueError(f"{name} must be at least {low}, got {_shown(integer)}")
-    if integer > high:
-        raise ValueError(f"{name} must be at most {high}, got {_shown(integer)}")
-    return integer
+        raise TypeError(f"{name} must be {need}, got {type(value).__name__}") from None
 
 
-def _shown(integer: int) -> str:
+def _shown(value: int) -> str:
     """Return an integer for a message; Python refuses to print huge ones."""
-    bits = integer.bit_length()
-    return str(integer) if bits <= 128 else f"an integer of {bits} bits"
+    bits = value.bit_length()
+    return str(value) if bits <= 128 else f"an integer of {bits} bits"
 
 
 def count(value: Any, name: str) -> int:
@@ -138,10 +161,10 @@ def count(value: Any, name: str) -> int:
     ValueError
         If it is negative, or at least 2**53.
     """
-    integer = whole(value, name, 0)
-    if integer >= 2**53:
-        raise ValueError(f"{name} must be below 2**53, got one of {integer.bit_length()} bits")
-    return integer
+    found = whole(value, name, 0)
+    if found >= 2**53:
+        raise ValueError(f"{name} must be below 2**53, got one of {found.bit_length()} bits")
+    return found
 
 
 def flag(value: Any, name: str) -> bool:
@@ -166,12 +189,7 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     """Return a generator for a seed, a generator or None (seeded by the system)."""
     if rng is None or isinstance(rng, np.random.Generator):
         return np.random.default_rng(rng)
-    try:
-        seed = operator.index(rng)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer, a numpy.random.Generator or None, got {rng!r}"
-        ) from None
+    seed = integer(rng, name, "an integer, a numpy.random.Generator or None")
     if seed < 0:
         raise ValueError(f"{name} must be at least 0, got {seed}")
     return np.random.default_rng(seed)

@@ -24,6 +24,7 @@ WITHOUT_ARRAYS = {
     "pool_shape",
     "rule_is_elementwise",
     "rule_scalars",
+    "rule_types",
     "rules",
     "set_num_threads",
     "shutdown",

@@ -44,7 +44,7 @@ def test_what_is_no_number_is_refused(name):
                 opt.param_groups[0][key] = value
     state = opt.state_dict()
     state["param_groups"][0]["lr"] = True
-    with pytest.raises(ValueError, match="lr must not hold a bool"):
+    with pytest.raises(ValueError, match="lr must be a number, got bool"):
         opt.load_state_dict(state)
     assert opt.param_groups[0] == before
     # Numbers of NumPy, and lists of them, are taken.

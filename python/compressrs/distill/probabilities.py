@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array
-from compressrs._checks import positive
+from compressrs._checks import integer, positive
 
 
 def softmax(
@@ -155,10 +154,7 @@ def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.ND
 
 
 def _axis(axis: int, ndim: int) -> int:
-    try:
-        axis = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis must be an integer, got {type(axis).__name__}") from None
+    axis = integer(axis, "axis")
     if ndim == 0:
         raise ValueError("z must have at least one axis, got none")
     if not -ndim <= axis < ndim:

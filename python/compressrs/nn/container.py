@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, overload
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from compressrs._arrays import Array, as_array, write_tree
 from compressrs._assignment import ArrayDict
-from compressrs._checks import dimensions
+from compressrs._checks import dimensions, integer
 from compressrs.nn.layer import Layer, check_gradient
 
 
@@ -182,12 +181,9 @@ class Sequential(Container):
             return Sequential(*self.layers[index])
         if isinstance(index, str):
             return self._named(index)
+        position = integer(index, "index", "an integer, a slice or a name")
         try:
-            return self.layers[operator.index(index)]
-        except TypeError:
-            raise TypeError(
-                f"index must be an integer, a slice or a name, got {type(index).__name__}"
-            ) from None
+            return self.layers[position]
         except IndexError:
             raise IndexError(
                 f"index must be of a layer, of which there are {len(self)}, got {index}"

@@ -119,6 +119,7 @@ class Layer:
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape, without the batch axis."""
+        dimensions(shape, "shape")
         return 0
 
     def train(self: _L, mode: bool = True) -> _L:

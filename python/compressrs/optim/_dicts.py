@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,37 +36,14 @@ def require_known(keys: Iterable[str], known: frozenset[str], name: str) -> None
         raise ValueError(f"{name} must have keys among {sorted(known)}, got {unknown[0]!r}")
 
 
-#: Hyperparameters that are numbers, or several numbers.
-_NUMBERS = frozenset(
-    name
-    for defaults in _core.rules().values()
-    for name, value in defaults.items()
-    if not isinstance(value, (bool, str))
-) | {"seed"}
-
-
-def require_numbers(values: Mapping[str, Any]) -> None:
-    """Raise a TypeError if a hyperparameter is of a type that only converts to numbers.
-
-    Such as True, or a dict of two numbers as a pair; their range is checked with the rule.
-    """
-    for name in values.keys() & _NUMBERS:
-        value = values[name]
-        if isinstance(value, (Mapping, Set, Iterator)):
-            raise TypeError(f"{name} must be a number or a tuple, got {type(value).__name__}")
-        for x in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b":
-                raise TypeError(f"{name} must not hold a bool, but numbers, got {value!r}")
-
-
 class ParamGroup(CheckedDict):
-    """Parameters with their hyperparameters."""
+    """Parameters with their hyperparameters, all of those that the core's rule `rule` has."""
 
-    def __init__(self, values: Mapping[str, Any], known: frozenset[str]) -> None:
+    def __init__(self, values: Mapping[str, Any], known: frozenset[str], rule: str) -> None:
         require_known(values, known, "a group")
-        require_numbers(values)
         super().__init__(values)
         self._known = known
+        self._rule = rule
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "params":
@@ -75,7 +52,9 @@ class ParamGroup(CheckedDict):
                 "add_param_group, prune.neurons or prune.shrink"
             )
         require_known((key,), self._known, "a group")
-        require_numbers({key: value})
+        # Their ranges are checked at the step, since one may depend on another that is assigned
+        # after it.
+        _core.rule_types(self._rule, {**self, key: value})
         super().__setitem__(key, value)
 
     def replace(self, values: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, is_number, pairs
-from compressrs.optim._dicts import OF_GROUPS, require_known, require_numbers
+from compressrs.optim._dicts import OF_GROUPS, require_known
 from compressrs.optim._moments import (
     CODES,
     OF_WEIGHTS,
@@ -103,7 +103,6 @@ def plan(
     i = 0
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         update = group_update(group, optimizer.defaults, optimizer._fixed, kind)
-        require_numbers(update)
         _core.rule_scalars(optimizer._rule, {**optimizer.defaults, **update})
         updates.append(update)
         for array in own["params"]:

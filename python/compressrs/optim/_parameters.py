@@ -21,7 +21,7 @@ from compressrs.optim._dicts import (
     ParamGroup,
     ParamGroups,
     State,
-    require_numbers,
+    require_known,
 )
 from compressrs.optim._guard import Guarded
 from compressrs.optim._moments import Buffer, narrowed, widened
@@ -67,7 +67,6 @@ class Parameters(Guarded):
     def __init__(self, params: ArrayTree, defaults: dict[str, Any]) -> None:
         super().__init__()
         self.defaults = defaults
-        require_numbers(defaults)
         self._scalar_names = _core.rule_scalars(self._rule, defaults)
         self._known = frozenset(defaults) | frozenset(self._fixed) | OF_GROUPS
         self._groups = ParamGroups()
@@ -130,12 +129,12 @@ class Parameters(Guarded):
                     f"{name} must be real for {type(self).__name__}, {self._only_real}; got "
                     "complex numbers"
                 )
-        require_numbers(group)
+        require_known(group, self._known, "a group")
+        given = {**self.defaults, **{k: v for k, v in group.items() if k != "params"}}
+        _core.rule_scalars(self._rule, given)
         # Copied, since the caller may change a list of betas later.
-        given = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
-        own = copy.deepcopy(self.defaults)
-        group = ParamGroup({**own, **given, "params": arrays}, self._known)
-        _core.rule_scalars(self._rule, group)
+        given = copy.deepcopy(given)
+        group = ParamGroup({**given, "params": arrays}, self._known, self._rule)
         for (leaf_path, _), array in zip(leaves, arrays, strict=True):
             i = len(self._paths)
             self._paths.append(leaf_path)
@@ -364,7 +363,8 @@ class Parameters(Guarded):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._groups = ParamGroups(ParamGroup(group, self._known) for group in self._groups)
+        own = [ParamGroup(group, self._known, self._rule) for group in self._groups]
+        self._groups = ParamGroups(own)
         self._prepare()
         holds_masks(self)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 
-from compressrs._checks import number
+from compressrs._checks import integer, number
 
 
 def erdos_renyi(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
@@ -81,7 +80,7 @@ def _allocate(
     """Return sparsities whose complements are proportional to `density`, capped at 1."""
     sparsity = number(sparsity, "sparsity", 0, below=1)
     try:
-        shapes = [tuple(map(operator.index, shape)) for shape in shapes]
+        shapes = [tuple(integer(n, "shapes") for n in shape) for shape in shapes]
     except TypeError:
         raise TypeError(f"shapes must be tuples of whole numbers, got {shapes!r}") from None
     for shape in shapes:

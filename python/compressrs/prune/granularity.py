@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_matrix
-from compressrs._checks import number, whole
+from compressrs._checks import is_bool, number, whole
 from compressrs.prune.selection import Mask, Selection
 
 #: How the values of a group are reduced: a p-norm, or their sum.
@@ -248,7 +248,7 @@ def as_granularity(granularity: object) -> Granularity:
 def check_norm(norm: Norm) -> Norm:
     """Return `norm` after checking that it is 1, 2, infinity or "sum"."""
     if (isinstance(norm, str) and norm == "sum") or (
-        isinstance(norm, (int, float, np.number)) and norm in (1, 2, math.inf)
+        isinstance(norm, (int, float, np.number)) and not is_bool(norm) and norm in (1, 2, math.inf)
     ):
         return norm
     raise ValueError(f"norm must be 1, 2, inf or 'sum', got {norm!r}")

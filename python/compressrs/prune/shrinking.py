@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressrs._arrays import Array
+from compressrs._checks import flag
 from compressrs.nn import Conv2d, Layer, Sequential
 from compressrs.optim import EMA, Optimizer
 from compressrs.prune.dependencies import Group, Member, Walk, array_of, group_of
@@ -74,6 +75,7 @@ def shrink(
         raise TypeError(
             f"keep must be a dict of masks by the layer's position, got {type(keep).__name__}"
         )
+    outputs = flag(outputs, "outputs")
     for name, follower, kind in (("ema", ema, EMA), ("pruner", pruner, Pruner)):
         if follower is not None and not isinstance(follower, kind):
             got = type(follower).__name__

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from compressrs._checks import choice, dimensions, whole
+from compressrs._checks import choice, dimensions, flag, whole
 
 #: Height and width of the blocks that share a scale.
 Block: TypeAlias = tuple[int, int]
@@ -74,9 +74,7 @@ class Scheme:
         dtype = choice(self.dtype, "dtype", tuple(_BITS))
         choice(self.granularity, "granularity", _GRANULARITIES)
         self._set("bits", _bits(self.bits, dtype))
-        if not isinstance(self.symmetric, bool):
-            got = type(self.symmetric).__name__
-            raise TypeError(f"symmetric must be True or False, got {got}")
+        self._set("symmetric", flag(self.symmetric, "symmetric"))
         if not self.symmetric and dtype not in ("int", "uint"):
             raise ValueError(f"symmetric must be True for dtype {dtype!r}, got False")
         self._set("group_size", _group_size(self.group_size, self.granularity))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from compressrs._arrays import (
     empty_aligned,
     is_half,
 )
-from compressrs._checks import flag
+from compressrs._checks import flag, integer
 
 _M = TypeVar("_M", bound="SparseMatrix")
 
@@ -566,7 +565,7 @@ def as_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return `shape` as a pair of non-negative integers."""
     try:
         # A slice, since sets and dicts have no first and second element.
-        rows, columns = map(operator.index, shape[:])
+        rows, columns = (integer(n, "shape") for n in shape[:])
     except (LookupError, TypeError, ValueError):
         raise TypeError(f"shape must be a pair of integers, got {shape!r}") from None
     if not (0 <= rows < 2**62 and 0 <= columns < 2**62):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import threshold_of
+from compressrs._checks import is_bool, threshold_of
 from compressrs._typing import ScipyBSR, ScipyBSRArray
 from compressrs.sparse.base import SparseMatrix, dense_weight, immutable, scipy_sparse
 
@@ -107,7 +107,8 @@ class BSRMatrix(SparseMatrix):
             supported, or both a threshold and a mask are given.
         """
         w = dense_weight(w)
-        if not isinstance(block, (tuple, list)) or tuple(block) not in BLOCKSIZES:
+        pair = isinstance(block, (tuple, list)) and not any(map(is_bool, block))
+        if not pair or tuple(block) not in BLOCKSIZES:
             sizes = ", ".join(map(str, BLOCKSIZES))
             raise ValueError(f"block must be {sizes}, got {block!r}")
         block = block[0], block[1]

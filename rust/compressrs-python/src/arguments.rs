@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyFloat, PyInt};
 
 /// An argument's name in messages: that of the parameter and what leads from it
 /// to the array, as in `grads` and `[2]['weight']`.
@@ -44,8 +45,14 @@ impl Display for Shape<'_> {
     }
 }
 
-/// A number.
+/// A number, which a bool is not.
 pub fn number(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<f64> {
+    if let Ok(float) = object.cast::<PyFloat>() {
+        return Ok(float.value());
+    }
+    if is_bool(object) {
+        return Err(name.type_error("be a number", "bool"));
+    }
     object.extract::<f64>().map_err(|error| match object.get_type().name() {
         Ok(_) if error.is_instance_of::<PyOverflowError>(object.py()) => {
             name.value_error("be a finite number", "one beyond the range of float64")
@@ -53,6 +60,17 @@ pub fn number(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<f64> {
         Ok(got) => name.type_error("be a number", got),
         Err(error) => error,
     })
+}
+
+/// Whether an object is a bool of Python, NumPy or another framework, as
+/// `compressrs._checks.is_bool` has it.
+fn is_bool(object: &Bound<'_, PyAny>) -> bool {
+    object.is_instance_of::<PyBool>()
+        || !object.is_instance_of::<PyInt>()
+            && object.getattr("dtype").is_ok_and(|dtype| {
+                let name = dtype.to_string();
+                name == "bool" || name.ends_with(".bool")
+            })
 }
 
 /// A boolean.

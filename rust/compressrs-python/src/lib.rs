@@ -76,7 +76,7 @@ mod _core {
     #[pymodule_export]
     use crate::quantized_matrix::{PackedWeights, matmul_integer};
     #[pymodule_export]
-    use crate::rules::{rule_buffers, rule_is_elementwise, rule_scalars, rules};
+    use crate::rules::{rule_buffers, rule_is_elementwise, rule_scalars, rule_types, rules};
     #[pymodule_export]
     use crate::sparse::Sparse;
     #[pymodule_export]

@@ -8,7 +8,7 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString, PyTuple};
 
 use crate::arguments::{Name, Shape, flag, number};
 use crate::buffers::Array;
@@ -18,17 +18,31 @@ use crate::storage::StorageFormat;
 pub struct Group<'a, 'py>(pub &'a Bound<'py, PyDict>);
 
 /// Why a group's hyperparameters were refused.
-pub struct Refused(PyErr);
+pub enum Refused {
+    /// One is missing, or cannot be what it must be whatever the others are.
+    Value(PyErr),
+    /// One is out of range, which may depend on others.
+    Range(core::OutOfRange),
+}
 
 impl From<PyErr> for Refused {
     fn from(error: PyErr) -> Self {
-        Refused(error)
+        Refused::Value(error)
     }
 }
 
 impl From<core::OutOfRange> for Refused {
     fn from(error: core::OutOfRange) -> Self {
-        Refused(PyValueError::new_err(error.to_string()))
+        Refused::Range(error)
+    }
+}
+
+impl From<Refused> for PyErr {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Value(error) => error,
+            Refused::Range(error) => PyValueError::new_err(error.to_string()),
+        }
     }
 }
 
@@ -80,14 +94,16 @@ impl<'py> Group<'_, 'py> {
 
     /// The seed of what is rounded at random.
     pub fn seed(&self) -> PyResult<u64> {
-        let value = self.get("seed")?;
-        value.extract().or_else(|_| {
-            let need = "be an integer from 0 to 2**64 - 1";
-            Err(if value.is_instance_of::<PyInt>() {
-                Name("seed", "").value_error(need, &value)
-            } else {
-                Name("seed", "").type_error(need, value.get_type().name()?)
-            })
+        let (value, name) = (self.get("seed")?, Name("seed", ""));
+        let is_bool = value.is_instance_of::<PyBool>();
+        if !is_bool && let Ok(seed) = value.extract() {
+            return Ok(seed);
+        }
+        let need = "be an integer from 0 to 2**64 - 1";
+        Err(if value.is_instance_of::<PyInt>() && !is_bool {
+            name.value_error(need, &value)
+        } else {
+            name.type_error(need, value.get_type().name()?)
         })
     }
 
@@ -106,8 +122,7 @@ impl core::Source for Group<'_, '_> {
     type Error = Refused;
 
     fn number(&self, name: &'static str) -> Result<f64, Refused> {
-        let value = self.get(name)?;
-        Ok(value.extract().or_else(|_| number(&value, Name(name, "")))?)
+        Ok(number(&self.get(name)?, Name(name, ""))?)
     }
 
     fn optional(&self, name: &'static str) -> Result<Option<f64>, Refused> {
@@ -125,40 +140,26 @@ impl core::Source for Group<'_, '_> {
         optional: [bool; N],
     ) -> Result<[Option<f64>; N], Refused> {
         let value = self.get(name)?;
-        // The usual case, without what finds out what is wrong.
-        if let Ok(tuple) = value.cast_exact::<PyTuple>()
-            && tuple.len() == N
-        {
-            let mut numbers = [None; N];
-            let mut known = true;
-            for (i, number) in numbers.iter_mut().enumerate() {
-                let item = tuple.get_borrowed_item(i)?;
-                if !(optional[i] && item.is_none()) {
-                    *number = item.extract().ok();
-                    known &= number.is_some();
-                }
-            }
-            if known {
-                return Ok(numbers);
-            }
+        let refused = || {
+            let got = match value.len() {
+                Ok(len) if len > 8 => format!("{len} elements"),
+                _ => value.to_string(),
+            };
+            PyTypeError::new_err(format!("{name} must be {N} numbers, got {got}"))
+        };
+        // Of a length and an order: a dict, a set or an iterator is none.
+        let is_tuple = value.is_exact_instance_of::<PyTuple>();
+        let is_sequence = is_tuple || value.cast::<PyMapping>().is_err();
+        if !is_sequence || value.len().ok() != Some(N) {
+            return Err(refused().into());
         }
-        // One more than needed, since an iterable may be endless.
-        let items: Option<Vec<_>> =
-            value.try_iter().ok().and_then(|items| items.take(N + 1).collect::<PyResult<_>>().ok());
-        let items: [Bound<'_, PyAny>; N] =
-            items.and_then(|items| items.try_into().ok()).ok_or_else(|| {
-                let got = match value.len() {
-                    Ok(len) if len > 8 => format!("{len} elements"),
-                    _ => value.to_string(),
-                };
-                PyTypeError::new_err(format!("{name} must be {N} numbers, got {got}"))
-            })?;
         let mut numbers = [None; N];
-        for (i, item) in items.iter().enumerate() {
+        for (i, element) in numbers.iter_mut().enumerate() {
+            let item = value.get_item(i).map_err(|_| refused())?;
             if !(optional[i] && item.is_none()) {
-                numbers[i] = Some(match item.extract() {
-                    Ok(x) => x,
-                    Err(_) => number(item, Name(name, &format!("[{i}]")))?,
+                *element = Some(match item.cast::<PyFloat>() {
+                    Ok(float) => float.value(),
+                    Err(_) => number(&item, Name(name, &format!("[{i}]")))?,
                 });
             }
         }
@@ -182,10 +183,10 @@ impl core::Source for Group<'_, '_> {
 }
 
 /// The rule named `kind` that a group describes.
-pub fn read<'a, 'py>(kind: &str, group: &Group<'a, 'py>) -> PyResult<Box<dyn Rule>> {
+pub fn read<'a, 'py>(kind: &str, group: &Group<'a, 'py>) -> Result<Box<dyn Rule>, Refused> {
     let reader: core::Reader<Group<'a, 'py>> = core::reader(kind)
         .ok_or_else(|| PyValueError::new_err(format!("unknown rule {kind:?}")))?;
-    reader(group).map_err(|Refused(error)| error)
+    Ok(reader(group)?)
 }
 
 /// Default hyperparameters of every rule, by its name.
@@ -243,6 +244,17 @@ pub fn rule_scalars(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'sta
     Group(group).seed()?;
     StorageFormat::new(group)?;
     Ok(read(kind, &Group(group))?.scalars().to_vec())
+}
+
+/// Checks the types of the hyperparameters of a group, and what does not depend on others.
+#[pyfunction]
+pub fn rule_types(kind: &str, group: &Bound<'_, PyDict>) -> PyResult<()> {
+    Group(group).is_frozen()?;
+    Group(group).seed()?;
+    match read(kind, &Group(group)) {
+        Err(Refused::Value(error)) => Err(error),
+        Err(Refused::Range(_)) | Ok(_) => Ok(()),
+    }
 }
 
 /// Whether the rule that a group describes updates each element by itself, so that parts of
