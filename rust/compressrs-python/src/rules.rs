@@ -186,7 +186,7 @@ impl core::Source for Group<'_, '_> {
 pub fn read<'a, 'py>(kind: &str, group: &Group<'a, 'py>) -> Result<Box<dyn Rule>, Refused> {
     let reader: core::Reader<Group<'a, 'py>> = core::reader(kind)
         .ok_or_else(|| PyValueError::new_err(format!("unknown rule {kind:?}")))?;
-    Ok(reader(group)?)
+    reader(group)
 }
 
 /// Default hyperparameters of every rule, by its name.
