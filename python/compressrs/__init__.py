@@ -25,7 +25,7 @@ from compressrs._startup import end_when_interrupted, is_command
 
 # Before anything that takes time to be imported.
 if is_command(sys.argv[:1], sys.orig_argv):
-    end_when_interrupted()
+    end_when_interrupted(sys.orig_argv)
 
 from importlib import import_module
 from types import ModuleType

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import operator
 import platform
 import sys
 
 import numpy as np
 
 from compressrs import _core
-from compressrs._checks import integer
 
 # Stop the pool's threads before the interpreter shuts down.
 atexit.register(_core.shutdown)
@@ -53,7 +53,12 @@ def set_num_threads(n: int) -> None:
     2
     >>> cr.set_num_threads(before)
     """
-    n = integer(n, "n")
+    try:
+        if isinstance(n, bool):
+            raise TypeError
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an integer, got {type(n).__name__}") from None
     # Integers that the core cannot represent are reported as out of range as well.
     _core.set_num_threads(max(-1, min(n, 2**31)))
 

@@ -201,34 +201,3 @@ def test_streams_that_are_closed(hostile, tmp_path, full):
     done = shell('"$@" <&- >&- 2>&-', "compress", hostile, "-o", target)
     assert done.returncode == 1
     assert cr.checkpoint.verify(target) == len(NAMES)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_interrupts_while_the_command_is_imported():
-    """Ctrl-C at the first import of each module."""
-    for module in ("numpy", "compressrs._core", "typer", "compressrs.cli._app"):
-        code = (
-            "import os, signal, sys\n"
-            # Programs in the background ignore it, and so do those that they start.
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "class Finder:\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
-            "sys.meta_path.insert(0, Finder())\n"
-            "sys.argv = ['compressrs', '--version']\n"
-            "from compressrs.cli import main\n"
-            "sys.exit(main())\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                              timeout=300, check=False)  # fmt: skip
-        assert (done.returncode, done.stderr) == (130, "compressrs: interrupted\n"), module
-
-
-def test_another_program_keeps_its_own_handler():
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import compressrs.cli; print(signal.getsignal(signal.SIGINT).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          timeout=300, check=True)  # fmt: skip
-    assert done.stdout == "default_int_handler\n"

@@ -10,7 +10,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     0 on success, 1 if a file cannot be read or written or is damaged, 2 for invalid
-    arguments or missing packages, 130 after Ctrl-C.
+    arguments or missing packages, 130 after Ctrl-C, 143 after SIGTERM, 129 after
+    SIGHUP.
     """
     try:
         from compressrs.cli import _app

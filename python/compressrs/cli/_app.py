@@ -12,7 +12,7 @@ import typer
 
 from compressrs import __version__
 from compressrs._errors import WorkersKilledError
-from compressrs._startup import interruptible
+from compressrs._startup import ending, interruptible
 from compressrs.checkpoint.recipe import RecipeError
 from compressrs.cli import compress, config, decompress, demo, diff, doctor, export, info, verify
 from compressrs.cli._options import Usage, require_other_files
@@ -100,7 +100,8 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
                 require_other_files(command, kwargs)
                 command(**kwargs)
         except KeyboardInterrupt as error:
-            code, message = 130, f"interrupted{'; ' if str(error) else ''}{error}"
+            code, message = ending()
+            message += f"; {error}" if str(error) else ""
         except (ModuleNotFoundError, Usage, RecipeError) as error:
             code, message = 2, str(error)
         except _FAILURES as error:
