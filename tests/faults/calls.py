@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compressrs import TrainState, distill, nn, optim, prune, sparse
+from compressrs import TrainState, distill, nn, optim, prune, quantize, sparse
 from tests.faults.optim_calls import Arguments, Method, w
 
 
@@ -283,7 +283,12 @@ CALLS: dict[str, Arguments] = {
         model=nn.BatchNorm(3), batches=[np.ones((2, 3), np.float32)]
     ),
     "nn.recommend": lambda: dict(
-        layer=nn.Linear(3, 2, rng=0), batch=2, threshold=0.0, mask=None, seconds=1e-5
+        layer=nn.Linear(3, 2, rng=0),
+        batch=2,
+        threshold=0.0,
+        mask=None,
+        seconds=1e-5,
+        scheme=quantize.Scheme(),
     ),
     "nn.from_mlp": lambda: dict(estimator=perceptron()),
     "nn.to_mlp": lambda: dict(model=nn.from_mlp(perceptron()), estimator=perceptron()),

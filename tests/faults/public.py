@@ -184,6 +184,11 @@ def layer(make: Callable[[], Any], shape: tuple[int, ...] = (2, 32)) -> Example:
     return Example(both, use, shape)
 
 
+def use_float32_layer(layer: Any) -> Any:
+    y = layer(np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32))
+    return [y, layer.backward(np.sin(y)), *layer.grads.values()]
+
+
 def score(make: Callable[[], Any]) -> Example:
     def use(found: Any) -> Any:
         params = Weights().copies()
@@ -579,6 +584,12 @@ EXAMPLES: dict[str, Example] = {
         lambda: nn.QuantizedLinear.from_linear(
             nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=4), input="int8"
         )
+    ),
+    "nn.QuantizedSparseLinear": Example(
+        lambda: nn.QuantizedSparseLinear.from_linear(
+            nn.Linear(32, 4, rng=0), quantize.Scheme(bits=4), threshold=0.1
+        ),
+        use_float32_layer,
     ),
     "nn.QuantizedMultiHeadAttention": layer(
         lambda: quantize.quantize_model(

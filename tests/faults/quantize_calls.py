@@ -36,6 +36,16 @@ def attention() -> Any:
     return quantize.quantize_model(model, quantize.Scheme(bits=8))[0]
 
 
+def sparse_layer() -> Any:
+    return nn.QuantizedSparseLinear.from_linear(nn.Linear(32, 4, rng=0))
+
+
+def ran_sparse_layer() -> Any:
+    layer = sparse_layer()
+    layer(np.ones((2, 32), np.float32))
+    return layer
+
+
 CALLS: dict[str, Arguments] = {
     "nn.QuantizedLinear": lambda: dict(
         weight=quantize.quantize(w(), scheme()),
@@ -46,6 +56,14 @@ CALLS: dict[str, Arguments] = {
     ),
     "nn.QuantizedLinear.from_linear": lambda: dict(
         layer=nn.Linear(3, 2), scheme=scheme(), input="int8", **fixed()
+    ),
+    "nn.QuantizedSparseLinear": lambda: dict(weight=sparse_codes(), bias=None),
+    "nn.QuantizedSparseLinear.from_sparse": lambda: dict(
+        layer=nn.SparseLinear(sparse.CSRMatrix.from_dense(w().astype("f"))),
+        scheme=quantize.Scheme(),
+    ),
+    "nn.QuantizedSparseLinear.from_linear": lambda: dict(
+        layer=nn.Linear(3, 2), scheme=quantize.Scheme(), threshold=0.0, mask=None
     ),
     "nn.QuantizedConv2d": lambda: dict(
         weight=quantize.quantize(np.ones((4, 2, 3, 3), np.float32), scheme()),
@@ -174,6 +192,16 @@ METHODS: dict[str, Method] = {
         lambda: nn.QuantizedLinear(codebook()),
         "forward",
         lambda: dict(x=np.ones((2, 16))),
+    ),
+    "QuantizedSparseLinear.forward": (
+        sparse_layer,
+        "forward",
+        lambda: dict(x=np.ones((2, 32), "f")),
+    ),
+    "QuantizedSparseLinear.backward": (
+        ran_sparse_layer,
+        "backward",
+        lambda: dict(dy=np.ones((2, 4), "f")),
     ),
     "QuantizedEmbedding.forward": (
         lambda: nn.QuantizedEmbedding(quantize.quantize(w(), scheme())),

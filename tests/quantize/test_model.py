@@ -310,9 +310,3 @@ def test_quantized_models_travel(scheme, tmp_path):
     summary = small.summary((7,))
     assert summary.parameters == transformer().summary((7,)).parameters
     assert summary.nbytes < transformer().summary((7,)).nbytes
-
-
-def test_an_error_says_that_sparse_layers_stay_in_float():
-    sparse = cr.nn.SparseLinear.from_linear(cr.nn.Linear(4, 3, rng=0))
-    with pytest.raises(ValueError, match=r"\['0'\] of SparseLinear stay in float: quantize the"):
-        cr.quantize.quantize_model(cr.nn.Sequential(sparse), cr.quantize.Scheme(bits=8))

@@ -25,6 +25,7 @@ from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm, update_bat
 from compressrs.nn.quantized import FakeQuantizedLinear, QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.nn.quantized_conv import FakeQuantizedConv2d, QuantizedConv2d
+from compressrs.nn.quantized_sparse import QuantizedSparseLinear
 from compressrs.nn.recommend import Recommendation, recommend
 from compressrs.nn.summary import Summary
 
@@ -48,6 +49,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedMultiHeadAttention",
+    "QuantizedSparseLinear",
     "RandomState",
     "ReLU",
     "Recommendation",

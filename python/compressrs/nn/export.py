@@ -23,6 +23,8 @@ from compressrs.nn.norm import BatchNorm, LayerNorm, fold_batch_norm
 from compressrs.nn.quantized import QuantizedLinear
 from compressrs.nn.quantized_attention import QuantizedEmbedding, QuantizedMultiHeadAttention
 from compressrs.nn.quantized_conv import QuantizedConv2d
+from compressrs.nn.quantized_sparse import QuantizedSparseLinear
+from compressrs.quantize.sparse import group_size
 from compressrs.quantize.tensor import QuantizedTensor
 
 #: The code of each kind of step, which changes `x`; its arrays are ``a[0]``, ``a[1]``, ...
@@ -42,6 +44,8 @@ _LINES = {
     "attention": "x = attend(x, a[0], a[1], a[2], a[3], *a[4])",
     "attention_w": "x = attend(x, u, a[0], w, a[1], *a[2])",
     "sparse": "w = np.zeros(a[3], a[0].dtype); w[a[2], a[1]] = a[0]; x = x @ w.T + a[4]",
+    "sparse_codes": "v = a[0] * a[3][a[2] if a[5] == 0 else np.arange(len(a[0])) // a[5]]; "
+    "w = np.zeros(a[4], v.dtype); np.add.at(w, (a[2], a[1]), v); x = x @ w.T + a[6]",
     "scale": "x = x * a[0] + a[1]",
     "scale_axis_1": "x = x * a[0].reshape(-1, *[1] * (x.ndim - 2)) "
     "+ a[1].reshape(-1, *[1] * (x.ndim - 2))",
@@ -188,6 +192,16 @@ def _sparse(layer: SparseLinear) -> list[Step]:
     return [("sparse", [*parts, np.array(dense.shape), _bias(layer)])]
 
 
+def _sparse_codes(layer: QuantizedSparseLinear) -> list[Step]:
+    q = layer.weight
+    small = np.uint16 if max(q.shape) <= 2**16 else np.int64
+    rows = np.repeat(np.arange(q.shape[0]), np.diff(q.indptr)).astype(small)
+    # How many entries share a scale; 0 for those of a row.
+    each = np.array(group_size(q.scheme, q.codes))
+    parts = [q.codes, q.indices.astype(small), rows, q.scale, np.array(q.shape), each]
+    return [("sparse_codes", [*parts, _bias(layer)])]
+
+
 def _sizes(layer: Any) -> Array:
     """Return the sizes that the code of a convolution takes."""
     return np.array([layer.groups, *layer.stride, *layer.padding, *layer.dilation])
@@ -295,6 +309,7 @@ _STEPS: dict[type, Callable[[Any], list[Step]]] = {
     SparseLinear: _sparse,
     QuantizedLinear: _quantized_linear,
     QuantizedConv2d: _quantized_conv,
+    QuantizedSparseLinear: _sparse_codes,
     Conv2d: _conv,
     BatchNorm: lambda layer: [("scale_axis_1", list(layer.affine()))],
     LayerNorm: _layer_norm,

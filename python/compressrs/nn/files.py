@@ -257,7 +257,7 @@ def _make(
         return SparseLinear(weight, bias)
     if "Quantized" in kind:
         # Imported here, since these modules import this one.
-        from compressrs.nn import quantized, quantized_attention, quantized_conv
+        from compressrs.nn import quantized, quantized_attention, quantized_conv, quantized_sparse
 
         layers_of: dict[str, Any] = {
             "QuantizedLinear": quantized.QuantizedLinear,
@@ -266,6 +266,7 @@ def _make(
             "FakeQuantizedConv2d": quantized_conv.FakeQuantizedConv2d,
             "QuantizedEmbedding": quantized_attention.QuantizedEmbedding,
             "QuantizedMultiHeadAttention": quantized_attention.QuantizedMultiHeadAttention,
+            "QuantizedSparseLinear": quantized_sparse.QuantizedSparseLinear,
         }
         if kind in layers_of:
             state = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}

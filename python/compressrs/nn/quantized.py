@@ -32,7 +32,7 @@ from compressrs.quantize.training import fake_quantize_backward
 
 
 class _Affine(Layer):
-    """Shapes, which both layers share."""
+    """Shapes, which the linear layers share."""
 
     weight: Any
 

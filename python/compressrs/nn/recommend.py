@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from compressrs._checks import number, whole
 from compressrs._state import restoring
 from compressrs.nn.layer import uniform
 from compressrs.nn.linear import Linear, SparseLinear
+from compressrs.nn.quantized import QuantizedLinear
+from compressrs.nn.quantized_sparse import QuantizedSparseLinear
+from compressrs.quantize.scheme import Scheme
+from compressrs.quantize.sparse import is_sparse_scheme
 from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 
 #: Rounds in which all storages are timed in turn; the median counts.
@@ -26,22 +30,26 @@ _FILL = 4
 _BLOCKS = {"bsr_4x4": (4, 4), "bsr_1x16": (1, 16), "bsr_16x1": (16, 1)}
 
 
+_Stored: TypeAlias = Linear | SparseLinear | QuantizedLinear | QuantizedSparseLinear
+
+
 class Recommendation(NamedTuple):
     """What `recommend` found.
 
     Attributes
     ----------
     storage : str
-        The fastest: ``"dense"``, ``"csr"``, ``"bsr_4x4"``, ``"bsr_1x16"`` or ``"bsr_16x1"``.
+        The fastest: ``"dense"``, ``"csr"``, ``"bsr_4x4"``, ``"bsr_1x16"`` or ``"bsr_16x1"``; with
+        a scheme also ``"quantized"`` or ``"quantized_csr"``.
     seconds : dict of float
         The time of a forward pass by storage, of all that were tried.
-    layer : Linear or SparseLinear
+    layer : Linear, SparseLinear, QuantizedLinear or QuantizedSparseLinear
         The layer in the fastest storage: the given one if that is dense, otherwise a copy.
     """
 
     storage: str
     seconds: dict[str, float]
-    layer: Linear | SparseLinear
+    layer: _Stored
 
 
 def recommend(
@@ -51,8 +59,9 @@ def recommend(
     threshold: float = 0.0,
     mask: Array | None = None,
     seconds: float = 0.5,
+    scheme: Scheme | None = None,
 ) -> Recommendation:
-    """Measure the forward pass in each storage that holds a layer's weights without loss.
+    """Measure the forward pass in each storage of a layer's weights, by default those without loss.
 
     Which storage is the fastest depends on the shape, the batch, the positions of the zeros and
     the machine, so it is measured with the current number of threads. Blocks are tried if they
@@ -68,6 +77,10 @@ def recommend(
         What to keep, as in `SparseLinear.from_linear`. Not applied to the dense layer.
     seconds : float, default 0.5
         How long to measure in all, at most 60. Each storage is run at least seven times.
+    scheme : Scheme, optional
+        Also try the weights rounded, dense and sparse: a `QuantizedLinear` and, if the layer is in
+        float32 and the scheme one of `compressrs.quantize.QuantizedCSRMatrix`, a
+        `QuantizedSparseLinear`.
 
     Returns
     -------
@@ -76,7 +89,7 @@ def recommend(
     Raises
     ------
     TypeError
-        If `layer` is not a `Linear`, or a number of another type.
+        If `layer` is not a `Linear`, or another argument of another type.
     ValueError
         If `batch` is below 1, or `seconds` not above 0 or over 60; for `threshold` and `mask` see
         `CSRMatrix.from_dense <compressrs.sparse.CSRMatrix.from_dense>`.
@@ -98,11 +111,13 @@ def recommend(
     seconds = number(seconds, "seconds")
     if not 0 < seconds <= _LONGEST:
         raise ValueError(f"seconds must be above 0 and at most {_LONGEST}, got {seconds}")
-    layers: dict[str, Linear | SparseLinear] = {"dense": layer}
+    layers: dict[str, _Stored] = {"dense": layer}
     sparse = SparseLinear.from_linear(layer, threshold, mask=mask)
     layers["csr"] = sparse
     for name, weight in _blocks(sparse.weight).items():
         layers[name] = SparseLinear(weight, sparse.bias)
+    if scheme is not None:
+        layers |= _quantized(layer, sparse, scheme)
     x = uniform(0, 1, (batch, layer.weight.shape[1]), layer.weight.dtype)
     times: dict[str, list[float]] = {name: [] for name in layers}
     turn = seconds / (_ROUNDS * len(layers))
@@ -115,6 +130,16 @@ def recommend(
     medians = {name: float(np.median(some)) for name, some in times.items()}
     best = min(medians, key=lambda name: medians[name])
     return Recommendation(best, medians, layers[best])
+
+
+def _quantized(layer: Linear, sparse: SparseLinear, scheme: Scheme) -> dict[str, _Stored]:
+    """Return the layer with its weights in codes, dense and, if there are such codes, sparse."""
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme must be a Scheme, got {type(scheme).__name__}")
+    found: dict[str, _Stored] = {"quantized": QuantizedLinear.from_linear(layer, scheme)}
+    if is_sparse_scheme(scheme) and layer.weight.dtype == np.float32:
+        found["quantized_csr"] = QuantizedSparseLinear.from_sparse(sparse, scheme)
+    return found
 
 
 def _blocks(weight: CSRMatrix) -> dict[str, SparseMatrix]:
@@ -133,7 +158,7 @@ def _blocks(weight: CSRMatrix) -> dict[str, SparseMatrix]:
     return found
 
 
-def _time(layer: Linear | SparseLinear, x: Array, seconds: float) -> float:
+def _time(layer: _Stored, x: Array, seconds: float) -> float:
     """Return the median time of a forward pass, after one that is not timed."""
     layer.forward(x)
     times: list[float] = []

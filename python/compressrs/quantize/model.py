@@ -25,17 +25,23 @@ from compressrs.quantize.refinement import adaround, bias_correction, hqq, mse_s
 from compressrs.quantize.rounding import quantize
 from compressrs.quantize.scaling import awq
 from compressrs.quantize.scheme import Scheme
+from compressrs.quantize.sparse import require_sparse_scheme
 from compressrs.quantize.sweep import gptq
 from compressrs.quantize.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from compressrs.nn import QuantizedConv2d, QuantizedLinear, QuantizedMultiHeadAttention
+    from compressrs.nn import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        QuantizedMultiHeadAttention,
+        QuantizedSparseLinear,
+    )
 
 Method = Literal["nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround"]
 _METHODS = ("nearest", "rtn", "mse", "hqq", "gptq", "awq", "adaround")
 _CALIBRATED = ("gptq", "awq", "adaround")
 #: Layers that can be quantized.
-_KINDS = (Linear, Conv2d, Embedding, MultiHeadAttention)
+_KINDS = (Linear, SparseLinear, Conv2d, Embedding, MultiHeadAttention)
 
 
 def quantize_model(
@@ -49,7 +55,9 @@ def quantize_model(
     observer: Callable[[], Observer] = MinMax,
     correct_bias: bool = False,
 ) -> Sequential:
-    """Return a copy of a model with quantized linear, convolution, embedding and attention layers.
+    """Return a copy of a model with quantized layers.
+
+    Quantized are linear, sparse linear, convolution, embedding and attention layers.
 
     Layers are quantized one after another, at any depth of `Sequential` and `Residual`, and each
     is calibrated with the inputs that the quantized layers before it give. All other layers are
@@ -71,9 +79,12 @@ def quantize_model(
         `quantize`, with scales of `mse_scale`, or the function of that name. Layers with a
         codebook use `kmeans`, or "gptq" with its levels. Embeddings are rounded to nearest by
         the methods that need calibration, and so are convolutions by "awq", which scales
-        features. All groups of a convolution are calibrated with the inputs of all.
+        features. All groups of a convolution are calibrated with the inputs of all. Sparse
+        layers are rounded to nearest by every method, with schemes of
+        `QuantizedCSRMatrix`: symmetric integers, whose groups are of stored values.
     input : {"float32", "int8"}, default "float32"
-        See `compressrs.nn.QuantizedLinear` and `compressrs.nn.QuantizedConv2d`.
+        See `compressrs.nn.QuantizedLinear` and `compressrs.nn.QuantizedConv2d`. The inputs of
+        sparse layers stay in float32, in which their products sum.
     activations : Scheme, optional
         Quantize inputs with one scale for each layer, found by `observer` from the calibration
         inputs: ``Scheme(bits=8, granularity="tensor")``, or asymmetric with a zero point.
@@ -89,15 +100,17 @@ def quantize_model(
     -------
     Sequential
         With `compressrs.nn.QuantizedLinear`, `compressrs.nn.QuantizedConv2d`,
-        `compressrs.nn.QuantizedEmbedding` and `compressrs.nn.QuantizedMultiHeadAttention`.
+        `compressrs.nn.QuantizedEmbedding`, `compressrs.nn.QuantizedMultiHeadAttention` and
+        `compressrs.nn.QuantizedSparseLinear`.
 
     Raises
     ------
     TypeError
-        If an argument has another type.
+        If an argument has another type, or a sparse layer is in float64.
     ValueError
         If `method` or `input` has another value, calibration inputs are missing, empty or not
-        accepted by the model, or no layer would be quantized.
+        accepted by the model, no layer would be quantized, or a sparse layer cannot have its
+        scheme.
 
     Examples
     --------
@@ -196,6 +209,8 @@ class _Conversion:
             new = layer
         elif isinstance(layer, Linear):
             new = self.linear(layer, scheme, batches, given)
+        elif isinstance(layer, SparseLinear):
+            new = self.sparse(layer, scheme, batches, given)
         elif isinstance(layer, Conv2d):
             new = self.conv(layer, scheme, batches, given)
         elif isinstance(layer, MultiHeadAttention):
@@ -233,6 +248,19 @@ class _Conversion:
             bias = _bias(w, q, scale, bias, before, after)
         scaled = batches if scale is None else [x / scale for x in batches]
         return QuantizedLinear(q, bias, input=self.input, input_scale=scale, **self.fixed(scaled))
+
+    def sparse(
+        self, layer: SparseLinear, scheme: Scheme, batches: _Batches, given: _Batches
+    ) -> QuantizedSparseLinear:
+        from compressrs.nn import QuantizedSparseLinear
+
+        new = QuantizedSparseLinear.from_sparse(layer, scheme)
+        if not self.correct_bias:
+            return new
+        mean = layer.weight.to_dense().astype(np.float64) @ _mean(given)
+        change = mean - new.weight.to_dense().astype(np.float64) @ _mean(batches)
+        bias = change if layer.bias is None else layer.bias + change
+        return QuantizedSparseLinear(new.weight, bias.astype(np.float32))
 
     def conv(
         self, layer: Conv2d, scheme: Scheme, batches: _Batches, given: _Batches
@@ -387,25 +415,33 @@ def _schemes(
         ):
             raise ValueError(
                 f"scheme[{pattern!r}] must match a layer that can be quantized, of which there "
-                f"are {names or 'none that is in float'}{_sparse_layers(model)}"
+                f"are {names or 'none that is in float'}"
             )
     if not any(found.values()):
         raise ValueError(
             f"scheme must quantize at least one layer, of which there are {names or 'none'}, got "
-            f"{list(rules)}{_sparse_layers(model)}"
+            f"{list(rules)}"
         )
+    for name, layer in model.named_layers():
+        if isinstance(layer, SparseLinear) and (own := found[name]) is not None:
+            _check_sparse(layer, name, own)
     return found
 
 
-def _sparse_layers(model: Sequential) -> str:
-    """Return what an error says about sparse layers, which are not quantized."""
-    sparse = [name for name, layer in model.named_layers() if isinstance(layer, SparseLinear)]
-    if not sparse:
-        return ""
-    return (
-        f"; {sparse} of SparseLinear stay in float: quantize the pruned Linear instead, whose "
-        "zeros stay zeros, or the weight alone by QuantizedCSRMatrix"
-    )
+def _check_sparse(layer: SparseLinear, name: str, scheme: Scheme) -> None:
+    """Raise an error that names a sparse layer, if it cannot be quantized by a scheme."""
+    if layer.weight.dtype == np.float64:
+        raise TypeError(
+            f"layer {name} (SparseLinear) must have weights in float32, float16 or bfloat16, got "
+            f"float64; a scheme of None keeps it: scheme={{{name!r}: None, ...}}"
+        )
+    try:
+        require_sparse_scheme(scheme)
+    except ValueError as error:
+        raise ValueError(
+            f"the scheme of layer {name} (SparseLinear) cannot be used: {error}; a scheme of None "
+            f"keeps it: scheme={{{name!r}: None, ...}}"
+        ) from None
 
 
 def _is_layer(model: Sequential, pattern: str) -> bool:

@@ -82,7 +82,7 @@ class QuantizedCSRMatrix(StoredMatrix):
             codes, scale, indices, indptr = arrays
         except (TypeError, ValueError):
             raise TypeError("arrays must be a tuple (codes, scale, indices, indptr)") from None
-        self._scheme = _checked_scheme(scheme)
+        self._scheme = require_sparse_scheme(scheme)
         self._shape = as_shape(shape)
         codes, scale = as_array(codes, "codes"), as_array(scale, "scale")
         indices, indptr = as_array(indices, "indices"), as_array(indptr, "indptr")
@@ -109,7 +109,7 @@ class QuantizedCSRMatrix(StoredMatrix):
             (codes, indices, indptr),
             self._shape,
             (1, 1),
-            (scale, _group_size(self._scheme, codes)),
+            (scale, group_size(self._scheme, codes)),
         )
         large = _beyond(codes, scale, indptr, self._scheme)
         if large.size:
@@ -149,7 +149,7 @@ class QuantizedCSRMatrix(StoredMatrix):
         """
         if not isinstance(matrix, CSRMatrix):
             raise TypeError(f"matrix must be a CSRMatrix, got {type(matrix).__name__}")
-        scheme = _checked_scheme(Scheme() if scheme is None else scheme)
+        scheme = require_sparse_scheme(Scheme() if scheme is None else scheme)
         data, indices, indptr = matrix._checked_parts()
         with np.errstate(over="ignore"):
             data = data.astype(np.float32, copy=False)
@@ -300,10 +300,22 @@ class QuantizedCSRMatrix(StoredMatrix):
         )
 
 
-def _checked_scheme(scheme: Scheme) -> Scheme:
+def is_sparse_scheme(scheme: Scheme) -> bool:
+    """Whether codes of a sparse matrix can have a scheme."""
+    return scheme.dtype == "int" and scheme.symmetric and scheme.granularity != "block"
+
+
+def require_sparse_scheme(scheme: Scheme) -> Scheme:
+    """Return a scheme after checking that codes of a sparse matrix can have it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they cannot.
+    """
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme must be a Scheme, got {type(scheme).__name__}")
-    if scheme.dtype != "int" or not scheme.symmetric or scheme.granularity == "block":
+    if not is_sparse_scheme(scheme):
         raise ValueError(
             "scheme must be symmetric, of dtype 'int' and granularity 'channel', 'group' or "
             f"'tensor', got {scheme!r}"
@@ -322,7 +334,7 @@ def _kept(x: Array) -> Array:
     return x if (is_immutable(x) and not x.flags.writeable) or x.ndim != 1 else immutable(x)
 
 
-def _group_size(scheme: Scheme, codes: Array) -> int:
+def group_size(scheme: Scheme, codes: Array) -> int:
     """Return how many entries share a scale, or 0 for those of a row."""
     if scheme.granularity == "channel":
         return 0
@@ -332,7 +344,7 @@ def _group_size(scheme: Scheme, codes: Array) -> int:
 
 def _of_each(scale: Array, codes: Array, indptr: Array, scheme: Scheme) -> Array:
     """Return the scale of each entry."""
-    size = _group_size(scheme, codes)
+    size = group_size(scheme, codes)
     if size:
         each: Array = scale[np.arange(codes.size) // size]
         return each
