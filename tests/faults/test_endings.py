@@ -1,7 +1,6 @@
 """Signals that end the command: a message, an exit code and no temporary files."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
