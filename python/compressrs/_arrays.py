@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
@@ -131,10 +132,23 @@ def empty_aligned(
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
         return np.empty(shape, dtype, order)
-    buffer = np.empty(size + _LINE, np.uint8)
+    with allocating(f"an array of shape {shape}"):
+        buffer = np.empty(size + _LINE, np.uint8)
     start: int = -buffer.__array_interface__["data"][0] % _LINE
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer, start, order=order)
     return array
+
+
+@contextmanager
+def allocating(what: str) -> Iterator[None]:
+    """Have NumPy raise MemoryError for sizes beyond the address space, too.
+
+    Of these it raises ValueError or OverflowError, without the name of what was too large.
+    """
+    try:
+        yield
+    except (OverflowError, ValueError):
+        raise MemoryError(f"{what} is more than memory can hold") from None
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

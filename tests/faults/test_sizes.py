@@ -9,11 +9,11 @@ import pytest
 
 import compressrs as cr
 from compressrs import nn, quantize, sparse
-from tests.faults.test_raw_errors import ATTEMPTS, mentioned
+from tests.faults.test_raw_errors import ATTEMPTS, ENTRIES, mentioned
 
 NAMES = [name for name, *_ in ATTEMPTS]
 
-#: Parameters that an array is made as large as.
+#: Parameters that an array is made as large as: with sizes whose memory no machine has.
 SIZES = {
     "batch",
     "channels",
@@ -24,34 +24,74 @@ SIZES = {
     "out_channels",
     "out_features",
 }
+
+
+def with_size(value: Any, size: int) -> Iterator[Any]:
+    """Yield arguments with a size in the place of an integer, or of one in a list or tuple."""
+    if type(value) is int:
+        yield size
+    elif isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        for i, entry in enumerate(value):
+            for twin in with_size(entry, size):
+                yield type(value)([*value[:i], twin, *value[i + 1 :]])
+
+
 OF_SIZES = [
-    (attempt, argument)
+    pytest.param(attempt, argument, id=f"{attempt[0]}-{argument}")
     for attempt in ATTEMPTS
-    if attempt[0].startswith(("nn.", "prune.", "quantize."))
     for argument, value in attempt[2]().items()
-    if argument in SIZES and type(value) is int
+    if next(with_size(value, 0), None) is not None
 ]
 
 
-@pytest.mark.parametrize(
-    ("attempt", "argument"),
-    OF_SIZES,
-    ids=[f"{attempt[0]}-{argument}" for attempt, argument in OF_SIZES],
-)
-@pytest.mark.parametrize("size", [2**48, 2**62, 2**63 - 1])
-def test_sizes_that_no_memory_holds(attempt: Any, argument: str, size: int) -> None:
+@pytest.mark.parametrize(("attempt", "argument"), OF_SIZES)
+def test_sizes_that_no_memory_holds(
+    attempt: Any, argument: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     name, function, arguments = attempt
-    try:
-        function()(**{**arguments(), argument: size})
-    except MemoryError:
-        return
-    except (TypeError, ValueError) as error:
-        assert mentioned(argument, str(error)), f"{name}({argument}={size}): {error!r}"
+    for size in (*([2**48] if argument in SIZES else []), 2**62, 2**63 - 1, 2**63, 2**64, -1):
+        for given in with_size(arguments()[argument], size):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    function()(**{**arguments(), argument: given})
+            except MemoryError:
+                continue
+            except (TypeError, ValueError) as error:
+                # Of a size and an array that do not fit, either may be named.
+                known = any(
+                    mentioned(one, str(error))
+                    for own in arguments()
+                    for one in (own, *ENTRIES.get(own, ()))
+                )
+                assert known, f"{name}({argument}={given}): {error!r}"
+            except IndexError as error:
+                assert mentioned(argument, str(error)), f"{name}({argument}={given}): {error!r}"
 
 
 def test_sizes_are_found() -> None:
-    tried = {attempt[0] for attempt, _ in OF_SIZES}
-    assert {"nn.Conv2d", "nn.Linear", "nn.Embedding", "nn.BatchNorm", "nn.recommend"} <= tried
+    tried = {case.id for case in OF_SIZES}
+    assert {
+        "RowGradient.dense-n",
+        "nn.Conv2d-kernel_size",
+        "nn.Linear-in_features",
+        "optim.lr_range_test-steps",
+        "prune.erdos_renyi-shapes",
+        "quantize.Scheme-bits",
+        "sparse.CSRMatrix-shape",
+    } <= tried
+    assert len(tried) > 150
+
+
+@pytest.mark.parametrize("columns", [2**40, 2**62 - 1])
+def test_results_that_no_memory_holds(columns: int) -> None:
+    """A matrix with one value may have more columns than a result of its products can."""
+    arrays = np.ones(1), np.zeros(1, np.int32), np.array([0, 1])
+    a = sparse.CSRMatrix(arrays, (1, columns))
+    for make in (a.to_dense, lambda: a.T @ np.ones(1), lambda: np.ones((2, 1)) @ a):
+        with pytest.raises(MemoryError):
+            make()
 
 
 def without_elements(value: Any) -> Iterator[Any]:

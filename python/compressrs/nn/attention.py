@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, as_matrix
+from compressrs._arrays import Array, allocating, as_array, as_matrix
 from compressrs._checks import converted, dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
@@ -274,10 +274,8 @@ class Embedding(Layer):
         shape = whole(num_embeddings, "num_embeddings", 1), whole(features, "features", 1)
         dtype = floating(dtype, "dtype")
         draw = generator(rng)
-        try:
+        with allocating(f"a table of shape {shape}"):
             weight = draw.standard_normal(shape).astype(dtype)
-        except ValueError:
-            raise MemoryError(f"a table of shape {shape} is more than memory can hold") from None
         self._add(weight=weight)
 
     def forward(self, x: Array) -> Array:

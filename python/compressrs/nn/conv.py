@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, allocating
 from compressrs._checks import dimensions, flag, floating, generator, whole
 from compressrs.nn.layer import (
     Layer,
@@ -23,6 +25,15 @@ from compressrs.nn.layer import (
 
 #: A number for both directions, or a pair (height, width).
 Pair: TypeAlias = int | tuple[int, int]
+
+
+@contextmanager
+def of_shape(shape: tuple[int, ...]) -> Iterator[None]:
+    """Name `shape` in the core's errors about the input that it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"shape {shape} is of no input of the layer: {error}") from None
 
 
 class Conv2d(Layer):
@@ -159,7 +170,8 @@ class Conv2d(Layer):
         """Return the output, (batch, out_channels, height, width)."""
         x = check_input(x, "x", self.weight.dtype)
         shape = _core.conv2d_shape(x.shape, self.weight.shape, *self._geometry)
-        y = np.empty(shape, x.dtype)
+        with allocating(f"an output of shape {tuple(shape)}"):
+            y = np.empty(shape, x.dtype)
         _core.conv2d(x, self.weight, self.bias, *self._geometry, y)
         self._keep(x, y.shape)
         return y
@@ -176,7 +188,8 @@ class Conv2d(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
-        return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
+        with of_shape(shape):
+            return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
@@ -237,7 +250,8 @@ class _Pool(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
-        return tuple(_core.pool_shape((1, *shape), *self._windows)[1:])
+        with of_shape(shape):
+            return tuple(_core.pool_shape((1, *shape), *self._windows)[1:])
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments."""

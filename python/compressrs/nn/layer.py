@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressrs._arrays import Array, Shared, as_array, as_gradient, write_tree
+from compressrs._arrays import Array, Shared, allocating, as_array, as_gradient, write_tree
 from compressrs._assignment import ArrayDict
 from compressrs._checks import dimensions, file_path, flag, generator, string
 from compressrs._state import Take, Undo, all_or_nothing
@@ -458,11 +458,8 @@ def uniform(rng: RandomState, bound: float, shape: tuple[int, ...], dtype: np.dt
         If the array is too large for any memory.
     """
     draw = generator(rng)
-    try:
+    with allocating(f"an array of shape {shape}"):
         return draw.uniform(-bound, bound, shape).astype(dtype)
-    except ValueError:
-        # NumPy raises ValueError for sizes beyond the address space.
-        raise MemoryError(f"an array of shape {shape} is more than memory can hold") from None
 
 
 def constant(value: float, size: int, dtype: np.dtype[Any]) -> Array:
@@ -473,10 +470,8 @@ def constant(value: float, size: int, dtype: np.dtype[Any]) -> Array:
     MemoryError
         If the array is too large for any memory.
     """
-    try:
+    with allocating(f"an array of {size} elements"):
         return np.full(size, value, dtype)
-    except (OverflowError, ValueError):
-        raise MemoryError(f"an array of {size} elements is more than memory can hold") from None
 
 
 def check_parameter(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array
+from compressrs._arrays import Array, allocating
 from compressrs._checks import dimensions, whole
 from compressrs.nn._quantized import (
     FakeQuantized,
@@ -22,7 +22,7 @@ from compressrs.nn._quantized import (
     scheme_of,
     tensor_of_state,
 )
-from compressrs.nn.conv import Conv2d, Pair, pair
+from compressrs.nn.conv import Conv2d, Pair, of_shape, pair
 from compressrs.nn.layer import Layer, check_gradient, check_input
 from compressrs.quantize.matrix import QuantizedMatrix
 from compressrs.quantize.rounding import quantize
@@ -69,7 +69,8 @@ class _Conv(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output, without the batch axis."""
         shape = dimensions(shape, "shape")
-        return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
+        with of_shape(shape):
+            return tuple(_core.conv2d_shape((1, *shape), self.weight.shape, *self._geometry)[1:])
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiplications for one input of this shape."""
@@ -227,7 +228,8 @@ class QuantizedConv2d(Quantized, _Conv):
         """Return the output, (batch, out_channels, height, width)."""
         x, shape = self._checked(x)
         fixed = self._fixed()
-        y = np.empty(shape, x.dtype)
+        with allocating(f"an output of shape {tuple(shape)}"):
+            y = np.empty(shape, x.dtype)
         if self.float_reason is None:
             packed, channels_last = self._matrices()
             bias = self.bias
@@ -357,7 +359,8 @@ class FakeQuantizedConv2d(FakeQuantized, _Conv):
         rounded = self._rounded()
         if self.input == "int8":
             x = round_rows(x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape)
-        y = np.empty(shape, x.dtype)
+        with allocating(f"an output of shape {tuple(shape)}"):
+            y = np.empty(shape, x.dtype)
         _core.conv2d(x, rounded, self.bias, *self._geometry, y)
         self._keep(x, rounded, y.shape)
         return y

@@ -156,7 +156,7 @@ def lr_range_test(
     low, high = positive(low, "low"), positive(high, "high")
     if not low < high:
         raise ValueError(f"low must be less than high, got {low} and {high}")
-    whole(steps, "steps", 2)
+    whole(steps, "steps", 2, 2**53 - 1)
     flag(progress, "progress")
     arrays = optimizer._arrays()
     state = copy.deepcopy(optimizer.state_dict())

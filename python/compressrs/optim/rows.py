@@ -10,6 +10,7 @@ import numpy as np
 from compressrs import _core
 from compressrs._arrays import (
     Array,
+    allocating,
     as_gradient,
     complex_view,
     compute_dtype,
@@ -131,11 +132,14 @@ class RowGradient:
             If `n` is not an integer.
         ValueError
             If a row is not below `n`.
+        MemoryError
+            If memory cannot hold so many rows.
         """
         n, own = whole(n, "n", 0), self.summed()
         if len(own.rows) and own.rows[-1] >= n:
             raise ValueError(f"n must be above the largest row {own.rows[-1]}, got {n}")
-        gradient = np.zeros((n, *own.values.shape[1:]), own.values.dtype)
+        with allocating(f"a gradient of n={n} rows"):
+            gradient = np.zeros((n, *own.values.shape[1:]), own.values.dtype)
         gradient[own.rows] = own.values
         return gradient
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressrs import _core
-from compressrs._arrays import Array, as_array, as_matrix, is_number
+from compressrs._arrays import Array, allocating, as_array, as_matrix, is_number
 from compressrs._checks import file_path, flag, whole
 from compressrs._files import load_tensors, save_tensors
 from compressrs._json import parse_json
@@ -58,11 +58,8 @@ class InputStatistics:
     def __init__(self, features: int, *, gram: bool = False) -> None:
         self.features = whole(features, "features", 1)
         shape = (self.features, self.features) if flag(gram, "gram") else (self.features,)
-        try:
+        with allocating(f"an array of features={self.features}"):
             self._sums = np.zeros(shape)
-        except ValueError:
-            # NumPy raises ValueError for sizes beyond the address space.
-            raise MemoryError(f"features={self.features} are more than memory can hold") from None
         self.count = 0
 
     def update(self, x: Array) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, dtype_of
-from compressrs._checks import function, positive, sequence, whole
+from compressrs._checks import count, function, positive, sequence, whole
 from compressrs._json import parse_json
 from compressrs.distributed.federated.client import ACTIONS, Client
 from compressrs.distributed.federated.exchange import Reply, Strategy
@@ -140,7 +140,7 @@ def server_app(
     flwr = require_flower()
     if not isinstance(strategy, Strategy):
         function(strategy, "strategy")
-    rounds, clients = whole(rounds, "rounds", 0), whole(clients, "clients", 1)
+    rounds, clients = count(rounds, "rounds"), whole(clients, "clients", 1)
     least, timeout = checked_least(min_clients), positive(timeout, "timeout")
     if after_round is not None:
         function(after_round, "after_round")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from compressrs._arrays import Array
-from compressrs._checks import function, sequence, whole
+from compressrs._checks import count, function, sequence, whole
 from compressrs._state import Stateful, Undo, all_or_nothing
 from compressrs._warnings import warn
 from compressrs.distributed.federated.client import Client
@@ -133,7 +133,7 @@ def simulate(
     for i, client in enumerate(clients):
         if not hasattr(client, "answer"):
             raise TypeError(f"clients[{i}] must be a Client, got {type(client).__name__}")
-    rounds = whole(rounds, "rounds", 0)
+    rounds = count(rounds, "rounds")
     min_clients = checked_least(min_clients)
     if min_clients is not None and min_clients > len(clients):
         raise ValueError(
