@@ -21,11 +21,14 @@ use std::{
 
 use super::affinity;
 
+/// What a thread does with the parts that it takes.
+pub type Body<'a> = dyn Fn(&mut Parts<'_>) + Sync + 'a;
+
 /// A loop that several threads take parts from.
 pub struct Loop {
-    /// The parts. Only to be called with a part taken from `next`, for then `finish` has not
-    /// returned.
-    body: *const (dyn Fn(usize) + Sync),
+    /// Only to be called with a part taken from `next` that is not finished, for then `finish`
+    /// has not returned.
+    body: *const Body<'static>,
     parts: usize,
     /// The first part not taken yet.
     next: AtomicUsize,
@@ -42,16 +45,37 @@ unsafe impl Send for Loop {}
 // SAFETY: as above.
 unsafe impl Sync for Loop {}
 
+/// The parts that a thread takes, one after another.
+pub struct Parts<'a> {
+    shared: &'a Loop,
+    first: Option<usize>,
+}
+
+impl Iterator for Parts<'_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let next = self.shared.take()?;
+        // The one before. The last is finished when `body` has returned, which may use what it
+        // has borrowed until then.
+        self.shared.finish_part();
+        Some(next)
+    }
+}
+
 impl Loop {
     /// A loop whose caller is this thread.
     ///
     /// # Safety
     /// The caller guarantees that [`finish`](Loop::finish) returns, or panics, before `body` ends
     /// if `work` has been called.
-    pub unsafe fn new(parts: usize, body: &(dyn Fn(usize) + Sync)) -> Self {
-        let body: *const (dyn Fn(usize) + Sync + '_) = body;
+    pub unsafe fn new(parts: usize, body: &Body<'_>) -> Self {
+        let body: *const Body<'_> = body;
         // SAFETY: only the lifetime changes; the caller guarantees what it protected.
-        let body: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(body) };
+        let body: *const Body<'static> = unsafe { std::mem::transmute(body) };
         Loop {
             body,
             parts,
@@ -71,19 +95,27 @@ impl Loop {
 
     /// Runs parts until none is left to take. A panic of one is kept for `finish`.
     pub fn work(&self) {
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.parts {
-                return;
-            }
-            // SAFETY: the part is not finished, so `finish` has not returned.
+        while let Some(first) = self.take() {
+            // SAFETY: the part is not finished before `body` returns, so `finish` has not
+            // returned.
             let body = unsafe { &*self.body };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
+            let mut parts = Parts { shared: self, first: Some(first) };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(&mut parts))) {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
-            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.caller.unpark();
-            }
+            self.finish_part();
+        }
+    }
+
+    /// The next part.
+    fn take(&self) -> Option<usize> {
+        let part = self.next.fetch_add(1, Ordering::Relaxed);
+        (part < self.parts).then_some(part)
+    }
+
+    fn finish_part(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.caller.unpark();
         }
     }
 
@@ -114,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_part_is_that_of_the_loop() {
-        let body = |part| assert_ne!(part, 3, "the third");
+        let body = |parts: &mut Parts<'_>| parts.for_each(|part| assert_ne!(part, 3, "the third"));
         // SAFETY: `finish` returns before `body` ends.
         let this = unsafe { Loop::new(9, &body) };
         thread::scope(|scope| {
@@ -146,9 +178,11 @@ mod model {
             loom::model(move || {
                 let cells = Cells((0..parts).map(|_| UnsafeCell::new(0)).collect());
                 let all = &cells;
-                let body = |part: usize| {
-                    // SAFETY: each part is taken once, which this test verifies.
-                    all.0[part].with_mut(|cell| unsafe { *cell += 1 });
+                let body = |parts: &mut Parts<'_>| {
+                    for part in parts {
+                        // SAFETY: each part is taken once, which this test verifies.
+                        all.0[part].with_mut(|cell| unsafe { *cell += 1 });
+                    }
                 };
                 // SAFETY: `finish` returns before `body` ends.
                 let this = Arc::new(unsafe { Loop::new(parts, &body) });

@@ -286,12 +286,14 @@ impl Queue {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::runtime::handshake::Parts;
     use std::sync::Barrier;
 
     /// Runs a loop of so many parts, and returns whether helpers are still wanted for it.
     fn run(helpers: &Helpers, parts: usize, body: &(dyn Fn(usize) + Sync)) -> bool {
+        let body = |parts: &mut Parts<'_>| parts.for_each(body);
         // SAFETY: `finish` returns before `body` ends.
-        let this = Arc::new(unsafe { Loop::new(parts, body) });
+        let this = Arc::new(unsafe { Loop::new(parts, &body) });
         helpers.ask(parts - 1, &this);
         this.work();
         helpers.dismiss(&this);
@@ -356,6 +358,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod model {
     use super::*;
+    use crate::runtime::handshake::Parts;
 
     /// Asks for help that is not needed, and then for help without which nothing is done, so that
     /// loom finds a deadlock if a helper misses its call.
@@ -364,8 +367,8 @@ mod model {
     /// a thread that waits for a lock as well.
     fn call(queue: &Queue, helpers: usize) {
         let done = AtomicUsize::new(0);
-        let body = |_| {
-            done.fetch_add(1, Ordering::Relaxed);
+        let body = |parts: &mut Parts<'_>| {
+            done.fetch_add(parts.count(), Ordering::Relaxed);
         };
         // SAFETY: there are no parts.
         let none = Arc::new(unsafe { Loop::new(0, &body) });

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::handshake::Loop;
+use super::handshake::{Body, Loop};
 use super::helpers::{Helpers, LONGEST};
 use super::memory;
 
@@ -174,7 +174,8 @@ impl Row {
             2.. if grain == 1 => true,
             4.. => true,
             2.. => self.loops >= 2,
-            _ => self.loops >= 4,
+            1 => self.loops >= 4,
+            0 => self.loops >= 8,
         };
         if pays { helpers() } else { lingering() }
     }
@@ -188,12 +189,14 @@ impl Row {
 /// which lost its CPU for a while does not hold up the others.
 const PARTS: usize = 8;
 
-/// Calls `body` on parts of `range`, in parallel where the range is longer than
-/// a grain and helpers are awake, or worth waking.
+/// What part of a grain is worth the help of a thread that is awake.
+const AWAKE: usize = 4;
+
+/// Calls `body` on parts of `range`, in parallel where that pays: where the range is longer than a
+/// grain, or a quarter of one while helpers are awake.
 ///
-/// `grain` is the number of items that are worth a task of their own: about 20
-/// microseconds of work. Parts start at multiples of `align` items from the start
-/// of the range.
+/// `grain` is the number of items that take about 20 microseconds. Parts start at multiples of
+/// `align` items from the start of the range.
 ///
 /// The caller works too, and never waits for a thread that has not begun: on a
 /// machine whose CPUs are taken (another library's threads that spin while they
@@ -204,28 +207,52 @@ pub fn for_each(
     align: usize,
     body: impl Fn(Range<usize>) + Sync,
 ) {
+    for_each_init(range, grain, align, || (), |(), part| body(part));
+}
+
+/// As [`for_each`], with something that each thread makes for itself: a copy of an operand, say,
+/// that is then in the thread's own cache.
+pub fn for_each_init<S>(
+    range: Range<usize>,
+    grain: usize,
+    align: usize,
+    init: impl Fn() -> S + Sync,
+    body: impl Fn(&mut S, Range<usize>) + Sync,
+) {
     let len = range.len();
-    if len < grain || len <= align || num_threads() == Ok(1) {
-        return body(range);
+    if len < grain.div_ceil(AWAKE) || len <= align || num_threads() == Ok(1) {
+        return body(&mut init(), range);
     }
     let row = Row::next();
     match row.helpers(len, grain) {
-        None => body(range),
+        None => body(&mut init(), range),
         Some(helpers) => {
-            // Half a grain once threads are awake, so that few parts divide evenly.
-            let size = len.div_ceil(PARTS * (helpers.threads() + 1));
-            let size = grain.div_ceil(2).max(size).next_multiple_of(align);
-            run(&helpers, len.div_ceil(size), &|part| {
-                let start = range.start + part * size;
-                body(start..range.end.min(start + size));
+            let size = size_of_part(len, grain, helpers.threads() + 1).next_multiple_of(align);
+            run(&helpers, len.div_ceil(size), &|parts| {
+                let mut own = init();
+                for part in parts {
+                    let start = range.start + part * size;
+                    body(&mut own, start..range.end.min(start + size));
+                }
             });
         }
     }
     row.end();
 }
 
+/// Items of a part, for so many threads.
+fn size_of_part(len: usize, grain: usize, threads: usize) -> usize {
+    if len < grain {
+        // One for each thread, if they take as long as asking for them.
+        len.div_ceil(threads).max(grain.div_ceil(2 * AWAKE))
+    } else {
+        // Half a grain, so that few parts divide evenly.
+        len.div_ceil(PARTS * threads).max(grain.div_ceil(2))
+    }
+}
+
 /// Runs the parts of a loop on this thread and those of the helpers that come.
-fn run(helpers: &Helpers, parts: usize, body: &(dyn Fn(usize) + Sync)) {
+fn run(helpers: &Helpers, parts: usize, body: &Body<'_>) {
     // SAFETY: `finish` returns after the last part, before `body` ends, and nothing
     // before it returns from here or unwinds: `work` keeps panics of the parts for it.
     let shared = Arc::new(unsafe { Loop::new(parts, body) });

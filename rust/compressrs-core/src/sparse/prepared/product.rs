@@ -10,10 +10,10 @@ use crate::numeric::element::Float;
 use crate::numeric::gathered::{LANES, Sums};
 use crate::numeric::vector::{Vector, WithWidth, full_width, half_width};
 use crate::runtime::memory;
-use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::parallel;
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, ByVectors, Kernel};
-use crate::sparse::dense::{Cells, Rows, SharedMatrix};
+use crate::sparse::dense::{Rows, SharedMatrix};
 use crate::sparse::epilogue::Epilogue;
 use crate::sparse::values::{Values, some, widened};
 
@@ -28,9 +28,6 @@ const SHARED: usize = 256 * 1024;
 
 /// Bytes of a panel's rows, at most.
 const PANEL: usize = 256;
-
-/// Values worth a task of their own in a permutation.
-const PERMUTE: usize = 32 * 1024;
 
 /// `y = a x`, and what the epilogue makes of it, where `a` has the pattern and the values
 /// given.
@@ -54,13 +51,14 @@ pub fn matmul_prepared<T: Float>(
     if a.rows == 0 || x.columns() == 0 {
         return;
     }
-    let read_often = x.columns() * size_of::<T>() > PANEL;
-    let wide = match &a.places {
-        Some(places) => Some(Cells::Owned(permuted(&widened(data), places))),
-        None => read_often.then(|| widened(data)),
-    };
+    let stored = a.places.as_ref().map(|_| widened(data));
+    let moved = { a.places.as_ref().zip(stored.as_deref()) };
+    let moved = moved.map(|(places, data)| Permuted { data, places });
+    let values = moved.as_ref().map_or(data, |moved| moved as &dyn Values<T>);
+    // What panels read again is widened, or moved, once.
+    let wide = (x.columns() * size_of::<T>() > PANEL).then(|| widened(values));
     let wide = wide.as_deref();
-    let values = wide.as_ref().map_or(data, |wide| wide);
+    let values = wide.as_ref().map_or(values, |wide| wide);
     let Some(parts) = &a.parts else {
         return Product { a, values, y: &y.share(), epilogue }.run(x);
     };
@@ -85,23 +83,32 @@ pub fn matmul_prepared<T: Float>(
     }
 }
 
-/// The values in the order of a prepared pattern.
-pub(super) fn permuted<T: Float>(data: &[T], places: &Places) -> Scratch<T> {
-    let mut values = Scratch::new(data.len());
-    let shared = SharedMut::new(&mut values);
-    parallel::for_each(0..data.len(), PERMUTE, 1, |part| {
-        // SAFETY: `values` is borrowed until the loop ends and parts do not overlap.
-        let out = unsafe { shared.slice(part.clone()) };
+/// Values in the order of a prepared pattern that has another than the matrix.
+pub(super) struct Permuted<'a, T> {
+    pub data: &'a [T],
+    pub places: &'a Places,
+}
+
+impl<T: Float> Values<T> for Permuted<'_, T> {
+    fn count(&self) -> usize {
+        self.data.len()
+    }
+
+    fn stored(&self) -> Option<&[T]> {
+        None
+    }
+
+    fn widen(&self, range: Range<usize>, out: &mut [T]) {
+        let Permuted { data, places } = *self;
         match places {
-            Places::Short(places) => simd::dispatch(Permute { data, places: &places[part], out }),
+            Places::Short(places) => simd::dispatch(Permute { data, places: &places[range], out }),
             Places::Long(places) => {
-                for (out, &place) in out.iter_mut().zip(&places[part]) {
+                for (out, &place) in out.iter_mut().zip(&places[range]) {
                     *out = data[place];
                 }
             }
         }
-    });
-    values
+    }
 }
 
 struct Permute<'a, T> {
@@ -206,6 +213,14 @@ impl<T: Float> Product<'_, T> {
                     let rows = block(*panel).to_rows_here(panel.padded, align);
                     self.multiply(&rows, *panel, 0..bands);
                 }
+            });
+            return;
+        }
+        if let [panel] = panels[..] {
+            // Each thread packs the panel: fetching it from another's cache takes longer.
+            let pack = || block(panel).to_rows_here(panel.padded, align);
+            parallel::for_each_init(0..bands, grain, 1, pack, |rows, bands| {
+                self.multiply(rows, panel, bands);
             });
             return;
         }

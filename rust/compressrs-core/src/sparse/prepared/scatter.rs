@@ -3,14 +3,15 @@
 
 use std::ops::Range;
 
-use super::product::permuted;
+use super::product::Permuted;
 use super::{BAND, Prepared};
 use crate::linalg::matrix::{Matrix, MatrixMut};
 use crate::numeric::element::Float;
-use crate::numeric::vector::{Vector, WithWidth, half_width};
+use crate::numeric::vector::Vector;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
+use crate::runtime::simd::{self, Kernel};
 use crate::sparse::epilogue::Epilogue;
 use crate::sparse::values::{Values, some, widened};
 
@@ -25,7 +26,7 @@ const GRAIN: usize = 32 * 1024;
 
 /// Bytes of a row of the dense matrix at most: more are gathered, by a pattern that is
 /// prepared for the transpose, since that stores each sum but once.
-const FEW: usize = 32;
+const FEW: usize = 16;
 
 /// Whether [`matmul_transposed_prepared`] does so many columns.
 pub fn scatters<T>(columns: usize) -> bool {
@@ -49,8 +50,6 @@ pub fn matmul_transposed_prepared<T: Float>(
 ) {
     match (x.columns(), size_of::<T>()) {
         (1, _) => product::<T, 1>(a, data, x, y, epilogue),
-        (2..=4, 4) => product::<T, 4>(a, data, x, y, epilogue),
-        (2, _) => product::<T, 2>(a, data, x, y, epilogue),
         (_, 4) => product::<T, { FEW / 4 }>(a, data, x, y, epilogue),
         (_, _) => product::<T, { FEW / 8 }>(a, data, x, y, epilogue),
     }
@@ -72,9 +71,10 @@ fn product<T: Float, const W: usize>(
     if columns == 0 || width == 0 {
         return;
     }
-    let moved = a.places.as_ref().map(|places| permuted(&widened(data), places));
-    let moved = moved.as_deref();
-    let values = moved.as_ref().map_or(data, |moved| moved);
+    let stored = a.places.as_ref().map(|_| widened(data));
+    let moved = { a.places.as_ref().zip(stored.as_deref()) };
+    let moved = moved.map(|(places, data)| Permuted { data, places });
+    let values = moved.as_ref().map_or(data, |moved| moved as &dyn Values<T>);
     let x = x.to_rows(W, true);
     let packed = x.as_slice().as_chunks::<W>().0;
     let of_parts = a.parts.as_ref().map(|parts| {
@@ -97,7 +97,7 @@ fn product<T: Float, const W: usize>(
             sums.fill(T::zero());
             let bands = piece * bands / pieces..(piece + 1) * bands / pieces;
             let (sums, _) = sums.as_chunks_mut::<W>();
-            half_width(Scatter { a, values, x, bands, sums });
+            simd::dispatch(Scatter { a, values, x, bands, sums });
         }
     });
     let (sums, _) = sums.as_chunks::<W>();
@@ -129,9 +129,11 @@ struct Scatter<'a, T, const W: usize> {
     sums: &'a mut [[T; W]],
 }
 
-impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
+impl<T: Float, const W: usize> Kernel for Scatter<'_, T, W> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<V: Vector<T>>(self) {
+    fn run(self) {
         let Scatter { a, values, x, bands, sums } = self;
         assert!(values.count() == a.entries() && sums.len() == a.columns);
         let mut buffer = Scratch::new(0);
@@ -154,26 +156,15 @@ impl<T: Float, const W: usize> WithWidth<T> for Scatter<'_, T, W> {
                             sum[0] = value.mul_add(x[0], sum[0]);
                             continue;
                         }
-                        if const { W == T::Portable::LANES } {
-                            // SAFETY: both have `W` elements.
-                            unsafe {
-                                let of = T::Portable::load(sum.as_ptr());
-                                let x = T::Portable::load(x.as_ptr());
-                                of.add_product(T::Portable::splat(*value), x)
-                                    .store(sum.as_mut_ptr());
-                            }
-                            continue;
-                        }
                         // Widths that belong to the other type are never asked for.
-                        if const { !W.is_multiple_of(V::LANES) } {
+                        if const { W != T::Portable::LANES } {
                             unreachable!("{W} columns");
                         }
-                        for l in (0..W).step_by(V::LANES) {
-                            // SAFETY: both have `W` elements.
-                            unsafe {
-                                let (x, sum) = (x.as_ptr().add(l), sum.as_mut_ptr().add(l));
-                                V::load(sum).add_product(V::splat(*value), V::load(x)).store(sum);
-                            }
+                        // SAFETY: both have `W` elements.
+                        unsafe {
+                            let of = T::Portable::load(sum.as_ptr());
+                            let x = T::Portable::load(x.as_ptr());
+                            of.add_product(T::Portable::splat(*value), x).store(sum.as_mut_ptr());
                         }
                     }
                 }
