@@ -14,7 +14,7 @@ use crate::numeric::vector::{Fours, Vector};
 pub(super) const LINE: usize = 64;
 
 /// Vectors of sums at most.
-const VECTORS: usize = 4;
+pub(super) const VECTORS: usize = 4;
 
 /// Dot products at most that are written at a time.
 pub(super) const MOST: usize = 16;

@@ -143,11 +143,11 @@ struct Product<'a, T> {
 
 /// Some columns of the dense matrix.
 #[derive(Clone, Copy)]
-struct Panel {
-    left: usize,
-    width: usize,
+pub(super) struct Panel {
+    pub left: usize,
+    pub width: usize,
     /// With those that fill it up.
-    padded: usize,
+    pub padded: usize,
 }
 
 /// Columns of the first panel of so many, with those that fill it up: 256, 128, 64, 32 or 16
@@ -166,7 +166,7 @@ pub(super) fn padded<T>(columns: usize) -> usize {
 }
 
 /// Cuts `columns` into panels.
-fn panels<T>(columns: usize) -> Vec<Panel> {
+pub(super) fn panels<T>(columns: usize) -> Vec<Panel> {
     let mut panels = Vec::new();
     let mut left = 0;
     while left < columns {
