@@ -26,12 +26,17 @@ pub type Body<'a> = dyn Fn(&mut Parts<'_>) + Sync + 'a;
 
 /// A loop that several threads take parts from.
 pub struct Loop {
-    /// Only to be called with a part taken from `next` that is not finished, for then `finish`
-    /// has not returned.
+    /// Only to be called with a part that is taken and not finished, for then `finish` has not
+    /// returned.
     body: *const Body<'static>,
     parts: usize,
-    /// The first part not taken yet.
-    next: AtomicUsize,
+    /// How many parts have been taken, or asked for in vain.
+    taken: AtomicUsize,
+    /// How many of them by the caller, from the first on, and by helpers, from the last on: so that
+    /// of loops over the same memory that follow one another, most of it stays in the cache of the
+    /// thread that wrote it.
+    first: AtomicUsize,
+    last: AtomicUsize,
     /// Parts not finished yet.
     left: AtomicUsize,
     caller: Thread,
@@ -48,7 +53,15 @@ unsafe impl Sync for Loop {}
 /// The parts that a thread takes, one after another.
 pub struct Parts<'a> {
     shared: &'a Loop,
+    taker: Taker,
     first: Option<usize>,
+}
+
+/// Who takes a part.
+#[derive(Clone, Copy)]
+enum Taker {
+    Caller,
+    Helper,
 }
 
 impl Iterator for Parts<'_> {
@@ -58,7 +71,7 @@ impl Iterator for Parts<'_> {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
-        let next = self.shared.take()?;
+        let next = self.shared.take(self.taker)?;
         // The one before. The last is finished when `body` has returned, which may use what it
         // has borrowed until then.
         self.shared.finish_part();
@@ -71,7 +84,7 @@ impl Loop {
     ///
     /// # Safety
     /// The caller guarantees that [`finish`](Loop::finish) returns, or panics, before `body` ends
-    /// if `work` has been called.
+    /// if `work` or `help` has been called.
     pub unsafe fn new(parts: usize, body: &Body<'_>) -> Self {
         let body: *const Body<'_> = body;
         // SAFETY: only the lifetime changes; the caller guarantees what it protected.
@@ -79,7 +92,9 @@ impl Loop {
         Loop {
             body,
             parts,
-            next: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
+            first: AtomicUsize::new(0),
+            last: AtomicUsize::new(0),
             left: AtomicUsize::new(parts),
             caller: thread::current(),
             cpu: affinity::current(),
@@ -90,16 +105,21 @@ impl Loop {
     /// As `work`, on a thread that keeps off the caller's CPU.
     pub fn help(&self) {
         affinity::leave(self.cpu);
-        self.work();
+        self.run(Taker::Helper);
     }
 
-    /// Runs parts until none is left to take. A panic of one is kept for `finish`.
+    /// Runs parts, on the caller's thread, until none is left to take. A panic of one is kept
+    /// for `finish`.
     pub fn work(&self) {
-        while let Some(first) = self.take() {
+        self.run(Taker::Caller);
+    }
+
+    fn run(&self, taker: Taker) {
+        while let Some(first) = self.take(taker) {
             // SAFETY: the part is not finished before `body` returns, so `finish` has not
             // returned.
             let body = unsafe { &*self.body };
-            let mut parts = Parts { shared: self, first: Some(first) };
+            let mut parts = Parts { shared: self, taker, first: Some(first) };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(&mut parts))) {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
@@ -108,9 +128,15 @@ impl Loop {
     }
 
     /// The next part.
-    fn take(&self) -> Option<usize> {
-        let part = self.next.fetch_add(1, Ordering::Relaxed);
-        (part < self.parts).then_some(part)
+    fn take(&self, taker: Taker) -> Option<usize> {
+        if self.taken.fetch_add(1, Ordering::Relaxed) >= self.parts {
+            return None;
+        }
+        // The ends do not meet: as many parts are taken from both as have been taken.
+        Some(match taker {
+            Taker::Caller => self.first.fetch_add(1, Ordering::Relaxed),
+            Taker::Helper => self.parts - 1 - self.last.fetch_add(1, Ordering::Relaxed),
+        })
     }
 
     fn finish_part(&self) {
@@ -150,7 +176,7 @@ mod tests {
         // SAFETY: `finish` returns before `body` ends.
         let this = unsafe { Loop::new(9, &body) };
         thread::scope(|scope| {
-            scope.spawn(|| this.work());
+            scope.spawn(|| this.help());
             this.work();
             let found = catch_unwind(AssertUnwindSafe(|| this.finish(Duration::ZERO))).unwrap_err();
             assert!(found.downcast_ref::<String>().unwrap().contains("the third"));
@@ -189,7 +215,7 @@ mod model {
                 let others: Vec<_> = (0..helpers)
                     .map(|_| {
                         let helper = Arc::clone(&this);
-                        thread::spawn(move || helper.work())
+                        thread::spawn(move || helper.help())
                     })
                     .collect();
                 this.work();

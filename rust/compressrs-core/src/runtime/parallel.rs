@@ -189,14 +189,12 @@ impl Row {
 /// which lost its CPU for a while does not hold up the others.
 const PARTS: usize = 8;
 
-/// What part of a grain is worth the help of a thread that is awake.
-const AWAKE: usize = 4;
-
-/// Calls `body` on parts of `range`, in parallel where that pays: where the range is longer than a
-/// grain, or a quarter of one while helpers are awake.
+/// Calls `body` on parts of `range`, in parallel where the range is longer than
+/// a grain and helpers are awake, or worth waking.
 ///
-/// `grain` is the number of items that take about 20 microseconds. Parts start at multiples of
-/// `align` items from the start of the range.
+/// `grain` is the number of items that are worth a task of their own: about 20
+/// microseconds of work. Parts start at multiples of `align` items from the start
+/// of the range.
 ///
 /// The caller works too, and never waits for a thread that has not begun: on a
 /// machine whose CPUs are taken (another library's threads that spin while they
@@ -207,27 +205,45 @@ pub fn for_each(
     align: usize,
     body: impl Fn(Range<usize>) + Sync,
 ) {
-    for_each_init(range, grain, align, || (), |(), part| body(part));
+    divide(range, (grain, grain), align, || (), |(), part| body(part));
 }
 
-/// As [`for_each`], with something that each thread makes for itself: a copy of an operand, say,
-/// that is then in the thread's own cache.
-pub fn for_each_init<S>(
+/// As [`for_each`], for loops that compute much with what they read, or read most of it from
+/// memory that other threads do not write: a quarter of a grain is worth the help of a thread
+/// that is awake. Where most comes from the caller's cache, fetching it takes longer.
+///
+/// Each thread makes something for itself that its parts share, such as a copy of an operand in
+/// its own cache.
+pub fn for_each_fine<S>(
     range: Range<usize>,
     grain: usize,
+    init: impl Fn() -> S + Sync,
+    body: impl Fn(&mut S, Range<usize>) + Sync,
+) {
+    divide(range, (grain, grain.div_ceil(4)), 1, init, body);
+}
+
+/// As [`for_each`]; `least` items are worth the help of a thread that is awake.
+fn divide<S>(
+    range: Range<usize>,
+    (grain, least): (usize, usize),
     align: usize,
     init: impl Fn() -> S + Sync,
     body: impl Fn(&mut S, Range<usize>) + Sync,
 ) {
     let len = range.len();
-    if len < grain.div_ceil(AWAKE) || len <= align || num_threads() == Ok(1) {
+    if len < least || len <= align || num_threads() == Ok(1) {
         return body(&mut init(), range);
     }
     let row = Row::next();
     match row.helpers(len, grain) {
         None => body(&mut init(), range),
         Some(helpers) => {
-            let size = size_of_part(len, grain, helpers.threads() + 1).next_multiple_of(align);
+            let threads = helpers.threads() + 1;
+            // One for each thread where that takes little longer than asking for help.
+            let parts = if len < grain { threads } else { PARTS * threads };
+            // Half of the least, so that few parts divide evenly.
+            let size = len.div_ceil(parts).max(least.div_ceil(2)).next_multiple_of(align);
             run(&helpers, len.div_ceil(size), &|parts| {
                 let mut own = init();
                 for part in parts {
@@ -238,17 +254,6 @@ pub fn for_each_init<S>(
         }
     }
     row.end();
-}
-
-/// Items of a part, for so many threads.
-fn size_of_part(len: usize, grain: usize, threads: usize) -> usize {
-    if len < grain {
-        // One for each thread, if they take as long as asking for them.
-        len.div_ceil(threads).max(grain.div_ceil(2 * AWAKE))
-    } else {
-        // Half a grain, so that few parts divide evenly.
-        len.div_ceil(PARTS * threads).max(grain.div_ceil(2))
-    }
 }
 
 /// Runs the parts of a loop on this thread and those of the helpers that come.

@@ -26,6 +26,9 @@ const PACK: usize = 12;
 /// Elements of a dense matrix that stay in the second level of each thread's cache.
 const SHARED: usize = 256 * 1024;
 
+/// Values that each thread widens for itself, at most.
+const FEW: usize = 32 * 1024;
+
 /// Bytes of a panel's rows, at most.
 const PANEL: usize = 256;
 
@@ -55,8 +58,10 @@ pub fn matmul_prepared<T: Float>(
     let moved = { a.places.as_ref().zip(stored.as_deref()) };
     let moved = moved.map(|(places, data)| Permuted { data, places });
     let values = moved.as_ref().map_or(data, |moved| moved as &dyn Values<T>);
-    // What panels read again is widened, or moved, once.
-    let wide = (x.columns() * size_of::<T>() > PANEL).then(|| widened(values));
+    // What is read for several panels is widened, or moved, once; a few values by each thread,
+    // for that takes less time than fetching them from another's cache.
+    let times = if a.entries() < FEW { parallel::num_threads().unwrap_or(1) } else { 1 };
+    let wide = (x.columns() * size_of::<T>() > PANEL * times).then(|| widened(values));
     let wide = wide.as_deref();
     let values = wide.as_ref().map_or(values, |wide| wide);
     let Some(parts) = &a.parts else {
@@ -188,9 +193,15 @@ impl<T: Float> Product<'_, T> {
         };
         if x.columns() == 1 {
             let x = x.to_rows(1, false);
-            parallel::for_each(0..bands, GRAIN.div_ceil(cycles(1)), 1, |bands| {
-                simd::dispatch(Column { product: self, x: x.as_slice(), bands });
-            });
+            let grain = GRAIN.div_ceil(cycles(1));
+            parallel::for_each_fine(
+                0..bands,
+                grain,
+                || (),
+                |(), bands| {
+                    simd::dispatch(Column { product: self, x: x.as_slice(), bands });
+                },
+            );
             return;
         }
         let panels = panels::<T>(x.columns());
@@ -208,18 +219,24 @@ impl<T: Float> Product<'_, T> {
         let even = panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads;
         if even && !by_bands {
             // Each task packs its panels, which are still in its cache then.
-            parallel::for_each(0..panels.len(), grain.div_ceil(bands.max(1)), 1, |some| {
-                for panel in &panels[some] {
-                    let rows = block(*panel).to_rows_here(panel.padded, align);
-                    self.multiply(&rows, *panel, 0..bands);
-                }
-            });
+            let grain = grain.div_ceil(bands.max(1));
+            parallel::for_each_fine(
+                0..panels.len(),
+                grain,
+                || (),
+                |(), some| {
+                    for panel in &panels[some] {
+                        let rows = block(*panel).to_rows_here(panel.padded, align);
+                        self.multiply(&rows, *panel, 0..bands);
+                    }
+                },
+            );
             return;
         }
         if let [panel] = panels[..] {
             // Each thread packs the panel: fetching it from another's cache takes longer.
             let pack = || block(panel).to_rows_here(panel.padded, align);
-            parallel::for_each_init(0..bands, grain, 1, pack, |rows, bands| {
+            parallel::for_each_fine(0..bands, grain, pack, |rows, bands| {
                 self.multiply(rows, panel, bands);
             });
             return;

@@ -84,9 +84,14 @@ fn sample<T: Float>(
     let parts = parts(bands, most, parallel::num_threads().unwrap_or(1));
     let of_entry = 3 + u.columns() * size_of::<T>() / 32;
     let cycles = memory::product(a.entries(), of_entry) / parts + 1;
-    parallel::for_each(0..parts, GRAIN.div_ceil(cycles), 1, |some| {
-        task.run(some.start * bands / parts..some.end * bands / parts);
-    });
+    parallel::for_each_fine(
+        0..parts,
+        GRAIN.div_ceil(cycles),
+        || (),
+        |(), some| {
+            task.run(some.start * bands / parts..some.end * bands / parts);
+        },
+    );
 }
 
 /// How many parts to divide bands into: about `most`, but such that threads finish together.

@@ -89,17 +89,22 @@ fn product<T: Float, const W: usize>(
     let pieces = pieces.clamp(1, PIECES).min(bands.max(1));
     let mut sums = Scratch::<T>::new(memory::product(memory::product(pieces, columns), W));
     let shared = SharedMut::new(&mut sums);
-    let grain = if a.entries() < 2 * GRAIN { pieces } else { 1 };
-    parallel::for_each(0..pieces, grain, 1, |some| {
-        for piece in some {
-            // SAFETY: `sums` is borrowed until the loop ends, and pieces have their own.
-            let sums = unsafe { shared.slice(piece * columns * W..(piece + 1) * columns * W) };
-            sums.fill(T::zero());
-            let bands = piece * bands / pieces..(piece + 1) * bands / pieces;
-            let (sums, _) = sums.as_chunks_mut::<W>();
-            simd::dispatch(Scatter { a, values, x, bands, sums });
-        }
-    });
+    let grain = (GRAIN * pieces).div_ceil(a.entries().max(1));
+    parallel::for_each_fine(
+        0..pieces,
+        grain,
+        || (),
+        |(), some| {
+            for piece in some {
+                // SAFETY: `sums` is borrowed until the loop ends, and pieces have their own.
+                let sums = unsafe { shared.slice(piece * columns * W..(piece + 1) * columns * W) };
+                sums.fill(T::zero());
+                let bands = piece * bands / pieces..(piece + 1) * bands / pieces;
+                let (sums, _) = sums.as_chunks_mut::<W>();
+                simd::dispatch(Scatter { a, values, x, bands, sums });
+            }
+        },
+    );
     let (sums, _) = sums.as_chunks::<W>();
     let y = y.share();
     let mut block = [[T::zero(); W]; BAND];
