@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,9 @@ _FORMATS: dict[str, type[CSRMatrix] | type[BSRMatrix]] = {"csr": CSRMatrix, "bsr
 #: What is added to the name of a format whose values are bfloat16, which NumPy's files do not
 #: know: so SciPy refuses the file rather than taking the bits for integers.
 _BFLOAT16 = "_bfloat16"
+
+#: The most bytes of the name of a format.
+_LONGEST_NAME = 256
 
 
 def save_npz(
@@ -79,10 +84,20 @@ def write_npz(path: Path, name: str, parts: dict[str, Array], compressed: bool) 
     write_atomically(path, buffer.getvalue())
 
 
+#: The arrays of which each entry of a matrix has one element, in the formats of all files.
+_OF_ENTRIES = ("data", "codes", "indices")
+
+#: The most bytes that a byte of a deflated member can expand to.
+_MOST_DEFLATED = 1032
+
+
 def read_npz(
     path: Path, formats: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[str, tuple[int, ...], list[Array]]:
     """Return the name of the format, the shape and the arrays of these names.
+
+    What the members say of their sizes is compared with each other, and with the size of the
+    file, before any array is decompressed.
 
     Raises
     ------
@@ -90,8 +105,9 @@ def read_npz(
         If the file cannot be read.
     ValueError
         If it is corrupt, of another format, or has no such arrays.
+    MemoryError
+        If memory cannot hold the arrays.
     """
-    # Opened here, since NumPy does not close a corrupt file.
     with open_regular(path) as stream:
         form, shape, parts = _members(path, stream, formats, names)
     if form not in formats:
@@ -105,25 +121,70 @@ def _members(
 ) -> tuple[str, tuple[int, ...], list[Array]]:
     """Return what `read_npz` does, but neither shape nor arrays if the format is another."""
     try:
-        with np.load(stream, allow_pickle=False) as arrays:
-            form = arrays["format"].item()
+        with zipfile.ZipFile(stream) as archive:
+            size = os.fstat(stream.fileno()).st_size
+            headers = {name: _header(archive, name, size) for name in ("format", "shape")}
+            if headers["format"] != () or headers["shape"] != (2,):
+                raise ValueError("its format and its shape are not one name and two numbers")
+            form = _array(archive, "format").item()
             form = form.decode("ascii", "replace") if isinstance(form, bytes) else str(form)
             if form not in formats:
                 return form, (), []
-            return form, tuple(arrays["shape"].tolist()), [arrays[name] for name in names]
+            shape = tuple(_array(archive, "shape").tolist())
+            headers = {name: _header(archive, name, size) for name in names}
+            lengths = {headers[name][:1] for name in names if name in _OF_ENTRIES}
+            if len(lengths) != 1:
+                raise ValueError("its arrays are not of the same number of entries")
+            if math.prod(headers["indptr"]) > shape[0] + 1:
+                raise ValueError("indptr has more elements than the matrix has rows")
+            return form, shape, [_array(archive, name) for name in names]
     except OSError as error:
         # Offsets in a corrupt archive may lead before its start.
         if error.errno != errno.EINVAL:
             raise
         raise ValueError(f"{path} is not a sparse matrix: {error}") from None
+    except MemoryError:
+        raise MemoryError(f"the arrays of {path} are more than memory can hold") from None
     except Exception as error:  # a corrupt archive can raise almost anything
         raise ValueError(f"{path} is not a sparse matrix: {error}") from None
+
+
+def _header(archive: zipfile.ZipFile, name: str, size: int) -> tuple[int, ...]:
+    """Return the shape of an array in an archive of `size` bytes, after checking what is said.
+
+    The archive says how long the member is, the member's header how many numbers it holds;
+    nothing else of it is decompressed.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed by another method than deflate")
+    most = _MOST_DEFLATED if member.compress_type == zipfile.ZIP_DEFLATED else 1
+    if not member.file_size <= most * member.compress_size <= most * size:
+        raise ValueError(f"{name} is said to have {member.file_size} bytes, more than there are")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+        shape, _, dtype = read(stream)
+        start = stream.tell()
+    if dtype.kind not in "biufSU" or dtype.itemsize > _LONGEST_NAME:
+        raise ValueError(f"{name} is of dtype {dtype}")
+    if member.file_size != start + math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has not as many bytes as {dtype} of shape {shape}")
+    return tuple(shape)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Array:
+    """Return an array of an archive, read in pieces."""
+    with archive.open(f"{name}.npy") as stream:
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
 
 
 def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
     """Load a CSR or BSR matrix that `save_npz`, or SciPy's, wrote.
 
-    Its pattern is immutable and checked once.
+    Its pattern is immutable and checked once. A deflated file may hold up to a thousand times its
+    size: the arrays take the memory that their headers say, which is compared with the file first.
 
     Raises
     ------
@@ -131,6 +192,8 @@ def load_npz(file: str | os.PathLike[str]) -> CSRMatrix | BSRMatrix:
         If the file cannot be read.
     ValueError
         If it is corrupt, or does not hold a CSR or BSR matrix.
+    MemoryError
+        If memory cannot hold the arrays.
     """
     path = file_path(file, "file")
     formats = *_FORMATS, *(name + _BFLOAT16 for name in _FORMATS)
