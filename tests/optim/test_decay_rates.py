@@ -90,9 +90,22 @@ def test_no_trace_of_larger_gradients(cls, kwargs, storage):
     for name, x in state.items():
         if cls is cr.optim.SOAP and name in ("exp_avg_sq", "left_basis", "right_basis"):
             continue  # the bases are turned from those before
+        if cls is cr.optim.Adadelta and name.startswith("acc_delta"):
+            continue  # of a step that is as long as the one before
         np.testing.assert_array_equal(x, expected_state[name], err_msg=name)
-    if cls is not cr.optim.SOAP:
+    if cls not in (cr.optim.SOAP, cr.optim.Adadelta):
         np.testing.assert_array_equal(w, expected)
+
+
+def test_adadelta_steps_by_the_last_step():
+    g = np.random.default_rng(3).standard_normal(50)
+    w, last, expected = np.zeros(50), np.zeros(50), np.zeros(50)
+    opt = cr.optim.Adadelta(w, lr=1.0, rho=0, eps=1e-4)
+    for t in range(1, 5):
+        opt.step(t * g)
+        last = np.sqrt(last**2 + 1e-4) / np.sqrt((t * g) ** 2 + 1e-4) * t * g
+        expected -= last
+        np.testing.assert_allclose(w, expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize(

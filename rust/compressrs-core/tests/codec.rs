@@ -175,7 +175,7 @@ fn blocks_of_every_form_and_length() {
         for max in [1, 2, 3, 4, 15, 16, 200, 256] {
             // Uniform: no table pays, so that all packed forms occur.
             let symbols: Vec<u8> = (0..n)
-                .map(|i| ((i * 2_654_435_761) >> 7) as u8)
+                .map(|i| ((i as u64 * 2_654_435_761) >> 7) as u8)
                 .map(|b| (usize::from(b) % max) as u8)
                 .collect();
             let mut stream = Vec::new();

@@ -98,7 +98,7 @@ impl Owned {
 }
 
 fn value(i: usize) -> f32 {
-    ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+    ((i as u64 * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
 }
 
 fn masks() -> impl Strategy<Value = Vec<(usize, Option<u64>)>> {
@@ -407,4 +407,7 @@ fn blending() {
     clamp(&mut x, 10.0);
     assert_eq!(x[..2], [-10.0, 6.0]);
     assert!(x[2].is_nan());
+    let mut y = [15.0f32, -5.0, 5.5, -5.5];
+    clamp(&mut y, 5.0);
+    assert_eq!(y, [5.0, -5.0, 5.0, -5.0]);
 }

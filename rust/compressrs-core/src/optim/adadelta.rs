@@ -56,7 +56,8 @@ impl<C: Float> Formula<C, 2> for Deltas<C> {
 
     #[inline(always)]
     fn replaces(&self) -> [bool; 2] {
-        [self.rho == C::zero(); 2]
+        // The step reads the mean of squared steps before it is updated.
+        [self.rho == C::zero(), false]
     }
 
     #[inline(always)]

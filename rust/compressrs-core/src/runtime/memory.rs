@@ -110,6 +110,9 @@ mod tests {
         *panic.downcast_ref().expect("the payload of a failed allocation")
     }
 
+    /// Numbers of 8 bytes that no machine has the memory for.
+    const HUGE: usize = 1 << (usize::BITS - 4);
+
     #[test]
     fn what_fits_is_what_was_asked_for() {
         assert_eq!(zeroed::<f32>(3), [0.0; 3]);
@@ -122,7 +125,6 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_unwinds_with_its_size() {
-        const HUGE: usize = 1 << 59;
         assert_eq!(payload(|| zeroed::<f64>(HUGE)).bytes, HUGE * 8);
         assert_eq!(payload(|| with_capacity::<f64>(HUGE)).bytes, HUGE * 8);
         assert_eq!(payload(|| zeroed::<f64>(usize::MAX)).bytes, usize::MAX);
@@ -136,11 +138,11 @@ mod tests {
         let found = payload(|| {
             super::super::parallel::for_each(0..100, 1, 1, |part| {
                 if part.contains(&70) {
-                    drop(zeroed::<f64>(1 << 59));
+                    drop(zeroed::<f64>(HUGE));
                 }
             });
         });
         super::super::parallel::set_num_threads(threads).unwrap();
-        assert_eq!(found.bytes, 1 << 62);
+        assert_eq!(found.bytes, HUGE * 8);
     }
 }

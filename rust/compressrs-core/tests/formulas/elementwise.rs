@@ -361,6 +361,24 @@ fn agreement_is_of_signs() {
     assert_eq!(weight, [-0.1 - 0.1 * 1.2]);
 }
 
+/// A step that is infinite or not a number shows, also where it cannot agree with the gradient.
+#[test]
+fn cautious_steps_beyond_the_range() {
+    let rule = Adam { eps: 0.0, cautious: true, ..Default::default() };
+    // A quotient beyond the range, and NaN of either.
+    let nan = f64::NAN;
+    for (average, square, grad) in [(1e300, 1e-300, 0.0), (nan, 1.0, 1.0), (0.5, 1.0, nan)] {
+        let (mut weight, mut buffers) = ([0.0], [[average], [square]]);
+        let mut states: [Moments<'_, f64>; MAX_STATES] = Default::default();
+        for (state, buffer) in states.iter_mut().zip(&mut buffers) {
+            *state = Moments::from(&mut buffer[..]);
+        }
+        let update = rule.at(2, &mut Scalars::default());
+        step(&mut [Tensor::new(update, &[1], &mut weight[..], &[grad][..], states)]);
+        assert!(!weight[0].is_finite(), "{average} {square} {grad}: {weight:?}");
+    }
+}
+
 /// Counts over more elements than a task has.
 #[test]
 fn many_cautious_elements() {

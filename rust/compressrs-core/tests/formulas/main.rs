@@ -1,10 +1,12 @@
 //! Every rule over several steps, with options that are not the defaults, against its formula in
 //! plain double precision: element by element, without lanes, blocks or threads.
 
+mod decay_rates;
 mod elementwise;
 mod hyperparameters;
 mod matrices;
 mod norms;
+mod storage;
 mod whole_tensor;
 
 use compressrs_core::optim::{

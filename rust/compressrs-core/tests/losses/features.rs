@@ -30,6 +30,14 @@ fn hints() {
     let mut grad = [0.0f32; 2];
     let loss = hint(1, &[3e30f32, 0.0], &[0.0, 4e30], &mut grad);
     assert!((loss / 12.5e60 - 1.0).abs() < 1e-6 && grad == [3e30, -4e30]);
+    let loss = hint(1, &[4e30f32, 1e30], &[1e30, 5e30], &mut grad);
+    assert!((loss / 12.5e60 - 1.0).abs() < 1e-6, "{loss}");
+    // More than a task has.
+    let (s, t) = (values(1, 100_000), values(2, 100_000));
+    let mut grad = vec![0.0; s.len()];
+    let wanted = s.iter().zip(&t).map(|(s, t)| (s - t).powi(2)).sum::<f64>() / 2.0 / 1000.0;
+    assert!((hint(1000, &s, &t, &mut grad) / wanted - 1.0).abs() < 1e-12);
+    assert!((0..s.len()).all(|i| (grad[i] - (s[i] - t[i]) / 1000.0).abs() < 1e-15));
     // Of no features.
     assert_eq!(hint::<f64>(2, &[], &[], &mut []), 0.0);
 }

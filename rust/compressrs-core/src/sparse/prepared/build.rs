@@ -103,7 +103,7 @@ fn build<I: Index, P: Index>(
     let rows_cut = offsets.len() - 1;
     // Long bands, in which many rows are of one length, but some where threads need them.
     let step = (rows_cut / 4).next_multiple_of(16).clamp(64, BAND);
-    let of_entries = (BAND_ENTRIES * rows_cut / entries.max(1)).next_multiple_of(16);
+    let of_entries = (BAND_ENTRIES.saturating_mul(rows_cut) / entries.max(1)).next_multiple_of(16);
     let step = step.min(of_entries.max(16));
     let mut indices = memory::zeroed::<u16>(entries + LANES);
     let mut moved = memory::zeroed::<P>(if places.is_some() { entries } else { 0 });

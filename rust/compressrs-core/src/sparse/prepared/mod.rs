@@ -107,9 +107,10 @@ struct Segment(u64);
 
 impl Segment {
     fn new(start: usize, len: usize, row: usize, (first, last): (bool, bool)) -> Self {
+        let start = start as u64;
         assert!(start < 1 << 38 && (1..=TALLEST).contains(&len) && row < BAND);
         let flags = u64::from(first) << 1 | u64::from(last);
-        Segment((start as u64) << 26 | (len as u64 - 1) << 10 | flags << 8 | row as u64)
+        Segment(start << 26 | (len as u64 - 1) << 10 | flags << 8 | row as u64)
     }
 
     /// The same of values that have moved.
