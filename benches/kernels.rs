@@ -221,12 +221,14 @@ fn csr(c: &mut Criterion) {
                 }
             });
         });
+        group.bench_function("sddmm", |b| {
+            b.iter(|| sddmm_prepared(&prepared, dense, turned.transposed(), &mut grad, false));
+        });
+        // Entries, not products of them: docs/sparse.md says what one takes.
+        group.throughput(Throughput::Elements(nnz as u64));
         group.bench_function("prepare", |b| b.iter(|| Prepared::new(pattern, tiling)));
         group.bench_function("prepare transposed", |b| {
             b.iter(|| Prepared::transposed(pattern, tiling));
-        });
-        group.bench_function("sddmm", |b| {
-            b.iter(|| sddmm_prepared(&prepared, dense, turned.transposed(), &mut grad, false));
         });
         if columns == 64 {
             group.bench_function("transpose", |b| {
