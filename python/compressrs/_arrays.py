@@ -134,7 +134,7 @@ def empty_aligned(
         return np.empty(shape, dtype, order)
     with allocating(f"an array of shape {shape}"):
         buffer = np.empty(size + _LINE, np.uint8)
-    start: int = -buffer.__array_interface__["data"][0] % _LINE
+    start = -_core.address(buffer) % _LINE
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer, start, order=order)
     return array
 
@@ -457,5 +457,5 @@ def same_memory(a: Array, b: Array) -> bool:
         a.shape == b.shape
         and a.strides == b.strides
         and a.dtype == b.dtype
-        and a.__array_interface__["data"] == b.__array_interface__["data"]
+        and _core.address(a) == _core.address(b)
     )

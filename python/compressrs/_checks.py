@@ -169,7 +169,9 @@ def count(value: Any, name: str) -> int:
 
 def flag(value: Any, name: str) -> bool:
     """Return `value`, if it is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
     return bool(value)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compressrs import _core
 from compressrs._arrays import Array, ArrayTree, flatten
 
 
@@ -31,7 +32,7 @@ def require_trained(model: Any, optimizer: Any, name: str) -> None:
         if arrays is None:
             return
         trained += arrays
-    if not trained or {_start(a) for a in own} & {_start(a) for a in trained}:
+    if not trained or {_core.address(a) for a in own} & {_core.address(a) for a in trained}:
         return
     if not any(np.may_share_memory(a, b) for a in own for b in trained):
         raise ValueError(
@@ -46,8 +47,3 @@ def _known(tree: ArrayTree) -> list[Array] | None:
     if not all(isinstance(array, np.ndarray) for array in arrays):
         return None
     return [array for array in arrays if array.size]
-
-
-def _start(array: Array) -> int:
-    start: int = array.__array_interface__["data"][0]
-    return start

@@ -235,4 +235,4 @@ def _is_orphan(known: _Known) -> bool:
 
 
 def _place(array: Array) -> _Place:
-    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype
+    return _core.address(array), array.shape, array.strides, array.dtype

@@ -100,27 +100,33 @@ class Products:
         to the bias and the ReLU, and each result is rounded once.
         """
         x = self._operand(x, "x")
-        if x.shape[0] != self.shape[1]:
-            need = (self.shape[1], *x.shape[1:])
-            raise ValueError(f"x must have shape {need}, got {x.shape}")
+        rows, columns = self.shape
+        if x.shape[0] != columns:
+            raise ValueError(f"x must have shape {(columns, *x.shape[1:])}, got {x.shape}")
+        shape = (rows, *x.shape[1:])
         if out is not None:
             out = as_array(out, "out")
-            shape = (self.shape[0], *x.shape[1:])
             if out.shape != shape:
                 raise ValueError(f"out must have shape {shape}, got {out.shape}")
-        return self._product(x, out, bias, relu, accumulate)
+        return self._product(x, out, shape, bias, relu, accumulate)
 
     def _product(
-        self, x: Array, out: Array | None, bias: Array | None, relu: bool, accumulate: bool
+        self,
+        x: Array,
+        out: Array | None,
+        shape: tuple[int, ...],
+        bias: Array | None,
+        relu: bool,
+        accumulate: bool,
     ) -> npt.NDArray[Any]:
-        """Return ``matmul(x, out, ...)``, where `x` and `out` have been checked."""
+        """Return ``matmul(x, out, ...)`` of this shape; `x` and `out` have been checked."""
         accumulate = flag(accumulate, "accumulate")
         if out is None:
             if accumulate:
                 raise ValueError("accumulate=True needs out, the array to add to")
             # In the memory order of `x`, so that transposes have the same order too.
             order: Literal["F", "C"] = "F" if x.flags.fnc else "C"
-            out = empty_aligned((self.shape[0], *x.shape[1:]), x.dtype, order)
+            out = empty_aligned(shape, x.dtype, order)
         if bias is not None:
             bias = as_array(bias, "bias")
         x2, out2 = (x, out) if x.ndim == 2 else (x[:, None], out[:, None])
@@ -158,13 +164,13 @@ class Products:
         rows, columns = self.shape
         if y.shape[-1] != rows:
             raise ValueError(f"y must have shape {(*y.shape[:-1], rows)}, got {y.shape}")
+        shape = (*y.shape[:-1], columns)
         if out is not None:
             out = as_array(out, "out")
-            shape = (*y.shape[:-1], columns)
             if out.shape != shape:
                 raise ValueError(f"out must have shape {shape}, got {out.shape}")
         turned = None if out is None else out.T
-        product = self._transposed()._product(y.T, turned, bias, relu, accumulate)
+        product = self._transposed()._product(y.T, turned, shape[::-1], bias, relu, accumulate)
         return np.asarray(product.T) if out is None else out
 
     def to_dense(self) -> npt.NDArray[Any]:

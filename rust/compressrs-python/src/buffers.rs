@@ -364,6 +364,12 @@ fn fields<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a objects::PyArrayObjec
     unsafe { &*objects::_PyArray_GET_ITEM_DATA(array.as_array_ptr()) }
 }
 
+/// Where the first element of an array is. Its `__array_interface__` says so too, in a microsecond.
+#[pyfunction]
+pub fn address(array: &Bound<'_, PyUntypedArray>) -> usize {
+    fields(array).data as usize
+}
+
 /// A view of an array that Python code has no reference to, so that none can change its shape or
 /// dtype. It is of no subclass.
 pub fn private_view<'py>(

@@ -33,6 +33,8 @@ mod _core {
     #[pymodule_export]
     use crate::blend::{accumulate, clamp, lerp, norm, scale};
     #[pymodule_export]
+    use crate::buffers::address;
+    #[pymodule_export]
     use crate::codec::{Checksum, decode_planes, encode_planes, merge_positions, split_positions};
     #[pymodule_export]
     use crate::distill::features::{attention_loss, dist_loss, hint_loss, rkd_loss};
