@@ -183,14 +183,45 @@ def convert():
     )
 
 
+def types():
+    """Compare products of values, and of operands, in other types with those in float32."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((1536, 384)).astype(np.float32)
+    w *= cr.prune.magnitude_mask(w, sparsity=0.9)
+    single = cr.sparse.CSRMatrix.from_dense(w)
+    half, brain = single.astype("float16"), single.astype("bfloat16")
+    codes = cr.quantize.QuantizedCSRMatrix.from_csr(single, cr.quantize.Scheme(bits=8))
+    for n in (1, 32, 512):
+        x = rng.standard_normal((384, n)).astype(np.float32)
+        rounded = x.astype(np.float16)
+        compare(
+            f"1536 x 384, 90 % zeros, values in float16, times {n} columns in float32",
+            {
+                "compressrs": lambda x=x: half @ x,
+                "values in bfloat16": lambda x=x: brain @ x,
+                "values in 8 bits": lambda x=x: codes @ x,
+                "values in float32": lambda x=x: single @ x,
+                "values and columns in float16": lambda x=rounded: half @ x,
+            },
+        )
+
+
+#: Outputs, inputs, zeros and batch of layers that are trained: a large one, and MiniLM's.
+TRAINED = ((2048, 2048, 0.95, 64), (1536, 384, 0.9, 128), (384, 1536, 0.9, 128))
+
+
 def training():
     """Compare a training step of one layer: forward, both gradients, Adam."""
+    for case in TRAINED:
+        _train(*case)
+
+
+def _train(outputs, inputs, zeros, batch):
     rng = np.random.default_rng(0)
-    size, batch = 2048, 64
-    x = rng.standard_normal((batch, size)).astype(np.float32)
-    dy = rng.standard_normal((batch, size)).astype(np.float32)
-    dense = cr.nn.Linear(size, size, rng=0)
-    mask = rng.random((size, size)) < 0.05
+    x = rng.standard_normal((batch, inputs)).astype(np.float32)
+    dy = rng.standard_normal((batch, outputs)).astype(np.float32)
+    dense = cr.nn.Linear(inputs, outputs, rng=0)
+    mask = rng.random((outputs, inputs)) < 1 - zeros
     dense.weight[~mask] = 0
     sparse = cr.nn.SparseLinear.from_linear(dense)
 
@@ -206,7 +237,7 @@ def training():
     }
     if torch:
         weight = torch.from_numpy(dense.weight.copy()).requires_grad_()
-        bias = torch.zeros(size, requires_grad=True)
+        bias = torch.zeros(outputs, requires_grad=True)
         keep = torch.from_numpy(mask.astype(np.float32))
         tensor, out = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
         fused = torch.optim.Adam([weight, bias], fused=True)
@@ -218,15 +249,17 @@ def training():
             fused.step()
 
         contenders["Torch, masked"] = masked
+    targets = Target("dense NumPy, our Adam", 1 / 4), Target("Torch, masked", 1 / 5)
     compare(
-        "training step of a layer, 2048 x 2048, 95 % zeros, batch 64",
+        f"training step of a layer, {outputs} x {inputs}, {zeros:.0%} zeros, batch {batch}",
         contenders,
-        (Target("dense NumPy, our Adam", 1 / 4), Target("Torch, masked", 1 / 5)),
+        targets if zeros == 0.95 else (),
     )
 
 
 def csr():
     """Run the quick comparisons; `grid` has the others."""
     moderate()
+    types()
     convert()
     training()
