@@ -100,6 +100,16 @@ pub fn reserve<T>(vec: &mut Vec<T>, more: usize) {
     }
 }
 
+/// Looks for memory that tasks are going to ask for when others have written already. It is
+/// reserved, not touched, and released again: what other work takes meanwhile may still be missing
+/// then.
+///
+/// # Unwinds
+/// With [`OutOfMemory`].
+pub fn look_for<T>(len: usize) {
+    drop(with_capacity::<T>(len));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -216,6 +216,9 @@ impl<T: Float> Product<'_, T> {
         // Threads would take lines that hold parts of two panels from each other; but a large
         // panel should stay in a thread's cache.
         let by_bands = self.y.shares_lines() && memory::product(x.rows(), x.columns()) <= SHARED;
+        if self.epilogue.accumulate {
+            memory::look_for::<T>(memory::product(threads.min(bands) * first, x.rows()));
+        }
         let even = panels.len().is_multiple_of(threads) || panels.len() >= 4 * threads;
         if even && !by_bands {
             // Each task packs its panels, which are still in its cache then.

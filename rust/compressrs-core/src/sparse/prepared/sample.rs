@@ -76,12 +76,17 @@ fn sample<T: Float>(
         out.fill(T::zero());
     }
     let (panels, v) = (panels::<T>(u.columns()), v.transposed());
+    let threads = parallel::num_threads().unwrap_or(1);
+    if accumulate && let Some(panel) = panels.first() {
+        let threads = threads.min(a.bands.len());
+        memory::look_for::<T>(memory::product(threads * panel.padded, a.columns));
+    }
     let out = SharedMut::new(out);
     let task = Task { a, row_of, u, v, panels: &panels, out: &out, accumulate };
     // Each part packs `v` for itself, so that it is in its thread's cache.
     let bands = a.bands.len();
     let most = a.entries() / ENTRIES_OF_COLUMN.saturating_mul(a.columns).max(1);
-    let parts = parts(bands, most, parallel::num_threads().unwrap_or(1));
+    let parts = parts(bands, most, threads);
     let of_entry = 3 + u.columns() * size_of::<T>() / 32;
     let cycles = memory::product(a.entries(), of_entry) / parts + 1;
     parallel::for_each_fine(
