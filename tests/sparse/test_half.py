@@ -254,3 +254,26 @@ def test_the_number_of_threads_does_not_show(dtype):
     finally:
         cr.set_num_threads(threads)
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("block", [(4, 4), (1, 16), (16, 1)])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("n", [1, 3, 8, 20, 70, 130])
+def test_blocks_are_widened_a_few_at_a_time(block, dtype, n):
+    """The bits of the product of all values widened, also of a row that several tasks share."""
+    rng = np.random.default_rng(n)
+    rows, columns = 70 * block[0], 3 * 32 * 1024 * block[1] if n == 3 else 48 * block[1]
+    kept = rng.random((70, columns // block[1])) < (0.001 if n == 3 else 0.4)
+    if n == 3:
+        kept[67] = True
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int32)
+    indices = np.nonzero(kept)[1].astype(np.int32)
+    data = rng.standard_normal((len(indices), *block)).astype(dtype)
+    narrow = sparse.BSRMatrix((data, indices, indptr), (rows, columns))
+    wide = sparse.BSRMatrix((data.astype(np.float32), indices, indptr), (rows, columns))
+    x = rng.standard_normal((columns, n)).astype(np.float32)
+    np.testing.assert_array_equal(narrow @ x, wide @ x)
+    y = rng.standard_normal((rows, n)).astype(np.float32)
+    np.testing.assert_array_equal(narrow.T @ y, wide.T @ y)
+    if n != 3:
+        np.testing.assert_array_equal(narrow.to_dense(), wide.to_dense())

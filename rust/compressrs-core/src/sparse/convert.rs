@@ -6,6 +6,7 @@ use super::csr::{Csr, Index, Offsets, Pattern};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
+use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 
 /// Elements worth a task of their own; see [`crate::runtime::parallel::for_each`].
@@ -215,12 +216,13 @@ pub fn to_dense<T: Float, I: Index, const R: usize, const C: usize>(
     assert_eq!(Some(dense.len()), a.rows().checked_mul(columns));
     let dense = SharedMut::new(dense);
     pattern.for_rows(GRAIN_ELEMENTS, |rows| {
+        let mut buffer = Scratch::new(0);
         for row in rows {
             // SAFETY: `dense` is borrowed until the loop ends; tasks have different rows.
             let out = unsafe { dense.slice(row * R * columns..(row + 1) * R * columns) };
             out.fill(T::zero());
             let entries = pattern.row(row);
-            let values = a.values(entries.clone());
+            let values = a.values(entries.clone(), &mut buffer);
             let columns_of = pattern.indices().range(entries);
             for (block, column) in values.chunks_exact(R * C).zip(columns_of.iter()) {
                 assert!(column < pattern.columns(), "an index out of range");

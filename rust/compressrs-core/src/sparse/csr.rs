@@ -4,7 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::numeric::element::{Element, Number};
+use super::spmm::ROW_BLOCK;
+use super::values::{Values, some};
+use crate::numeric::element::{Float, Number};
+use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 use crate::runtime::{memory, parallel};
 
@@ -241,10 +244,18 @@ impl Offsets {
 
 /// A matrix in compressed sparse row form: a pattern and, for each entry, its value,
 /// or a block of `ROWS` times `COLUMNS` values, rows one after another.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Csr<'a, T, I, const ROWS: usize = 1, const COLUMNS: usize = 1> {
     pattern: Pattern<'a, I>,
-    data: &'a [T],
+    data: Data<'a, T>,
+}
+
+/// The values of a matrix, or of some of its entries.
+#[derive(Clone, Copy)]
+enum Data<'a, T> {
+    Stored(&'a [T]),
+    /// Stored in another type, from this value on.
+    Widened(&'a dyn Values<T>, usize),
 }
 
 /// What is wrong with the slices of a matrix.
@@ -434,17 +445,33 @@ impl<I: Index> Kernel for Largest<'_, I> {
     }
 }
 
-impl<'a, T: Element, I: Index, const ROWS: usize, const COLUMNS: usize>
-    Csr<'a, T, I, ROWS, COLUMNS>
-{
+impl<'a, T: Float, I: Index, const ROWS: usize, const COLUMNS: usize> Csr<'a, T, I, ROWS, COLUMNS> {
     /// Puts values to a pattern.
     ///
     /// # Errors
     /// There are not as many as entries, times the size of a block.
     pub fn new(pattern: Pattern<'a, I>, data: &'a [T]) -> Result<Self, CsrError> {
-        if data.len() != pattern.entries() * ROWS * COLUMNS {
-            let indices = pattern.entries() * ROWS * COLUMNS;
-            return Err(CsrError::Lengths { data: data.len(), indices });
+        Self::with_count(pattern, Data::Stored(data), data.len())
+    }
+
+    /// Puts values to a pattern, which products widen block by block if they are stored in
+    /// another type.
+    ///
+    /// # Errors
+    /// As for [`Csr::new`].
+    pub fn of_values(pattern: Pattern<'a, I>, values: &'a dyn Values<T>) -> Result<Self, CsrError> {
+        let data = values.stored().map_or(Data::Widened(values, 0), Data::Stored);
+        Self::with_count(pattern, data, values.count())
+    }
+
+    fn with_count(
+        pattern: Pattern<'a, I>,
+        data: Data<'a, T>,
+        count: usize,
+    ) -> Result<Self, CsrError> {
+        let need = pattern.entries() * ROWS * COLUMNS;
+        if count != need {
+            return Err(CsrError::Lengths { data: count, indices: need });
         }
         Ok(Csr { pattern, data })
     }
@@ -473,15 +500,31 @@ impl<'a, T: Element, I: Index, const ROWS: usize, const COLUMNS: usize>
     where
         'a: 'b,
     {
-        let size = ROWS * COLUMNS;
-        let indices = self.pattern.indices.range(entries.clone());
+        let (size, start) = (ROWS * COLUMNS, entries.start);
+        let data = match self.data {
+            Data::Stored(data) => Data::Stored(&data[start * size..entries.end * size]),
+            Data::Widened(values, first) => Data::Widened(values, first + start * size),
+        };
+        let indices = self.pattern.indices.range(entries);
         let pattern = Pattern::checked(indices, offsets, self.pattern.columns);
-        Csr { pattern, data: &self.data[entries.start * size..entries.end * size] }
+        Csr { pattern, data }
     }
 
-    /// Values of some entries.
-    #[inline(always)]
-    pub(super) fn values(&self, entries: Range<usize>) -> &'a [T] {
-        &self.data[entries.start * ROWS * COLUMNS..entries.end * ROWS * COLUMNS]
+    /// Values of some entries, in `buffer` unless they are stored as what products read.
+    pub(super) fn values<'b>(&self, entries: Range<usize>, buffer: &'b mut Scratch<T>) -> &'b [T]
+    where
+        'a: 'b,
+    {
+        let size = ROWS * COLUMNS;
+        let (start, end) = (entries.start * size, entries.end * size);
+        match self.data {
+            Data::Stored(data) => &data[start..end],
+            Data::Widened(values, first) => some(values, first + start..first + end, buffer),
+        }
+    }
+
+    /// As many rows as are worth widening together, so that they stay in the cache.
+    pub(super) fn rows_to_widen(&self, rows: usize) -> usize {
+        if matches!(self.data, Data::Stored(_)) { rows.max(1) } else { ROW_BLOCK }
     }
 }

@@ -32,4 +32,4 @@ pub use prepared::{
 pub use sddmm::sddmm;
 pub use spmm::matmul;
 pub use spmm_transposed::matmul_transposed;
-pub use values::{Coded, Groups, Values, widened};
+pub use values::{Coded, Groups, Values};

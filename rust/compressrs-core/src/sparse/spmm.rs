@@ -66,10 +66,16 @@ pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
     let y = y.share();
     let cycles = 4 + x.columns() * size_of::<T>() * R * C / 24;
     pattern.for_rows(GRAIN_CYCLES.div_ceil(cycles), |rows| {
-        let values = a.values(pattern.offsets()[rows.start]..pattern.offsets()[rows.end]);
-        let task = Task { pattern, rows, values, long: &long, y: &y, epilogue };
-        for panel in &panels {
-            task.multiply::<R, C>(panel);
+        let mut buffer = Scratch::new(0);
+        let step = a.rows_to_widen(rows.len());
+        for top in rows.clone().step_by(step) {
+            let rows = top..rows.end.min(top + step);
+            let entries = pattern.offsets()[rows.start]..pattern.offsets()[rows.end];
+            let values = a.values(entries, &mut buffer);
+            let task = Task { pattern, rows, values, long: &long, y: &y, epilogue };
+            for panel in &panels {
+                task.multiply::<R, C>(panel);
+            }
         }
     });
 }

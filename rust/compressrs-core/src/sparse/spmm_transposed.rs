@@ -163,8 +163,11 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
             row.start.max(entries.start)..row.end.min(entries.end)
         };
         let mut next = [0; ROW_BLOCK];
+        let mut buffer = Scratch::new(0);
         for top in (first..last).step_by(ROW_BLOCK) {
             let rows = top..last.min(top + ROW_BLOCK);
+            let begin = of(top).start;
+            let values = a.values(begin..of(rows.end - 1).end, &mut buffer);
             for (next, row) in next.iter_mut().zip(rows.clone()) {
                 *next = of(row).start;
             }
@@ -173,13 +176,12 @@ impl<T: Float, I: Index, const R: usize, const C: usize, const V: usize> Kernel
                 right = columns.min(right + height);
                 for (next, row) in next.iter_mut().zip(rows.clone()) {
                     let rest = *next..of(row).end.max(*next);
-                    let (values, indices) = (a.values(rest.clone()), pattern.indices().range(rest));
+                    let values = &values[(rest.start - begin) * R * C..(rest.end - begin) * R * C];
+                    let indices = pattern.indices().range(rest);
                     *next += add::<T, I, R, C, V>(values, indices, right, x, row, sums);
                     if right < columns {
                         pattern.indices().prefetch(*next);
-                        simd::prefetch(
-                            a.values(0..pattern.entries()).as_ptr().wrapping_add(*next * R * C),
-                        );
+                        simd::prefetch(values.as_ptr().wrapping_add((*next - begin) * R * C));
                     }
                 }
             }

@@ -159,7 +159,7 @@ impl Kernel for Decode<'_> {
 }
 
 /// All values, in the type that products read.
-pub fn widened<T: Float>(values: &dyn Values<T>) -> Cells<'_, T> {
+pub(super) fn widened<T: Float>(values: &dyn Values<T>) -> Cells<'_, T> {
     if let Some(stored) = values.stored() {
         return Cells::Borrowed(stored);
     }

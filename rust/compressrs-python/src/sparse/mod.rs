@@ -11,9 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use compressrs_core::numeric::element::Element;
 use compressrs_core::runtime::memory;
-use compressrs_core::sparse::{
-    self as core, Csr, CsrError, Index, Offsets, Pattern, Prepared, widened,
-};
+use compressrs_core::sparse::{self as core, Csr, CsrError, Index, Offsets, Pattern, Prepared};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -371,8 +369,7 @@ impl Sparse {
             let pattern = Pattern::checked(indices, &offsets, self.shape.1 / C);
             let values = T::values(&data)?;
             run(py, || {
-                let values = widened(values);
-                let csr = Csr::<T, I, R, C>::new(pattern, &values)?;
+                let csr = Csr::<T, I, R, C>::of_values(pattern, values)?;
                 core::to_dense(csr, slice);
                 Ok(())
             })?

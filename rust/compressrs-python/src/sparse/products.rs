@@ -1,7 +1,7 @@
 //! Products of a sparse matrix whose operands have been checked.
 
 use compressrs_core::numeric::element::Element;
-use compressrs_core::sparse::{self as core, Computed, Csr, Epilogue, Pattern, Tiling, widened};
+use compressrs_core::sparse::{self as core, Computed, Csr, Epilogue, Pattern, Tiling};
 use pyo3::prelude::*;
 
 use super::kinds::{Block, with_blocks};
@@ -74,8 +74,7 @@ impl Sparse {
             let values = T::values(&data)?;
             let pattern = Pattern::checked(indices, &offsets, self.shape.1 / C);
             run(py, || {
-                let values = widened(values);
-                let a = Csr::<T, I, R, C>::new(pattern, &values)?;
+                let a = Csr::<T, I, R, C>::of_values(pattern, values)?;
                 let (x, bias) = (Computed::new(x), bias.map(Computed::vector));
                 let bias = bias.as_ref().map(Computed::elements);
                 let epilogue = Epilogue { accumulate, bias, relu };
