@@ -132,8 +132,10 @@ def empty_aligned(
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
         return np.empty(shape, dtype, order)
-    with allocating(f"an array of shape {shape}"):
+    try:
         buffer = np.empty(size + _LINE, np.uint8)
+    except (OverflowError, ValueError):
+        raise _too_large(f"an array of shape {shape}") from None
     start = -_core.address(buffer) % _LINE
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer, start, order=order)
     return array
@@ -148,7 +150,11 @@ def allocating(what: str) -> Iterator[None]:
     try:
         yield
     except (OverflowError, ValueError):
-        raise MemoryError(f"{what} is more than memory can hold") from None
+        raise _too_large(what) from None
+
+
+def _too_large(what: str) -> MemoryError:
+    return MemoryError(f"{what} is more than memory can hold")
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

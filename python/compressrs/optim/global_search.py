@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressrs._arrays import Array, ArrayTree, flatten_like, require_in_place
+from compressrs._arrays import Array, ArrayTree, allocating, flatten_like, require_in_place
 from compressrs._checks import function, number, positive, returned_number, whole
 from compressrs._state import all_or_nothing
 from compressrs.optim._complex import ParameterViews, gradient_pairs, named_parameters
 from compressrs.optim._vectors import joined, parts_of
 from compressrs.optim.base import Optimizer
+
+#: What a point of a generation of `cma_es` takes besides its numbers, at least.
+_BYTES_OF_POINT = 128
 
 
 class Found(NamedTuple):
@@ -237,6 +240,8 @@ def cma_es(
     TypeError, ValueError
         If an argument is of a wrong type or out of range, a loss is -inf, or no loss is finite.
         After any exception, also of `loss`, parameters are as before.
+    MemoryError
+        If there is no memory for a generation.
 
     References
     ----------
@@ -264,6 +269,10 @@ def cma_es(
     start = _flat(arrays)
     if start.size < 2:
         raise ValueError(f"params must hold 2 numbers or more for CMA-ES, got {start.size}")
+    if population is not None:
+        # cmaes lists weights of all points first, one after another until memory ends.
+        with allocating(f"a population of {population}"):
+            np.empty((population, start.size + _BYTES_OF_POINT // 8))
     engine = cmaes.CMA(mean=start, sigma=sigma, seed=rng, population_size=population)
     least, best = math.inf, start
     losses = []
