@@ -412,11 +412,14 @@ def layer_norm_backward(
     dw: _Array,
     db: _Array,
 ) -> None: ...
-def channel_moments(x: _Array, eps: float, mean: _Array, var: _Array, inverse: _Array) -> None: ...
-def scale_channels(x: _Array, scale: _Array, shift: _Array, out: _Array) -> None: ...
+def channel_moments(
+    x: _Array, eps: float, mean: _Array, rest: _Array, var: _Array, inverse: _Array
+) -> None: ...
+def scale_channels(x: _Array, mean: _Array, scale: _Array, bias: _Array, out: _Array) -> None: ...
 def batch_norm_backward(
     x: _Array,
     mean: _Array,
+    rest: _Array,
     scale: _Array,
     weight: _Array,
     dy: _Array,

@@ -28,10 +28,10 @@ def _layers() -> dict[str, Method]:
 
         def after(example: public.Example = example) -> Any:
             layer = example.make()[0]
-            layer(np.ones(example.shape))
+            layer(np.ones(example.shape, example.dtype))
             return layer
 
-        x: np.ndarray[Any, Any] = np.ones(example.shape)
+        x: np.ndarray[Any, Any] = np.ones(example.shape, example.dtype)
         y = make()(x)
         found |= {
             f"{name}()": (make, "__call__", lambda x=x: dict(x=x)),

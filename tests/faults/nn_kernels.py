@@ -64,13 +64,13 @@ def cases(size: int) -> Iterator[Case]:
 
 def _channels(n: int, norm: dict[str, np.ndarray]) -> Iterator[Case]:
     x, dy = (_numbers(2, n, 3, n, dtype=np.float32, seed=seed) for seed in range(2))
-    each = {name: np.empty(n, np.float32) for name in ("mean", "var", "inverse")}
+    each = {name: np.empty(n, np.float32) for name in ("mean", "rest", "var", "inverse")}
     moments = {"x": x, "eps": 1e-5, **each}
     yield Case("channel_moments", _core.channel_moments, moments, tuple(each))
-    shift = {"scale": norm["scale"], "shift": norm["mean"]}
-    out = {"x": x, **shift, "out": np.empty_like(x)}
+    by = {"mean": norm["mean"], "scale": norm["scale"], "bias": norm["weight"]}
+    out = {"x": x, **by, "out": np.empty_like(x)}
     yield Case("scale_channels", _core.scale_channels, out, ("out",))
-    back = {"x": x, "dy": dy, "dx": np.empty_like(x), **norm}
+    back = {"x": x, "dy": dy, "dx": np.empty_like(x), "rest": norm["mean"].copy(), **norm}
     yield Case("batch_norm_backward", _core.batch_norm_backward, back, ("dx", "dw", "db"))
 
 

@@ -75,6 +75,7 @@ class Example(NamedTuple):
     use: Callable[[Any], Any]
     #: Of what a layer is given.
     shape: tuple[int, ...] | None = None
+    dtype: Any = np.float64
 
 
 #: Abstract bases and protocols, which are not instantiated.
@@ -168,25 +169,22 @@ def matrix(make: Callable[[], Any]) -> Example:
     return Example(make, use)
 
 
-def layer(make: Callable[[], Any], shape: tuple[int, ...] = (2, 32)) -> Example:
+def layer(
+    make: Callable[[], Any], shape: tuple[int, ...] = (2, 32), dtype: Any = np.float64
+) -> Example:
     def both() -> Any:
         model = make()
         return model, optim.Adam(model.params) if model.params else None
 
     def use(objects: Any) -> Any:
         model, opt = objects
-        y = model.forward(np.linspace(-1, 1, 64, dtype=np.float64).reshape(shape))
+        y = model.forward(np.linspace(-1, 1, 64, dtype=dtype).reshape(shape))
         dx = model.backward(np.sin(y))
         if opt is not None:
             opt.step(model.grads)
         return [y, dx]
 
-    return Example(both, use, shape)
-
-
-def use_float32_layer(layer: Any) -> Any:
-    y = layer(np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32))
-    return [y, layer.backward(np.sin(y)), *layer.grads.values()]
+    return Example(both, use, shape, dtype)
 
 
 def score(make: Callable[[], Any]) -> Example:
@@ -585,11 +583,11 @@ EXAMPLES: dict[str, Example] = {
             nn.Linear(32, 4, dtype=np.float64, rng=0), quantize.Scheme(bits=4), input="int8"
         )
     ),
-    "nn.QuantizedSparseLinear": Example(
+    "nn.QuantizedSparseLinear": layer(
         lambda: nn.QuantizedSparseLinear.from_linear(
             nn.Linear(32, 4, rng=0), quantize.Scheme(bits=4), threshold=0.1
         ),
-        use_float32_layer,
+        dtype=np.float32,
     ),
     "nn.QuantizedMultiHeadAttention": layer(
         lambda: quantize.quantize_model(

@@ -66,7 +66,9 @@ def test_a_pickled_layer_holds_nothing_of_what_it_was_given(name: str) -> None:
     fresh = len(pickle.dumps(model))
     # The moments of a batch need two.
     batch = 2 if name == "nn.BatchNorm" else 1
-    rows = np.random.default_rng(9).standard_normal((batch, *EXAMPLES[name].shape[1:]))
+    example = EXAMPLES[name]
+    rows = np.random.default_rng(9).standard_normal((batch, *example.shape[1:]))
+    rows = rows.astype(example.dtype)
     # One row, so that the weight's gradient is a multiple of it.
     model.backward(np.ones_like(model.forward(rows)))
     pickled = pickle.dumps(model)

@@ -88,3 +88,51 @@ def test_what_is_not_finite_stays_so(which, bad):
     x = np.full(shape, 1e30, np.float32)
     x.flat[3] = bad
     assert np.isnan(layer(x)).any()
+
+
+@pytest.mark.parametrize("ratio", [0, 1e2, 1e4, 1e5])
+@pytest.mark.parametrize("shape", [(40, 6), (4, 6, 5, 7), (3, 6, 1000)])
+@pytest.mark.parametrize("kind", SCALES)
+def test_means_far_above_the_deviation(kind, shape, ratio):
+    """Outputs and gradients have the digits that the input has, in training and in evaluation."""
+    rng = np.random.default_rng(9)
+    axes, each = (0, *range(2, len(shape))), (1, -1, *[1] * (len(shape) - 2))
+    x = rng.standard_normal(shape) + ratio * rng.uniform(0.5, 2, (1, 6, *each[2:]))
+    x = x.astype(kind)
+    layer = nn.BatchNorm(6, momentum=1.0, dtype=kind)
+    layer.weight, layer.bias = rng.uniform(0.5, 2, (2, 6)).astype(kind)
+    dy = rng.standard_normal(shape).astype(kind)
+    y, dx = layer(x), layer.backward(dy)
+    wide, g = x.astype(np.longdouble), dy.astype(np.longdouble)
+    w, b = (p.astype(np.longdouble).reshape(each) for p in (layer.weight, layer.bias))
+    mean, var = wide.mean(axes, keepdims=True), wide.var(axes, keepdims=True)
+    inverse = 1 / np.sqrt(var + np.longdouble(layer.eps))
+    normal = (wide - mean) * inverse
+    bound = 100 * np.finfo(kind).eps
+    np.testing.assert_allclose(y, (normal * w + b).astype(kind), rtol=0, atol=bound)
+    along = (g * normal).mean(axes, keepdims=True)
+    expected = (g - g.mean(axes, keepdims=True) - normal * along) * inverse * w
+    np.testing.assert_allclose(dx, expected.astype(kind), rtol=0, atol=bound)
+    dw = (g * normal).sum(axes)
+    limit = bound * np.sqrt(g.size / 6)
+    np.testing.assert_allclose(layer.grads["weight"], dw.astype(kind), rtol=0, atol=limit)
+    # By the running moments as they are stored.
+    count = x.size // 6
+    mean, var = (layer.buffers[f"running_{k}"].astype(np.longdouble) for k in ("mean", "var"))
+    np.testing.assert_allclose(
+        var.astype(kind), wide.var(axes).astype(kind) * (count / (count - 1)), rtol=bound
+    )
+    inverse = 1 / np.sqrt(var + np.longdouble(layer.eps))
+    normal = (wide - mean.reshape(each)) * inverse.reshape(each)
+    y = layer.eval()(x)
+    np.testing.assert_allclose(y, (normal * w + b).astype(kind), rtol=0, atol=bound)
+
+
+def test_the_exported_code_subtracts_the_mean_first(tmp_path):
+    rng = np.random.default_rng(11)
+    x = (rng.standard_normal((30, 5)) + 1e5).astype(np.float32)
+    model = nn.Sequential(nn.BatchNorm(5, momentum=1.0), nn.ReLU())
+    model(x)
+    namespace = {}
+    exec(model.eval().export(tmp_path / "model.npz", show=False), namespace)
+    np.testing.assert_allclose(namespace["predict"](x), model(x), rtol=1e-5, atol=1e-5)

@@ -47,8 +47,8 @@ _LINES = {
     "sparse_codes": "v = a[0] * a[3][a[2] if a[5] == 0 else np.arange(len(a[0])) // a[5]]; "
     "w = np.zeros(a[4], v.dtype); np.add.at(w, (a[2], a[1]), v); x = x @ w.T + a[6]",
     "scale": "x = x * a[0] + a[1]",
-    "scale_axis_1": "x = x * a[0].reshape(-1, *[1] * (x.ndim - 2)) "
-    "+ a[1].reshape(-1, *[1] * (x.ndim - 2))",
+    "normalize_axis_1": "m, s, b = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in a); "
+    "x = (x - m) * s + b",
     "relu": "x = np.maximum(x, 0)",
     "silu": "x = x / (1 + np.exp(-x))",
     "gelu": "x = x * (1 + np.vectorize(math.erf)(x / 2**0.5).astype(x.dtype)) / 2",
@@ -229,6 +229,10 @@ def _layer_norm(layer: LayerNorm) -> list[Step]:
     return [("layer_norm", [eps, layer.weight, _bias(layer)])]
 
 
+def _batch_norm(layer: BatchNorm) -> list[Step]:
+    return [("normalize_axis_1", [layer.buffers["running_mean"], layer.affine()[0], layer.bias])]
+
+
 def _attention(layer: MultiHeadAttention) -> list[Step]:
     params, features = layer.params, layer.features
     w_in, w_out = params["in_proj_weight"], params["out_proj.weight"]
@@ -311,7 +315,7 @@ _STEPS: dict[type, Callable[[Any], list[Step]]] = {
     QuantizedConv2d: _quantized_conv,
     QuantizedSparseLinear: _sparse_codes,
     Conv2d: _conv,
-    BatchNorm: lambda layer: [("scale_axis_1", list(layer.affine()))],
+    BatchNorm: _batch_norm,
     LayerNorm: _layer_norm,
     MultiHeadAttention: _attention,
     QuantizedMultiHeadAttention: _quantized_attention,

@@ -156,6 +156,10 @@ def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tu
         difference = p - t
         loss = float(np.sum(np.square(difference), dtype=np.float64)) * share
         if np.isfinite(loss):
+            info = np.finfo(p.dtype)
+            if loss < share * p.size * float(info.tiny / info.eps):
+                # Squares of single precision were rounded to 0, or nearly.
+                loss = float(np.sum(np.square(difference, dtype=np.float64))) * share
             difference *= p.dtype.type(2 * share)
             return loss, difference
         # Of half the difference, which does not overflow, and in double precision.

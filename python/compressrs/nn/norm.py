@@ -188,24 +188,18 @@ class BatchNorm(Layer):
             raise ValueError(f"x must have shape (batch, {channels}, ...), got {x.shape}")
         y = np.empty(x.shape, x.dtype)
         if not self.training:
-            scale, shift = self.affine()
-            _core.scale_channels(x, scale, shift, y)
+            scale = (self.weight * self._inverse()).astype(x.dtype)
+            _core.scale_channels(x, self.buffers["running_mean"], scale, self.bias, y)
             return y
         count = x.size // channels
         if count < 2:
             raise ValueError(f"x must have at least 2 values of each channel, got shape {x.shape}")
-        mean, var, inverse = (np.empty(channels, x.dtype) for _ in range(3))
-        _core.channel_moments(x, self.eps, mean, var, inverse)
+        mean, rest, var, inverse = (np.empty(channels, x.dtype) for _ in range(4))
+        _core.channel_moments(x, self.eps, mean, rest, var, inverse)
         scale = self.weight * inverse
         with np.errstate(over="ignore", invalid="ignore"):
-            shift = self.bias - mean * scale
-            centered = np.isinf(shift) & np.isfinite(mean)
-        if centered.any():
-            # Channels of nearly equal, very large numbers: the mean is subtracted first.
-            x_scaled = x - np.where(centered, mean, 0).reshape(-1, *[1] * (x.ndim - 2))
-            _core.scale_channels(x_scaled, scale, np.where(centered, self.bias, shift), y)
-        else:
-            _core.scale_channels(x, scale, shift, y)
+            bias = self.bias - rest * scale
+        _core.scale_channels(x, mean, scale, bias, y)
         batches = self.buffers["num_batches_tracked"]
         batches[...] += 1
         weight = x.dtype.type(1 / int(batches) if self.momentum is None else self.momentum)
@@ -222,24 +216,31 @@ class BatchNorm(Layer):
                 # Of halves, whose difference does not overflow.
                 half = x.dtype.type(0.5)
                 running += (weight + weight) * (half * value - half * running)
-        self._keep(x, mean, inverse)
+        self._keep(x, mean, rest, inverse)
         return y
 
     def backward(self, dy: Array) -> Array:
         """Fill `grads` and return the gradient with respect to the last input."""
-        x, mean, inverse = self._kept()
+        x, mean, rest, inverse = self._kept()
         dy = check_gradient(dy, x.shape, x.dtype)
         dx, dw, db = np.empty(x.shape, x.dtype), self.grads["weight"], self.grads["bias"]
-        _core.batch_norm_backward(x, mean, inverse, self.weight, dy, dx, dw, db)
+        _core.batch_norm_backward(x, mean, rest, inverse, self.weight, dy, dx, dw, db)
         return dx
 
     def affine(self) -> tuple[Array, Array]:
-        """Return scale and shift of each channel, as used in evaluation."""
-        inverse = 1 / np.sqrt(self.buffers["running_var"].astype(np.float64) + self.eps)
-        scale = self.weight * inverse
+        """Return scale and shift of each channel, by which evaluation maps x to x scale + shift.
+
+        `forward` subtracts the mean first, which keeps digits where it is far above the deviation.
+        """
+        scale = self.weight * self._inverse()
         shift = self.bias - self.buffers["running_mean"] * scale
         dtype = self.weight.dtype
         return scale.astype(dtype), shift.astype(dtype)
+
+    def _inverse(self) -> Array:
+        """Return the inverse of the root of the running variance, in double precision."""
+        inverse: Array = 1 / np.sqrt(self.buffers["running_var"].astype(np.float64) + self.eps)
+        return inverse
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments."""

@@ -3,6 +3,7 @@
 use super::GRAIN_ELEMENTS;
 use super::range::{multiply, of_largest, times};
 use super::tile::{LANES, broadcast, map_reduce, update};
+use super::wide::{from_double, is_single, to_double};
 use crate::numeric::element::Float;
 use crate::numeric::lanes;
 use crate::runtime::memory;
@@ -30,7 +31,8 @@ pub fn hint<C: Float>(rows: usize, student: &[C], teacher: &[C], grad: &mut [C])
     };
     let mut total =
         parallel::reduce(student.len(), GRAIN_ELEMENTS, block, |a, b| a + b).unwrap_or(0.0);
-    if total == f64::INFINITY {
+    let least = C::min_positive_value().to_f64() / C::epsilon().to_f64();
+    if total == f64::INFINITY || total < student.len() as f64 * least {
         // Squares may be in the range of double precision.
         [total] = lanes::total(student.len(), |i| {
             let difference = student[i].to_f64() - teacher[i].to_f64();
@@ -108,21 +110,28 @@ pub fn attention<C: Float>(
                 unsafe { (&mut shared.slice(i..i + 1)[0], grad.slice(range.clone())) };
             let s = &student.data[range];
             let t = &teacher.data[i * size_t..(i + 1) * size_t];
-            let in_range;
-            (*loss, in_range) = simd::dispatch(Attention { s, t, places, grad, share });
-            if !in_range {
+            let longest;
+            (*loss, longest) = simd::dispatch(Attention { s, t, places, grad, share });
+            if longest == f64::INFINITY {
                 // The loss does not depend on the size of either.
                 let [unit_s, unit_t] = [s, t].map(|x| of_largest(x).recip());
                 let (s, t) = (times(s, unit_s), times(t, unit_t));
                 (*loss, _) = simd::dispatch(Attention { s: &s, t: &t, places, grad, share });
                 multiply(grad, unit_s);
+            } else if longest <= EPSILON && is_single::<C>() {
+                // Neither is made one of length 1, and squares may have underflowed.
+                let (s, t) = (to_double(s), to_double(t));
+                let mut wide = memory::zeroed::<f64>(grad.len());
+                let of_sample = Attention { s: &s, t: &t, places, grad: &mut wide, share };
+                (*loss, _) = simd::dispatch(of_sample);
+                from_double(&wide, grad);
             }
         }
     });
     share * losses.iter().sum::<f64>()
 }
 
-/// A sample's maps: returns the loss, and whether lengths are in range.
+/// A sample's maps: returns the loss, and the larger of the lengths.
 struct Attention<'a, C> {
     s: &'a [C],
     t: &'a [C],
@@ -132,13 +141,13 @@ struct Attention<'a, C> {
 }
 
 impl<C: Float> Kernel for Attention<'_, C> {
-    type Output = (f64, bool);
+    type Output = (f64, f64);
 
     #[inline(always)]
-    fn run(self) -> (f64, bool) {
+    fn run(self) -> (f64, f64) {
         let [mut a_s, mut a_t] = [(); 2].map(|()| Scratch::<C>::new(self.places));
         let length = direction(self.s, &mut a_s);
-        let in_range = length.max(direction(self.t, &mut a_t)) < f64::INFINITY;
+        let longest = length.max(direction(self.t, &mut a_t));
         // Of the loss: the sum, and what the gradient has along `a_s`.
         let inputs = [&*a_s, &*a_t];
         let [[sum], [along]] = map_reduce::<C, 1, 2, 0, 2>(inputs, [], C::zero(), {
@@ -166,7 +175,7 @@ impl<C: Float> Kernel for Attention<'_, C> {
                 }
             });
         }
-        (sum, in_range)
+        (sum, longest)
     }
 }
 

@@ -5,8 +5,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::range::{multiply, times, unit};
+use super::range::{multiply, of_largest, times, unit};
 use super::tile::{LANES, broadcast, map_reduce, update};
+use super::wide::{from_double, is_single, to_double};
 use crate::numeric::element::Float;
 use crate::runtime::memory;
 use crate::runtime::parallel::{self, SharedMut};
@@ -36,12 +37,11 @@ impl<'a, C: Float> Features<'a, C> {
     }
 }
 
-/// Calls a loss that does not depend on the size of the features with such that their
-/// squares are in range; None if they are so as they stand. The loss may be None, with `grad`
-/// unchanged.
-fn in_range<C: Float>(
-    loss: impl Fn(usize, Features<'_, C>, Features<'_, C>, &mut [C]) -> Option<f64>,
-    rows: usize,
+/// Calls a loss that does not depend on the size of the features with such that their largest
+/// magnitude is near 1; None if their squares are in range as they stand. The loss may be None,
+/// with `grad` unchanged.
+fn in_unit<C: Float>(
+    loss: impl Fn(Features<'_, C>, Features<'_, C>, &mut [C]) -> Option<f64>,
     student: Features<'_, C>,
     teacher: Features<'_, C>,
     grad: &mut [C],
@@ -52,12 +52,55 @@ fn in_range<C: Float>(
     }
     let [of_s, of_t] = units.map(|unit| unit.unwrap_or(1.0).recip());
     let (s, t) = (times(student.data, of_s), times(teacher.data, of_t));
-    let value =
-        loss(rows, Features { data: &s, ..student }, Features { data: &t, ..teacher }, grad);
+    let value = loss(Features { data: &s, ..student }, Features { data: &t, ..teacher }, grad);
     if value.is_some() {
         multiply(grad, of_s);
     }
     Some(value)
+}
+
+/// Calls a loss with the features in double precision, in which no distance of numbers of single
+/// precision is out of range, small ones beside large ones included. The loss may be None, with
+/// `grad` unchanged.
+fn in_double<C: Float>(
+    loss: impl Fn(Features<'_, f64>, Features<'_, f64>, &mut [f64]) -> Option<f64>,
+    student: Features<'_, C>,
+    teacher: Features<'_, C>,
+    grad: &mut [C],
+) -> Option<f64> {
+    let (s, t) = (to_double(student.data), to_double(teacher.data));
+    let mut wide = memory::zeroed::<f64>(grad.len());
+    let student = Features { data: &s, width: student.width };
+    let teacher = Features { data: &t, width: teacher.width };
+    let value = loss(student, teacher, &mut wide)?;
+    from_double(&wide, grad);
+    Some(value)
+}
+
+/// Whether no term of a sum of squares that counts was rounded by underflow, and neither the sum
+/// nor what a gradient divides by it is near overflow.
+#[inline(always)]
+fn is_near<C: Float>(squares: f64, width: usize) -> bool {
+    let least = C::min_positive_value().to_f64() / C::epsilon().to_f64();
+    let most = C::max_value().to_f64().cbrt().powi(2);
+    width as f64 * least <= squares && squares <= most
+}
+
+/// The length of `x - y`, whose squares may be out of range, as a power of 2 and the length in
+/// units of it; both 0 if the rows are the same.
+#[inline(always)]
+fn length_of_difference<C: Float>(x: &[C], y: &[C]) -> (f64, f64) {
+    let difference = |(x, y): (&C, &C)| Float::to_f64(*x) - Float::to_f64(*y);
+    let largest = x.iter().zip(y).map(difference).fold(0.0, |top: f64, d: f64| top.max(d.abs()));
+    if largest == 0.0 {
+        return (0.0, 0.0);
+    }
+    let unit = of_largest(&[largest]);
+    let squares = x.iter().zip(y).fold(0.0, |sum, pair| {
+        let d = difference(pair) / unit;
+        f64::mul_add(d, d, sum)
+    });
+    (unit, squares.sqrt())
 }
 
 /// Huber's loss with its bend at 1, and its derivative.
@@ -81,14 +124,20 @@ pub fn distance<C: Float>(
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
-    let in_unit = |rows, student: Features<'_, C>, teacher: Features<'_, C>, grad: &mut [C]| {
-        Some(distance(rows, student, teacher, grad))
-    };
-    if let Some(loss) = in_range(in_unit, rows, student, teacher, grad).flatten() {
-        return loss;
+    if !is_single::<C>() {
+        let loss =
+            |s: Features<'_, _>, t: Features<'_, _>, g: &mut [_]| Some(distance(rows, s, t, g));
+        if let Some(loss) = in_unit(loss, student, teacher, grad).flatten() {
+            return loss;
+        }
     }
-    let (of_s, mean_s, count) = distances(rows, student);
-    let (of_t, mean_t, _) = distances(rows, teacher);
+    let Distances { all: of_s, mean: mean_s, count, are_near } = distances(rows, student);
+    let Distances { all: of_t, mean: mean_t, are_near: of_teacher, .. } = distances(rows, teacher);
+    if is_single::<C>() && !(are_near && of_teacher) {
+        let loss =
+            |s: Features<'_, _>, t: Features<'_, _>, g: &mut [_]| Some(distance(rows, s, t, g));
+        return in_double(loss, student, teacher, grad).expect("a distance is not interrupted");
+    }
     let share = 1.0 / (rows * rows) as f64;
     let mut slopes = memory::copied(&of_s);
     let (mut loss, mut moment) = (0.0, 0.0);
@@ -115,36 +164,51 @@ pub fn distance<C: Float>(
     loss
 }
 
-/// All distances, and of those that are not 0 the mean (1 if there are none) and number.
-fn distances<C: Float>(rows: usize, x: Features<'_, C>) -> (Vec<f64>, f64, f64) {
+/// The distances of all pairs of rows.
+struct Distances {
+    all: Vec<f64>,
+    /// The mean of those that are not 0; 1 if there are none.
+    mean: f64,
+    /// The number of those that are not 0; at least 1.
+    count: f64,
+    /// Whether the squares of all that are not 0 are far from the limits of the type.
+    are_near: bool,
+}
+
+fn distances<C: Float>(rows: usize, x: Features<'_, C>) -> Distances {
     let mut all = memory::zeroed::<f64>(memory::product(rows, rows));
-    let shared = SharedMut::new(&mut all);
+    let (shared, far) = (SharedMut::new(&mut all), AtomicBool::new(false));
     parallel::for_each(0..rows, GRAIN_MULTIPLY_ADDS.div_ceil(rows * x.width), 1, |part| {
         for i in part {
             // SAFETY: rows do not overlap.
             let out = unsafe { shared.slice(i * rows..(i + 1) * rows) };
-            simd::dispatch(Distances { x, i, out });
+            if !simd::dispatch(OfRow { x, i, out }) {
+                far.store(true, Ordering::Relaxed);
+            }
         }
     });
     let count = all.iter().filter(|&&d| d > 0.0).count() as f64;
     let mean = if count > 0.0 { all.iter().sum::<f64>() / count } else { 1.0 };
-    (all, mean, count.max(1.0))
+    Distances { all, mean, count: count.max(1.0), are_near: !far.into_inner() }
 }
 
-struct Distances<'a, C> {
+/// The distances of a row from all; returns whether they are near, see [`Distances`].
+struct OfRow<'a, C> {
     x: Features<'a, C>,
     i: usize,
     out: &'a mut [f64],
 }
 
-impl<C: Float> Kernel for Distances<'_, C> {
-    type Output = ();
+impl<C: Float> Kernel for OfRow<'_, C> {
+    type Output = bool;
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self) -> bool {
         let from = self.x.row(self.i);
+        let mut are_near = true;
         for (j, out) in self.out.iter_mut().enumerate() {
-            let inputs = [from, self.x.row(j)];
+            let other = self.x.row(j);
+            let inputs = [from, other];
             let [[squares]] =
                 map_reduce::<C, 1, 2, 0, 1>(inputs, [], C::zero(), |[x, y], [sum], []| {
                     for l in 0..LANES {
@@ -152,8 +216,15 @@ impl<C: Float> Kernel for Distances<'_, C> {
                         sum[l] = difference.mul_add(difference, sum[l]);
                     }
                 });
-            *out = squares.sqrt();
+            if is_near::<C>(squares, self.x.width) {
+                *out = squares.sqrt();
+            } else if j != self.i {
+                let (unit, of_unit) = length_of_difference(other, from);
+                *out = unit * of_unit;
+                are_near &= unit == 0.0;
+            }
         }
+        are_near
     }
 }
 
@@ -207,11 +278,20 @@ pub fn angle<C: Float>(
     student.check(rows);
     teacher.check(rows);
     assert_eq!(grad.len(), student.data.len());
-    let in_unit = |rows, student: Features<'_, C>, teacher: Features<'_, C>, grad: &mut [C]| {
-        angle(rows, student, teacher, grad, is_interrupted)
-    };
-    if let Some(loss) = in_range(in_unit, rows, student, teacher, grad) {
-        return loss;
+    if is_single::<C>() {
+        if ![student, teacher].iter().all(|&x| distances(rows, x).are_near) {
+            let loss = |s: Features<'_, _>, t: Features<'_, _>, g: &mut [_]| {
+                angle(rows, s, t, g, is_interrupted)
+            };
+            return in_double(loss, student, teacher, grad);
+        }
+    } else {
+        let loss = |s: Features<'_, _>, t: Features<'_, _>, g: &mut [_]| {
+            angle(rows, s, t, g, is_interrupted)
+        };
+        if let Some(loss) = in_unit(loss, student, teacher, grad) {
+            return loss;
+        }
     }
     let caller = std::thread::current().id();
     let stop = AtomicBool::new(false);
@@ -329,8 +409,19 @@ fn directions<C: Float>(x: Features<'_, C>, anchor: usize, out: &mut [C], length
                 }
             }
         });
-        *length = squares.sqrt();
-        let factor = if *length > 0.0 { length.recip() } else { 0.0 };
+        let mut factor = 0.0;
+        if is_near::<C>(squares, x.width) {
+            *length = squares.sqrt();
+            factor = length.recip();
+        } else {
+            let (unit, of_unit) = length_of_difference(x.row(j), from);
+            *length = unit * of_unit;
+            if unit > 0.0 {
+                // As one factor it could overflow.
+                multiply(out, unit.recip());
+                factor = of_unit.recip();
+            }
+        }
         let factor = broadcast([C::from_f64(factor)]);
         update(out, [], |x, []| {
             for l in 0..LANES {

@@ -308,8 +308,10 @@ impl<T: Float, S: Fn(usize) -> T, F: Fn(usize, T) -> [T; K], const K: usize> Ker
 /// Mean and variance (divided by the number, not one less) of each channel.
 #[derive(Debug)]
 pub struct ChannelMoments<'a, T> {
-    /// The mean.
+    /// The mean, rounded.
     pub mean: &'a mut [T],
+    /// What the mean is more than `mean`, which matters where it is far above the deviation.
+    pub rest: &'a mut [T],
     /// The variance; the largest finite number where it is larger.
     pub var: &'a mut [T],
     /// `1 / sqrt(var + eps)`, of variances that are too large, too.
@@ -324,18 +326,17 @@ pub fn channel_moments<T: Float>(
     shape: Channels,
     x: &[T],
     eps: f64,
-    ChannelMoments { mean, var, inverse }: ChannelMoments<'_, T>,
+    ChannelMoments { mean, rest, var, inverse }: ChannelMoments<'_, T>,
 ) {
     assert!(x.len() == shape.len());
-    assert!([&*mean, &*var, &*inverse].iter().all(|out| out.len() == shape.channels));
+    assert!([&*mean, &*rest, &*var, &*inverse].iter().all(|out| out.len() == shape.channels));
     let n = shape.images * shape.places;
     let share = 1.0 / n as f64;
-    let [mean, var, inverse] = [mean, var, inverse].map(SharedMut::new);
+    let [mean, rest, var, inverse] = [mean, rest, var, inverse].map(SharedMut::new);
     shape.for_each(|part| {
         // SAFETY: parts do not overlap.
-        let (mean, var, inverse) = unsafe {
-            (mean.slice(part.clone()), var.slice(part.clone()), inverse.slice(part.clone()))
-        };
+        let [mean, rest, var, inverse] =
+            unsafe { [&mean, &rest, &var, &inverse].map(|out| out.slice(part.clone())) };
         let zero = |_: usize| T::zero();
         let moments = Moments { shape, channels: part.clone(), shift: zero, f: |i, _| [x[i]] };
         for (mean, [sum]) in mean.iter_mut().zip(simd::dispatch(moments)) {
@@ -348,43 +349,60 @@ pub fn channel_moments<T: Float>(
             shift: |c: usize| mean[c - first],
             f: |i: usize, m: T| {
                 let d = x[i] - m;
-                [d * d]
+                [d, d * d]
             },
         };
-        for (k, [sum]) in simd::dispatch(squares).into_iter().enumerate() {
-            var[k] = T::from_f64(sum * share);
+        for (k, [sum, squares]) in simd::dispatch(squares).into_iter().enumerate() {
+            let left = sum * share;
+            rest[k] = T::from_f64(left);
+            let variance = squares * share - left * left;
+            // Not by `max`, which makes 0 of NaN.
+            var[k] = T::from_f64(if variance < 0.0 { 0.0 } else { variance });
             inverse[k] = T::one() / (var[k] + T::from_f64(eps)).sqrt();
             if !var[k].is_finite()
                 && let Some(channel) = norm_scaled::moments(n, eps, |i| x[shape.at(first + k, i)])
             {
                 Scaled { mean: mean[k], var: var[k], inverse: inverse[k], .. } = channel;
+                rest[k] = T::zero();
             }
         }
     });
 }
 
-/// `out = x scale + shift`, with a scale and a shift for each channel.
+/// What a channel is scaled by.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a, T> {
+    /// What is subtracted first.
+    pub mean: &'a [T],
+    /// The factor.
+    pub scale: &'a [T],
+    /// What is added.
+    pub bias: &'a [T],
+}
+
+/// `out = (x - mean) scale + bias` for each channel.
 ///
 /// # Panics
 /// If lengths disagree.
-pub fn scale_channels<T: Float>(shape: Channels, x: &[T], scale: &[T], shift: &[T], out: &mut [T]) {
+pub fn scale_channels<T: Float>(shape: Channels, x: &[T], by: Affine<'_, T>, out: &mut [T]) {
     assert!(x.len() == shape.len() && out.len() == x.len());
-    assert!(scale.len() == shape.channels && shift.len() == shape.channels);
+    for of_channel in [by.mean, by.scale, by.bias] {
+        assert_eq!(of_channel.len(), shape.channels);
+    }
     let images = shape.channels * shape.places;
     let out = SharedMut::new(out);
     parallel::for_each(0..shape.images, GRAIN_ELEMENTS.div_ceil(images.max(1)), 1, |part| {
         let range = part.start * images..part.end * images;
         // SAFETY: parts do not overlap.
         let out = unsafe { out.slice(range.clone()) };
-        simd::dispatch(Scale { shape, x: &x[range], scale, shift, out });
+        simd::dispatch(Scale { shape, x: &x[range], by, out });
     });
 }
 
 struct Scale<'a, T> {
     shape: Channels,
     x: &'a [T],
-    scale: &'a [T],
-    shift: &'a [T],
+    by: Affine<'a, T>,
     out: &'a mut [T],
 }
 
@@ -393,33 +411,49 @@ impl<T: Float> Kernel for Scale<'_, T> {
 
     #[inline(always)]
     fn run(self) {
-        let Scale { shape, x, scale, shift, out } = self;
+        let Scale { shape, x, by: Affine { mean, scale, bias }, out } = self;
+        // Without the mean subtracted first, where the difference overflows.
+        let shift = |c: usize| (-mean[c]).mul_add(scale[c], bias[c]);
         let images = (shape.channels * shape.places).max(1);
         for (x, out) in x.chunks_exact(images).zip(out.chunks_exact_mut(images)) {
             if shape.places == 1 {
                 for c in 0..shape.channels {
-                    out[c] = x[c].mul_add(scale[c], shift[c]);
+                    out[c] = scaled(x[c], mean[c], scale[c], bias[c], shift(c));
                 }
                 continue;
             }
             for c in 0..shape.channels {
                 let range = shape.range(0, c);
-                let (scale, shift) = (scale[c], shift[c]);
+                let (mean, scale, bias, shift) = (mean[c], scale[c], bias[c], shift(c));
                 for (y, x) in out[range.clone()].iter_mut().zip(&x[range]) {
-                    *y = x.mul_add(scale, shift);
+                    *y = scaled(*x, mean, scale, bias, shift);
                 }
             }
         }
     }
 }
 
-/// The gradients of a normalization by the batch's own moments.
+/// `(x - mean) scale + bias`, or `x scale + shift` where the difference overflows: both operands
+/// are large then, and of different signs.
+#[inline(always)]
+fn scaled<T: Float>(x: T, mean: T, scale: T, bias: T, shift: T) -> T {
+    let difference = x - mean;
+    if difference.abs() <= T::max_value() {
+        difference.mul_add(scale, bias)
+    } else {
+        x.mul_add(scale, shift)
+    }
+}
+
+/// The gradients of a normalization by the batch's own moments, whose means are `rest` more than
+/// those of `of`.
 ///
 /// # Panics
 /// If lengths disagree.
 pub fn batch_norm_backward<T: Float>(
     shape: Channels,
     of: Normalized<'_, T>,
+    rest: &[T],
     weight: &[T],
     dy: &[T],
     dx: &mut [T],
@@ -427,7 +461,7 @@ pub fn batch_norm_backward<T: Float>(
 ) {
     let Normalized { x, mean, scale } = of;
     assert!(x.len() == shape.len() && dy.len() == x.len() && dx.len() == x.len());
-    for of_channel in [mean, scale, weight, &*dw, &*db] {
+    for of_channel in [mean, rest, scale, weight, &*dw, &*db] {
         assert_eq!(of_channel.len(), shape.channels);
     }
     let share = 1.0 / (shape.images * shape.places).max(1) as f64;
@@ -464,13 +498,15 @@ pub fn batch_norm_backward<T: Float>(
                 }
                 continue;
             }
-            let s = scale[c].to_f64();
+            let (s, rest) = (scale[c].to_f64(), rest[c].to_f64());
+            let along = along - rest * sum;
             dw[k] = T::from_f64(along * s);
             db[k] = T::from_f64(sum);
             // dx = weight s (dy - mean(dy) - normal mean(dy normal)), normal = (x - mean) s
             let factor = weight[c] * scale[c];
-            let slope = T::from_f64(-along * s * s * share);
-            let level = T::from_f64(-sum * share);
+            let slope = -along * s * s * share;
+            let level = T::from_f64(-sum * share - slope * rest);
+            let slope = T::from_f64(slope);
             for image in 0..shape.images {
                 let range = shape.range(image, c);
                 // SAFETY: a channel belongs to one part.

@@ -114,56 +114,62 @@ fn channels(x: &Array<'_, '_>) -> PyResult<norm::Channels> {
     }
 }
 
-/// Writes mean and variance of each channel of `[images, channels, ...]`, and the inverse of
-/// `sqrt(variance + eps)`.
+/// Writes mean and variance of each channel of `[images, channels, ...]`, the inverse of
+/// `sqrt(variance + eps)`, and what the mean is more than the one that is written.
 #[pyfunction]
 pub fn channel_moments(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
     eps: f64,
     mean: &Bound<'_, PyAny>,
+    rest: &Bound<'_, PyAny>,
     var: &Bound<'_, PyAny>,
     inverse: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let (x, dtype) = first(x, "x")?;
     let shape = channels(&x)?;
     let mut mean = written(mean, "mean", (dtype, "x"), &[shape.channels])?;
+    let mut rest = written(rest, "rest", (dtype, "x"), &[shape.channels])?;
     let mut var = written(var, "var", (dtype, "x"), &[shape.channels])?;
     let mut inverse = written(inverse, "inverse", (dtype, "x"), &[shape.channels])?;
-    require_disjoint(&mut [&mut mean, &mut var, &mut inverse], [&x])?;
+    require_disjoint(&mut [&mut mean, &mut rest, &mut var, &mut inverse], [&x])?;
     with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to them here.
         let (x, moments) = unsafe {
             let (mean, var) = (mean.slice_mut::<T>()?, var.slice_mut::<T>()?);
-            let inverse = inverse.slice_mut::<T>()?;
-            (x.slice::<T>()?, norm::ChannelMoments { mean, var, inverse })
+            let (rest, inverse) = (rest.slice_mut::<T>()?, inverse.slice_mut::<T>()?);
+            (x.slice::<T>()?, norm::ChannelMoments { mean, rest, var, inverse })
         };
         run(py, || norm::channel_moments(shape, x, eps, moments))
     })
 }
 
-/// Writes `x scale + shift`, with a scale and a shift for each channel, to `out`.
+/// Writes `(x - mean) scale + bias` for each channel to `out`.
 #[pyfunction]
 pub fn scale_channels(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
+    mean: &Bound<'_, PyAny>,
     scale: &Bound<'_, PyAny>,
-    shift: &Bound<'_, PyAny>,
+    bias: &Bound<'_, PyAny>,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let (x, dtype) = first(x, "x")?;
     let shape = channels(&x)?;
     let like = (dtype, "x");
+    let mean = read(mean, "mean", like, &[shape.channels])?;
     let scale = read(scale, "scale", like, &[shape.channels])?;
-    let shift = read(shift, "shift", like, &[shape.channels])?;
+    let bias = read(bias, "bias", like, &[shape.channels])?;
     let mut out = written(out, "out", like, x.array.shape())?;
-    require_disjoint(&mut [&mut out], [&x, &scale, &shift])?;
+    require_disjoint(&mut [&mut out], [&x, &mean, &scale, &bias])?;
     with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to them here.
-        let (x, scale, shift, out) = unsafe {
-            (x.slice::<T>()?, scale.slice::<T>()?, shift.slice::<T>()?, out.slice_mut::<T>()?)
+        let (x, by, out) = unsafe {
+            let (mean, scale, bias) =
+                (mean.slice::<T>()?, scale.slice::<T>()?, bias.slice::<T>()?);
+            (x.slice::<T>()?, norm::Affine { mean, scale, bias }, out.slice_mut::<T>()?)
         };
-        run(py, || norm::scale_channels(shape, x, scale, shift, out))
+        run(py, || norm::scale_channels(shape, x, by, out))
     })
 }
 
@@ -174,6 +180,7 @@ pub fn batch_norm_backward(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
     mean: &Bound<'_, PyAny>,
+    rest: &Bound<'_, PyAny>,
     scale: &Bound<'_, PyAny>,
     weight: &Bound<'_, PyAny>,
     dy: &Bound<'_, PyAny>,
@@ -186,19 +193,21 @@ pub fn batch_norm_backward(
     let like = (dtype, "x");
     let each = [shape.channels];
     let (mean, scale) = (read(mean, "mean", like, &each)?, read(scale, "scale", like, &each)?);
+    let rest = read(rest, "rest", like, &each)?;
     let weight = read(weight, "weight", like, &each)?;
     let dy = read(dy, "dy", like, x.array.shape())?;
-    let sources = [&x, &mean, &scale, &weight, &dy];
+    let sources = [&x, &mean, &rest, &scale, &weight, &dy];
     let mut dx = written(dx, "dx", like, x.array.shape())?;
     let mut dw = written(dw, "dw", like, &each)?;
     let mut db = written(db, "db", like, &each)?;
     require_disjoint(&mut [&mut dx, &mut dw, &mut db], sources)?;
     with_compute!(dtype, T => {
         // SAFETY: checked above; nothing else writes to them here.
-        let (of, weight, dy, dx, dw, db) = unsafe {
+        let (of, rest, weight, dy, dx, dw, db) = unsafe {
             let (x, mean, scale) = (x.slice::<T>()?, mean.slice::<T>()?, scale.slice::<T>()?);
             (
                 norm::Normalized { x, mean, scale },
+                rest.slice::<T>()?,
                 weight.slice::<T>()?,
                 dy.slice::<T>()?,
                 dx.slice_mut::<T>()?,
@@ -206,6 +215,6 @@ pub fn batch_norm_backward(
                 db.slice_mut::<T>()?,
             )
         };
-        run(py, || norm::batch_norm_backward(shape, of, weight, dy, dx, (dw, db)))
+        run(py, || norm::batch_norm_backward(shape, of, rest, weight, dy, dx, (dw, db)))
     })
 }
