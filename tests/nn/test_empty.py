@@ -8,10 +8,7 @@ from compressrs import nn
 from tests.faults.calls import CALLS
 from tests.faults.public import EXAMPLES, classes
 
-#: The layers that take float32 only, and what they are given.
-FLOAT32 = {"nn.QuantizedSparseLinear": (3, 32)}
-
-LAYERS = sorted(FLOAT32) + sorted(
+LAYERS = sorted(
     name
     for name, kind in classes().items()
     if name in EXAMPLES and issubclass(kind, nn.Layer) and EXAMPLES[name].shape is not None
@@ -43,8 +40,8 @@ def stale(monkeypatch):
 
 def given(name):
     """The layer, and an input of the dtype of its parameters."""
-    made = EXAMPLES[name].make()
-    layer, shape = (made, FLOAT32[name]) if name in FLOAT32 else (made[0], EXAMPLES[name].shape)
+    layer = EXAMPLES[name].make()[0]
+    shape = EXAMPLES[name].shape
     if hasattr(layer, "padding"):
         # So that there are results where there is no image.
         layer.padding = (1, 1) if isinstance(layer, nn.MaxPool | nn.AvgPool) else (3, 3)
