@@ -523,6 +523,22 @@ impl<'a, T: Float, I: Index, const ROWS: usize, const COLUMNS: usize> Csr<'a, T,
         }
     }
 
+    /// Looks for the memory that threads widen values in, before anything is written.
+    ///
+    /// # Unwinds
+    /// With [`memory::OutOfMemory`].
+    pub(super) fn look_for_widened(&self) {
+        if matches!(self.data, Data::Stored(_)) {
+            return;
+        }
+        let offsets = self.pattern.offsets;
+        let end = |row| offsets[self.pattern.rows().min(row + ROW_BLOCK)];
+        let most = (0..self.pattern.rows()).map(|row| end(row) - offsets[row]).max();
+        let threads = parallel::num_threads().unwrap_or(1);
+        let entries = most.unwrap_or(0).saturating_mul(threads).min(self.pattern.entries());
+        memory::look_for::<T>(memory::product(entries, ROWS * COLUMNS));
+    }
+
     /// As many rows as are worth widening together, so that they stay in the cache.
     pub(super) fn rows_to_widen(&self, rows: usize) -> usize {
         if matches!(self.data, Data::Stored(_)) { rows.max(1) } else { ROW_BLOCK }

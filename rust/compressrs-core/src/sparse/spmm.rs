@@ -63,6 +63,9 @@ pub fn matmul<T: Float, I: Index, const R: usize, const C: usize>(
     let panels = panels(x, panel_bytes(R), reads >= PACK * x.rows());
     let pattern = a.pattern();
     let long = long_rows(a, x);
+    if epilogue.accumulate {
+        a.look_for_widened();
+    }
     let y = y.share();
     let cycles = 4 + x.columns() * size_of::<T>() * R * C / 24;
     pattern.for_rows(GRAIN_CYCLES.div_ceil(cycles), |rows| {

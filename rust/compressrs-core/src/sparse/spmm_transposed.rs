@@ -44,6 +44,9 @@ pub fn matmul_transposed<T: Float, I: Index, const R: usize, const C: usize>(
     let pattern = a.pattern();
     let pieces =
         (pattern.entries() / PIECE.saturating_mul(pattern.columns().max(1))).clamp(1, PIECES);
+    if epilogue.accumulate {
+        a.look_for_widened();
+    }
     let y = y.share();
     for panel in &panels(x, panel_bytes(R), false) {
         let product = Product { a, panel, y: &y, epilogue, pieces };
