@@ -88,7 +88,7 @@ impl Rule for Soap {
             beta2,
             eps: self.eps,
             shampoo_beta: self.shampoo_beta.unwrap_or(beta2),
-            turns: s > 0 && s.is_multiple_of(self.precondition_frequency as u64),
+            updates_bases: s > 0 && s.is_multiple_of(self.precondition_frequency as u64),
             block_size: self.block_size as usize,
         })
     }
@@ -107,7 +107,7 @@ pub struct Rotated {
     eps: f64,
     shampoo_beta: f64,
     /// Whether the bases change.
-    turns: bool,
+    updates_bases: bool,
     block_size: usize,
 }
 
@@ -239,11 +239,11 @@ impl Rotated {
                         // Adam in the parameter's own basis, where squares overflow.
                         Err(_) => basis.fill(|i, j| f64::from(i == j)),
                     }
-                } else if self.turns {
-                    orders[side] = turn(moment, basis);
+                } else if self.updates_bases {
+                    orders[side] = update_basis(moment, basis);
                 }
             }
-            if self.turns {
+            if self.updates_bases {
                 reorder(&t.states[1], &block, shape.1, &orders);
             }
         });
@@ -285,7 +285,7 @@ impl Rotated {
 /// One step of the power iteration: replaces the basis by the orthogonal factor of
 /// `moment basis`, its columns in the order of their eigenvalues, largest first; returns that
 /// order. A moment that is not finite leaves the basis as it is.
-fn turn<C: Float>(moment: &Square<'_, C>, basis: &mut Square<'_, C>) -> Vec<usize> {
+fn update_basis<C: Float>(moment: &Square<'_, C>, basis: &mut Square<'_, C>) -> Vec<usize> {
     let n = basis.n();
     let old = basis.to_f64(1.0);
     let moment = moment.to_f64(1.0);
