@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,15 @@ def is_bool(value: Any) -> bool:
         return True
     dtype = getattr(value, "dtype", None)
     return dtype is not None and str(dtype).rpartition(".")[2] == "bool"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: Any) -> str:
+    """Return an argument for a message, long ones shortened."""
+    return _SHORT.repr(value)
 
 
 def number(
@@ -52,11 +62,11 @@ def number(
             f"{name} must be a finite number, got one beyond the range of float64"
         ) from None
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     if finite and not (math.isfinite(x) and x >= low and (below is None or x < below)):
         bounds = "" if low == -math.inf else f" >= {low:g}"
         need = f"a finite number{bounds}" if below is None else f"in [{low:g}, {below:g})"
-        raise ValueError(f"{name} must be {need}, got {value!r}")
+        raise ValueError(f"{name} must be {need}, got {shown(value)}")
     return x
 
 
@@ -71,7 +81,7 @@ def returned_number(value: Any, name: str, need: str = "a number") -> float:
     try:
         return number(value, name, finite=False)
     except TypeError:
-        raise TypeError(f"{name} must return {need}, got {value!r}") from None
+        raise TypeError(f"{name} must return {need}, got {shown(value)}") from None
 
 
 def numbers(value: Any, name: str, length: int, low: float = -math.inf) -> list[float]:
@@ -107,7 +117,7 @@ def positive(value: Any, name: str) -> float:
     """Return `value` as a float after checking that it is finite and greater than 0."""
     x = number(value, name)
     if x <= 0:
-        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
     return x
 
 
@@ -115,7 +125,7 @@ def share(value: Any, name: str) -> float:
     """Return `value` as a float after checking that it is in [0, 1]."""
     x = number(value, name, 0)
     if x > 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+        raise ValueError(f"{name} must be in [0, 1], got {shown(value)}")
     return x
 
 
@@ -183,7 +193,7 @@ def floating(value: Any, name: str) -> np.dtype[Any]:
     except (TypeError, ValueError):
         dtype = None
     if value is None or dtype is None or dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {value!r}")
+        raise TypeError(f"{name} must be float32 or float64, got {shown(value)}")
     return dtype
 
 
@@ -243,7 +253,9 @@ def dimensions(value: Any, name: str) -> tuple[int, ...]:
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """Return `value` after checking that it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+        )
     return value
 
 
@@ -304,7 +316,7 @@ def with_length(value: Any, name: str) -> tuple[Any, int]:
             raise TypeError
         return (np.asarray(value) if isinstance(value, np.ndarray) else value), len(value)
     except TypeError:
-        raise TypeError(f"{name} must be an array or a sequence, got {value!r}") from None
+        raise TypeError(f"{name} must be an array or a sequence, got {shown(value)}") from None
 
 
 def file_path(value: Any, name: str = "path") -> Path:
@@ -316,7 +328,7 @@ def file_path(value: Any, name: str = "path") -> Path:
         raise TypeError(f"{name} must be a string or a path, got {type(value).__name__}") from None
     except UnicodeEncodeError:
         raise ValueError(
-            f"{name} must not contain characters without an encoding, got {value!r}"
+            f"{name} must not contain characters without an encoding, got {shown(value)}"
         ) from None
     if b"\0" in encoded:
         raise ValueError(f"{name} must not contain a null character, got {str(path)!r}")

@@ -612,3 +612,33 @@ def test_relations_of_samples_that_coincide():
         value, grad = loss(x, y)
         assert value > 0
         assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-10, 1e10, 1e30])
+def test_results_are_finite_at_the_ends_of_temperature(temperature, dtype):
+    rng = np.random.default_rng(0)
+    z, t = (rng.standard_normal((4, 9)).astype(dtype) for _ in range(2))
+    assert np.isfinite(cr.distill.softmax(z, temperature)).all()
+    labels = np.zeros(4, np.int64)
+    for loss in (
+        cr.distill.kd_loss(z, t, temperature),
+        cr.distill.dkd_loss(z, t, temperature, labels),
+        cr.distill.dist_loss(z, t, temperature),
+    ):
+        assert np.isfinite(loss[0])
+        assert np.isfinite(loss[1]).all()
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-39, 9.9e-31, 1.1e30, 1e300])
+def test_temperatures_whose_reciprocals_are_no_numbers_are_refused(temperature):
+    z = np.ones((2, 3), np.float32)
+    for call in (
+        lambda: cr.distill.softmax(z, temperature),
+        lambda: cr.distill.softmax(z, np.full(2, temperature)),
+        lambda: cr.distill.kd_loss(z, z, temperature),
+        lambda: cr.distill.top_k(z, 1, temperature),
+        lambda: cr.distill.dist_loss(z, z, temperature),
+    ):
+        with pytest.raises(ValueError, match=r"temperature must be in \[1e-30, 1e\+30\]"):
+            call()

@@ -679,3 +679,15 @@ def test_rows_by_their_numbers():
     ):
         with pytest.raises(error):
             a[bad]
+
+
+@pytest.mark.parametrize("columns", [40_000, 100_000, 2**40])
+def test_sums_and_unions_hold_the_columns_of_both(columns):
+    small = CSRMatrix((np.ones(2), np.array([5, 7], np.int16), np.array([0, 2, 2])), (2, columns))
+    large = CSRMatrix(
+        (np.full(2, 2.0), np.array([columns - 1, 3], np.int64), np.array([0, 1, 2])), (2, columns)
+    )
+    for a, b in ((small, large), (large, small)):
+        total = a + b
+        assert total.indices.tolist() == a.union(b).indices.tolist() == [5, 7, columns - 1, 3]
+        assert total.data.tolist() == [1, 1, 2, 2]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._arrays import Array, as_array
-from compressrs._checks import choice, file_path, flag, positive, whole, with_length
+from compressrs._checks import choice, file_path, flag, whole, with_length
 from compressrs._files import (
     map_tensors,
     require,
@@ -23,6 +23,7 @@ from compressrs._files import (
 from compressrs._json import parse_json
 from compressrs._paths import read_regular
 from compressrs._progress import progress_bar
+from compressrs.distill.probabilities import one_temperature
 from compressrs.distill.teachers import TopK, indices_of, top_k
 from compressrs.sparse import CSRMatrix
 
@@ -92,7 +93,7 @@ class TeacherCache:
             )
             self.k: int | None = None if plan["k"] is None else whole(plan["k"], "k", 1)
             self.temperature: float | None = (
-                None if self.k is None else positive(plan["temperature"], "temperature")
+                None if self.k is None else one_temperature(plan["temperature"])
             )
             self._dtype = np.dtype(choice(plan["dtype"], "dtype", _LOGITS))
         except (KeyError, TypeError, ValueError) as error:
@@ -184,7 +185,7 @@ class TeacherCache:
         choice(dtype, "dtype", _LOGITS)
         batch_size = whole(batch_size, "batch_size", 1)
         shard_rows = whole(shard_rows, "shard_rows", 1)
-        temperature = positive(temperature, "temperature")
+        temperature = one_temperature(temperature)
         x, rows = with_length(x, "x")
         if rows == 0:
             raise ValueError("x must have at least one row, got none")

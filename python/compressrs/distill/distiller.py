@@ -22,7 +22,6 @@ from compressrs._checks import (
     file_path,
     flag,
     number,
-    positive,
     require_unmasked,
     share,
     whole,
@@ -35,6 +34,7 @@ from compressrs._state import Described
 from compressrs.distill.cache import TeacherCache
 from compressrs.distill.features import dist_loss
 from compressrs.distill.kd import dkd_loss, kd_loss
+from compressrs.distill.probabilities import one_temperature
 from compressrs.distill.teachers import TopK
 from compressrs.optim import EMA, Optimizer
 from compressrs.optim._trained import require_trained
@@ -443,7 +443,7 @@ class Distiller(Described):
         """Return temperature and alpha of a step."""
         t = self._temperature(step) if callable(self._temperature) else self._temperature
         alpha = self._alpha(step) if callable(self._alpha) else self._alpha
-        return positive(t, "temperature"), share(alpha, "alpha")
+        return one_temperature(t), share(alpha, "alpha")
 
     def _targets(self, x: Array, rows: npt.NDArray[np.intp]) -> Any:
         """Return the outputs of the teacher for a batch."""

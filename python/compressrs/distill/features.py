@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, gradient_like
-from compressrs._checks import number, positive
+from compressrs._checks import number
+from compressrs.distill.probabilities import one_temperature
 
 _Result = tuple[float, npt.NDArray[Any]]
 
@@ -250,7 +251,7 @@ def dist_loss(
     >>> abs(round(loss, 6))
     0.0
     """
-    temperature = positive(temperature, "temperature")
+    temperature = one_temperature(temperature)
     beta, gamma = number(beta, "beta", 0), number(gamma, "gamma", 0)
     return _run(_core.dist_loss, student, teacher, out, temperature, beta, gamma)
 

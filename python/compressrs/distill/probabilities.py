@@ -44,7 +44,7 @@ def softmax(
     TypeError
         If `z` or `out` is not an array of such a dtype.
     ValueError
-        If `temperature` is not positive and finite or of another shape, `axis` is out
+        If `temperature` is not in [1e-30, 1e30] or of another shape, `axis` is out
         of range, or `out` has another shape, is read-only, not C-contiguous, or shares
         only part of its memory with `z`.
 
@@ -129,6 +129,26 @@ def _softmax(
     return out
 
 
+#: Within these a temperature, its square and their reciprocals are numbers in any dtype.
+_COLDEST, _HOTTEST = 1e-30, 1e30
+
+
+def one_temperature(value: Any) -> float:
+    """Return a temperature as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is not in [1e-30, 1e30].
+    """
+    t = positive(value, "temperature")
+    if not _COLDEST <= t <= _HOTTEST:
+        raise ValueError(f"temperature must be in [{_COLDEST:g}, {_HOTTEST:g}], got {t:g}")
+    return t
+
+
 def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.NDArray[np.float64]:
     """Return a temperature for all rows, or a flat array with one per row.
 
@@ -137,10 +157,10 @@ def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.ND
     TypeError
         If it is neither a number nor an array of numbers.
     ValueError
-        If a temperature is not positive and finite, or the shape is wrong.
+        If a temperature is not in [1e-30, 1e30], or the shape is wrong.
     """
     if not isinstance(value, np.ndarray) or value.ndim == 0:
-        return positive(value, "temperature")
+        return one_temperature(value)
     if value.dtype.kind not in "iuf":
         raise TypeError(f"temperature must be numbers, got {value.dtype}")
     if value.shape != shape:
@@ -150,6 +170,8 @@ def temperatures(value: float | Array, shape: tuple[int, ...]) -> float | npt.ND
     flat = np.ascontiguousarray(value, np.float64).reshape(-1)
     if not (np.isfinite(flat) & (flat > 0)).all():
         raise ValueError("temperature must be finite numbers > 0 in every row")
+    if not ((flat >= _COLDEST) & (flat <= _HOTTEST)).all():
+        raise ValueError(f"temperature must be in [{_COLDEST:g}, {_HOTTEST:g}] in every row")
     return flat
 
 

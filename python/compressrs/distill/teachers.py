@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from compressrs import _core
 from compressrs._arrays import Array, as_array, compute_dtype
-from compressrs._checks import positive, whole
-from compressrs.distill.probabilities import logsumexp
+from compressrs._checks import whole
+from compressrs.distill.probabilities import logsumexp, one_temperature
 from compressrs.sparse import CSRMatrix
 
 
@@ -73,7 +73,7 @@ class TopK:
             raise ValueError("logits must not hold NaN")
         self.logits = logits
         self.rest: npt.NDArray[np.float64] = rest
-        self.temperature = positive(temperature, "temperature")
+        self.temperature = one_temperature(temperature)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,7 +145,7 @@ def top_k(z: Array, k: int, temperature: float = 1.0) -> TopK:
     array([0, 2], dtype=int32)
     """
     z = as_array(z, "z")
-    temperature = positive(temperature, "temperature")
+    temperature = one_temperature(temperature)
     if z.ndim != 2:
         raise ValueError(f"z must have shape (rows, classes), got {z.shape}")
     rows, classes = z.shape

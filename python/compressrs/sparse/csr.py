@@ -374,13 +374,18 @@ def _combined(
     return _from_flat(index, flat, np.zeros(flat.size, a.dtype), a)
 
 
+def _fitting(numbers: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> Array:
+    """Return numbers in this dtype of integers, or in int64 where it does not hold them all."""
+    largest = numbers.max(initial=0)
+    return numbers.astype(dtype if largest <= np.iinfo(dtype).max else np.int64)
+
+
 def _from_flat(
     index: FlatIndex, flat: npt.NDArray[np.int64], data: Array, like: CSRMatrix
 ) -> CSRMatrix:
     """Return a matrix with the shape of `like` whose entries have these ascending indices."""
     row, column = index.unravel(flat)
     counts = np.bincount(row, minlength=like.shape[0])
-    width = like.indptr.dtype if flat.size < 2**31 else np.dtype(np.int64)
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(width)
-    indices = column.astype(like.indices.dtype)
+    indptr = _fitting(np.concatenate([[0], np.cumsum(counts)]), like.indptr.dtype)
+    indices = _fitting(column, like.indices.dtype)
     return CSRMatrix((data, immutable(indices), immutable(indptr)), like.shape)
