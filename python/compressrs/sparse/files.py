@@ -76,6 +76,8 @@ def save_npz(
 
 def write_npz(path: Path, name: str, parts: dict[str, Array], compressed: bool) -> None:
     """Write arrays and the name of a format, atomically."""
+    if path.name in ("", ".."):
+        raise ValueError(f"file must name a file, got {str(path)!r}")
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
     buffer = io.BytesIO()
