@@ -248,6 +248,115 @@ def test_losses_of_users_are_called_by_position():
     assert seen == [(3.0, True, 0.25)] * 2
 
 
+def weighted(loss, alpha, y, z, t):
+    """Return alpha times a loss, and the cross-entropy times the rest, with the gradient."""
+    soft, hard = loss(z, t), D.kd_loss(z, z, 1.0, y, 0.0)
+    return [alpha * a + (1 - alpha) * b for a, b in zip(soft, hard, strict=True)]
+
+
+class Margin:
+    """A loss of two arguments with options, as an object."""
+
+    def __call__(self, student, teacher, margin=0.5, scale=1.0, power=2.0):
+        assert (margin, scale, power) == (0.5, 1.0, 2.0)
+        return cr.nn.mse_loss(student, teacher)
+
+
+#: Losses of the outputs of student and teacher alone.
+OF_TWO = {
+    "hint": D.hint_loss,
+    "attention": D.attention_loss,
+    "rkd_distance": D.rkd_distance_loss,
+    "rkd_angle": D.rkd_angle_loss,
+    "mse": cr.nn.mse_loss,
+    "own": lambda a, b: cr.nn.mse_loss(a, b),
+    "partial": functools.partial(cr.nn.mse_loss, reduction="sum"),
+    "object": Margin(),
+    "method": Margin().__call__,
+}
+
+
+def test_every_exported_loss_is_tried_in_a_distiller():
+    exported = {f for m in (D, cr.nn) for n in m.__all__ if callable(f := getattr(m, n))}
+    losses = {f for f in exported if f.__name__.endswith("_loss")}
+    assert losses <= {D.kd_loss, D.dkd_loss, D.dist_loss, *OF_TWO.values()}
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_losses_of_two_arguments_are_weighted(name, alpha):
+    loss = OF_TWO[name]
+    _, y = blobs(40)
+    shape = (40, 2, 4) if name == "attention" else (40, 4)
+    x = np.random.default_rng(0).standard_normal((*shape[:-1], 5))
+    t = np.random.default_rng(1).standard_normal(shape)
+    model = cr.nn.Linear(5, 4, dtype=np.float64, rng=0)
+    opt = cr.optim.Adam(model.params, lr=0.01)
+    distiller = D.Distiller(model, t, opt, loss=loss, alpha=alpha, batch_size=40)
+    if alpha < 1 and name != "attention":
+        for a, b in zip(
+            distiller._loss(model(x), t, 3.0, y, alpha),
+            weighted(loss, alpha, y, model(x), t),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+        with pytest.raises(ValueError, match="labels must be given"):
+            distiller.fit(x, epochs=1)
+        distiller.fit(x, y, epochs=2)
+    elif alpha == 1:
+        history = distiller.fit(x, epochs=10)
+        assert history[-1].loss < history[0].loss
+        distiller.fit(x, y, epochs=11)
+
+
+def test_the_teacher_may_give_classes():
+    x, y = blobs(100)
+    model = cr.nn.Linear(5, 4, dtype=np.float64, rng=0)
+    opt = cr.optim.Adam(model.params, lr=0.05)
+    D.Distiller(model, y, opt, loss=cr.nn.cross_entropy, alpha=1.0).fit(x, epochs=20)
+    assert np.mean(model(x).argmax(axis=1) == y) > 0.95
+
+
+def test_arguments_are_given_by_name_where_they_stand_elsewhere():
+    seen = []
+
+    def otherwise(a, b, alpha, labels, temperature):
+        seen.append((temperature, labels, alpha))
+        return 0.0, np.zeros_like(a)
+
+    def by_keyword(a, b, *, alpha):
+        seen.append(alpha)
+        return 0.0, np.zeros_like(a)
+
+    def temperature_alone(a, b, temperature):
+        seen.append(temperature)
+        return 0.0, np.zeros_like(a)
+
+    z = np.zeros((40, 4))
+    _, y = blobs(40)
+    model = cr.nn.Linear(5, 4, dtype=np.float64, rng=0)
+
+    def made(loss):
+        return D.Distiller(model, z, cr.optim.SGD(model.params, lr=0.1), loss=loss)
+
+    for loss in (otherwise, by_keyword, temperature_alone):
+        made(loss)._loss(z, z, 3.0, y, 0.25)
+    assert seen[0][0] == 3.0 and seen[0][1] is y and seen[0][2] == 0.25
+    assert seen[1:] == [0.25, 3.0]
+    # What a partial sets is kept, and the rest still arrives.
+    t = np.random.default_rng(0).standard_normal((40, 4))
+    for options, expected in (
+        ({"temperature": 2.0}, D.kd_loss(z, t, 2.0, y, 0.25)),
+        ({"alpha": 1.0}, weighted(lambda a, b: D.kd_loss(a, b, 3.0, y, 1.0), 0.25, y, z, t)),
+    ):
+        got = made(functools.partial(D.kd_loss, **options))._loss(z, t, 3.0, y, 0.25)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+    for bad in (lambda a: (0.0, a), lambda a, b, c: (0.0, a)):
+        with pytest.raises(TypeError, match=r"loss must take \(logits, teacher\)"):
+            made(bad)
+
+
 def test_missing_safetensors_is_noticed_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)

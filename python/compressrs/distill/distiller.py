@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import inspect
 import json
 import os
 import weakref
@@ -31,9 +30,9 @@ from compressrs._files import load_tensors, require_safetensors, save_tensors
 from compressrs._json import parse_json
 from compressrs._progress import progress_bar
 from compressrs._state import Described
+from compressrs.distill._calling import five_arguments
 from compressrs.distill.cache import TeacherCache
-from compressrs.distill.features import dist_loss
-from compressrs.distill.kd import dkd_loss, kd_loss
+from compressrs.distill.kd import kd_loss
 from compressrs.distill.probabilities import one_temperature
 from compressrs.distill.teachers import TopK
 from compressrs.optim import EMA, Optimizer
@@ -108,10 +107,13 @@ class Distiller(Described):
     loss : callable, default `kd_loss`
         Called as ``loss(logits, teacher, temperature, labels, alpha)``; returns the loss and
         its gradient. Set options with, for example,
-        ``functools.partial(cr.distill.kd_loss, divergence="js")``. `dkd_loss`, `dist_loss` and
-        other losses without a parameter ``alpha`` are weighted by `alpha`, and the
+        ``functools.partial(cr.distill.kd_loss, divergence="js")``. `dkd_loss`, `dist_loss`,
+        `hint_loss`, `mse_loss <compressrs.nn.mse_loss>` and other losses without a parameter
+        ``alpha`` are called as ``loss(logits, teacher)`` and weighted by `alpha`, the
         cross-entropy with the labels by ``1 - alpha``; ``temperature`` and ``labels`` are
-        passed if the loss has parameters of these names.
+        passed if the loss has parameters of these names that no ``partial`` sets. Functions
+        of ``*args``, those that require five arguments, and builtins that do not tell their
+        parameters are given all five.
     temperature : float or callable, default 4.0
         :math:`T`, or a function of the training step.
     alpha : float or callable, default 0.5
@@ -140,7 +142,7 @@ class Distiller(Described):
     Raises
     ------
     TypeError
-        If an argument is of another type.
+        If an argument is of another type, or `loss` takes other arguments.
     ValueError
         If a number is out of its range, or `optimizer` has none of the student's parameters.
 
@@ -222,7 +224,7 @@ class Distiller(Described):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._pruner, self._ema = pruner, ema
         self._after_step, self._after_epoch = after_step, after_epoch
-        self._loss = _five_arguments(loss)
+        self._loss = five_arguments(loss)
         self._temperature, self._alpha = temperature, alpha
         # Fails now rather than in the middle.
         self._at(0)
@@ -628,49 +630,6 @@ class Distiller(Described):
         assert self._best is not None
         self._assign(self._best[1])
         self._best, self._waited = None, 0
-
-
-def _five_arguments(loss: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
-    """Return a loss of logits, teacher, temperature, labels and alpha.
-
-    What takes no such alpha is weighted by it, and the cross-entropy by the rest.
-    """
-    inner: Any = loss
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    try:
-        parameters = inspect.signature(loss).parameters
-    except (TypeError, ValueError):
-        return loss
-    kinds = [p.kind for p in parameters.values()]
-    # Without names of parameters, the loss is called by position.
-    names = [name for name in ("temperature", "labels") if name in parameters]
-    if inner not in (dkd_loss, dist_loss) and (
-        not names or "alpha" in parameters or inspect.Parameter.VAR_POSITIONAL in kinds
-    ):
-        return loss
-
-    return functools.partial(_mixed, loss, names)
-
-
-def _mixed(
-    loss: Callable[..., tuple[Any, Array]],
-    names: list[str],
-    logits: Array,
-    teacher: Any,
-    temperature: float,
-    labels: Array | None,
-    alpha: float,
-    **options: Any,
-) -> tuple[Any, Array]:
-    """Return alpha times a loss, plus the cross-entropy times the rest."""
-    given = {"temperature": temperature, "labels": labels}
-    soft, gradient = loss(logits, teacher, **{name: given[name] for name in names}, **options)
-    if alpha == 1:
-        return soft, gradient
-    # It says so where labels are missing.
-    hard, of_hard = kd_loss(logits, logits, 1.0, labels, 0.0, **options)
-    return alpha * soft + (1 - alpha) * hard, alpha * gradient + (1 - alpha) * of_hard
 
 
 def _validation(given: Any) -> tuple[Any, Array]:

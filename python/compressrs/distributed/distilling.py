@@ -14,6 +14,7 @@ import numpy.typing as npt
 from compressrs._arrays import Array, rebuild
 from compressrs._checks import flag
 from compressrs.distill import Distiller, TeacherCache, kd_loss
+from compressrs.distill._calling import ByName
 from compressrs.distributed.communicator import array_descriptions, together
 from compressrs.distributed.mpi import as_communicator
 from compressrs.distributed.sharded import ShardedOptimizer
@@ -269,6 +270,8 @@ def _fractions(sizes: Sequence[float]) -> list[float]:
 def _options(phase: str, loss: Any) -> tuple[int, Array | None]:
     """Return the label of unlabelled rows, and weights of classes."""
     keywords: dict[str, Any] = {}
+    if isinstance(loss, ByName) and not loss.weighted:
+        loss = loss.loss
     while isinstance(loss, functools.partial) and phase == "soft":
         keywords = {**loss.keywords, **keywords}
         loss = loss.func
@@ -282,6 +285,8 @@ def _options(phase: str, loss: Any) -> tuple[int, Array | None]:
 def _name(function: Any) -> str:
     """Return the name of a loss, and the names of options that are set."""
     names = []
+    if isinstance(function, ByName):
+        function = function.loss
     while isinstance(function, functools.partial):
         names += sorted(function.keywords)
         function = function.func
