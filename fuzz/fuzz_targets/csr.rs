@@ -4,8 +4,8 @@
 use arbitrary::Arbitrary;
 use compressrs_core::linalg::matrix::{Matrix, MatrixMut};
 use compressrs_core::sparse::{
-    Csr, Epilogue, Index, Offsets, Pattern, Prepared, matmul, matmul_transposed, sddmm_prepared,
-    to_dense, transpose,
+    Csr, Epilogue, Index, Offsets, Pattern, Prepared, Tiling, matmul, matmul_prepared,
+    matmul_transposed, matmul_transposed_prepared, scatters, sddmm_prepared, to_dense, transpose,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -79,20 +79,32 @@ fn check<I: Index>(indptr: &[i64], indices: &[I], wide: &[i64], columns: usize, 
         }
     }
 
-    let mut sampled = vec![5.0; entries];
-    // The transpose of x, as a view.
-    sddmm_prepared(
-        &Prepared::new(pattern),
-        u,
-        Matrix::new(&x, n, columns, 1, n),
-        &mut sampled,
-        false,
-    );
-    for row in 0..rows {
-        for p in offsets.as_slice()[row]..offsets.as_slice()[row + 1] {
-            let k = wide[p] as usize;
-            let sum: f32 = (0..n).map(|j| z[row * n + j] * x[k * n + j]).sum();
-            assert_eq!(sampled[p], sum);
+    for tiling in Tiling::ALL {
+        let prepared = Prepared::new(pattern, tiling);
+        let mut again = vec![6.0; rows * n];
+        let out = MatrixMut::new(&mut again, rows, n, n, 1);
+        matmul_prepared(&prepared, &&data[..], of(&x), out, Epilogue::default());
+        assert_eq!(again, y);
+
+        let mut again = vec![6.0; columns * n];
+        let out = MatrixMut::new(&mut again, columns, n, n, 1);
+        if scatters::<f32>(n) {
+            matmul_transposed_prepared(&prepared, &&data[..], u, out, Epilogue::default());
+        } else {
+            let transposed = Prepared::transposed(pattern, tiling);
+            matmul_prepared(&transposed, &&data[..], u, out, Epilogue::default());
+        }
+        assert_eq!(again, w);
+
+        let mut sampled = vec![5.0; entries];
+        // The transpose of x, as a view.
+        sddmm_prepared(&prepared, u, Matrix::new(&x, n, columns, 1, n), &mut sampled, false);
+        for row in 0..rows {
+            for p in offsets.as_slice()[row]..offsets.as_slice()[row + 1] {
+                let k = wide[p] as usize;
+                let sum: f32 = (0..n).map(|j| z[row * n + j] * x[k * n + j]).sum();
+                assert_eq!(sampled[p], sum);
+            }
         }
     }
 
