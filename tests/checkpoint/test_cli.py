@@ -202,6 +202,10 @@ def test_differences_are_shown_by_tensor(tmp_path, capsys):
     assert run("diff", first, second) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[-1].startswith("1 of 5 tensors are the same, largest relative error 0.")
+    assert shown[-1].endswith(
+        " of the 2 compared as numbers; 3 are in one only or of another shape, and were not "
+        "compared"
+    )
     rows = {
         cells[1]: cells[2:-1]
         for line in shown
@@ -211,6 +215,33 @@ def test_differences_are_shown_by_tensor(tmp_path, capsys):
     assert rows["shape"][0] == "another shape"
     assert rows["gone"][0].startswith("only in") and rows["new"][0].startswith("only in")
     assert run("diff", first, second, "--quiet") == 1
+
+
+def test_no_error_is_shown_of_what_could_not_be_compared(tmp_path, capsys):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    same = np.ones((2, 3), np.float32)
+    save_file({"norm": same, "a.weight": same}, first)
+    save_file({"norm": same, "a.weight_packed": same}, second)
+    assert run("diff", first, second) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("1 of 3 tensors are the same; 2 are in one only") and "error" not in last
+    save_file({"norm": same, "a.weight": same.astype(np.int8)}, second)
+    assert run("diff", first, second) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 tensors are the same"
+    assert run("diff", first, first) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "2 of 2 tensors are the same, largest relative error 0"
+
+
+def test_a_dry_run_needs_no_output(plain, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert run("compress", plain, "--dry-run", "--quantize", "int8") == 0
+    assert "predicted" in capsys.readouterr().out
+    assert run("compress", plain, "--dry-run", "--json", "--max-shard-size", "1MB") == 0
+    assert json.loads(capsys.readouterr().out)["dry_run"] is True
+    assert run("compress", plain, "--quantize", "int8") == 2
+    assert "--output" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_missing_file_is_named_without_the_number_of_the_error(tmp_path):

@@ -80,7 +80,7 @@ class Report:
 
 def compress(
     src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None,
     recipe: Recipe | Rule | None = None,
     *,
     calibration: Given | None = None,
@@ -103,7 +103,8 @@ def compress(
         A safetensors file, the index of a sharded checkpoint, or a folder that contains
         either. Other files of a folder are copied.
     dst : path
-        A file if it ends in ``.safetensors``, else a folder, which must not exist.
+        A file if it ends in ``.safetensors``, else a folder, which must not exist. None is
+        for a dry run alone.
     recipe : Recipe or Rule, optional
         How tensors are compressed. Lossless by default.
     calibration : path or dict of str to prune.InputStatistics, optional
@@ -173,22 +174,25 @@ def compress(
             "executor must have submit, as those of concurrent.futures, got "
             f"{type(executor).__name__}"
         )
-    target = Path(os.path.realpath(file_path(dst, "dst")))
+    target = None
+    if dst is not None or not dry_run:
+        target = Path(os.path.realpath(file_path(dst, "dst")))
     with ExitStack() as opened:
         files = opened.enter_context(Files(src, name="src"))
         for file in files.files:
             if container_info(file) is not None:
                 raise ValueError(f"{file.path} is compressed already; decompress it first")
-        single = target.name.endswith(SUFFIX)
+        single = files.folder is None if target is None else target.name.endswith(SUFFIX)
         given = recipe.calibration if calibration is None else calibration
         found = None if given is None else opened.enter_context(Calibration(given))
-        check_target(files, target, single, () if found is None else found.paths)
-        if max_shard_size is not None and single:
+        if target is not None:
+            check_target(files, target, single, () if found is None else found.paths)
+        if target is not None and max_shard_size is not None and single:
             raise ValueError(f"max_shard_size needs dst to be a folder, got {target.name}")
         steps = plan(files, recipe, memory_limit, found)
         run = _Run(
-            files, target, recipe, steps, single, max_shard_size, memory_limit, found, progress,
-            executor,
+            files, target or Path(), recipe, steps, single, max_shard_size, memory_limit, found,
+            progress, executor,
         )  # fmt: skip
         return run.predict() if dry_run else run.write(resume)
 
@@ -231,7 +235,8 @@ class _Run:
         self.done = 0
         self.progress = progress
         self.executor = executor
-        self.report = Report(os.fspath(files.path), os.fspath(target), memory_limit=memory_limit)
+        destination = os.fspath(target) if target.name else ""
+        self.report = Report(os.fspath(files.path), destination, memory_limit=memory_limit)
 
     def advance(self, n: int) -> None:
         self.done += n

@@ -416,7 +416,8 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         KeyError
             If there is no tensor of this name.
         ValueError
-            If it is not a matrix of floating-point numbers, or is damaged.
+            If it is not a matrix of floating-point numbers (codes of integers are not), or is
+            damaged.
         """
         d = self.description(name)
         if len(d.shape) != 2 or d.dtype not in FLOATS:
@@ -451,10 +452,17 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         """
         d = self.description(name)
         with self._damage_named(name):
-            parts = [_quantized.tensor(d, part) for part in self._quantized_parts(name)]
+            parts = list(self._quantized_tiles(name))
             if not parts:
                 raise ValueError("it has no elements")
             return _quantized.joined(parts, d.shape, self.numpy_dtype(name))
+
+    def _quantized_tiles(self, name: str) -> Iterator[Any]:
+        """Yield the codes and scales of the rows of each tile, as `quantize.QuantizedTensor`."""
+        d = self.description(name)
+        with self._damage_named(name):
+            for parts in self._quantized_parts(name):
+                yield _quantized.tensor(d, parts)
 
     def input_scale(self, name: str) -> NDArray[np.float32] | None:
         """Read what the inputs of a quantized weight are divided by, if it is of method "awq".
@@ -491,15 +499,19 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
         Returns
         -------
-        compressrs.nn.QuantizedLinear, SparseLinear or Linear
-            In float64 if the weight is, else in float32.
+        compressrs.nn.QuantizedLinear, QuantizedSparseLinear, SparseLinear or Linear
+            In float64 if the weight is, else in float32. A `QuantizedSparseLinear` where codes
+            with a scale for each row are stored sparse and take less memory with their indices
+            than all codes packed. A weight of int8 with a `weight_scale` in the format
+            "int-quantized" of compressed-tensors is a `QuantizedLinear` with inputs in float32.
 
         Raises
         ------
         KeyError
-            If there is no such weight.
+            If there is no such weight; it is said if the weight is packed in a format of
+            other programs, as ``name.weight_packed``.
         ValueError
-            If it is no matrix, or is damaged.
+            If it is no matrix, is of integers in another format than these, or is damaged.
 
         Examples
         --------

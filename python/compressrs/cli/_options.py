@@ -46,17 +46,15 @@ Source = Annotated[
     ),
     Use.CHECKPOINT,
 ]
-Destination = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="DST",
-        help="A file if it ends in .safetensors, which is replaced if it exists, else a folder, "
-        "which must not exist.",
-    ),
-    Use.WRITTEN,
-]
+_OUTPUT = typer.Option(
+    "-o",
+    "--output",
+    metavar="DST",
+    help="A file if it ends in .safetensors, which is replaced if it exists, else a folder, "
+    "which must not exist.",
+)
+Destination = Annotated[Path, _OUTPUT, Use.WRITTEN]
+OptionalDestination = Annotated[Path | None, _OUTPUT, Use.WRITTEN]
 Threads = Annotated[int | None, typer.Option(help="Number of threads (default: all CPUs).", min=1)]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from compressrs.cli import _budget
 from compressrs.cli._options import (
-    Destination,
     Json,
+    OptionalDestination,
     Source,
     Threads,
     Usage,
@@ -31,7 +31,7 @@ from compressrs.cli._output import console, write
 
 def run(
     src: Source,
-    output: Destination,
+    output: OptionalDestination = None,
     lossless: Annotated[
         bool, typer.Option("--lossless", help="Compress without loss (the default).")
     ] = False,
@@ -133,7 +133,7 @@ def run(
 
         compressrs compress model/ -o small/ --quantize int4 --group-size 32
 
-        compressrs compress model/ -o small/ --prune 0.5 --dry-run
+        compressrs compress model/ --prune 0.5 --dry-run
 
         compressrs compress model/ -o small/ --quantize int4 --group-size 32 --method gptq
         --calibration statistics.safetensors `--set 're:.*embed.*=int5,group_size=64'`
@@ -147,6 +147,8 @@ def run(
     from compressrs.checkpoint.report import require_matplotlib, to_html
 
     with arguments():
+        if output is None and not dry_run:
+            raise ValueError("give -o, --output; only --dry-run needs none")
         rule = checkpoint.Rule(
             quantize=quantize, group_size=group_size, method=method,
             entries=32 if entries is None else entries,
@@ -194,7 +196,7 @@ def run(
     if save_recipe is not None and not target.given:
         write_atomically(save_recipe, whole.to_toml().encode())
     set_threads(threads)
-    if target.given:
+    if target.given and output is not None:
         done, whole = target.compress(src, output, calibration)
         if save_recipe is not None:
             write_atomically(save_recipe, whole.to_toml().encode())

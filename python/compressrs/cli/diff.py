@@ -53,8 +53,15 @@ def run(
         out = console()
         out.print(table)
         same = sum(row["changed"] == 0 for row in rows)
+        text = f"{same} of {len(rows)} tensors are the same"
         errors = [row["relative_error"] for row in rows if row["relative_error"] is not None]
-        worst = f", largest relative error {max(errors):.4g}" if errors else ""
-        out.print(f"{same} of {len(rows)} tensors are the same{worst}", highlight=False)
+        apart = sum(row["changed"] is None for row in rows)
+        # If others differ, an error of 0 of what could be compared would be taken for that of all.
+        if errors and (max(errors) > 0 or same == len(rows)):
+            text += f", largest relative error {max(errors):.4g}"
+            text += f" of the {len(errors)} compared as numbers" if apart else ""
+        if apart:
+            text += f"; {apart} are in one only or of another shape, and were not compared"
+        out.print(text, highlight=False, soft_wrap=True)
     if quiet and any(row["changed"] != 0 for row in rows):
         raise typer.Exit(1)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressrs._arrays import Array, compute_dtype
+from compressrs._arrays import Array, compute_dtype, is_floating
 from compressrs._checks import file_path
 from compressrs._files import load_tensors, require, save_tensors
 from compressrs._json import parse_json
+from compressrs.nn._packing import Unpacked, packed_state
 from compressrs.nn.activations import GELU, Dropout, ReLU, SiLU, Softmax
 from compressrs.nn.attention import Embedding, MultiHeadAttention
 from compressrs.nn.container import Flatten, Residual, Sequential
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from compressrs.checkpoint import Checkpoint
 
 FORMAT = "compressrs.nn"
-VERSION = "1"
+#: The version of files, and that of files whose codes are packed, which "1" does not have.
+VERSION, PACKED = "1", "2"
 
 #: Layers that are made from their `config` alone.
 _LAYERS: dict[str, Callable[..., Layer]] = {
@@ -65,6 +67,9 @@ _SHAPES: dict[str, tuple[str, Callable[[Mapping[str, Any]], tuple[int, ...]]]] =
     "MultiHeadAttention": ("out_proj.weight", lambda c: (c["features"], c["features"])),
 }
 
+#: Where checkpoints of other programs are read.
+_CHECKPOINTS = "compressrs.checkpoint.open reads the tensors of any checkpoint"
+
 _MATRICES: dict[str, Any] = {matrix.__name__: matrix for matrix in FORMATS.values()}
 
 
@@ -78,8 +83,11 @@ def describe(layer: Layer) -> dict[str, Any]:
 
 def save(path: Path, model: Layer) -> None:
     """Write a model."""
-    metadata = {"format": FORMAT, "version": VERSION, "model": json.dumps(describe(model))}
-    save_tensors(path, model.state_dict(), metadata)
+    description = describe(model)
+    arrays, packed = packed_state(description, model.state_dict())
+    version = PACKED if packed else VERSION
+    metadata = {"format": FORMAT, "version": version, "model": json.dumps(description)}
+    save_tensors(path, arrays, {**metadata, **packed})
 
 
 def load_into(path: Path, model: Layer) -> None:
@@ -88,22 +96,21 @@ def load_into(path: Path, model: Layer) -> None:
         if compressed is None:
             description, arrays = _read(path)
         else:
-            description = _described(path, compressed.metadata)
-            arrays = dict(_state(model, compressed, []))
-    if (difference := _difference(describe(model), description)) is not None:
-        raise ValueError(f"{path} must hold a model of the same layers: {difference}")
-    try:
-        model.load_state_dict(arrays)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds another model: {error}") from None
+            description, arrays = _described(path, compressed.metadata, compressed)
+        if (difference := _difference(describe(model), description)) is not None:
+            raise ValueError(f"{path} must hold a model of the same layers: {difference}")
+        try:
+            model.load_state_dict(dict(arrays) if compressed is None else _state(model, arrays, []))
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds another model: {error}") from None
 
 
 def load(path: str | os.PathLike[str]) -> Layer:
     """Return the model that a file holds, which `Layer.save` wrote.
 
     Of a file that `compressrs.checkpoint.compress` made of it, layers whose weights are
-    stored quantized or sparse are `QuantizedLinear` and `SparseLinear`; their weights are never
-    dense.
+    stored quantized or sparse are `QuantizedLinear`, `SparseLinear` and `QuantizedSparseLinear`;
+    their weights are never dense.
 
     Raises
     ------
@@ -123,15 +130,16 @@ def load(path: str | os.PathLike[str]) -> Layer:
     """
     file = file_path(path)
     with _compressed(file) as compressed:
-        arrays: Mapping[str, Array]
         if compressed is None:
             description, arrays = _read(file)
         else:
-            description, arrays = _described(file, compressed.metadata), compressed
+            description, arrays = _described(file, compressed.metadata, compressed)
         try:
             made: list[str] = []
             model = _make(description, arrays, "", _linears(compressed, made))
-            model.load_state_dict(_state(model, arrays, made))
+            model.load_state_dict(
+                dict(arrays) if compressed is None else _state(model, arrays, made)
+            )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no model that can be made here: {error}") from None
     return model
@@ -146,13 +154,18 @@ def _compressed(path: Path) -> Iterator[Checkpoint | None]:
 
     try:
         file = File(path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(
+            error.errno, f"a folder holds no model that was saved; {_CHECKPOINTS}", str(path)
+        ) from None
     except ValueError:
         # What is wrong with it is said by the reader of models.
         yield None
         return
-    is_container = _header.KEY in file.header.metadata
+    metadata = file.header.metadata
     file.close()
-    if not is_container:
+    if _header.KEY not in metadata:
+        _require_model(path, metadata)
         yield None
         return
     with reader.open(path) as c:
@@ -177,37 +190,49 @@ def _linears(
     return make
 
 
-def _state(model: Layer, arrays: Mapping[str, Array], made: list[str]) -> Mapping[str, Array]:
-    """Return the values of a model's arrays; those of layers that are made of streams stay."""
-    if not hasattr(arrays, "numpy_dtype"):
-        return arrays
-    own = model.state_dict()
-    return {
-        name: array
-        if name.startswith(tuple(made))
-        else arrays[name].astype(array.dtype, copy=False)
-        for name, array in own.items()
-    }
+def _state(model: Layer, arrays: Mapping[str, Array], made: list[str]) -> dict[str, Array]:
+    """Return the values of a model's arrays of a compressed file, in the model's dtypes.
+
+    Those of layers that are made of streams stay.
+    """
+    found = {}
+    for name, own in model.state_dict().items():
+        found[name] = own if name.startswith(tuple(made)) else arrays[name]
+        # Floats may have been rounded to fewer bits. Integers are no floats that were.
+        if is_floating(own.dtype):
+            if found[name].dtype.kind in "iub":
+                raise ValueError(f"{name} must be of {own.dtype}, got {found[name].dtype}")
+            found[name] = found[name].astype(own.dtype, copy=False)
+    return found
 
 
-def _shape(arrays: Mapping[str, Array], name: str) -> tuple[int, ...]:
-    """Return the shape of an array, which is not read from a checkpoint for it."""
-    shape = getattr(arrays, "shape", None)
-    return tuple(arrays[name].shape if shape is None else shape(name))
+def _read(path: Path) -> tuple[dict[str, Any], Unpacked]:
+    arrays, metadata = load_tensors(path, {"format": FORMAT})
+    return _described(path, metadata, arrays)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    arrays, metadata = load_tensors(path, {"format": FORMAT, "version": VERSION})
-    return _described(path, metadata), arrays
-
-
-def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    require(path, metadata, {"format": FORMAT, "version": VERSION})
+def _described(
+    path: Path, metadata: Mapping[str, str], stored: Mapping[str, Array]
+) -> tuple[dict[str, Any], Unpacked]:
+    """Return what a file's model is made of, and its arrays."""
+    _require_model(path, metadata)
     try:
         description: dict[str, Any] = parse_json(metadata["model"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say what its model is made of: {error!r}") from None
-    return description
+    try:
+        return description, Unpacked(stored, metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _require_model(path: Path, metadata: Mapping[str, str]) -> None:
+    """Raise a ValueError unless a file with this metadata holds a model."""
+    version = PACKED if metadata.get("version") == PACKED else VERSION
+    try:
+        require(path, metadata, {"format": FORMAT, "version": version})
+    except ValueError as error:
+        raise ValueError(f"{error}; {_CHECKPOINTS}") from None
 
 
 def _difference(own: Any, other: Any, path: str = "") -> str | None:
@@ -231,7 +256,7 @@ def _difference(own: Any, other: Any, path: str = "") -> str | None:
 
 def _make(
     description: Mapping[str, Any],
-    arrays: Mapping[str, Array],
+    arrays: Unpacked,
     prefix: str,
     linear: Callable[[str, Mapping[str, Any]], Layer | None],
 ) -> Layer:
@@ -279,7 +304,7 @@ def _make(
         raise ValueError(f"{at} is a {kind}, which is none of compressrs's layers")
     if kind in _SHAPES:
         array, shape_of = _SHAPES[kind]
-        shape, found_shape = shape_of(config), _shape(arrays, prefix + array)
+        shape, found_shape = shape_of(config), arrays.shape(prefix + array)
         if shape != found_shape:
             raise ValueError(f"{prefix}{array} has the shape {found_shape}, not {shape}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}

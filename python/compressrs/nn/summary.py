@@ -39,7 +39,10 @@ class Summary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of parameters, buffers and patterns."""
+        """Bytes of parameters, buffers and patterns in memory, where each code takes a byte.
+
+        Files have codes packed, as `nbytes` of a quantized layer counts them.
+        """
         return sum(row.nbytes for row in self.rows)
 
     @property

@@ -134,7 +134,8 @@ class QuantizedTensor:
     def nbytes(self) -> int:
         """Bytes with codes packed at `bits` each, including scales and codebooks.
 
-        This is the size in files and in `QuantizedMatrix`; in memory, codes take a byte each.
+        This is the size in files of `nn.Layer.save`; in memory, codes take a byte each, and once
+        more what the `QuantizedMatrix` of a product holds.
         """
         total = self.scheme.nbytes(self.shape, self.scale.itemsize)
         return total + (0 if self.group_index is None else self.group_index.nbytes)
