@@ -176,12 +176,9 @@ def test_where_a_weight_is_instead_is_said(tmp_path):
             c.linear(name)
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_weights_of_int8_that_were_exported_are_read(dtype, tmp_path):
+def test_weights_of_int8_that_were_exported_are_read(tmp_path):
     from safetensors.numpy import save_file
 
-    if dtype is not None:
-        pytest.importorskip("ml_dtypes")
     w = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
     (tmp_path / "a").mkdir()
     save_file({"a.weight": w, "a.bias": w[:, 0].copy()}, tmp_path / "a" / "model.safetensors")
