@@ -1,5 +1,6 @@
 """Exported models run in a process that has nothing but NumPy."""
 
+import math
 import subprocess
 import sys
 
@@ -123,6 +124,48 @@ def test_attention(tmp_path):
         x = rng.standard_normal((2, 5, 12)).astype(np.float32)
         code = model.export(tmp_path / "model.npz", show=False)
         np.testing.assert_allclose(run(code, x, tmp_path), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_attention_takes_lengths(quantized, tmp_path):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Embedding(30, 16, rng=rng),
+        nn.Residual(nn.LayerNorm(16), nn.MultiHeadAttention(16, 4, rng=rng)),
+        nn.Residual(nn.MultiHeadAttention(16, 2, causal=True, rng=rng)),
+        nn.Linear(16, 8, rng=rng),
+        nn.GELU(),
+    )
+    if quantized:
+        model = quantize_model(model, Scheme(bits=8))
+    model.eval()
+    namespace = {}
+    exec(model.export(tmp_path / "model.npz", show=False), namespace)
+    ids, lengths = rng.integers(0, 30, (4, 7)), np.array([7, 1, 3, 5])
+    expected = model(ids, lengths=lengths)
+    assert np.abs(expected - model(ids)).max() > 1e-3
+    loaded = namespace["load"](tmp_path / "model.npz")
+    (tmp_path / "model.npz").rename(tmp_path / "other.npz")
+    for given in (lengths, lengths.tolist()):
+        np.testing.assert_allclose(loaded(ids, given), expected, rtol=1e-3, atol=1e-5)
+    found = namespace["predict"](ids, tmp_path / "other.npz", lengths=lengths)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(loaded(ids), model(ids), rtol=1e-3, atol=1e-5)
+    for bad in ([7, 0, 3, 5], [8, 1, 3, 5], [7, 1, 3], [7.0, 1.0, 3.0, 5.0]):
+        with pytest.raises(ValueError, match="lengths must hold 4 integers from 1 to 7"):
+            loaded(ids, bad)
+
+
+def test_gelu_is_exact_where_its_tail_is_small(tmp_path):
+    namespace = {}
+    exec(nn.Sequential(nn.GELU()).export(tmp_path / "model.npz", show=False), namespace)
+    special = [0.0, -0.0, 1e-300, np.inf, np.nan, 40, -40]
+    x = np.concatenate([np.linspace(-9, 9, 20001), np.logspace(-9, 1, 500), special])
+    found = namespace["load"](tmp_path / "model.npz")(x)
+    exact = np.array([v * (1 + math.erf(v / 2**0.5)) / 2 for v in x])
+    np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-13)
+    single = namespace["load"](tmp_path / "model.npz")(x[:-7].astype(np.float32))
+    assert single.dtype == np.float32
 
 
 @pytest.mark.parametrize("symmetric", [None, False, True])

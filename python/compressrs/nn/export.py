@@ -27,31 +27,32 @@ from compressrs.nn.quantized_sparse import QuantizedSparseLinear
 from compressrs.quantize.sparse import group_size
 from compressrs.quantize.tensor import QuantizedTensor
 
-#: The code of each kind of step, which changes `x`; its arrays are ``a[0]``, ``a[1]``, ...
-_LINES = {
-    "affine": "x = x @ a[0].T + a[1]",
+#: The code that decodes a weight `w`, once; its arrays are ``a[0]``, ``a[1]``, ...
+_WEIGHTS = {
     "codes": "w = (a[0].astype(a[2].dtype) - a[1][:, a[3]]) * a[2][:, a[3]]",
     "levels": "w = a[1][a[0]] * a[2][:, a[3]]",
-    "affine_w": "x = x @ w.T + a[0]",
-    "conv_w": "x = conv(x, w.reshape(a[0]), a[1], *a[2])",
-    "keep_w": "u = w",
-    "rows_w": "x = w[x]",
+    "sparse": "w = np.zeros(a[3], a[0].dtype); w[a[2], a[1]] = a[0]",
+    "sparse_codes": "v = a[0] * a[3][a[2] if a[5] == 0 else np.arange(len(a[0])) // a[5]]; "
+    "w = np.zeros(a[4], v.dtype); np.add.at(w, (a[2], a[1]), v)",
+}
+
+#: The code of each kind of step, which changes `x`; its arrays are decoded weights, then its own.
+_LINES = {
+    "affine": "x = x @ a[0].T + a[1]",
+    "conv_w": "x = conv(x, a[0].reshape(a[1]), a[2], *a[3])",
     "round": "s = np.abs(x).max(-1, keepdims=True) / 127; "
     "x = np.rint(x / np.maximum(s, 1e-30)) * s",
     "round_images": "s = np.abs(x).max((1, 2, 3), keepdims=True) / 127; "
     "x = np.rint(x / np.maximum(s, 1e-30)) * s",
     "round_fixed": "x = (np.clip(np.rint(x / a[0]) + a[1], -128, 127) - a[1]) * a[0]",
-    "attention": "x = attend(x, a[0], a[1], a[2], a[3], *a[4])",
-    "attention_w": "x = attend(x, u, a[0], w, a[1], *a[2])",
-    "sparse": "w = np.zeros(a[3], a[0].dtype); w[a[2], a[1]] = a[0]; x = x @ w.T + a[4]",
-    "sparse_codes": "v = a[0] * a[3][a[2] if a[5] == 0 else np.arange(len(a[0])) // a[5]]; "
-    "w = np.zeros(a[4], v.dtype); np.add.at(w, (a[2], a[1]), v); x = x @ w.T + a[6]",
+    "attention": "x = attend(x, a[0], a[1], a[2], a[3], *a[4], lengths)",
+    "attention_w": "x = attend(x, a[0], a[2], a[1], a[3], *a[4], lengths)",
     "scale": "x = x * a[0] + a[1]",
     "normalize_axis_1": "m, s, b = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in a); "
     "x = (x - m) * s + b",
     "relu": "x = np.maximum(x, 0)",
     "silu": "x = x / (1 + np.exp(-x))",
-    "gelu": "x = x * (1 + np.vectorize(math.erf)(x / 2**0.5).astype(x.dtype)) / 2",
+    "gelu": "x = x * (1 + erf(x / 2**0.5).astype(x.dtype)) / 2",
     "gelu_tanh": "x = x * (1 + np.tanh((2 / np.pi)**0.5 * (x + 0.044715 * x**3))) / 2",
     "softmax": "x = np.exp(x - x.max(-1, keepdims=True)); x /= x.sum(-1, keepdims=True)",
     "layer_norm": "x = (x - x.mean(-1, keepdims=True)) "
@@ -80,14 +81,32 @@ def conv(x, w, b, groups, *sizes):
     w = w.reshape(groups, -1, *w.shape[1:])
     y = np.einsum("ngchwkl,gfckl->ngfhw", v, w, optimize=True)
     return y.reshape(len(x), -1, *y.shape[3:]) + b.reshape(-1, 1, 1)"""
+
+#: The error function by its Taylor series at the next of the nodes k / 1024, with an error below
+#: 1e-13; arrays beyond 6, where it is 1 in double precision, and NaN take the last node.
+_ERF = """\
+nodes = np.arange(6145) / 1024
+values, slopes = np.array([math.erf(t) for t in nodes]), 2 / np.pi**0.5 * np.exp(-nodes * nodes)
+def erf(x):
+    z = np.fmin(np.abs(x, dtype=float), 6)
+    k = np.rint(z * 1024).astype(int)
+    t, d = nodes[k], z - nodes[k]
+    y = values[k] + slopes[k] * d * (1 - t * d + (2 * t * t - 1) / 3 * d * d)
+    return np.copysign(y, x)"""
 _ATTEND = """\
-def attend(x, w, b, w_out, b_out, heads, causal):
+def attend(x, w, b, w_out, b_out, heads, causal, lengths):
     n, length, features = x.shape
     y = (x @ w.T + b).reshape(n, length, 3 * heads, -1).swapaxes(1, 2)
     q, k, v = np.split(y, 3, axis=1)
     s = q @ k.swapaxes(2, 3) * x.dtype.type((features // heads) ** -0.5)
     if causal:
         s = np.where(np.tri(length, dtype=bool), s, s.dtype.type(-np.inf))
+    if lengths is not None:
+        ends = np.asarray(lengths)
+        valid = ends.shape == (n,) and ends.dtype.kind in "iu"
+        if not valid or not ((0 < ends) & (ends <= length)).all():
+            raise ValueError(f"lengths must hold {n} integers from 1 to {length}, got {ends}")
+        s = np.where(np.arange(length) < ends.reshape(-1, 1, 1, 1), s, s.dtype.type(-np.inf))
     s = np.exp(s - s.max(-1, keepdims=True))
     y = s / s.sum(-1, keepdims=True) @ v
     return y.swapaxes(1, 2).reshape(n, length, features) @ w_out.T + b_out"""
@@ -134,25 +153,52 @@ def export(
 def lines(kinds: list[str], path: Path) -> str:
     """Return the code that runs such steps."""
     used = list(dict.fromkeys(kinds))
+    run = [kind for kind in used if kind not in _WEIGHTS]
     code = ["import math" if "gelu" in used else "", "import numpy as np"]
     if {"conv", "conv_w", "max_pool", "avg_pool"} & set(used):
         code.append(_WINDOWS)
     if {"conv", "conv_w"} & set(used):
         code.append(_CONV)
-    if {"attention", "attention_w"} & set(used):
+    if "gelu" in used:
+        code.append(_ERF)
+    attends = bool({"attention", "attention_w"} & set(used))
+    if attends:
         code.append(_ATTEND)
+    code.append(f"def load(path={str(path)!r}):")
+    arrays = '[f[f"{i}.{k}"] for k in range(sum(n.startswith(f"{i}.") for n in f.files))]'
+    if len(run) == len(used):
+        each = f'[(s, {arrays}) for i, s in enumerate(f["steps"])]'
+        code.append(f"    with np.load(path) as f: steps = {each}")
+    else:
+        code += [
+            "    steps, weights = [], []",
+            "    with np.load(path) as f:",
+            '        for i, step in enumerate(f["steps"]):',
+            f"            a = {arrays}",
+            *_branches([kind for kind in used if kind in _WEIGHTS], _WEIGHTS),
+            "            else:",
+            "                steps.append((step, weights + a)); weights = []; continue",
+            "            weights.append(w)",
+        ]
     code += [
-        f"def predict(x, path={str(path)!r}):",
-        "    f = np.load(path)",
-        "    kept = []" if "keep" in used else "",
-        '    for i, step in enumerate(f["steps"]):',
-        '        a = [f[f"{i}.{k}"] for k in range(sum(n.startswith(f"{i}.") for n in f.files))]',
+        f"    def run(x{', lengths=None' if attends else ''}):",
+        "        kept = []" if "keep" in used else "",
+        "        for step, a in steps:",
+        *_branches(run, _LINES),
+        "        return x",
+        "    return run",
+        f"def predict(x, path={str(path)!r}{', lengths=None' if attends else ''}): "
+        f"return load(path)(x{', lengths' if attends else ''})",
     ]
-    for k, kind in enumerate(used):
-        word = "elif" if k else "if"
-        code.append(f'        {word} step == "{kind}": {_LINES[kind]}')
-    code.append("    return x")
     return "\n".join(line for line in code if line)
+
+
+def _branches(kinds: list[str], code: dict[str, str]) -> list[str]:
+    """Return the lines that do what is due for a step of one of some kinds."""
+    return [
+        f'            {"elif" if k else "if"} step == "{kind}": {code[kind]}'
+        for k, kind in enumerate(kinds)
+    ]
 
 
 def _collect(layer: Layer, name: str, steps: list[Step]) -> None:
@@ -189,7 +235,7 @@ def _sparse(layer: SparseLinear) -> list[Step]:
     rows, columns = np.nonzero(dense)
     small = np.uint16 if max(dense.shape) <= 2**16 else np.int64
     parts = [dense[rows, columns], columns.astype(small), rows.astype(small)]
-    return [("sparse", [*parts, np.array(dense.shape), _bias(layer)])]
+    return [("sparse", [*parts, np.array(dense.shape)]), ("affine", [_bias(layer)])]
 
 
 def _sparse_codes(layer: QuantizedSparseLinear) -> list[Step]:
@@ -199,7 +245,7 @@ def _sparse_codes(layer: QuantizedSparseLinear) -> list[Step]:
     # How many entries share a scale; 0 for those of a row.
     each = np.array(group_size(q.scheme, q.codes))
     parts = [q.codes, q.indices.astype(small), rows, q.scale, np.array(q.shape), each]
-    return [("sparse_codes", [*parts, _bias(layer)])]
+    return [("sparse_codes", parts), ("affine", [_bias(layer)])]
 
 
 def _sizes(layer: Any) -> Array:
@@ -243,7 +289,7 @@ def _attention(layer: MultiHeadAttention) -> list[Step]:
 
 
 def _quantized_linear(layer: QuantizedLinear) -> list[Step]:
-    return [*_inputs(layer), *_codes(layer.weight), ("affine_w", [_bias(layer)])]
+    return [*_inputs(layer), *_codes(layer.weight), ("affine", [_bias(layer)])]
 
 
 def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
@@ -255,7 +301,7 @@ def _quantized_attention(layer: QuantizedMultiHeadAttention) -> list[Step]:
         )
     biases = [_bias(first), _bias(second)]
     sizes = np.array([layer.heads, layer.causal])
-    weights = [*_codes(first.weight), ("keep_w", []), *_codes(second.weight)]
+    weights = [*_codes(first.weight), *_codes(second.weight)]
     return [*weights, ("attention_w", [*biases, sizes])]
 
 
@@ -320,7 +366,7 @@ _STEPS: dict[type, Callable[[Any], list[Step]]] = {
     MultiHeadAttention: _attention,
     QuantizedMultiHeadAttention: _quantized_attention,
     Embedding: lambda layer: [("embedding", [layer.weight])],
-    QuantizedEmbedding: lambda layer: [*_codes(layer.weight), ("rows_w", [])],
+    QuantizedEmbedding: lambda layer: [*_codes(layer.weight), ("embedding", [])],
     ReLU: lambda layer: [("relu", [])],
     SiLU: lambda layer: [("silu", [])],
     GELU: lambda layer: [("gelu" if layer.approximate == "none" else "gelu_tanh", [])],

@@ -287,7 +287,10 @@ class Layer:
         Returns
         -------
         str
-            The code: a function ``predict(x, path)`` that needs only NumPy.
+            The code, which needs only NumPy: ``load(path)`` reads the file, decodes the weights
+            and returns a function of ``x``; ``predict(x, path)`` is ``load(path)(x)``. With
+            attention, both functions take ``lengths`` as well, as the model does. Load once
+            where more than one batch is predicted; the weights are then held in floating point.
 
         Raises
         ------
