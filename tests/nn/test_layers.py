@@ -1,5 +1,8 @@
 """Layers against plain NumPy, finite differences, and what PyTorch gave."""
 
+import collections
+import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +336,27 @@ def test_layers_agree_with_torch(case):
 
 def test_all_cases_of_torch_are_used():
     assert torch_cases() == sorted(RECORDED)
+
+
+@pytest.mark.parametrize("tick, rounds", [(100.0, 1), (0.0, 7)])
+def test_recommend_runs_each_storage_once_when_the_time_is_used_up(monkeypatch, tick, rounds):
+    layer = cr.nn.Linear(64, 48, rng=0)
+    layer.weight[:, 8:] = 0
+    seen, clock = [], itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock) * max(tick, 1e-6))
+    for kind in (cr.nn.Linear, cr.nn.SparseLinear, cr.nn.QuantizedLinear):
+        forward = kind.forward
+
+        def counted(self, x, forward=forward):
+            seen.append((id(self), len(x)))
+            return forward(self, x)
+
+        monkeypatch.setattr(kind, "forward", counted)
+    found = cr.nn.recommend(layer, 5, seconds=1e-4 if tick else 1.0, scheme=cr.quantize.Scheme())
+    assert "quantized" in found.seconds and all(s > 0 for s in found.seconds.values())
+    batches = collections.Counter(which for which, rows in seen if rows == 5)
+    assert len(batches) == sum(rows == 1 for _, rows in seen) == len(found.seconds) - 1
+    assert set(batches.values()) == {1} if rounds == 1 else min(batches.values()) >= 2 * rounds
 
 
 def test_recommend_measures_the_storages_that_hold_a_layer():

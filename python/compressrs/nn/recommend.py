@@ -18,7 +18,7 @@ from compressrs.quantize.scheme import Scheme
 from compressrs.quantize.sparse import is_sparse_scheme
 from compressrs.sparse import BSRMatrix, CSRMatrix, SparseMatrix
 
-#: Rounds in which all storages are timed in turn; the median counts.
+#: Rounds in which all storages are timed in turn, while time is left; the median counts.
 _ROUNDS = 7
 
 #: Seconds in all, at most.
@@ -76,7 +76,9 @@ def recommend(
     threshold, mask
         What to keep, as in `SparseLinear.from_linear`. Not applied to the dense layer.
     seconds : float, default 0.5
-        How long to measure in all, at most 60. Each storage is run at least seven times.
+        How long to measure in all, at most 60. Each storage is run in seven rounds; when the time
+        is used up, those that were run go no further and the others are run once. Storages are
+        made before that, which takes as long as it takes.
     scheme : Scheme, optional
         Also try the weights rounded, dense and sparse: a `QuantizedLinear` and, if the layer is in
         float32 and the scheme one of `compressrs.quantize.QuantizedCSRMatrix`, a
@@ -124,9 +126,14 @@ def recommend(
     with restoring() as undo:
         # What a `backward` after this needs of the `forward` before it.
         undo.remember_attributes(layer)
+        for candidate in layers.values():
+            # Packs the weights that are packed at first.
+            candidate.forward(x[:1])
+        end = time.perf_counter() + seconds
         for _ in range(_ROUNDS):
             for name, candidate in layers.items():
-                times[name].append(_time(candidate, x, turn))
+                if not times[name] or time.perf_counter() < end:
+                    times[name].append(_time(candidate, x, turn, end))
     medians = {name: float(np.median(some)) for name, some in times.items()}
     best = min(medians, key=lambda name: medians[name])
     return Recommendation(best, medians, layers[best])
@@ -158,14 +165,19 @@ def _blocks(weight: CSRMatrix) -> dict[str, SparseMatrix]:
     return found
 
 
-def _time(layer: _Stored, x: Array, seconds: float) -> float:
-    """Return the median time of a forward pass, after one that is not timed."""
+def _time(layer: _Stored, x: Array, seconds: float, end: float) -> float:
+    """Return the median time of a forward pass, after one that counts only if none follows.
+
+    None is begun after `end`.
+    """
+    start = time.perf_counter()
     layer.forward(x)
+    now = time.perf_counter()
+    first, start = now - start, now
     times: list[float] = []
-    start = now = time.perf_counter()
-    while not times or now - start < seconds:
+    while now < end and (not times or now - start < seconds):
         before = time.perf_counter()
         layer.forward(x)
         now = time.perf_counter()
         times.append(now - before)
-    return float(np.median(times))
+    return float(np.median(times or [first]))
