@@ -2,11 +2,13 @@
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from compressrs import checkpoint
+from compressrs.search import compressing
 
 pytest.importorskip("typer")
 save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -52,6 +54,21 @@ def test_a_budget_is_kept(model, cache, tmp_path, capsys):
     assert run("compress", model, "-o", again, "--recipe", recipe) == 0
     assert again.read_bytes() == small.read_bytes()
     assert len(list(cache.iterdir())) == 3
+
+
+def test_the_time_includes_that_of_measuring(model, cache, tmp_path, capsys, monkeypatch):
+    later, clock, measure = [0.0], time.perf_counter, compressing.measure
+
+    def slow(*args, **kwargs):
+        found = measure(*args, **kwargs)
+        later[0] = 1000.0
+        return found
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + later[0])
+    monkeypatch.setattr(compressing, "measure", slow)
+    small = tmp_path / "small.safetensors"
+    assert run("compress", model, "-o", small, "--budget", "16kB", "--cache", cache, "--json") == 0
+    assert 1000 < json.loads(capsys.readouterr().out)["seconds"] < 2000
 
 
 def test_a_budget_too_small_says_the_least(model, cache, tmp_path, capsys):

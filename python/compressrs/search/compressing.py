@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Compressed:
         What `evaluate` returns for the model given, and for the result.
     correction : Correction or None
     report : checkpoint.Report or None
-        Of a checkpoint.
+        Of a checkpoint; its `seconds` are those of measuring, choosing and writing.
     recipe : checkpoint.Recipe or None
         That of the new checkpoint.
     """
@@ -173,6 +174,7 @@ def compress(
             "give either budget or max_drop with evaluate, such as budget=8000 for 8 kB, not both, "
             f"got {given}"
         )
+    started = time.perf_counter()
     if budget is not None:
         limits_of(budget)
     if max_drop is not None:
@@ -232,10 +234,14 @@ def compress(
         if evaluate is None or not evaluate(trained) > evaluate(result):
             result = trained
     after = None if evaluate is None else float(evaluate(maker.shown(result)))
+    report = maker.report
+    if report is not None:
+        # What the user waited for, of which writing is the least.
+        report = replace(report, seconds=time.perf_counter() - started)
     costs = {name: found.cost(name, allocation.choice) for name in found.costs}
     costs["bytes"] = float(size)
     return Compressed(
-        result, found, allocation, costs, before, after, correction, maker.report, maker.recipe,
+        result, found, allocation, costs, before, after, correction, report, maker.recipe,
         evaluated,
     )  # fmt: skip
 
