@@ -150,7 +150,7 @@ REFUSED = {
         TypeError,
         "must have names of layers as keys, got 3",
     ),
-    "statistics-size": (lambda: prune.InputStatistics(2**62), MemoryError, "features=.* are more"),
+    "statistics-size": (lambda: prune.InputStatistics(2**62), MemoryError, "features=.* is more"),
     "iterative": (
         lambda: prune.IterativeSchedule(rate=1e-13),
         ValueError,

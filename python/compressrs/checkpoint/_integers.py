@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compressrs._json import parse_json
+from compressrs._paths import read_regular
 from compressrs.checkpoint.reader import Checkpoint
 from compressrs.quantize import QuantizedTensor, Scheme
 
@@ -33,7 +34,7 @@ def is_int_quantized(c: Checkpoint, weight: str) -> bool:
     if f"{weight}_scale" not in c or any(weight + other in c for other in _OTHERS):
         return False
     try:
-        config = parse_json((c.home(weight).path.parent / "config.json").read_bytes())
+        config = parse_json(read_regular(c.home(weight).path.parent / "config.json"))
         about = config["quantization_config"]
         groups = list(about["config_groups"].values())
         if about["quant_method"] != "compressed-tensors":

@@ -66,8 +66,11 @@ def unpack(
     for first in range(0, size, _PART):
         part = codes[first : first + _PART]
         stored = packed[first * bits // 8 :][: -(-part.size * bits // 8)]
-        planes = np.unpackbits(stored, count=part.size * bits, bitorder="little")
-        part[:] = np.packbits(planes.reshape(-1, bits), axis=1, bitorder="little")[:, 0]
+        # Whole bytes for all codes at once: along an axis NumPy packs one by one.
+        planes = np.zeros((part.size, 8), np.uint8)
+        flat = np.unpackbits(stored, count=part.size * bits, bitorder="little")
+        planes[:, :bits] = flat.reshape(-1, bits)
+        part[:] = np.packbits(planes, bitorder="little")
     if np.dtype(dtype).kind == "i":
         # Extend the sign of so many bits.
         half = np.uint8(1 << (bits - 1))

@@ -68,7 +68,7 @@ _SHAPES: dict[str, tuple[str, Callable[[Mapping[str, Any]], tuple[int, ...]]]] =
 }
 
 #: Where checkpoints of other programs are read.
-_CHECKPOINTS = "compressrs.checkpoint.open reads the tensors of any checkpoint"
+_CHECKPOINTS = "and compressrs.checkpoint.open reads the tensors of any checkpoint"
 
 _MATRICES: dict[str, Any] = {matrix.__name__: matrix for matrix in FORMATS.values()}
 
@@ -156,7 +156,7 @@ def _compressed(path: Path) -> Iterator[Checkpoint | None]:
         file = File(path)
     except IsADirectoryError as error:
         raise IsADirectoryError(
-            error.errno, f"a folder holds no model that was saved; {_CHECKPOINTS}", str(path)
+            error.errno, f"not a regular file but a folder, {_CHECKPOINTS}", str(path)
         ) from None
     except ValueError:
         # What is wrong with it is said by the reader of models.
@@ -232,7 +232,7 @@ def _require_model(path: Path, metadata: Mapping[str, str]) -> None:
     try:
         require(path, metadata, {"format": FORMAT, "version": version})
     except ValueError as error:
-        raise ValueError(f"{error}; {_CHECKPOINTS}") from None
+        raise ValueError(f"{error}, {_CHECKPOINTS}") from None
 
 
 def _difference(own: Any, other: Any, path: str = "") -> str | None:
