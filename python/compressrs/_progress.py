@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
+from compressrs._text import printable
+
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 #: Seconds between two lines of a task.
 _INTERVAL = 5.0
@@ -46,6 +48,11 @@ class Lines:
         if time.monotonic() - self._written[task] >= _INTERVAL:
             self._write(task)
 
+    def rename(self, task: int, name: str) -> None:
+        """Set the name of a task, and write it if the task's last line is some seconds old."""
+        self._names[task] = name
+        self.update(cast("TaskID", task), completed=self._done[task], total=self._totals[task])
+
     def _write(self, task: int) -> None:
         self._written[task] = time.monotonic()
         # A closed pipe ends the lines, not the work.
@@ -54,8 +61,29 @@ class Lines:
             print(f"{self._names[task]}: {done} of {total}", file=sys.stderr, flush=True)
 
 
+class Advance:
+    """Advances a progress bar when called; one that is not shown has no `bars`."""
+
+    def __init__(self, name: str, bars: Progress | Lines | None = None, task: int = 0) -> None:
+        self._name, self._bars, self._task = name, bars, cast("TaskID", task)
+
+    def __call__(self) -> None:
+        if self._bars is not None:
+            self._bars.advance(self._task)
+
+    def begin(self, part: str) -> None:
+        """Show which part is worked on, for parts that take long."""
+        name = printable(f"{self._name} {part}")
+        if isinstance(self._bars, Lines):
+            self._bars.rename(self._task, name)
+        elif self._bars is not None:
+            from rich.markup import escape
+
+            self._bars.update(self._task, description=escape(name))
+
+
 @contextmanager
-def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(name: str, total: int, show: bool) -> Iterator[Advance]:
     """Yield a function that advances a progress bar, which is shown if `show` is True.
 
     Raises
@@ -64,7 +92,7 @@ def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[], Non
         If `show` is True and rich is not installed.
     """
     if not show:
-        yield lambda: None
+        yield Advance(name)
         return
     try:
         from rich.console import Console
@@ -76,4 +104,4 @@ def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[], Non
     console = Console(stderr=True)
     with Progress(console=console) if console.is_terminal else nullcontext(Lines()) as bars:
         task = bars.add_task(name, total=total)
-        yield lambda: bars.advance(task)
+        yield Advance(name, bars, task)

@@ -1,5 +1,6 @@
 """``compressrs compress`` under a budget."""
 
+import io
 import json
 import sys
 import time
@@ -7,10 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from compressrs import checkpoint
+from compressrs import _progress, checkpoint
 from compressrs.search import compressing
 
 pytest.importorskip("typer")
+text = pytest.importorskip("rich.text")
 save_file = pytest.importorskip("safetensors.numpy").save_file
 
 from compressrs.cli import main  # noqa: E402
@@ -69,6 +71,29 @@ def test_the_time_includes_that_of_measuring(model, cache, tmp_path, capsys, mon
     small = tmp_path / "small.safetensors"
     assert run("compress", model, "-o", small, "--budget", "16kB", "--cache", cache, "--json") == 0
     assert 1000 < json.loads(capsys.readouterr().out)["seconds"] < 2000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_tensor_that_is_measured_is_named(model, tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(_progress, "_INTERVAL", 0.0)
+    small = tmp_path / "small.safetensors"
+    options = "--budget", "16kB", "--workers", workers
+    assert run("compress", model, "-o", small, *options) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert {"measuring: 0 of 3", "measuring a.weight: 0 of 3"} <= set(lines)
+    if workers == 1:
+        assert "measuring b.weight: 2 of 3" in lines
+    assert any(line.endswith(": 3 of 3") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[/red]", "a\x1b[31m"])
+def test_names_of_tensors_are_no_markup(name):
+    console = pytest.importorskip("rich.console").Console(file=io.StringIO(), force_terminal=True)
+    with pytest.importorskip("rich.progress").Progress(console=console) as bars:
+        task = bars.add_task("measuring", total=3)
+        _progress.Advance("measuring", bars, task).begin(name)
+    shown = text.Text.from_markup(bars.tasks[0].description).plain
+    assert shown == f"measuring {name}".replace("\x1b", "\\x1b")
 
 
 def test_a_budget_too_small_says_the_least(model, cache, tmp_path, capsys):

@@ -188,12 +188,14 @@ def killed_once(path):
     return 7
 
 if __name__ == "__main__":
+    from compressrs import _progress
     from compressrs.search import _jobs
 
     for name, call in (("ac", killed_once), ("bd", killed)):
         jobs = [_jobs.Job(key, key, call, (sys.argv[1],)) for key in name]
         try:
-            print(sorted(_jobs.run(jobs, _jobs.Cache(None), 2, lambda: None).items()))
+            advance = _progress.Advance("measuring")
+            print(sorted(_jobs.run(jobs, _jobs.Cache(None), 2, advance).items()))
         except RuntimeError as error:
             print(error)
 """

@@ -14,6 +14,7 @@ from compressrs._errors import WorkersKilledError
 from compressrs._files import write_atomically
 from compressrs._json import parse_json
 from compressrs._paths import read_regular
+from compressrs._progress import Advance
 
 #: How often jobs are given to new processes after one was killed.
 ATTEMPTS = 3
@@ -53,9 +54,7 @@ class Cache:
             write_atomically(self.folder / f"{key}.json", text.encode())
 
 
-def run(
-    jobs: Sequence[Job], cache: Cache, workers: int, advance: Callable[[], None]
-) -> dict[str, Any]:
+def run(jobs: Sequence[Job], cache: Cache, workers: int, advance: Advance) -> dict[str, Any]:
     """Return the result of each job by key; those in the cache are not run.
 
     Raises
@@ -74,7 +73,7 @@ def run(
         if not left:
             break
         try:
-            for key, result in _calls(list(left.values()), workers):
+            for key, result in _calls(list(left.values()), workers, advance.begin):
                 cache.put(key, result)
                 results[key] = result
                 advance()
@@ -88,9 +87,13 @@ def run(
     return results
 
 
-def _calls(jobs: list[Job], workers: int) -> Iterator[tuple[str, Any]]:
+def _calls(
+    jobs: list[Job], workers: int, begin: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the result of each job by key, as they are ready."""
     if workers == 1 or len(jobs) == 1:
         for job in jobs:
+            begin(job.name)
             yield job.key, job.call(*job.arguments)
         return
     # A new interpreter: nothing of this one's threads is in an undefined state there.
@@ -98,8 +101,13 @@ def _calls(jobs: list[Job], workers: int) -> Iterator[tuple[str, Any]]:
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
         waiting = {pool.submit(job.call, *job.arguments): job for job in jobs}
         try:
+            # Of many at once, the first that is not ready is shown.
+            begin(jobs[0].name)
             for done in as_completed(waiting):
                 yield waiting[done].key, done.result()
+                left = next((job for future, job in waiting.items() if not future.done()), None)
+                if left is not None:
+                    begin(left.name)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
