@@ -59,7 +59,6 @@ KNOWN = {
     ("nn/export.py", "np.savez_compressed"): "to memory",
     ("sparse/files.py", "np.savez"): "to memory",
     ("sparse/files.py", "np.savez_compressed"): "to memory",
-    ("sparse/files.py", "np.load"): "of a file that `open_regular` opened",
 }
 
 
