@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import threading
 import tracemalloc
 
@@ -12,6 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import attacks
+from attacks import _tools
+from attacks._tools import tensor
 from compressrs import checkpoint, prune
 from compressrs.checkpoint import _coding, _source
 
@@ -164,6 +167,77 @@ def test_descriptions_are_checked():
     for text in ("", "[]", "3", "{", "[" * 100_000):
         with pytest.raises(ValueError):
             _coding.Description.from_json(text)
+
+
+#: Containers whose parts are well-formed, and do not fit each other.
+CONTRADICTIONS = {
+    "the same as one of another shape": (
+        {"a": tensor(0, 8, [2], "F32")},
+        {"a": {}, "b": {"shape": [1], "same": "a"}},
+        "'b' is the same as 'a', of another form",
+    ),
+    "the same as one that is the same": (
+        {"a": tensor(0, 8, [2], "F32")},
+        {"a": {}, "b": {"same": "a"}, "c": {"same": "b"}},
+        "'c' is the same as 'b', which is not stored",
+    ),
+    "stored and the same": (
+        {"a": tensor(0, 8, [2], "F32"), "b": tensor(8, 16, [2], "F32")},
+        {"a": {}, "b": {"same": "a"}},
+        "it is stored, though it is the same as another",
+    ),
+    "not stored": ({}, {"a": {}}, "it is described, but not stored"),
+    "of another dtype": (
+        {"a": tensor(0, 8, [2], "I32")}, {"a": {}}, "another dtype or shape than described",
+    ),
+    "of another shape": (
+        {"a": tensor(0, 8, [2, 1], "F32")}, {"a": {}}, "another dtype or shape than described",
+    ),
+    "of fewer bytes than its streams": (
+        {"a": tensor(0, 8)},
+        {"a": {"coding": "planes", "streams": ["values"], "bytes": [[9]], "tile": 20}},
+        "its streams take 9 bytes, but it is stored as U8 of 8 bytes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_containers_that_contradict_themselves_are_refused(name, tmp_path):
+    tensors, changes, says = CONTRADICTIONS[name]
+    whole = {"dtype": "F32", "shape": [2], "xxh3": "0" * 16}
+    descriptions = {
+        key: {**whole, **({} if "same" in change else {"coding": "plain"}), **change}
+        for key, change in changes.items()
+    }
+    size = max((t["data_offsets"][1] for t in tensors.values()), default=0)
+    path = _tools.container(tmp_path / "a.safetensors", tensors, descriptions, bytes(size))
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        checkpoint.open(path)
+    # Which files a tensor refers to is checked after all of them were read.
+    assert ("same as '" in says) != (f"{path}, '" in str(caught.value))
+
+
+def test_two_files_that_describe_one_tensor_are_refused(tmp_path):
+    description = {"dtype": "F32", "shape": [2], "same": "a"}
+    for name in ("1", "2"):
+        _tools.container(tmp_path / f"{name}.safetensors", {}, {"b": description}, b"")
+    with pytest.raises(ValueError, match=r"2\.safetensors describes 'b', as another file does"):
+        checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ([], "holds no safetensors file"),
+        (["a.safetensors.index.json", "b.safetensors.index.json"], "holds several indexes"),
+        (["a.safetensors.index.json"], "is not JSON"),
+    ],
+)
+def test_folders_that_hold_no_one_checkpoint_are_refused(files, says, tmp_path):
+    for name in files:
+        (tmp_path / name).write_text("{")
+    with pytest.raises(ValueError, match=says):
+        checkpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["written", "truncated"])

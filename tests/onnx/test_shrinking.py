@@ -495,3 +495,28 @@ def test_units_stay_where_images_are_of_unknown_size():
     model = conn.load(b.model(b.node("MatMul", h, b.array("w2", normal(6, 3)))))
     with pytest.raises(ValueError, match=r"w1 makes units that .*flattens feature maps of unknown"):
         conn.shrink(model, {"w1": np.arange(6) % 2 == 0})
+
+
+def test_weights_shared_by_units_of_several_sizes_stay():
+    """Those of flattened feature maps have 4 rows of the weight each, others have one."""
+    b = Builder()
+    w = b.array("w", normal(16, 3))
+    h = b.node("Conv", b.input("x", ["n", 3, 3, 3]), b.array("c", normal(4, 3, 2, 2)))
+    h = b.node("MatMul", b.node("Flatten", h), w)
+    g = b.node("MatMul", b.input("y", ["n", 6]), b.array("v", normal(6, 16)))
+    model = conn.load(b.model(b.node("Add", h, b.node("MatMul", g, w))))
+    for name, size in (("c", 4), ("v", 16)):
+        says = f"{name} makes units that cannot be removed: units of .* are added"
+        with pytest.raises(ValueError, match=says):
+            conn.shrink(model, {name: np.arange(size) % 2 == 0})
+    assert conn.groups(model) == []
+
+
+def test_filters_that_are_turned_stay():
+    """Only of matrices is it followed which axis is which."""
+    b = Builder()
+    h = b.node("Conv", b.input("x", ["n", 3, 6, 6]), b.array("w1", normal(6, 3, 2, 2)))
+    turned = b.node("Transpose", b.array("w2", normal(2, 2, 6, 4)), perm=[3, 2, 0, 1])
+    model = conn.load(b.model(b.node("Conv", h, turned), rank=4))
+    with pytest.raises(ValueError, match=r"w1 makes units that .*takes an array that is computed"):
+        conn.shrink(model, {"w1": np.arange(6) % 2 == 0})
