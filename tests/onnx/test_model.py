@@ -1,5 +1,6 @@
 """Models of named arrays, and their files: all is written back, and nothing else changes."""
 
+import contextlib
 import copy
 import errno
 import os
@@ -282,6 +283,81 @@ def test_damaged_files(data, match, tmp_path):
     (tmp_path / "a.onnx").write_bytes(data)
     with pytest.raises(ValueError, match=match):
         conn.load(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"raw_data": bytes(8), "float_data": [1, 2]}, "w must have its data once, got"),
+        ({"float_data": [1]}, r"w must have 2 numbers, float32 of shape \(2,\), got 1 in float_da"),
+        ({"int32_data": [1, 2]}, "w must have 2 numbers, .*, got 2 in int32_data"),
+        ({}, r"w must have 2 numbers, float32 of shape \(2,\), got 0$"),
+    ],
+)
+def test_tensors_whose_data_are_not_what_they_say(fields, match):
+    b = Builder()
+    b.node("Add", b.input("x", [2]), "w")
+    b.arrays.append(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], **fields))
+    out = helper.make_tensor_value_info("add_0", TensorProto.FLOAT, [2])
+    graph = helper.make_graph(b.nodes, "g", b.inputs, [out], b.arrays)
+    with pytest.raises(ValueError, match=match):
+        conn.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+def test_tensors_in_segments_are_left_as_they_are():
+    proto = mlp()
+    proto.graph.initializer[0].segment.begin = 0
+    proto.graph.initializer[0].segment.end = 96
+    model = conn.load(proto)
+    assert model.left == {"w1": "a tensor in segments"} and "w1" not in model
+    assert model.proto() == proto
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"offset": -4}, "w1 must have 384 bytes of data, got 384 at offset -4"),
+        ({"length": 380}, "w1 must have 384 bytes of data, got 380 at offset 0"),
+        ({"offset": "first"}, "w1 must have offset and length in numbers"),
+        ({"location": "a\0b"}, r"w1 must have its data in a file, got the location 'a\\x00b'"),
+    ],
+)
+def test_places_of_external_data_are_checked(changes, match, tmp_path):
+    proto = mlp()
+    tensor = proto.graph.initializer[0]
+    (tmp_path / "w").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "w", "offset": 0, "length": 384, **changes}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    (tmp_path / "a.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match=match):
+        conn.load(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("how", ["read", "written"])
+def test_data_that_end_while_they_are_read(how, tmp_path, monkeypatch):
+    """A file that is cut after its size was found to be enough."""
+    data = tmp_path / "w"
+    path = written(
+        mlp(), tmp_path / "a.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    model = conn.load(path)
+    opened = _tensors.External.opened
+
+    def cut(self):
+        @contextlib.contextmanager
+        def context():
+            with opened(self) as file:
+                os.truncate(data, self.offset + 8)
+                yield file
+
+        return context()
+
+    monkeypatch.setattr(_tensors.External, "opened", cut)
+    with pytest.raises(ValueError, match=r"w was truncated while it was read"):
+        model["w1"] if how == "read" else model.save(tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
 
 
 @pytest.mark.parametrize("make", [mlp, cnn, branches])
