@@ -249,4 +249,25 @@ mod tests {
             assert!(seen.iter().all(|&n| n == 1));
         }
     }
+
+    #[test]
+    fn units_are_1_until_sums_of_squares_overflow() {
+        for largest in [0.0, 1.0, 1e18, f32::INFINITY] {
+            assert_eq!(unit(&[0.0, -largest, largest, 0.0]), 1.0);
+        }
+        assert_eq!(unit::<f64>(&[]), 1.0);
+        for largest in [1e19, 1e30, f32::MAX] {
+            // The largest number comes to between 2 and 4.
+            let scaled = largest / unit(&[0.0, -largest, 1.0, 0.0]);
+            assert!((2.0..=4.0).contains(&scaled), "{scaled}");
+        }
+        assert_eq!(unit(&[f64::MAX, 1.0]), 2f64.powi(1023));
+        // The largest number in any of the parts that are searched on their own.
+        let mut many = vec![1.0f32; 3 * GRAIN_ELEMENTS];
+        for place in [0, many.len() / 2, many.len() - 1] {
+            many[place] = 2f32.powi(100);
+            assert_eq!(unit(&many), 2f32.powi(99));
+            many[place] = 1.0;
+        }
+    }
 }

@@ -206,6 +206,9 @@ mod tests {
         let halves = values.map(|x| half::bf16::from_f32(x.signum()));
         let RowSums::F32(sums) = rows.sums(Values::Bf16(&halves), 1) else { panic!() };
         assert_eq!(sums, [1.0, 1.0, 1.0]);
+        let wide: Vec<f64> = (0..15).map(f64::from).collect();
+        let RowSums::F64(sums) = rows.sums(Values::F64(&wide), 3) else { panic!() };
+        assert_eq!(sums, [3.0, 4.0, 5.0, 9.0, 10.0, 11.0, 18.0, 21.0, 24.0]);
     }
 
     #[test]

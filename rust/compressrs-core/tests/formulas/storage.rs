@@ -224,3 +224,20 @@ fn every_kind_of_storage() {
         }
     }
 }
+
+/// A weight beyond the range of its type has lost nothing that Kahan's summation could keep.
+#[test]
+fn weights_that_overflow_keep_no_rest() {
+    // Steps of less than 2^128 - bf16::MAX: sums that single precision has a number for.
+    let rule = Sgd { lr: 3e36, weight_decay: 0.0, ..Default::default() };
+    for masked in [false, true] {
+        let mut owned = Owned::new(&rule);
+        owned.bf16.fill(bf16::MAX);
+        owned.step(&rule, 1, (Weight::Kahan, Grad::Single, State::Single), masked);
+        assert!(owned.bf16.contains(&bf16::INFINITY) && owned.bf16.contains(&bf16::MAX));
+        for (weight, rest) in owned.bf16.iter().zip(&owned.rest) {
+            assert!(rest.is_finite() && (weight.is_finite() || *rest == bf16::ZERO), "{rest}");
+        }
+        assert!(owned.rest.iter().any(|rest| *rest != bf16::ZERO));
+    }
+}

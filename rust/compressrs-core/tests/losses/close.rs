@@ -1,6 +1,6 @@
 //! Students that are near to their teacher, whose losses are computed in double precision.
 
-use compressrs_core::distill::{Divergence, KdLoss, Teacher, kd_loss};
+use compressrs_core::distill::{Divergence, KdLoss, PerRow, Teacher, kd_loss};
 use compressrs_core::numeric::element::Element;
 
 use crate::kd::{DIVERGENCES, Kind, check, check_top_k, divergence, log_softmax};
@@ -137,12 +137,17 @@ fn high_temperatures() {
     for (rows, classes) in [(3, 17), (2, 70)] {
         let (student, mut teachers) = (values(5, rows * classes), vec![]);
         teachers.extend([6, 7].map(|seed| values(seed, rows * classes)));
-        for temperature in [65.0, 300.0] {
+        for temperature in [65.0, 300.0, 1e4] {
             for divergence in &DIVERGENCES[..3] {
                 let what = KdLoss { divergence: *divergence, ..KdLoss::soft(classes, temperature) };
                 check::<f32>(&what, &student, &teachers, Kind::Logits, (1e-4, 1e-4));
                 check::<f32>(&what, &student, &teachers, Kind::Ensemble, (1e-4, 1e-4));
             }
         }
+        // Of a single row.
+        let mut each = vec![1.5; rows];
+        each[1] = 1e4;
+        let what = KdLoss { temperature: PerRow::Each(&each), ..KdLoss::soft(classes, 1.0) };
+        check::<f32>(&what, &student, &teachers, Kind::Ensemble, (1e-4, 1e-4));
     }
 }

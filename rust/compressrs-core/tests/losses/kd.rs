@@ -399,3 +399,32 @@ fn a_certain_teacher_decoupled() {
     let (loss, _) = run(&what, [0.0, -3.0, -inf], [1.0, 0.5, 0.0]);
     assert!(loss > 0.0 && loss < inf);
 }
+
+/// So many rows that they are computed in several tasks: each gets what it gets among few.
+#[test]
+fn many_rows() {
+    for (rows, classes) in [(20_000, 3), (600, 70)] {
+        let (few, teachers) = student_and_teacher(16, classes);
+        let many =
+            |x: &[f64]| -> Vec<f64> { x.iter().copied().cycle().take(rows * classes).collect() };
+        let (student, teacher) = (many(&few), many(&teachers[0]));
+        let what = KdLoss { reduction: Reduction::Sum, ..KdLoss::soft(classes, 1.7) };
+        let run = |student: &[f64], teacher: &[f64]| {
+            let (mut losses, mut grad) =
+                (vec![9.0; student.len() / classes], vec![9.0; student.len()]);
+            kd_loss(&what, student, &Teacher::Logits(teacher), &mut losses, &mut grad);
+            (losses, grad)
+        };
+        let (wanted, wanted_grad) = run(&few, &teachers[0]);
+        let (losses, grad) = run(&student, &teacher);
+        assert!(losses.iter().zip(wanted.iter().cycle()).all(|(a, b)| a == b));
+        assert!(grad.iter().zip(wanted_grad.iter().cycle()).all(|(a, b)| a == b));
+    }
+}
+
+#[test]
+#[should_panic(expected = "fits")]
+fn labels_of_no_class() {
+    let what = KdLoss { labels: Some(&[3]), alpha: 0.5, ..KdLoss::soft(3, 1.0) };
+    kd_loss(&what, &[0.0; 3], &Teacher::Logits(&[0.0; 3]), &mut [0.0], &mut [0.0; 3]);
+}
