@@ -43,6 +43,8 @@ fn values(len: usize) -> Vec<f32> {
 const N: usize = 4096;
 const SIDE: usize = 64;
 const WIDE: usize = 8;
+/// Columns of a transposed product by which sums are scattered.
+const FEW: usize = 4;
 
 /// What kernels read and write.
 struct Data {
@@ -165,12 +167,12 @@ kernels! {
     sparse_transpose: |d| transpose::<i32, i32>(d.matrix().pattern()).places.len();
     sparse_prepare: |d| Prepared::new(d.matrix().pattern(), Tiling::Short).bytes();
     sparse_product_1: |d| d.sparse_product(1);
-    sparse_product_4: |d| d.sparse_product(4);
+    sparse_product_4: |d| d.sparse_product(FEW);
     sparse_product_8: |d| d.sparse_product(WIDE);
     sparse_product_64: |d| d.sparse_product(SIDE);
     sparse_scatter: |d| {
-        let x = Matrix::row_major(&d.x[..SIDE * WIDE], SIDE, WIDE);
-        let y = MatrixMut::row_major(&mut d.out[..SIDE * WIDE], SIDE, WIDE);
+        let x = Matrix::row_major(&d.x[..SIDE * FEW], SIDE, FEW);
+        let y = MatrixMut::row_major(&mut d.out[..SIDE * FEW], SIDE, FEW);
         matmul_transposed_prepared(&d.prepared[0], &&d.csr.0[..], x, y, Epilogue::default());
     };
     sparse_sddmm: |d| {
