@@ -48,7 +48,7 @@ class Lines:
         if time.monotonic() - self._written[task] >= _INTERVAL:
             self._write(task)
 
-    def rename(self, task: int, name: str) -> None:
+    def relabel(self, task: int, name: str) -> None:
         """Set the name of a task, and write it if the task's last line is some seconds old."""
         self._names[task] = name
         self.update(cast("TaskID", task), completed=self._done[task], total=self._totals[task])
@@ -75,7 +75,7 @@ class Advance:
         """Show which part is worked on, for parts that take long."""
         name = printable(f"{self._name} {part}")
         if isinstance(self._bars, Lines):
-            self._bars.rename(self._task, name)
+            self._bars.relabel(self._task, name)
         elif self._bars is not None:
             from rich.markup import escape
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from compressrs import _core
 
-#: Take no arrays.
+#: Take no arrays, or look at none of their elements.
 WITHOUT_ARRAYS = {
+    "address",
     "conv2d_shape",
     "get_num_threads",
     "peak_dot_products",
