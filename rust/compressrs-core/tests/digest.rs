@@ -45,7 +45,7 @@ const RECORDED: [(&str, Family, u64); 11] = [
     ("rules of whole tensors", rules_of_tensors, 0x52d0_17a9_128c_5ca1),
     ("state in few bits", state_in_few_bits, 0x4e63_b63b_1c5b_99aa),
     ("gradients of rows", gradients_of_rows, 0x4fdb_2df8_763f_33e6),
-    ("products", products, 0x5e8a_4e47_3d21_b3c8),
+    ("products", products, 0x84cd_1406_3eb2_297b),
     ("products of few bits", products_of_few_bits, 0x9a96_0c1e_a45d_50c6),
     ("rows", rows, 0xb693_29c1_959b_46db),
     ("losses", losses, 0xf2d0_b67b_a366_bd3a),
