@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_BLOCK",
     "CODE_VERSION",
-    "Checksum",
-    "Factor",
     "MAX_SCALARS",
     "NORM_BLOCK",
+    "Checksum",
+    "Factor",
     "NonFiniteGradientError",
     "PackedWeights",
     "Sparse",
