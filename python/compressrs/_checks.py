@@ -22,13 +22,21 @@ def is_bool(value: Any) -> bool:
     return dtype is not None and str(dtype).rpartition(".")[2] == "bool"
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+class _Short(reprlib.Repr):
+    """Arguments for messages: long ones are shortened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to print huge integers."""
+        bits = x.bit_length()
+        return repr(x) if bits <= 128 else f"an integer of {bits} bits"
 
 
-def shown(value: Any) -> str:
-    """Return an argument for a message, long ones shortened."""
-    return _SHORT.repr(value)
+#: What a message shows of an argument.
+shown = _Short().repr
 
 
 def number(
@@ -133,9 +141,9 @@ def whole(value: Any, name: str, low: int, high: int = 2**63 - 1) -> int:
     """Return `value` as an int after checking its type and that it is in [`low`, `high`]."""
     found = integer(value, name)
     if found < low:
-        raise ValueError(f"{name} must be at least {low}, got {_shown(found)}")
+        raise ValueError(f"{name} must be at least {low}, got {shown(found)}")
     if found > high:
-        raise ValueError(f"{name} must be at most {high}, got {_shown(found)}")
+        raise ValueError(f"{name} must be at most {high}, got {shown(found)}")
     return found
 
 
@@ -153,12 +161,6 @@ def integer(value: Any, name: str, need: str = "an integer") -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be {need}, got {type(value).__name__}") from None
-
-
-def _shown(value: int) -> str:
-    """Return an integer for a message; Python refuses to print huge ones."""
-    bits = value.bit_length()
-    return str(value) if bits <= 128 else f"an integer of {bits} bits"
 
 
 def count(value: Any, name: str) -> int:
