@@ -13,7 +13,7 @@ use crate::runtime::memory;
 use crate::runtime::parallel;
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, ByVectors, Kernel};
-use crate::sparse::dense::{Rows, SharedMatrix};
+use crate::sparse::dense::{Cells, Rows, SharedMatrix};
 use crate::sparse::epilogue::Epilogue;
 use crate::sparse::values::{Values, some, widened};
 
@@ -54,9 +54,7 @@ pub fn matmul_prepared<T: Float>(
     if a.rows == 0 || x.columns() == 0 {
         return;
     }
-    let stored = a.places.as_ref().map(|_| widened(data));
-    let moved = { a.places.as_ref().zip(stored.as_deref()) };
-    let moved = moved.map(|(places, data)| Permuted { data, places });
+    let moved = Permuted::of(a, data);
     let values = moved.as_ref().map_or(data, |moved| moved as &dyn Values<T>);
     // What is read for several panels is widened, or moved, once; a few values by each thread,
     // for that takes less time than fetching them from another's cache.
@@ -89,9 +87,16 @@ pub fn matmul_prepared<T: Float>(
 }
 
 /// Values in the order of a prepared pattern that has another than the matrix.
-pub(super) struct Permuted<'a, T> {
-    pub data: &'a [T],
-    pub places: &'a Places,
+pub(super) struct Permuted<'a, T: Float> {
+    data: Cells<'a, T>,
+    places: &'a Places,
+}
+
+impl<'a, T: Float> Permuted<'a, T> {
+    /// None if the order is the same.
+    pub fn of(a: &'a Prepared, data: &'a dyn Values<T>) -> Option<Self> {
+        a.places.as_ref().map(|places| Permuted { data: widened(data), places })
+    }
 }
 
 impl<T: Float> Values<T> for Permuted<'_, T> {
@@ -104,7 +109,7 @@ impl<T: Float> Values<T> for Permuted<'_, T> {
     }
 
     fn widen(&self, range: Range<usize>, out: &mut [T]) {
-        let Permuted { data, places } = *self;
+        let Permuted { data, places } = self;
         match places {
             Places::Short(places) => simd::dispatch(Permute { data, places: &places[range], out }),
             Places::Long(places) => {

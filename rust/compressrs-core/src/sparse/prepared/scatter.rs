@@ -13,7 +13,7 @@ use crate::runtime::parallel::{self, SharedMut};
 use crate::runtime::scratch::Scratch;
 use crate::runtime::simd::{self, Kernel};
 use crate::sparse::epilogue::Epilogue;
-use crate::sparse::values::{Values, some, widened};
+use crate::sparse::values::{Values, some};
 
 /// Entries for each column of the matrix that pay for sums of their own.
 const PIECE: usize = 16;
@@ -71,9 +71,7 @@ fn product<T: Float, const W: usize>(
     if columns == 0 || width == 0 {
         return;
     }
-    let stored = a.places.as_ref().map(|_| widened(data));
-    let moved = { a.places.as_ref().zip(stored.as_deref()) };
-    let moved = moved.map(|(places, data)| Permuted { data, places });
+    let moved = Permuted::of(a, data);
     let values = moved.as_ref().map_or(data, |moved| moved as &dyn Values<T>);
     let x = x.to_rows(W, true);
     let packed = x.as_slice().as_chunks::<W>().0;
